@@ -1,0 +1,9 @@
+"""The errors that a command line turns into one line and an exit code."""
+
+
+class UsageError(ValueError):
+    """Options that cannot work, alone or together. Exit code 2."""
+
+
+class DataError(RuntimeError):
+    """Data, weights or folders that cannot be used as they are, or a run that cannot go on. Exit code 1."""
