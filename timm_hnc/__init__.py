@@ -1,0 +1,9 @@
+"""Class activation maps that explain the logits of timm models, and the HNC loss that trains on them (ECCV 2020)."""
+
+from timm_hnc.cam import CamModel, ClassMaps
+from timm_hnc.cam.model import create_model
+from timm_hnc.losses import HNCLoss, hnc_loss
+from timm_hnc.tasks import HNCMultiLabelTask, HNCTask
+
+__all__ = ['CamModel', 'ClassMaps', 'HNCLoss', 'HNCMultiLabelTask', 'HNCTask', 'create_model', 'hnc_loss']
+__version__ = '0.1.0'

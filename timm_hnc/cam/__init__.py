@@ -1,0 +1,7 @@
+"""Images to class activation maps whose mean is the logit."""
+
+from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.model import CamModel
+from timm_hnc.cam.negatives import topk_negatives
+
+__all__ = ['CamModel', 'ClassMaps', 'topk_negatives']

@@ -1,0 +1,75 @@
+"""The factors of "a logit is the mean over positions of a class's scores"."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from timm_hnc.cam.negatives import topk_negatives
+
+
+@dataclass(eq=False)
+class ClassMaps:
+    """Class activation maps of a batch (Eq. 1 of the paper), kept as factors: only maps that are asked for are made.
+
+    For every class o, ``logits[:, o] == maps[:, o].mean((-2, -1))``: the map explains the logit exactly, bias included.
+
+    Args:
+        positions: (B, L, D) vectors in front of the last linear layer, one a position, L = h * w.
+        weight: (n, D) of the last linear layer, n classes.
+        bias: (n,) or None.
+        grid: (h, w).
+        logits: (B, n), the model's own output with its own gradient; computed from the factors if None.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+
+    Example:
+        >>> maps = ClassMaps(torch.randn(2, 12, 8), torch.randn(5, 8), None, (3, 4))
+        >>> maps.maps(None).shape, maps.logits.shape
+        (torch.Size([2, 5, 3, 4]), torch.Size([2, 5]))
+    """
+
+    positions: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    grid: tuple[int, int]
+    logits: Tensor = None  # type: ignore[assignment]  # always a tensor once constructed
+
+    def __post_init__(self) -> None:
+        positions, weight, (height, width) = self.positions.shape, self.weight.shape, self.grid
+        if len(positions) != 3 or positions[1] != height * width:
+            raise ValueError(
+                f'positions of shape {tuple(positions)}: expected (batch, {height * width}, features) '
+                f'for a grid of {height} x {width}.'
+            )
+        if len(weight) != 2 or weight[1] != positions[2]:
+            raise ValueError(f'weight of shape {tuple(weight)}: expected (classes, {positions[2]}), as positions have.')
+        if self.logits is None:
+            self.logits = torch.nn.functional.linear(self.positions.mean(1), self.weight, self.bias)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes n."""
+        return self.weight.shape[0]
+
+    def maps(self, classes: Tensor | None = None) -> Tensor:
+        """Class activation maps of the classes asked for.
+
+        Args:
+            classes: (B, k) class indices, or None for all n classes.
+
+        Returns:
+            (B, k, h, w) maps, (B, n, h, w) for None, in the type of the positions.
+        """
+        positions = self.positions.transpose(1, 2)
+        weight = self.weight if classes is None else torch.nn.functional.embedding(classes, self.weight)
+        maps = torch.matmul(weight.to(positions.dtype), positions)
+        if self.bias is not None:
+            bias = self.bias if classes is None else self.bias[classes]
+            maps = maps + bias.to(maps.dtype)[..., None]
+        return maps.unflatten(-1, self.grid)
+
+    def topk_negatives(self, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The k negative classes with the highest logits: indices and valid, see `timm_hnc.cam.topk_negatives`."""
+        return topk_negatives(self.logits, target, k, target_floor)

@@ -1,0 +1,60 @@
+"""Choosing the top-k negative classes of every image (J'_> in section 3.2 of the paper)."""
+
+import torch
+from torch import Tensor
+
+# timm's mixup builds its targets by rounding arithmetic; an absent class may exceed its smoothing value by that much
+ROUNDING = 1e-6
+
+
+def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0) -> Tensor:
+    """Which classes are absent from every image.
+
+    Args:
+        target: (B,) class indices, or (B, n) with a value a class (several labels, mixup, cutmix, smoothing).
+        num_classes: n.
+        target_floor: the value that smoothing gives to absent classes; a class is present above it.
+
+    Returns:
+        (B, n) bool, True where the class is negative.
+
+    Raises:
+        ValueError: the target has neither shape.
+    """
+    if target.ndim == 1 and not target.is_floating_point():
+        classes = torch.arange(num_classes, device=target.device)
+        return classes != target[:, None]
+    if target.ndim == 2 and target.shape[1] == num_classes:
+        return target <= target_floor + ROUNDING
+    raise ValueError(
+        f'target of shape {tuple(target.shape)} and type {target.dtype}: expected (batch,) integer class indices '
+        f'or (batch, {num_classes}) values, one a class.'
+    )
+
+
+@torch.no_grad()
+def topk_negatives(logits: Tensor, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The k negative classes with the highest logits of every image (J'_> of Eq. 2, without its ties).
+
+    Args:
+        logits: (B, n).
+        target: (B,) class indices, or (B, n) values, one a class.
+        k: how many negatives; more than there are takes them all.
+        target_floor: the value that smoothing gives to absent classes.
+
+    Returns:
+        indices (B, k') of classes by falling logit and valid (B, k') bool, k' = min(k, n). Where valid is False the
+        image has fewer negatives than k' and the index means nothing. No gradient flows through the choice.
+
+    Raises:
+        ValueError: k is below 1, or the target's shape does not fit.
+
+    Example:
+        >>> topk_negatives(torch.tensor([[0.1, 3.0, 2.0]]), torch.tensor([1]), k=2)[0]
+        tensor([[2, 0]])
+    """
+    if k < 1:
+        raise ValueError(f'k = {k}: at least one negative class must be chosen.')
+    negative = negative_classes(target, logits.shape[1], target_floor)
+    indices = logits.masked_fill(~negative, -torch.inf).topk(min(k, logits.shape[1]), dim=1).indices
+    return indices, negative.gather(1, indices)

@@ -1,0 +1,117 @@
+"""Homogeneous Negative CAM loss.
+
+Paper: Fixing Localization Errors to Improve Image Classification (Sun et al., ECCV 2020), section 3.2.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from timm_hnc.cam import ClassMaps
+
+# weights of the authors' ImageNet runs in the paper's own scale (sum over the k maps)
+DEFAULT_WEIGHTS = {'mse': 0.0007, 'kd': 0.0065}
+VARIANTS = tuple(DEFAULT_WEIGHTS)
+REDUCTIONS = ('sum', 'mean')
+
+
+def check_options(variant: str, topk: int, alpha: float, reduction: str) -> None:
+    """Refuse options of the HNC loss that mean nothing.
+
+    Raises:
+        ValueError: with the option's name, its value and what is allowed.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant '{variant}' of the HNC loss is unknown: expected one of {', '.join(VARIANTS)}.")
+    if topk < 1:
+        raise ValueError(f'topk = {topk}: the HNC loss needs at least 1 negative class.')
+    if not math.isfinite(alpha):
+        raise ValueError(f'alpha = {alpha}: the HNC loss draws maps towards a finite number, 0 in the paper.')
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction '{reduction}' is unknown: expected one of {', '.join(REDUCTIONS)}.")
+
+
+def hnc_loss(
+    class_maps: ClassMaps,
+    target: Tensor,
+    variant: str = 'mse',
+    topk: int = 100,
+    alpha: float = 0.0,
+    reduction: str = 'sum',
+    target_floor: float = 0.0,
+) -> Tensor:
+    r"""Homogeneous Negative CAM loss of a batch.
+
+    Per image, over the top-k negative classes :math:`J'_>` (absent classes with the highest logits):
+
+    .. math::
+        \text{mse (Eq. 2):} \quad \frac{1}{hw} \sum_{o \in J'_>} \sum_{i,j} (M_o(i, j) - \alpha)^2 \qquad
+        \text{kd (Eq. 5):} \quad -\frac{1}{hw} \sum_{o \in J'_>} \sum_{i,j} \log \sigma(M_o)(i, j)
+
+    with the softmax :math:`\sigma` over positions; then the mean over the batch. An image without negatives adds 0.
+
+    Args:
+        class_maps: of a batch of B images and n classes.
+        target: (B,) class indices, or (B, n) values for several labels, mixup, cutmix or smoothing.
+        variant: 'mse' (Eq. 2) or 'kd' (Eq. 5).
+        topk: k, how many negatives; more than an image has takes them all.
+        alpha: the value that 'mse' draws the maps to, 0 in the paper.
+        reduction: 'sum' over the k maps, as in the paper, or their 'mean'.
+        target_floor: the value that smoothing gives to absent classes; a class is present above it.
+
+    Returns:
+        A scalar, in float32 or float64.
+
+    Raises:
+        ValueError: an option or the target's shape is wrong.
+
+    Example:
+        >>> maps = CamModel(timm.create_model('resnet18')).class_maps(torch.randn(2, 3, 224, 224))
+        >>> hnc_loss(maps, torch.tensor([7, 3]), 'kd', topk=10).backward()
+    """
+    check_options(variant, topk, alpha, reduction)
+    indices, valid = class_maps.topk_negatives(target, topk, target_floor)
+    maps = class_maps.maps(indices).flatten(2)
+    if maps.dtype in (torch.float16, torch.bfloat16):
+        maps = maps.float()
+    if variant == 'mse':
+        per_map = (maps - alpha).square().mean(-1)
+    else:
+        per_map = -maps.log_softmax(-1).mean(-1)
+    per_image = per_map.masked_fill(~valid, 0.0).sum(1)
+    if reduction == 'mean':
+        per_image = per_image / valid.sum(1).clamp(min=1)
+    return per_image.mean()
+
+
+class HNCLoss(nn.Module):
+    """`hnc_loss` as a module.
+
+    Args:
+        variant: 'mse' (Eq. 2) or 'kd' (Eq. 5).
+        topk: how many negative classes of every image.
+        alpha: the value that 'mse' draws the maps to.
+        reduction: 'sum' over the maps, as in the paper, or their 'mean'.
+
+    Raises:
+        ValueError: an option is wrong.
+    """
+
+    needs = 'class_maps'
+
+    def __init__(self, variant: str = 'mse', topk: int = 100, alpha: float = 0.0, reduction: str = 'sum') -> None:
+        super().__init__()
+        check_options(variant, topk, alpha, reduction)
+        self.variant = variant
+        self.topk = topk
+        self.alpha = alpha
+        self.reduction = reduction
+
+    def forward(self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0) -> Tensor:
+        """The loss of a batch, a scalar; see `hnc_loss`."""
+        return hnc_loss(class_maps, target, self.variant, self.topk, self.alpha, self.reduction, target_floor)
+
+    def extra_repr(self) -> str:
+        """The options, for print(model)."""
+        return f'variant={self.variant}, topk={self.topk}, alpha={self.alpha}, reduction={self.reduction}'

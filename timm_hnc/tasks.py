@@ -1,0 +1,114 @@
+"""timm's training tasks with the HNC loss added to their criterion (Eq. 7 and Eq. 9 of the paper)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.task import ClassificationTask, MultiLabelClassificationTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_hnc.cam import CamModel
+from timm_hnc.losses import HNCLoss
+from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
+
+
+class HNCTask(ClassificationTask):
+    """Single-label classification: criterion + hnc_weight * HNC (Eq. 7).
+
+    Args:
+        cam_model: the model to train.
+        criterion: loss of the logits; timm's `create_classification_loss(**criterion_kwargs)` if None.
+        criterion_kwargs: for that function. With `soft_targets` its `smoothing` tells the task which value mixup and
+            cutmix give to absent classes.
+        hnc: the HNC loss.
+        hnc_weight: its weight (lambda); 0.0007 for mse and 0.0065 for kd if None.
+        device: of the task's tensors.
+        dtype: of the task's tensors.
+        verbose: log the losses in use.
+        target_floor: the value that smoothing gives to absent classes in dense targets; by default from
+            criterion_kwargs: smoothing / n with soft targets (smoothing / 2 for several labels), else 0.
+
+    Raises:
+        TypeError: the model is no CamModel.
+        ValueError: the weight is negative or not finite, or timm refuses the criterion.
+
+    Example:
+        >>> task = HNCTask(CamModel(timm.create_model('resnet18')), hnc=HNCLoss('mse', topk=100), hnc_weight=0.0007)
+        >>> task(torch.randn(2, 3, 224, 224), torch.tensor([7, 3]))['loss'].backward()
+    """
+
+    def __init__(
+        self,
+        cam_model: CamModel,
+        criterion: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion_kwargs: dict[str, Any] | None = None,
+        hnc: HNCLoss | None = None,
+        hnc_weight: float | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+        target_floor: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(cam_model, CamModel):
+            raise TypeError(f'the model is a {type(cam_model).__name__}: wrap it, HNCTask(CamModel(model), ...).')
+        hnc = hnc if hnc is not None else HNCLoss()
+        hnc_weight = DEFAULT_WEIGHTS[hnc.variant] if hnc_weight is None else hnc_weight
+        if not (math.isfinite(hnc_weight) and hnc_weight >= 0):
+            raise ValueError(f'hnc_weight = {hnc_weight}: expected a finite number, 0 or above.')
+        super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)
+        self.hnc = hnc
+        self.hnc_weight = hnc_weight
+        self.target_floor = self._smoothing_floor(criterion_kwargs or {}) if target_floor is None else target_floor
+
+    def _smoothing_floor(self, criterion_kwargs: dict[str, Any]) -> float:
+        if not criterion_kwargs.get('soft_targets'):
+            return 0.0
+        smoothing = criterion_kwargs.get('smoothing', 0.0)
+        return smoothing / (2 if self.multi_label else unwrap_model(self.trainable_module).num_classes)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Forward pass and losses.
+
+        Args:
+            input: (B, C, H, W) images.
+            target: (B,) class indices, or (B, n) values, one a class.
+
+        Returns:
+            'loss' to train on, 'output' (B, n) logits, and the loss's parts 'criterion' and 'hnc' for logging.
+        """
+        class_maps = self.trainable_module(input, return_class_maps=True)
+        criterion = self.criterion(class_maps.logits, target)
+        hnc = self.hnc(class_maps, target, self.target_floor)
+        return {
+            'loss': criterion + self.hnc_weight * hnc,
+            'output': class_maps.logits,
+            'criterion': criterion.detach(),
+            'hnc': hnc.detach(),
+        }
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The plain timm model, so that checkpoints load where timm_hnc is not installed."""
+        module = super().get_eval_model(module, ema)
+        model = unwrap_model(module) if module is not None else None
+        return model.model if isinstance(model, CamModel) else module
+
+
+class HNCMultiLabelTask(HNCTask, MultiLabelClassificationTask):
+    """Several labels an image: criterion (BCE by default) + hnc_weight * HNC (Eq. 9).
+
+    Takes what `HNCTask` takes, and `threshold`, the probability from which the evaluator's F1 counts a label.
+    Targets are dense floats of shape (B, n).
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """As `HNCTask.forward`, for dense floating-point targets (B, n).
+
+        Raises:
+            ValueError: the target is of another kind.
+        """
+        if target.ndim != 2 or not target.is_floating_point():
+            raise ValueError(f'several labels need dense float targets (batch, classes), got {tuple(target.shape)}.')
+        return super().forward(input, target)
