@@ -1,0 +1,146 @@
+"""Data sets by name: timm's and ours, checked before the first batch."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import timm.data
+from torch.utils.data import Dataset
+
+from timm_hnc.data.digits import create_digits
+from timm_hnc.data.targets import ClassIndex, LabelSet
+from timm_hnc.errors import DataError, UsageError
+
+_PACKAGES = {'hfds': ('datasets', 'data'), 'hfids': ('datasets', 'data'), 'wds': ('webdataset', 'data')}
+
+
+def create_dataset(
+    name: str,
+    root: str | None,
+    split: str,
+    num_classes: int,
+    multi_label: bool = False,
+    target_format: str | None = None,
+    **kwargs: Any,
+) -> Dataset:
+    """A data set that timm's loaders take, with targets that are checked as they are read.
+
+    Args:
+        name: as timm names data sets (empty for a folder or tar, 'torch/...', 'hfds/...', 'hfids/...', 'wds/...'),
+            or 'hnc/digits', scikit-learn's handwritten digits.
+        root: folder, tar file or cache, as that kind of data set wants it.
+        split: name of the split.
+        num_classes: outputs of the model.
+        multi_label: targets are sets of labels, encoded as (num_classes,) floats.
+        target_format: 'indices' or 'multihot', for sets of labels.
+        **kwargs: for timm's create_dataset.
+
+    Raises:
+        UsageError: the name or split is wrong, or a package is missing.
+        DataError: there is no data, or its labels do not fit.
+    """
+    if name.startswith('hnc/'):
+        if name != 'hnc/digits':
+            raise UsageError(f"--dataset '{name}' is unknown: timm_hnc has hnc/digits.")
+        dataset: Any = create_digits(split, kwargs.get('input_img_mode') or 'RGB')
+    else:
+        dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
+    dense = target_format == 'multihot'
+    dataset.target_transform = LabelSet(num_classes, dense) if multi_label else ClassIndex(num_classes)
+    if not multi_label:
+        _check_labels(dataset, name or root, num_classes)
+    return dataset
+
+
+def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any) -> Any:
+    prefix = name.split('/')[0].lower() if '/' in name else ''
+    package, extra = _PACKAGES.get(prefix, (None, None))
+    if package and find_spec(package) is None:
+        raise UsageError(f'--dataset {name} needs the package {package}: pip install "timm_hnc[{extra}]".')
+    if not prefix:
+        _check_folder(root, split)
+    try:
+        dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    except (AssertionError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()
+        raise DataError(
+            f"data set '{name or root}', split '{split}', cannot be read: {reason[0] if reason else repr(error)}"
+        ) from error
+    _check_columns(dataset, name)
+    return dataset
+
+
+def _check_columns(dataset: Any, name: str) -> None:
+    """Hugging Face's reader takes any column name, and fails at the first sample."""
+    reader = getattr(dataset, 'reader', None)
+    columns = getattr(getattr(getattr(reader, 'dataset', None), 'data', None), 'column_names', None)
+    if columns is None:
+        return
+    targets = getattr(reader, 'target_keys', None) or [getattr(reader, 'label_key', None)]
+    # the reader has added its image column, empty, where there was none
+    if len(reader.dataset) and reader.dataset[0][reader.image_key] is None:
+        columns = [column for column in columns if column != reader.image_key]
+    wanted = [('--input-key', reader.image_key), *(('--target-key', key.split('/')[0]) for key in targets if key)]
+    for flag, column in wanted:
+        if column not in columns:
+            raise DataError(f"data set '{name}' has no column '{column}' but {', '.join(columns)}: see {flag}.")
+
+
+def _check_folder(root: str | None, split: str) -> None:
+    if not root:
+        raise UsageError('no data: pass --data-dir DIR, or --dataset NAME.')
+    path = Path(root)
+    if not path.exists():
+        raise DataError(f"data folder '{root}' does not exist: see --data-dir.")
+    if path.is_file():
+        return
+    # timm takes the whole folder where it finds none for the split, training images for validation among it
+    found = timm.data.dataset_factory._search_split(root, split)
+    others = [child for child in ('train', 'training', 'val', 'validation', 'test') if (path / child).is_dir()]
+    if found == root and others:
+        raise DataError(
+            f"data folder '{root}' has no folder for the split '{split}' but has {', '.join(others)}: "
+            'see --train-split and --val-split.'
+        )
+
+
+def class_to_idx(dataset: Any) -> dict[str, int]:
+    """Class names and their indices, empty where the data set does not know them."""
+    reader = getattr(dataset, 'reader', dataset)
+    return dict(getattr(reader, 'class_to_idx', None) or {})
+
+
+def class_names(dataset: Any, num_classes: int) -> list[str]:
+    """The name of every class, its index where the data set has no name."""
+    names = {index: str(name) for name, index in class_to_idx(dataset).items()}
+    return [names.get(index, str(index)) for index in range(num_classes)]
+
+
+def _labels(dataset: Any) -> set[int]:
+    """Labels that occur, as far as they can be had without reading images."""
+    reader = getattr(dataset, 'reader', None)
+    samples = getattr(reader, 'samples', None)
+    if isinstance(samples, list):
+        return {sample[-1] for sample in samples}
+    if hasattr(reader, 'targets'):
+        return set(reader.targets)
+    if hasattr(dataset, 'targets'):
+        return {int(target) for target in dataset.targets}
+    table, key = getattr(reader, 'dataset', None), getattr(reader, 'label_key', None)
+    if hasattr(table, 'unique') and key in table.features and hasattr(table.features[key], 'dtype'):
+        return {label for label in table.unique(key) if isinstance(label, int)}
+    return set()
+
+
+def _check_labels(dataset: Any, name: str | None, num_classes: int) -> None:
+    labels = _labels(dataset) or set(class_to_idx(dataset).values())
+    if len(labels) == 1:
+        raise DataError(f"data set '{name}' has images of one class only: a classifier needs at least two.")
+    wrong = sorted(label for label in labels if not 0 <= label < num_classes)
+    if wrong:
+        raise DataError(
+            f"data set '{name}' has labels outside the model's range 0 to {num_classes - 1}, such as {wrong[-1]}: "
+            'set --num-classes to the classes of the data.'
+        )
+    if hasattr(dataset, '__len__') and len(dataset) == 0:
+        raise DataError(f"data set '{name}' is empty.")

@@ -1,0 +1,62 @@
+"""Targets checked while they are read, so that a wrong one is a message and not an index error on a device."""
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.data import MultiLabelTarget
+from torch import Tensor
+
+from timm_hnc.errors import DataError
+
+
+class ClassIndex:
+    """A single label: an integer in [0, num_classes).
+
+    Args:
+        num_classes: of the model.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def __call__(self, target: Any) -> int:
+        """The target as an int.
+
+        Raises:
+            DataError: it is none, or outside the class range.
+        """
+        if isinstance(target, (list, tuple, dict, str)) or getattr(target, 'ndim', 0) > 0:
+            raise DataError(f'a target is {target!r}, not one class index: for several labels pass --task multilabel.')
+        if target is None or int(target) != target:
+            raise DataError(f'a target is {target!r}: expected a class index; see --target-key.')
+        if not 0 <= target < self.num_classes:
+            raise DataError(
+                f'a target is class {int(target)}, outside the range 0 to {self.num_classes - 1}: '
+                'set --num-classes to the classes of the data.'
+            )
+        return int(target)
+
+
+class LabelSet:
+    """Several labels: timm's MultiLabelTarget with a message that says what to do.
+
+    Args:
+        num_classes: of the model.
+        dense: targets are multi-hot vectors instead of lists of class indices.
+    """
+
+    def __init__(self, num_classes: int, dense: bool = False) -> None:
+        self.encode: Callable[[Any], Tensor] = MultiLabelTarget(num_classes, dense=dense)
+
+    def __call__(self, target: Any) -> Tensor:
+        """(num_classes,) float targets.
+
+        Raises:
+            DataError: the target fits neither form.
+        """
+        try:
+            return self.encode(target)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise DataError(
+                f'a target is {str(target)[:60]!r}: {error} See --target-key, --target-format and --num-classes.'
+            ) from error

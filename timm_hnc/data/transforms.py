@@ -1,0 +1,41 @@
+"""The CIFAR crop that timm's transforms lack."""
+
+from collections.abc import Sequence
+
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from torchvision import transforms
+
+PADDING_AT_32_PIXELS = 4
+
+
+def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list:
+    """Zero padding and a random crop (section 4.1 of the paper): 4 pixels at 32 x 32, in proportion at other sizes.
+
+    Args:
+        size: (height, width) of the crop in pixels; larger or smaller images are first resized to its short side.
+        interpolation: of that resizing.
+    """
+    if interpolation == 'random':
+        interpolation = 'bilinear'
+    padding = [round(side * PADDING_AT_32_PIXELS / 32) for side in size]
+    return [
+        transforms.Resize(min(size), interpolation=str_to_interp_mode(interpolation)),
+        transforms.RandomCrop(size, padding=(padding[1], padding[0]), pad_if_needed=True),
+    ]
+
+
+def use_padded_crop(transform: transforms.Compose, size: Sequence[int], interpolation: str = 'bilinear') -> None:
+    """Put the padded crop where a training transform of timm's has its random resized crop.
+
+    Args:
+        transform: from timm's create_transform, changed in place.
+        size: (..., height, width) of the crop in pixels.
+        interpolation: of the resizing in front of the crop.
+
+    Raises:
+        ValueError: the transform has no random resized crop.
+    """
+    crops = [i for i, step in enumerate(transform.transforms) if isinstance(step, RandomResizedCropAndInterpolation)]
+    if not crops:
+        raise ValueError('the training transform has no random resized crop to replace by the padded crop.')
+    transform.transforms[crops[0] : crops[0] + 1] = padded_crop((size[-2], size[-1]), interpolation)

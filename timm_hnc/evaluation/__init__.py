@@ -1,0 +1,1 @@
+"""What validate.py does: options, accuracy, several labels, attacks and map quality."""

@@ -1,0 +1,84 @@
+"""A model's figures over a data set, every sample counted once."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
+from torch import Tensor, nn
+
+from timm_hnc.errors import DataError
+
+
+def create_evaluator(
+    loader: Any, device: torch.device, multi_label: bool = False, threshold: float = 0.5
+) -> ClassificationEvaluator:
+    """Timm's evaluator of a task, told how much of this process's data is the sampler's padding.
+
+    Args:
+        loader: the validation loader.
+        device: of the model.
+        multi_label: several labels an image: mAP and F1 instead of top-1 and top-5.
+        threshold: probability from which F1 counts a label.
+    """
+    limit = evaluation_sample_limit(loader)
+    if multi_label:
+        return MultiLabelClassificationEvaluator(device, max_samples=limit, threshold=threshold)
+    return ClassificationEvaluator(device, max_samples=limit)
+
+
+def batches(loader: Iterable, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable:
+    """(input, target) pairs of a timm loader on the device, whether it prefetches or not."""
+    for input, target in loader:
+        input, target = input.to(device=device, dtype=dtype), target.to(device)
+        yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target
+
+
+def evaluate(
+    model: nn.Module,
+    inputs: Iterable[tuple[Tensor, Tensor]],
+    evaluator: ClassificationEvaluator,
+    autocast: Callable[[], AbstractContextManager],
+    distributed: bool = False,
+    tta: int = 0,
+    on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> dict[str, float]:
+    """Figures of a model in evaluation mode, over all processes.
+
+    Args:
+        model: images to (B, n) logits.
+        inputs: (images, target) batches on the model's device.
+        evaluator: counts them; a fresh one a call.
+        autocast: makes the mixed-precision context.
+        distributed: sum the counts over processes.
+        tta: as timm's --tta: every so many consecutive outputs are one image's, and averaged.
+        on_batch: changes (logits, target) before they are counted.
+
+    Returns:
+        The evaluator's metrics, percentages but for the loss.
+
+    Raises:
+        DataError: a target does not fit the task, or nothing was there to evaluate.
+    """
+    training = model.training
+    model.eval()
+    seen = 0
+    with torch.inference_mode():
+        for input, target in inputs:
+            with autocast():
+                output = model(input)
+            output = output[0] if isinstance(output, (tuple, list)) else output
+            if tta > 1:
+                output, target = output.unfold(0, tta, tta).mean(dim=2), target[::tta]
+            if on_batch is not None:
+                output, target = on_batch(output, target)
+            try:
+                evaluator.update(output, target)
+            except ValueError as error:
+                raise DataError(f'validation targets of shape {tuple(target.shape)} do not fit: {error}') from error
+            seen += len(target)
+    model.train(training)
+    if not seen:
+        raise DataError('the validation set is empty: see --val-split and --data-dir.')
+    return dict(evaluator.compute(distributed=distributed))

@@ -1,0 +1,1 @@
+"""Pictures of class activation maps."""

@@ -1,0 +1,75 @@
+"""Pictures of a model's class activation maps: the positive and the highest-scoring negatives (Fig. 1 and 5)."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from timm_hnc.cam import CamModel, ClassMaps
+from timm_hnc.plots.panel import Cell, PanelRow, draw_panel
+
+
+def panel_rows(
+    class_maps: ClassMaps,
+    images: Tensor,
+    target: Tensor,
+    class_names: Sequence[str],
+    multi_label: bool = False,
+    topk: int = 4,
+) -> list[PanelRow]:
+    """A row an image: the map of its highest-scoring positive class, then those of its top-k negatives.
+
+    Args:
+        class_maps: of B images.
+        images: (B, C, H, W) in [0, 1].
+        target: (B,) class indices, or (B, n) values, one a class.
+        class_names: n names.
+        multi_label: probabilities are sigmoids instead of a softmax.
+        topk: how many negatives.
+    """
+    logits = class_maps.logits.float()
+    probability = logits.sigmoid() if multi_label else logits.softmax(1)
+    present = target > 0 if target.ndim == 2 else torch.nn.functional.one_hot(target, logits.shape[1]).bool()
+    positive = logits.masked_fill(~present, -torch.inf).argmax(1, keepdim=True)
+    negatives, valid = class_maps.topk_negatives(target, topk)
+    classes = torch.cat([positive, negatives], 1)
+    maps = class_maps.maps(classes).float().cpu()
+    rows = []
+    for row, image in enumerate(images.cpu()):
+        cells = [
+            Cell(maps[row, column], class_names[index], probability[row, index].item())
+            for column, index in enumerate(classes[row].tolist())
+        ]
+        chosen = [cell for cell, use in zip(cells[1:], valid[row].tolist(), strict=True) if use]
+        rows.append(PanelRow(image, cells[0] if present[row].any() else None, chosen))
+    return rows
+
+
+def draw_cams(
+    model: CamModel,
+    inputs: Tensor,
+    images: Tensor,
+    target: Tensor,
+    class_names: Sequence[str],
+    multi_label: bool = False,
+    title: str = '',
+) -> Image.Image:
+    """Draw the class activation maps of a batch.
+
+    Args:
+        model: in evaluation mode.
+        inputs: (B, C, H, W) normalised images on the model's device.
+        images: the same images in [0, 1], to be seen.
+        target: (B,) class indices, or (B, n) values, one a class.
+        class_names: a name a class.
+        multi_label: several labels an image.
+        title: over the picture.
+
+    Returns:
+        An RGB picture, a row an image.
+    """
+    with torch.no_grad():
+        class_maps = model.class_maps(inputs)
+        rows = panel_rows(class_maps, images, target, class_names, multi_label)
+    return draw_panel(rows, title)

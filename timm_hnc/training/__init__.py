@@ -1,0 +1,1 @@
+"""What train.py does: options, building, the training loop, checkpoints and tracking."""

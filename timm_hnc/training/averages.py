@@ -1,0 +1,35 @@
+"""Means over an epoch."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class Averages:
+    """Sample-weighted means of a task's scalars, kept on the device: no step waits for the host."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def update(self, result: dict[str, Tensor], count: int) -> None:
+        """Add the scalars among a step's results.
+
+        Args:
+            result: a task's; tensors that are no scalars are passed over.
+            count: images in the step.
+        """
+        for name, value in result.items():
+            if value.ndim == 0:
+                self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * count
+        self.count += count
+
+    def summary(self) -> dict[str, float]:
+        """Means so far, of this process."""
+        return {name: (value / self.count).item() for name, value in self.sums.items()}
+
+    def compute(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all processes."""
+        count = torch.tensor(float(self.count), dtype=torch.float64, device=accelerator.device)
+        *sums, count = accelerator.reduce(torch.stack([*self.sums.values(), count]), 'sum').tolist()
+        return {name: value / count for name, value in zip(self.sums, sums, strict=True)}

@@ -1,0 +1,203 @@
+"""Everything a run is made of, built from its options."""
+
+import logging
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.data import Mixup, resolve_data_config
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import ClassificationTask, MultiLabelClassificationTask
+from timm.utils import ModelEmaV3
+
+from timm_hnc.cam import CamModel
+from timm_hnc.data.datasets import class_names
+from timm_hnc.data.skipped import SkippedImages
+from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
+from timm_hnc.losses import HNCLoss
+from timm_hnc.tasks import HNCMultiLabelTask, HNCTask
+from timm_hnc.training.checkpoints import CheckpointFolder
+from timm_hnc.training.loaders import create_mixup, create_train_dataset, create_train_loader
+from timm_hnc.training.models import create_model, first_lines
+from timm_hnc.training.options import loss_kwargs
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """The parts of a run.
+
+    Args:
+        args: the options in force.
+        accelerator: device, precision and processes.
+        folder: the run folder.
+        model: the plain timm model, unwrapped; its parameters are those that train.
+        task: model and losses, as Accelerate wrapped them.
+        ema: moving average of the model, or None.
+        optimizer: as Accelerate wrapped it.
+        scheduler: timm's, or None.
+        num_epochs: where the run ends.
+        train_loader: timm's loader.
+        eval_loader: timm's loader, or None without a validation split.
+        mixup: timm's mixup, or None.
+        data_config: input size, mean, std, interpolation and crop.
+        class_names: a name a class.
+        skipped: counts images that could not be decoded.
+        checkpoints: of this run folder.
+        start_epoch: the epoch to begin with.
+    """
+
+    args: Namespace
+    accelerator: Accelerator
+    folder: Path
+    model: Any
+    task: Any
+    ema: ModelEmaV3 | None
+    optimizer: Any
+    scheduler: Any
+    num_epochs: int
+    train_loader: Any
+    eval_loader: Any
+    mixup: Mixup | None
+    data_config: dict[str, Any]
+    class_names: list[str]
+    skipped: SkippedImages
+    checkpoints: CheckpointFolder
+    start_epoch: int = 0
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there are several processes."""
+        return self.accelerator.num_processes > 1
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Type of the model's input."""
+        return getattr(torch, self.args.model_dtype or 'float32')
+
+    @property
+    def eval_metric(self) -> str:
+        """The metric that ranks checkpoints: the training loss where nothing is evaluated."""
+        return self.args.eval_metric if self.eval_loader is not None else 'loss'
+
+    @property
+    def evaluated_model(self) -> Any:
+        """The weights that are evaluated, saved and drawn: the moving average, unless it lives on the CPU alone."""
+        return self.model if self.ema is None or self.args.model_ema_force_cpu else self.ema.module
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps an epoch; the last window of accumulated batches may be shorter."""
+        return -(-len(self.train_loader) // self.args.grad_accum_steps)
+
+
+def build_run(args: Namespace, accelerator: Accelerator, checkpoints: CheckpointFolder) -> Run:
+    """Make model, data, losses, optimizer and schedule.
+
+    Raises:
+        UsageError: an option is wrong.
+        DataError: data or weights are missing or do not fit.
+    """
+    device, distributed = accelerator.device, accelerator.num_processes > 1
+    model = create_model(args)
+    if args.num_classes is None:
+        args.num_classes = model.num_classes
+    data_config = resolve_data_config(vars(args), model=model, verbose=accelerator.is_main_process)
+    model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    skipped = SkippedImages()
+    train_set = create_train_dataset(args, data_config)
+    train_set.skipped_images = skipped  # type: ignore[attr-defined]  # travels to the loader's workers
+    mixup = create_mixup(args)
+    train_loader = create_train_loader(train_set, args, data_config, device, distributed, mixup)
+    eval_loader = None
+    if args.val_split:
+        eval_set = create_eval_dataset(args, data_config, args.val_split, args.val_num_samples)
+        eval_set.skipped_images = skipped  # type: ignore[attr-defined]
+        batch_size = args.validation_batch_size or args.batch_size
+        eval_loader = create_eval_loader(eval_set, args, data_config, batch_size, device, distributed)
+    _resolve_learning_rate(args, train_loader, accelerator.num_processes)
+    task, optimizer = accelerator.prepare(create_task(args, model, accelerator), _create_optimizer(args, model))
+    run = Run(
+        args=args,
+        accelerator=accelerator,
+        folder=checkpoints.folder,
+        model=model,
+        task=task,
+        ema=_create_ema(args, model),
+        optimizer=optimizer,
+        scheduler=None,
+        num_epochs=0,
+        train_loader=train_loader,
+        eval_loader=eval_loader,
+        mixup=mixup,
+        data_config=data_config,
+        class_names=class_names(train_set, args.num_classes),
+        skipped=skipped,
+        checkpoints=checkpoints,
+    )
+    run.scheduler, run.num_epochs = _create_scheduler(run)
+    return run
+
+
+def create_task(args: Namespace, model: Any, accelerator: Accelerator) -> Any:
+    """The task that trains the model: timm's own without HNC, ours with it."""
+    options: dict[str, Any] = dict(
+        criterion_kwargs=loss_kwargs(args), device=accelerator.device, verbose=accelerator.is_main_process
+    )
+    if args.task == 'multilabel':
+        options['threshold'] = args.multilabel_threshold
+    if args.hnc == 'none':
+        return (MultiLabelClassificationTask if args.task == 'multilabel' else ClassificationTask)(model, **options)
+    hnc = HNCLoss(args.hnc, args.hnc_topk, args.hnc_alpha, args.hnc_reduction)
+    kind = HNCMultiLabelTask if args.task == 'multilabel' else HNCTask
+    return kind(CamModel(model), hnc=hnc, hnc_weight=args.hnc_weight, **options)
+
+
+def _create_optimizer(args: Namespace, model: Any) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f'--opt {args.opt} cannot be made with these options: {first_lines(error)}') from error
+
+
+def _create_ema(args: Namespace, model: Any) -> ModelEmaV3 | None:
+    if not args.model_ema:
+        return None
+    # after prepare, of the plain model: as a child of the task it would break DDP
+    return ModelEmaV3(
+        model,
+        decay=args.model_ema_decay,
+        use_warmup=args.model_ema_warmup,
+        device=torch.device('cpu') if args.model_ema_force_cpu else None,
+    )
+
+
+def _resolve_learning_rate(args: Namespace, loader: Any, world_size: int) -> None:
+    """Learning rate from the base rate and the global batch, as timm's train.py scales it."""
+    if args.lr:
+        return
+    batch_size = getattr(loader.batch_sampler, 'average_batch_size', args.batch_size)
+    ratio = batch_size * world_size * args.grad_accum_steps / args.lr_base_size
+    if not args.lr_base_scale:
+        args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
+    args.lr = args.lr_base * (ratio**0.5 if args.lr_base_scale == 'sqrt' else ratio)
+    _logger.info(f'Learning rate {args.lr:.4g}: base {args.lr_base}, {args.lr_base_scale} scaling by {ratio:.4g}.')
+
+
+def _create_scheduler(run: Run) -> tuple[Any, int]:
+    decreasing = run.eval_metric == 'loss'
+    scheduler, num_epochs = create_scheduler_v2(
+        # prepare() gave the optimizer new parameter groups; timm's scheduler must see those
+        run.optimizer.optimizer,
+        **scheduler_kwargs(run.args, decreasing_metric=decreasing),
+        updates_per_epoch=run.updates_per_epoch,
+    )
+    return scheduler, min(num_epochs, run.args.stop_epoch or num_epochs)

@@ -1,0 +1,158 @@
+"""Checkpoints of a run: which there are, which is best, which to go on from.
+
+A checkpoint is a folder `checkpoints/<name>/`, complete once it has that name:
+
+    model/                config.json and model.safetensors of the weights that were evaluated, in timm's Hub format
+    training_state.pt     weights, EMA, optimizer and scaler to go on from
+    state.json            epochs done, updates done, and the ranking of all checkpoints
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from timm_hnc.errors import DataError
+
+
+@dataclass
+class Progress:
+    """What state.json holds.
+
+    Args:
+        architecture: name of the timm model.
+        completed_epochs: epochs done when the checkpoint was made.
+        num_updates: optimizer updates done.
+        ranking: [name, metric] of the kept checkpoints, best first.
+        milestones: names of checkpoints that are kept whatever they score.
+    """
+
+    architecture: str
+    completed_epochs: int = 0
+    num_updates: int = 0
+    ranking: list[tuple[str, float]] = field(default_factory=list)
+    milestones: list[str] = field(default_factory=list)
+
+
+class CheckpointFolder:
+    """The checkpoints of one run folder.
+
+    Args:
+        folder: the run folder.
+        keep: how many of the best to keep.
+        decreasing: a lower metric is better.
+        progress: of the checkpoint that a resumed run goes on from.
+    """
+
+    def __init__(self, folder: Path, keep: int, decreasing: bool, progress: Progress) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.decreasing = decreasing
+        self.progress = progress
+
+    def save(
+        self, name: str, write: Callable[[Path], None], metric: float | None = None, milestone: bool = False
+    ) -> Path:
+        """Write a checkpoint, point `last` at it, and `model_best` if it is the best; then drop what is not kept.
+
+        Args:
+            name: of the checkpoint.
+            write: fills the folder that it is given.
+            metric: ranks the checkpoint; unranked ones are kept while they are the last.
+            milestone: keep it whatever it scores.
+
+        Raises:
+            DataError: it cannot be written. Earlier checkpoints are untouched.
+        """
+        checkpoints = self.folder / 'checkpoints'
+        unfinished, final = checkpoints / f'.{name}.unfinished', checkpoints / name
+        self._rank(name, metric, milestone)
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            write(unfinished)
+            (unfinished / 'state.json').write_text(json.dumps(asdict(self.progress), indent=2))
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+            _swap_link(self.folder / 'last', Path('checkpoints') / name)
+            if self.progress.ranking and self.progress.ranking[0][0] == name:
+                _swap_link(self.folder / 'model_best', Path('checkpoints') / name / 'model')
+        except OSError as error:
+            raise DataError(f"checkpoint '{final}' cannot be written ({error}); earlier ones are whole.") from error
+        self._drop(name)
+        return final
+
+    def _rank(self, name: str, metric: float | None, milestone: bool) -> None:
+        ranking = [entry for entry in self.progress.ranking if entry[0] != name]
+        if metric is not None:
+            ranking.append((name, metric))
+        # the sort is stable: of equal metrics the earlier one stays in front
+        ranking.sort(key=lambda entry: entry[1] if self.decreasing else -entry[1])
+        self.progress.ranking = ranking[: self.keep]
+        if milestone and name not in self.progress.milestones:
+            self.progress.milestones.append(name)
+
+    def _drop(self, last: str) -> None:
+        kept = {last, *self.progress.milestones, *(name for name, _ in self.progress.ranking)}
+        for checkpoint in (self.folder / 'checkpoints').iterdir():
+            if checkpoint.name not in kept:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _swap_link(link: Path, target: Path) -> None:
+    """Point a relative symlink elsewhere in one step."""
+    temporary = link.with_name(f'.{link.name}.new')
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The checkpoint folder that a run folder's `last` names, or the path itself if it is one."""
+    for candidate in (path / 'last', path):
+        if (candidate / 'state.json').is_file():
+            return candidate.resolve()
+    return None
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint lies in."""
+    return checkpoint.parent.parent
+
+
+def read_progress(checkpoint: Path, architecture: str) -> Progress:
+    """What a checkpoint says of the run so far.
+
+    Raises:
+        DataError: it is damaged, or of another architecture.
+    """
+    try:
+        state = json.loads((checkpoint / 'state.json').read_text())
+        progress = Progress(**{**state, 'ranking': [(name, metric) for name, metric in state['ranking']]})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"checkpoint '{checkpoint}' is damaged: state.json cannot be read ({error}).") from error
+    if progress.architecture != architecture:
+        raise DataError(
+            f"checkpoint '{checkpoint}' is of the architecture '{progress.architecture}', not '{architecture}': "
+            'see --model, or start from its weights with --initial-checkpoint.'
+        )
+    return progress
+
+
+def read_training_state(checkpoint: Path) -> dict[str, Any]:
+    """Tensors to go on from.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    path = checkpoint / 'training_state.pt'
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler meets
+        reason = ' '.join(str(error).split())[:200]
+        raise DataError(f"checkpoint file '{path}' is damaged or missing ({reason}).") from error

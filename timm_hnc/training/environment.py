@@ -1,0 +1,127 @@
+"""Device, precision, compilation and processes: command line and launcher end in one Accelerator."""
+
+import importlib
+import logging
+import os
+from argparse import Namespace
+from importlib.util import find_spec
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DynamoBackend,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+)
+from timm import utils
+from timm.layers import set_fast_norm
+
+from timm_hnc.errors import UsageError
+
+_logger = logging.getLogger(__name__)
+_AMP = {'float16': 'fp16', 'bfloat16': 'bf16'}
+
+
+def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator:
+    """The Accelerator that command line and launcher ask for.
+
+    Args:
+        args: training options; grad_accum_steps takes the launcher's value where the command line has none.
+        explicit: names of the options that were given.
+
+    Raises:
+        UsageError: command line and launcher contradict each other, or a package is missing.
+    """
+    for module in args.device_modules or ():
+        importlib.import_module(module)
+    cpu = args.device.startswith('cpu') or not torch.accelerator.is_available()
+    args.grad_accum_steps = _accumulation(args, explicit)
+    trackers = _trackers(args)
+    accelerator = Accelerator(
+        mixed_precision=_precision(args, explicit, cpu),
+        cpu=cpu,
+        # our own counter closes the last window of an epoch; Accelerate's would scale the loss a second time
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=_compilation(args),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
+        log_with=trackers,
+        step_scheduler_with_optimizer=False,
+    )
+    _check_sync_bn(args, accelerator)
+    _set_up(args, accelerator)
+    if cpu and not args.device.startswith('cpu'):
+        _logger.info('No accelerator here: training on the CPU.')
+    return accelerator
+
+
+def _check_sync_bn(args: Namespace, accelerator: Accelerator) -> None:
+    if args.sync_bn and accelerator.device.type == 'cpu':
+        raise UsageError('--sync-bn: PyTorch synchronises batch statistics on accelerators only; leave it out here.')
+
+
+def _set_up(args: Namespace, accelerator: Accelerator) -> None:
+    utils.setup_default_logging(
+        default_level=logging.INFO if accelerator.is_main_process else logging.WARNING,
+    )
+    if accelerator.device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if args.fast_norm:
+        set_fast_norm()
+    _logger.info(
+        f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
+    )
+
+
+def _precision(args: Namespace, explicit: frozenset[str], cpu: bool) -> str:
+    """'no', 'bf16', 'fp16' or what else the launcher knows."""
+    launcher = os.environ.get('ACCELERATE_MIXED_PRECISION', 'no') or 'no'
+    precision = _AMP[args.amp_dtype] if args.amp else 'no'
+    if launcher != 'no' and precision not in ('no', launcher):
+        if 'amp_dtype' in explicit:
+            raise UsageError(
+                f'--amp-dtype {args.amp_dtype} contradicts the launcher, which says {launcher}: leave one of them out.'
+            )
+        precision = launcher  # --amp alone asks for mixed precision, not for a type
+    precision = launcher if precision == 'no' else precision
+    if precision != 'no' and args.model_dtype not in (None, 'float32'):
+        raise UsageError(f'--model-dtype {args.model_dtype} contradicts mixed precision ({precision}): drop one.')
+    if cpu and precision == 'fp16':
+        _logger.warning('Mixed precision on a CPU means bfloat16 here: float16 has no effect there.')
+        return 'bf16'
+    return precision
+
+
+def _compilation(args: Namespace) -> TorchDynamoPlugin | None:
+    launcher = os.environ.get('ACCELERATE_DYNAMO_BACKEND', 'no').lower()
+    if not args.torchcompile:
+        return None  # the launcher's, if it has one
+    if launcher not in ('no', '', args.torchcompile.lower()):
+        raise UsageError(f'--torchcompile {args.torchcompile} contradicts the launcher, which says {launcher}.')
+    backends = [backend.value.lower() for backend in DynamoBackend if backend is not DynamoBackend.NO]
+    if args.torchcompile.lower() not in backends:
+        raise UsageError(f'--torchcompile {args.torchcompile}: expected one of {", ".join(backends)}.')
+    return TorchDynamoPlugin(backend=args.torchcompile, mode=args.torchcompile_mode or 'default')
+
+
+def _accumulation(args: Namespace, explicit: frozenset[str]) -> int:
+    launcher = int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS') or 1)
+    if launcher == 1 or launcher == args.grad_accum_steps:
+        return args.grad_accum_steps
+    if 'grad_accum_steps' in explicit:
+        raise UsageError(f'--grad-accum-steps {args.grad_accum_steps} contradicts the launcher, which says {launcher}.')
+    return launcher
+
+
+def _trackers(args: Namespace) -> list[str]:
+    trackers = []
+    for wanted, package, advice in (
+        (args.log_tensorboard, 'tensorboard', 'pip install "timm_hnc[track]"'),
+        (args.log_wandb, 'wandb', 'pip install wandb'),
+    ):
+        if wanted and find_spec(package) is None:
+            raise UsageError(f'--log-{package} needs the package {package}: {advice}.')
+        if wanted:
+            trackers.append(package)
+    return trackers

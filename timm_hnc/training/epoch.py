@@ -1,0 +1,174 @@
+"""One epoch of training."""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from accelerate.utils import tqdm
+from timm import utils
+from timm.models import model_parameters
+from torch import Tensor
+
+from timm_hnc.errors import DataError
+from timm_hnc.evaluation.evaluate import batches
+from timm_hnc.training.averages import Averages
+from timm_hnc.training.build import Run
+
+_logger = logging.getLogger(__name__)
+_EPOCH_SEED_STRIDE = 100_003
+
+
+class Step(NamedTuple):
+    """A batch and its place among those whose gradients one update accumulates.
+
+    Args:
+        index: of the batch in its epoch.
+        window: how many batches the update takes.
+        last: the update follows this batch.
+        input: (B, C, H, W).
+        target: (B,) or (B, n).
+    """
+
+    index: int
+    window: int
+    last: bool
+    input: Tensor
+    target: Tensor
+
+
+def train_one_epoch(run: Run, epoch: int, on_update: Callable[[int], None] = lambda update: None) -> dict[str, float]:
+    """Train for an epoch.
+
+    Args:
+        run: model, data, optimizer and the rest, changed in place.
+        epoch: its index; data order, augmentation and dropout follow from it and the seed.
+        on_update: called with the number of every update, counted from the start of the epoch.
+
+    Returns:
+        Means of the task's 'loss' and of its parts.
+
+    Raises:
+        DataError: the loss is not finite.
+    """
+    utils.random_seed(run.args.seed + _EPOCH_SEED_STRIDE * (epoch + 1), run.accelerator.process_index)
+    _begin_epoch(run, epoch)
+    run.task.train()
+    run.optimizer.zero_grad()
+    averages, update = Averages(), 0
+    started = time.monotonic()
+    for step in _steps(run):
+        with nullcontext() if step.last else run.accelerator.no_sync(run.task):
+            result = run.task(step.input, step.target)
+            loss = result['loss'] * (_batch_scale(run, len(step.input)) / step.window)
+            run.accelerator.backward(loss, create_graph=getattr(run.optimizer.optimizer, 'is_second_order', False))
+        averages.update(result, len(step.input))
+        # a look at the loss waits for the device: at log intervals only, but for a CPU, where it costs nothing
+        due = step.last and (update % run.args.log_interval == 0 or update + 1 == run.updates_per_epoch)
+        if due or run.accelerator.device.type == 'cpu':
+            _check_finite(result['loss'].item(), epoch, step.index)
+        if not step.last:
+            continue
+        update += 1
+        _update(run, epoch * run.updates_per_epoch + update)
+        if due:
+            _log(run, epoch, update, averages, time.monotonic() - started)
+            _save_images(run, step)
+        on_update(update)
+    if hasattr(run.optimizer.optimizer, 'sync_lookahead'):
+        run.optimizer.optimizer.sync_lookahead()
+    metrics = averages.compute(run.accelerator)
+    _check_finite(metrics['loss'], epoch, None)
+    return metrics
+
+
+def _begin_epoch(run: Run, epoch: int) -> None:
+    loader = run.train_loader
+    for part in (loader.dataset, loader.batch_sampler, loader.sampler):
+        if hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)
+    if run.mixup is not None and run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
+        run.mixup.mixup_enabled = False
+
+
+def _steps(run: Run) -> Iterator[Step]:
+    """Batches on the device, each with its accumulation window; the last window may be shorter."""
+    args, length = run.args, len(run.train_loader)
+    remainder = length % args.grad_accum_steps
+    inputs = batches(run.train_loader, run.accelerator.device, run.input_dtype, args.channels_last)
+    progress = tqdm(inputs, total=length, disable=not sys.stderr.isatty(), leave=False, unit='batch')
+    for index, (input, target) in enumerate(progress):
+        if run.mixup is not None and args.no_prefetcher:
+            input, target = run.mixup(input, target)
+        last = index + 1 == length or (index + 1) % args.grad_accum_steps == 0
+        window = remainder if index >= length - remainder else args.grad_accum_steps
+        yield Step(index, window, last, input, target)
+
+
+def _batch_scale(run: Run, batch_size: int) -> float:
+    """Weight of a batch under scheduled resolutions, where batches differ in size."""
+    mode = run.args.variable_batch_loss_scale
+    if mode == 'none' or not run.args.train_img_sizes:
+        return 1.0
+    scale = batch_size / run.train_loader.batch_sampler.average_batch_size
+    return scale**0.5 if mode == 'sqrt' else scale
+
+
+def _update(run: Run, num_updates: int) -> None:
+    """Clip, step, and let EMA and schedule follow."""
+    if run.args.clip_grad is not None:
+        _clip(run)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.ema is not None:
+        run.ema.update(run.model, step=num_updates)
+    if run.args.synchronize_step:
+        torch.accelerator.synchronize()
+    if run.scheduler is not None:
+        run.scheduler.step_update(num_updates=num_updates)
+
+
+def _clip(run: Run) -> None:
+    value, parameters = run.args.clip_grad, list(run.model.parameters())
+    if run.args.clip_mode == 'norm':
+        run.accelerator.clip_grad_norm_(parameters, value)
+    elif run.args.clip_mode == 'value':
+        run.accelerator.clip_grad_value_(parameters, value)
+    else:
+        run.accelerator.unscale_gradients(run.optimizer)
+        utils.dispatch_clip_grad(list(model_parameters(run.model, exclude_head=True)), value, mode='agc')
+
+
+def _check_finite(loss: float, epoch: int, batch: int | None) -> None:
+    if not math.isfinite(loss):
+        where = f'epoch {epoch}' + (f', batch {batch}' if batch is not None else '')
+        raise DataError(
+            f'the loss is {loss} in {where}: the run stops and its earlier checkpoints are whole. '
+            'Lower --lr or --hnc-weight, or set --clip-grad.'
+        )
+
+
+def _log(run: Run, epoch: int, update: int, averages: Averages, seconds: float) -> None:
+    parts = '  '.join(f'{name} {value:#.4g}' for name, value in averages.summary().items())
+    rate = averages.count * run.accelerator.num_processes / seconds
+    _logger.info(
+        f'Train: {epoch} [{update:>4d}/{run.updates_per_epoch}]  {parts}  '
+        f'lr {learning_rate(run.optimizer):.3e}  {rate:.0f} images/s'
+    )
+
+
+def learning_rate(optimizer: Any) -> float:
+    """Mean over the parameter groups."""
+    rates = [group['lr'] for group in optimizer.param_groups]
+    return sum(rates) / len(rates)
+
+
+def _save_images(run: Run, step: Step) -> None:
+    if run.args.save_images and run.accelerator.is_main_process:
+        path = run.folder / f'train-batch-{step.index}.jpg'
+        torchvision.utils.save_image(step.input.float(), path, padding=0, normalize=True)

@@ -1,0 +1,101 @@
+"""What train.py does."""
+
+import json
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from timm.models import safe_model_name
+
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.training.build import build_run
+from timm_hnc.training.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
+from timm_hnc.training.environment import create_accelerator
+from timm_hnc.training.fit import fit, restore, start_schedule
+from timm_hnc.training.models import check_class_maps, check_model_name
+from timm_hnc.training.options import parse_train_options
+from timm_hnc.training.results import start_trackers, write_args
+
+_logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says.
+
+    Args:
+        argv: the command line, sys.argv[1:] if None.
+
+    Raises:
+        UsageError: options are wrong.
+        DataError: data, weights or folders cannot be used, or the loss is not finite.
+    """
+    args, explicit = parse_train_options(argv)
+    check_model_name(args.model)
+    if args.hnc != 'none' or (args.cam_images and 'cam_images' in explicit):
+        check_class_maps(args)
+    options = dict(vars(args))
+    accelerator = create_accelerator(args, explicit)
+    folder, checkpoint = _run_folder(args, accelerator)
+    progress = read_progress(checkpoint, args.model) if checkpoint else Progress(args.model)
+    decreasing = args.eval_metric == 'loss' or not args.val_split
+    run = build_run(args, accelerator, CheckpointFolder(folder, args.checkpoint_hist, decreasing, progress))
+    if checkpoint:
+        restore(run, checkpoint)
+    start_schedule(run)
+    if accelerator.is_main_process:
+        _create_folder(folder, options)
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, folder, options)
+    result = fit(run)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        # timm's scripts print their results this way, for sweeps that read them
+        sys.stdout.write(f'--result\n{json.dumps(result, indent=4)}\n')
+        _logger.info(f'Run folder: {folder}')
+        if (folder / 'cams').is_dir():
+            _logger.info(f'CAM pictures: {folder / "cams"}')
+
+
+def _run_folder(args: Namespace, accelerator: Accelerator) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint to go on from if there is one.
+
+    Without --experiment a resumed run goes on in its own folder; with it, in the folder that it names.
+    """
+    output = Path(args.output or 'output/train')
+    folder = output / (args.experiment or _default_name(args))
+    checkpoint = None
+    if args.resume == 'auto':
+        checkpoint = find_checkpoint(folder)
+    elif args.resume:
+        checkpoint = find_checkpoint(Path(args.resume))
+        if checkpoint is None:
+            raise DataError(
+                f"--resume '{args.resume}' is no run folder and no checkpoint of one; to start from a weights file "
+                'use --initial-checkpoint.'
+            )
+        folder = folder if args.experiment else run_folder_of(checkpoint)
+    [folder] = broadcast_object_list([folder])
+    going_on = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()
+    if (folder / 'args.yaml').exists() and not going_on and args.resume != 'auto':
+        raise UsageError(
+            f"run folder '{folder}' exists already: go on with --resume auto, or choose another --experiment."
+        )
+    accelerator.wait_for_everyone()
+    return folder, checkpoint
+
+
+def _default_name(args: Namespace) -> str:
+    return '-'.join([datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model)])
+
+
+def _create_folder(folder: Path, options: dict) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_args(folder, options)
+    except OSError as error:
+        raise DataError(f"run folder '{folder}' cannot be written: {error}. See --output.") from error

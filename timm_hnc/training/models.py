@@ -1,0 +1,117 @@
+"""The timm model of a run."""
+
+import difflib
+import logging
+from argparse import Namespace
+from typing import Any
+
+import timm
+import torch
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm
+from timm.models import is_model, parse_model_name
+from torch import nn
+
+from timm_hnc.cam.probe import UnsupportedHead, probe_head
+from timm_hnc.errors import DataError, UsageError
+
+_logger = logging.getLogger(__name__)
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        UsageError: with the names that come nearest.
+    """
+    source, architecture = parse_model_name(name)
+    if not source and not is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise UsageError(f"--model '{name}' is no model of timm's." + (f' Near: {", ".join(near)}.' if near else ''))
+
+
+def _model_options(args: Namespace) -> dict[str, Any]:
+    in_chans = args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else None
+    return dict(
+        in_chans=in_chans,
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path if args.drop_path is not None else args.drop_connect,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        **args.model_kwargs,
+    )
+
+
+def check_class_maps(args: Namespace) -> None:
+    """Refuse a model without exact class maps before any weights or data are read.
+
+    Raises:
+        UsageError: no exact class maps, or timm refuses the model's options.
+    """
+    with torch.device('meta'):
+        model = _create(args, pretrained=False)
+    try:
+        probe_head(model)
+    except UnsupportedHead as error:
+        raise UsageError(f'--hnc {args.hnc}: {error}' if args.hnc != 'none' else f'--cam-images: {error}') from error
+
+
+def create_model(args: Namespace) -> Any:
+    """The plain timm model that the options name, with its weights.
+
+    Raises:
+        UsageError: timm refuses the options.
+        DataError: weights are missing or belong to another architecture.
+    """
+    options: dict[str, Any] = {}
+    if args.pretrained_path:
+        options['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
+    try:
+        model = _create(
+            args,
+            pretrained=args.pretrained or bool(args.pretrained_path),
+            checkpoint_path=args.initial_checkpoint,
+            **options,
+        )
+    except (RuntimeError, OSError) as error:
+        source = args.initial_checkpoint or args.pretrained_path or args.model
+        raise DataError(f"weights '{source}' do not load into '{args.model}': {first_lines(error)}") from error
+    _initialise_head(model, args)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    if args.sync_bn:
+        model = convert_sync_batchnorm(model)
+    _logger.info(f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters.')
+    return model
+
+
+def _create(args: Namespace, **options: Any) -> Any:
+    try:
+        return timm.create_model(args.model, **_model_options(args), **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UsageError(f"timm cannot make '{args.model}' with these options: {first_lines(error)}") from error
+
+
+def first_lines(error: Exception, length: int = 300) -> str:
+    """An error of a library as one short line."""
+    text = ' '.join(str(error).split()) or repr(error)
+    return text if len(text) <= length else f'{text[:length]} ...'
+
+
+def _initialise_head(model: Any, args: Namespace) -> None:
+    if args.head_init_scale is None and args.head_init_bias is None:
+        return
+    classifier = model.get_classifier()
+    if not isinstance(classifier, (nn.Linear, nn.Conv2d)):
+        raise UsageError(f"--head-init-scale and --head-init-bias need one linear classifier, '{args.model}' has none.")
+    with torch.no_grad():
+        if args.head_init_scale is not None:
+            classifier.weight.mul_(args.head_init_scale)
+            if classifier.bias is not None:
+                classifier.bias.mul_(args.head_init_scale)
+        if args.head_init_bias is not None and classifier.bias is not None:
+            nn.init.constant_(classifier.bias, args.head_init_bias)
