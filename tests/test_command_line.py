@@ -45,7 +45,7 @@ def parser():
     return parser
 
 
-def config(folder: Path, **values) -> str:
+def config(folder: Path, /, **values) -> str:
     path = folder / 'config.yaml'
     path.write_text(yaml.safe_dump(values))
     return str(path)

@@ -72,7 +72,7 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
 
 def _check_columns(dataset: Any, name: str) -> None:
     """Hugging Face's reader takes any column name, and fails at the first sample."""
-    reader = getattr(dataset, 'reader', None)
+    reader: Any = getattr(dataset, 'reader', None)
     columns = getattr(getattr(getattr(reader, 'dataset', None), 'data', None), 'column_names', None)
     if columns is None:
         return
@@ -118,7 +118,7 @@ def class_names(dataset: Any, num_classes: int) -> list[str]:
 
 def _labels(dataset: Any) -> set[int]:
     """Labels that occur, as far as they can be had without reading images."""
-    reader = getattr(dataset, 'reader', None)
+    reader: Any = getattr(dataset, 'reader', None)
     samples = getattr(reader, 'samples', None)
     if isinstance(samples, list):
         return {sample[-1] for sample in samples}
@@ -126,7 +126,8 @@ def _labels(dataset: Any) -> set[int]:
         return set(reader.targets)
     if hasattr(dataset, 'targets'):
         return {int(target) for target in dataset.targets}
-    table, key = getattr(reader, 'dataset', None), getattr(reader, 'label_key', None)
+    table: Any = getattr(reader, 'dataset', None)
+    key = getattr(reader, 'label_key', None)
     if hasattr(table, 'unique') and key in table.features and hasattr(table.features[key], 'dtype'):
         return {label for label in table.unique(key) if isinstance(label, int)}
     return set()

@@ -1,6 +1,7 @@
 """A model's figures over a data set, every sample counted once."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,6 +10,8 @@ from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from torch import Tensor, nn
 
 from timm_hnc.errors import DataError
+
+_logger = logging.getLogger(__name__)
 
 
 def create_evaluator(
@@ -43,6 +46,7 @@ def evaluate(
     distributed: bool = False,
     tta: int = 0,
     on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    log_interval: int = 50,
 ) -> dict[str, float]:
     """Figures of a model in evaluation mode, over all processes.
 
@@ -54,6 +58,7 @@ def evaluate(
         distributed: sum the counts over processes.
         tta: as timm's --tta: every so many consecutive outputs are one image's, and averaged.
         on_batch: changes (logits, target) before they are counted.
+        log_interval: batches between two log lines.
 
     Returns:
         The evaluator's metrics, percentages but for the loss.
@@ -65,7 +70,7 @@ def evaluate(
     model.eval()
     seen = 0
     with torch.inference_mode():
-        for input, target in inputs:
+        for index, (input, target) in enumerate(inputs):
             with autocast():
                 output = model(input)
             output = output[0] if isinstance(output, (tuple, list)) else output
@@ -78,7 +83,15 @@ def evaluate(
             except ValueError as error:
                 raise DataError(f'validation targets of shape {tuple(target.shape)} do not fit: {error}') from error
             seen += len(target)
+            if (index + 1) % log_interval == 0:
+                _logger.info(f'Evaluated {seen} images of this process: {_text(evaluator.summary())}')
     model.train(training)
     if not seen:
         raise DataError('the validation set is empty: see --val-split and --data-dir.')
-    return dict(evaluator.compute(distributed=distributed))
+    metrics = dict(evaluator.compute(distributed=distributed))
+    _logger.info(f'Evaluation: {_text(metrics)}')
+    return metrics
+
+
+def _text(metrics: Mapping[str, float]) -> str:
+    return '  '.join(f'{name} {value:.4f}' for name, value in metrics.items())

@@ -65,7 +65,7 @@ def loader_options(
 
 
 def create_eval_loader(
-    dataset: Dataset,
+    dataset: Any,
     args: Namespace,
     data_config: dict[str, Any],
     batch_size: int,

@@ -17,13 +17,13 @@ from timm.utils import ModelEmaV3
 from timm_hnc.cam import CamModel
 from timm_hnc.data.datasets import class_names
 from timm_hnc.data.skipped import SkippedImages
-from timm_hnc.errors import UsageError
+from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.losses import HNCLoss
 from timm_hnc.tasks import HNCMultiLabelTask, HNCTask
 from timm_hnc.training.checkpoints import CheckpointFolder
 from timm_hnc.training.loaders import create_mixup, create_train_dataset, create_train_loader
-from timm_hnc.training.models import create_model, first_lines
+from timm_hnc.training.models import create_model
 from timm_hnc.training.options import loss_kwargs
 
 _logger = logging.getLogger(__name__)

@@ -18,16 +18,16 @@ from timm import utils
 from timm.layers import set_fast_norm
 
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.precision import on_cpu, resolve_precision
 
 _logger = logging.getLogger(__name__)
-_AMP = {'float16': 'fp16', 'bfloat16': 'bf16'}
 
 
 def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator:
     """The Accelerator that command line and launcher ask for.
 
     Args:
-        args: training options; grad_accum_steps takes the launcher's value where the command line has none.
+        args: training options, changed to what is in force where the launcher has a say.
         explicit: names of the options that were given.
 
     Raises:
@@ -35,11 +35,11 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
     """
     for module in args.device_modules or ():
         importlib.import_module(module)
-    cpu = args.device.startswith('cpu') or not torch.accelerator.is_available()
+    cpu = on_cpu(args)
     args.grad_accum_steps = _accumulation(args, explicit)
     trackers = _trackers(args)
     accelerator = Accelerator(
-        mixed_precision=_precision(args, explicit, cpu),
+        mixed_precision=resolve_precision(args, explicit),
         cpu=cpu,
         # our own counter closes the last window of an epoch; Accelerate's would scale the loss a second time
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -72,25 +72,6 @@ def _set_up(args: Namespace, accelerator: Accelerator) -> None:
     _logger.info(
         f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
     )
-
-
-def _precision(args: Namespace, explicit: frozenset[str], cpu: bool) -> str:
-    """'no', 'bf16', 'fp16' or what else the launcher knows."""
-    launcher = os.environ.get('ACCELERATE_MIXED_PRECISION', 'no') or 'no'
-    precision = _AMP[args.amp_dtype] if args.amp else 'no'
-    if launcher != 'no' and precision not in ('no', launcher):
-        if 'amp_dtype' in explicit:
-            raise UsageError(
-                f'--amp-dtype {args.amp_dtype} contradicts the launcher, which says {launcher}: leave one of them out.'
-            )
-        precision = launcher  # --amp alone asks for mixed precision, not for a type
-    precision = launcher if precision == 'no' else precision
-    if precision != 'no' and args.model_dtype not in (None, 'float32'):
-        raise UsageError(f'--model-dtype {args.model_dtype} contradicts mixed precision ({precision}): drop one.')
-    if cpu and precision == 'fp16':
-        _logger.warning('Mixed precision on a CPU means bfloat16 here: float16 has no effect there.')
-        return 'bf16'
-    return precision
 
 
 def _compilation(args: Namespace) -> TorchDynamoPlugin | None:

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchvision
@@ -24,7 +25,8 @@ _logger = logging.getLogger(__name__)
 _EPOCH_SEED_STRIDE = 100_003
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """A batch and its place among those whose gradients one update accumulates.
 
     Args:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,12 @@ import safetensors.torch
 import torch
 from timm import utils
 
-from timm_hnc.errors import DataError
+from timm_hnc.errors import DataError, first_lines
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.hub import save_pretrained
 from timm_hnc.training.build import Run
 from timm_hnc.training.checkpoints import read_training_state
 from timm_hnc.training.epoch import learning_rate, train_one_epoch
-from timm_hnc.training.models import first_lines
 from timm_hnc.training.pictures import CamPictures
 from timm_hnc.training.results import Summary, environment, write_result
 
@@ -39,7 +39,7 @@ def fit(run: Run) -> dict[str, Any]:
     pictures = CamPictures(run)
     train_metrics: dict[str, float] = {}
     for epoch in range(run.start_epoch, run.num_epochs):
-        train_metrics = train_one_epoch(run, epoch, lambda update, epoch=epoch: _save_recovery(run, epoch, update))
+        train_metrics = train_one_epoch(run, epoch, partial(_save_recovery, run, epoch))
         _synchronise_batch_norm(run, run.model)
         done = epoch + 1
         if done % run.args.val_interval and done != run.num_epochs:

@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_model_name(args.model)
     if args.hnc != 'none' or (args.cam_images and 'cam_images' in explicit):
         check_class_maps(args)
-    options = dict(vars(args))
     accelerator = create_accelerator(args, explicit)
     folder, checkpoint = _run_folder(args, accelerator)
     progress = read_progress(checkpoint, args.model) if checkpoint else Progress(args.model)
@@ -48,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         restore(run, checkpoint)
     start_schedule(run)
     if accelerator.is_main_process:
-        _create_folder(folder, options)
+        _create_folder(folder, vars(args))
     accelerator.wait_for_everyone()
-    start_trackers(accelerator, folder, options)
+    start_trackers(accelerator, folder, vars(args))
     result = fit(run)
     accelerator.end_training()
     if accelerator.is_main_process:

@@ -12,7 +12,7 @@ from timm.models import is_model, parse_model_name
 from torch import nn
 
 from timm_hnc.cam.probe import UnsupportedHead, probe_head
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 
 _logger = logging.getLogger(__name__)
 
@@ -23,7 +23,10 @@ def check_model_name(name: str) -> None:
     Raises:
         UsageError: with the names that come nearest.
     """
-    source, architecture = parse_model_name(name)
+    try:
+        source, architecture = parse_model_name(name)
+    except ValueError as error:
+        raise UsageError(f'--model: {error}') from error
     if not source and not is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise UsageError(f"--model '{name}' is no model of timm's." + (f' Near: {", ".join(near)}.' if near else ''))
@@ -94,12 +97,6 @@ def _create(args: Namespace, **options: Any) -> Any:
         return timm.create_model(args.model, **_model_options(args), **options)
     except (TypeError, AssertionError, ValueError) as error:
         raise UsageError(f"timm cannot make '{args.model}' with these options: {first_lines(error)}") from error
-
-
-def first_lines(error: Exception, length: int = 300) -> str:
-    """An error of a library as one short line."""
-    text = ' '.join(str(error).split()) or repr(error)
-    return text if len(text) <= length else f'{text[:length]} ...'
 
 
 def _initialise_head(model: Any, args: Namespace) -> None:

@@ -1,0 +1,99 @@
+import argparse
+import csv
+from pathlib import Path
+
+import pytest
+from timm.utils import ParseKwargs
+
+from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.options import build_parser, parse_validate_options
+
+FLAGS = list(csv.DictReader((Path(__file__).parent / 'timm_validate_flags.csv').open()))
+KINDS = {
+    'store': argparse._StoreAction,
+    'storetrue': argparse._StoreTrueAction,
+    'parsekwargs': ParseKwargs,
+    'help': argparse._HelpAction,
+}
+
+
+@pytest.mark.parametrize('row', FLAGS, ids=lambda row: row['flags'])
+def test_every_flag_of_timm_is_there_with_its_meaning(row):
+    flags = row['flags'].split()
+    dest = next((flag for flag in flags if flag.startswith('--')), flags[0]).lstrip('-').replace('-', '_')
+    action = {action.dest: action for action in build_parser()._actions}[dest]
+    assert action.option_strings == [flag for flag in flags if flag.startswith('-')]
+    assert isinstance(action, KINDS[row['kind']])
+    assert (action.type or str).__name__ == (row['type'] or 'str')
+    assert str('' if action.nargs in (None, 0) else action.nargs) == row['nargs']
+    assert str('' if action.default is None else action.default) == row['default']
+    assert ' '.join(action.choices or ()) == row['choices']
+
+
+def test_there_is_no_config_option(capsys):
+    with pytest.raises(SystemExit):
+        parse_validate_options(['-c', 'x.yaml'])
+    assert 'unrecognized arguments: -c' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_validate_options(['--torchcompile', '--aot-autograd'])
+
+
+@pytest.mark.parametrize(
+    ('command', 'explicit'),
+    [
+        ('', set()),
+        ('/data -m resnet50 --pretrained -b 64 --amp', {'data', 'model', 'pretrained', 'batch_size', 'amp'}),
+        ('--checkpoint runs/x --use-ema --results-file r.json --results-format json --torchcompile --channels-last',
+         {'checkpoint', 'use_ema', 'results_file', 'results_format', 'torchcompile', 'channels_last'}),
+        ('--task multilabel --target-key a,b --multilabel-threshold .3', {'task', 'target_key', 'multilabel_threshold'}),
+        ('--in-chans 1 --mean .5 --std .2 --crop-mode squash --crop-pct 1 --metrics-avg macro --num-gpu 1',
+         {'in_chans', 'mean', 'std', 'crop_mode', 'crop_pct', 'metrics_avg', 'num_gpu'}),
+    ],
+)  # fmt: skip
+def test_command_lines_written_for_timm_pass_unchanged(command, explicit):
+    args, given = parse_validate_options(command.split())
+    plain = vars(build_parser().parse_args(command.split()))
+    assert {key for key, value in vars(args).items() if plain[key] != value} <= {'data_dir'}
+    assert given == explicit
+    assert args.data_dir == args.data
+
+
+def test_the_positional_folder_comes_first_as_in_timm():
+    assert parse_validate_options(['/data', '--data-dir', '/other'])[0].data_dir == '/data'
+    assert parse_validate_options(['--data-dir', '/other'])[0].data_dir == '/other'
+
+
+REFUSED = [
+    ('--torchscript', '--torchscript: use --torchcompile'),
+    ('--fuser te', '--fuser: use --torchcompile'),
+    ('--aot-autograd', '--aot-autograd: use --torchcompile'),
+    ('--num-gpu 2', '--num-gpu: use accelerate launch'),
+    ('--naflex-loader', '--naflex-loader: NaFlex'),
+    ('--naflex-max-seq-len 8', '--naflex-max-seq-len: NaFlex models are not supported: use a model of fixed size'),
+    ('-b 0', '--batch-size 0: expected 1 or more'),
+    ('-j -1', '--workers -1'),
+    ('--log-freq 0', '--log-freq 0'),
+    ('--num-samples 0', '--num-samples 0'),
+    ('--crop-mode middle', "--crop-mode 'middle': expected one of squash, border, center"),
+    ('--crop-border-pixels -1', '--crop-border-pixels -1'),
+    ('--results-format xml', "--results-format 'xml': expected one of csv, json"),
+    ('--amp-dtype half', "--amp-dtype 'half'"),
+    ('--amp --model-dtype float16', '--model-dtype float16: --amp needs'),
+    ('--mean .1 .2', '--mean: 2 values for 3 channels'),
+    ('--input-size 3 -1 8', '--input-size -1'),
+    ('--num-classes 0', '--num-classes 0'),
+    ('--seed -1', '--seed -1'),
+    ('--target-format indices', '--target-format indices: for --task multilabel only'),
+    ('--multilabel-threshold 0', '--multilabel-threshold 0.0'),
+    ('--task multilabel --metrics-avg micro', '--metrics-avg micro: for --task classification only'),
+    ('--task multilabel --real-labels r.json', '--real-labels r.json: for --task classification only'),
+    ('--task multilabel --valid-labels v.txt', '--valid-labels v.txt: for --task classification only'),
+]
+
+
+@pytest.mark.parametrize(('command', 'fragment'), REFUSED, ids=[command for command, _ in REFUSED])
+def test_options_that_cannot_work_are_refused_in_one_line(command, fragment):
+    with pytest.raises(UsageError) as error:
+        parse_validate_options(command.split())
+    assert fragment in str(error.value)
+    assert '\n' not in str(error.value)

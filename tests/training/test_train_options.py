@@ -1,0 +1,401 @@
+import argparse
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from timm.loss import LOSS_TYPES, create_classification_loss
+from timm.utils import ParseKwargs
+
+from timm_hnc.errors import UsageError
+from timm_hnc.training.options import build_parser, loss_kwargs, mixup_active, parse_train_options
+
+FLAGS = list(csv.DictReader((Path(__file__).parent / 'timm_train_flags.csv').open()))
+KINDS = {
+    'store': argparse._StoreAction,
+    'storetrue': argparse._StoreTrueAction,
+    'parsekwargs': ParseKwargs,
+    'help': argparse._HelpAction,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+
+
+@pytest.fixture
+def stats(tmp_path):
+    path = tmp_path / 'stats.json'
+    path.write_text(json.dumps({'pos_counts': [2, 4, 1], 'num_samples': 8}))
+    return str(path)
+
+
+def config(folder: Path, /, **values) -> str:
+    path = folder / 'config.yaml'
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize('row', FLAGS, ids=lambda row: row['flags'])
+def test_every_flag_of_timm_is_there_with_its_meaning(row):
+    flags = row['flags'].split()
+    actions = {action.dest: action for action in build_parser()._actions}
+    action = actions[flags[-1 if flags[0] == '-h' else 0 if flags[0][:2] == '--' else -1].lstrip('-').replace('-', '_')]
+    assert action.option_strings == [flag for flag in flags if flag.startswith('-')]
+    assert type(action) is KINDS[row['kind']] or (row['kind'] == 'parsekwargs' and isinstance(action, ParseKwargs))
+    assert (action.type or str).__name__ == (row['type'] or 'str')
+    assert (
+        str(action.nargs if action.nargs and row['kind'] != 'storetrue' and row['kind'] != 'help' else '')
+        == row['nargs']
+    )
+    assert str('' if action.default is None else action.default) == row['default']
+    assert ' '.join(action.choices or ()) == row['choices']
+
+
+def test_a_compile_flag_without_backend_means_inductor_and_excludes_torchscript(capsys):
+    assert build_parser().parse_args(['--torchcompile']).torchcompile == 'inductor'
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(['--torchcompile', '--torchscript'])
+    assert 'not allowed with argument' in capsys.readouterr().err
+
+
+def test_help_shows_our_options_and_hides_those_only_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train_options(['--help'])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert '--hnc-weight' in text
+    assert not any(word in text for word in ('naflex', '--kd-', 'torchscript', 'local_rank', '==SUPPRESS==', '%('))
+
+
+def test_defaults_pass_and_are_timms_and_ours():
+    args, explicit = parse_train_options([])
+    assert explicit == frozenset()
+    assert vars(args) == vars(build_parser().parse_args([]))
+    assert (args.hnc, args.hnc_weight, args.hnc_topk, args.hnc_alpha) == ('none', None, 100, 0.0)
+    assert (args.hnc_reduction, args.cam_images, args.log_tensorboard) == ('sum', 8, False)
+    assert (args.task, args.target_format, args.multilabel_threshold, args.loss) == ('classification', None, 0.5, None)
+
+
+def test_loss_defaults_are_those_of_timms_factory():
+    import inspect
+
+    signature = inspect.signature(create_classification_loss).parameters
+    args = build_parser().parse_args([])
+    for name in (
+        'asl_gamma_pos',
+        'asl_gamma_neg',
+        'asl_clip',
+        'asl_reduction',
+        'poly_epsilon',
+        'poly_gamma',
+        'poly_alpha',
+    ):
+        assert getattr(args, name) == signature[name].default
+    assert (args.twoway_tp, args.twoway_tn) == (signature['twoway_tp'].default, signature['twoway_tn'].default)
+
+
+TIMM_COMMANDS = {
+    'randaugment': '/data/imagenet --model efficientnet_b2 -b 128 --sched step --epochs 450 --decay-epochs 2.4 '
+    '--decay-rate .97 --opt rmsproptf --opt-eps .001 -j 8 --warmup-lr 1e-6 --weight-decay 1e-5 --drop 0.3 '
+    '--drop-path 0.2 --model-ema --model-ema-decay 0.9999 --aa rand-m9-mstd0.5 --remode pixel --reprob 0.2 --amp '
+    '--lr .016',
+    'bce': '/data/imagenet --model resnet50 --bce-loss --bce-target-thresh 0.2 --mixup 0.1 --cutmix 1.0 --smoothing 0 '
+    '--opt lamb --lr 5e-3 --weight-decay 0.01 -b 256 --drop-path 0.05 --aa rand-m7-mstd0.5-inc1 --amp --crop-pct 0.95',
+    'deit': '--data-dir /data --model vit_base_patch16_224 --opt adamw --lr-base 1e-3 --lr-base-size 512 --layer-decay '
+    '0.75 --mixup .8 --cutmix 1. --sched-on-updates --grad-accum-steps 4 --clip-grad 1 --model-kwargs init_values=1e-5 '
+    'dynamic_img_size=True --amp --amp-dtype bfloat16 --torchcompile --warmup-epochs 20 --min-lr 1e-6',
+    'jsd': '/data --model resnet50 --aug-splits 3 --split-bn --jsd-loss --aa augmix-m5-w4-d2 --resplit --dist-bn reduce',
+    'sizes': '/data --train-img-sizes 128 160 224 --train-batch-sizes 256 192 128 --train-size-schedule progressive '
+    '--variable-batch-loss-scale sqrt --train-steps-per-epoch 500',
+    'hub': '--dataset hfds/timm/mini-imagenet --num-classes 100 --in-chans 1 --input-size 1 64 64 --mean .5 --std .25 '
+    '--sched wsd --decay-epochs .2 --lr-decay-fn linear --resume auto --experiment x --save-epochs 10 20 '
+    '--opt lookahead_adam --lr 1e-3 --dr .5 -vb 64',
+    'multilabel': '--task multilabel --dataset hfds/x --target-key labels --num-classes 6 --loss asl --mixup 0.4 '
+    '--smoothing 0.1 --eval-metric macro_f1 --model-ema',
+    'milestones': '/data --sched multistep --decay-milestones 100 150 --clip-mode agc --clip-grad .01 --val-split "" '
+    '--no-aug --use-multi-epochs-loader --no-prefetcher',
+}
+
+
+@pytest.mark.parametrize('command', TIMM_COMMANDS.values(), ids=TIMM_COMMANDS.keys())
+def test_command_lines_written_for_timm_pass_and_come_back_from_args_yaml(command, tmp_path):
+    argv = [word.strip('"') for word in command.split()]
+    args, explicit = parse_train_options(argv)
+    plain = vars(build_parser().parse_args(argv))
+    filled_in = {'data_dir', 'smoothing', 'eval_metric', 'loss', 'loss_pos_weight', 'grad_accum_steps'}
+    assert {key: value for key, value in vars(args).items() if plain[key] != value}.keys() <= filled_in
+    assert explicit
+    again, _ = parse_train_options(['-c', config(tmp_path, **vars(args))])
+    assert {**vars(again), 'config': ''} == vars(args)
+
+
+def test_args_yaml_of_timm_passes_with_its_defaults_of_unsupported_options(tmp_path):
+    values = vars(build_parser().parse_args(['/data', '--lr', '0.1']))
+    args, _ = parse_train_options(['-c', config(tmp_path, **values)])
+    assert (args.lr, args.data_dir, args.hnc) == (0.1, '/data', 'none')
+
+
+@pytest.mark.parametrize(
+    ('argv', 'expected'),
+    [
+        (['/data'], {'data_dir': '/data'}),
+        (['/data', '--data-dir', '/other'], {'data_dir': '/other'}),
+        (['--hnc', 'mse'], {'hnc_weight': 0.0007}),
+        (['--hnc', 'kd'], {'hnc_weight': 0.0065}),
+        (['--hnc', 'kd', '--hnc-weight', '0'], {'hnc_weight': 0.0}),
+        (['--bce-loss'], {'loss': 'bce'}),
+        (['--bce-loss', '--loss', 'bce'], {'loss': 'bce'}),
+        (['--jsd-loss', '--aug-splits', '3'], {'loss': 'jsd'}),
+        (['--bce-loss', '--bce-pos-weight', '2'], {'loss_pos_weight': '2.0'}),
+        (['--task', 'multilabel'], {'smoothing': 0.0, 'eval_metric': 'map', 'loss': None}),
+        (['--task', 'multilabel', '--smoothing', '0.1'], {'smoothing': 0.1}),
+        (['--task', 'multilabel', '--eval-metric', 'micro_f1'], {'eval_metric': 'micro_f1'}),
+        (['--grad-accum-steps', '0'], {'grad_accum_steps': 1}),
+        (['--smoothing', '0'], {'smoothing': 0.0}),
+    ],
+)
+def test_options_that_depend_on_others_are_filled_in(argv, expected):
+    args, _ = parse_train_options(argv)
+    assert {key: getattr(args, key) for key in expected} == expected
+
+
+def test_hnc_of_a_recipe_can_be_switched_off_on_the_command_line(tmp_path):
+    recipe = config(tmp_path, hnc='mse', hnc_weight=0.001, hnc_topk=10)
+    args, explicit = parse_train_options(['-c', recipe, '--hnc', 'none'])
+    assert (args.hnc, args.hnc_weight, args.hnc_topk) == ('none', None, 100)
+    assert 'hnc_weight' not in explicit
+    with pytest.raises(UsageError, match='--hnc-topk 5: does nothing'):
+        parse_train_options(['-c', recipe, '--hnc', 'none', '--hnc-topk', '5'])
+    with pytest.raises(UsageError, match='does nothing without --hnc mse'):
+        parse_train_options(['-c', config(tmp_path, hnc='none', hnc_weight=0.001)])
+
+
+@pytest.mark.parametrize(
+    ('argv', 'advice'),
+    [
+        (['--torchscript'], '--torchscript: use --torchcompile'),
+        (['--fuser', 'te'], '--fuser: use --torchcompile'),
+        (['--local_rank', '1'], '--local_rank: leave it out'),
+        (['--naflex-loader'], '--naflex-loader: NaFlex'),
+        (['--naflex-train-seq-lens', '128'], '--naflex-train-seq-lens: NaFlex'),
+        (['--naflex-max-seq-len', '128'], '--naflex-max-seq-len: NaFlex'),
+        (['--naflex-patch-sizes', '8'], '--img-size or --train-img-sizes'),
+        (['--naflex-patch-size-probs', '1'], '--naflex-patch-size-probs: NaFlex'),
+        (['--naflex-loss-scale', 'sqrt'], '--naflex-loss-scale: NaFlex'),
+        (['--naflex-patchify-channels-first'], '--naflex-patchify-channels-first: NaFlex'),
+        (['--kd-model-name', 'resnet50'], "--kd-model-name: train with a teacher in timm's own train.py"),
+        (['--kd-distill-type', 'token'], '--hnc kd is a form of the HNC loss'),
+        (['--kd-loss-type', 'mse'], '--kd-loss-type: '),
+        (['--distill-loss-weight', '1'], '--distill-loss-weight: '),
+        (['--task-loss-weight', '1'], '--task-loss-weight: '),
+        (['--kd-temperature', '1'], '--kd-temperature: '),
+        (['--kd-student-feature-dim', '1'], '--kd-student-feature-dim: '),
+        (['--kd-teacher-feature-dim', '1'], '--kd-teacher-feature-dim: '),
+        (['--kd-token-distill-type', 'hard'], '--kd-token-distill-type: '),
+    ],
+)
+def test_unsupported_options_say_what_to_use(argv, advice):
+    with pytest.raises(UsageError) as error:
+        parse_train_options(argv)
+    assert advice in str(error.value)
+
+
+MULTILABEL = ['--task', 'multilabel']
+REFUSED = [
+    ('--hnc mse --hnc-topk 0', '--hnc-topk 0: expected 1 or more'),
+    ('--hnc mse --hnc-weight -1', '--hnc-weight -1.0: expected 0 or more'),
+    ('--hnc mse --hnc-weight nan', '--hnc-weight nan'),
+    ('--hnc kd --hnc-weight inf', '--hnc-weight inf'),
+    ('--hnc mse --hnc-alpha nan', '--hnc-alpha nan: expected a finite number'),
+    ('--hnc-weight 0.001', '--hnc-weight 0.001: does nothing without --hnc mse'),
+    ('--hnc-topk 5', '--hnc-topk 5: does nothing'),
+    ('--hnc-alpha 1', '--hnc-alpha 1.0: does nothing'),
+    ('--hnc-reduction mean', '--hnc-reduction mean: does nothing'),
+    ('--smoothing 1', '--smoothing 1.0: expected 0 or more and less than 1'),
+    ('--smoothing -0.1', '--smoothing -0.1'),
+    ('--smoothing nan', '--smoothing nan'),
+    ('-b 0', '--batch-size 0: expected 1 or more'),
+    ('-vb 0', '--validation-batch-size 0'),
+    ('-b 7 --mixup 0.2', '--batch-size 7: --mixup and --cutmix mix pairs'),
+    ('-b 7 --cutmix-minmax 0.2 0.8', '--batch-size 7'),
+    ('--cutmix 1 --train-img-sizes 32 64 --train-batch-sizes 8 7', '--train-batch-sizes 7: --mixup'),
+    ('--cutmix-minmax 0.2', '--cutmix-minmax: 1 values, expected 2'),
+    ('--mixup -1', '--mixup -1.0'),
+    ('--mixup 1 --mixup-prob 2', '--mixup-prob 2.0: expected 0 or more and 1 or less'),
+    ('--mixup-mode all', "--mixup-mode 'all': expected one of batch, pair, elem"),
+    ('--epochs 0', '--epochs 0: expected 1 or more'),
+    ('--stop-epoch 0', '--stop-epoch 0'),
+    ('--start-epoch -1', '--start-epoch -1'),
+    ('--save-epochs 3 0', '--save-epochs 0'),
+    ('--lr -0.1', '--lr -0.1: expected 0 or more'),
+    ('--lr nan', '--lr nan'),
+    ('--lr inf', '--lr inf'),
+    ('--weight-decay -1', '--weight-decay -1.0'),
+    ('--clip-grad nan', '--clip-grad nan'),
+    ('--lr-base-size 0', '--lr-base-size 0'),
+    ('--lr-base-scale cubic', "--lr-base-scale 'cubic': expected one of linear, sqrt"),
+    ('-j -1', '--workers -1: expected 0 or more'),
+    ('--seed -1', '--seed -1: expected 0 or more'),
+    ('--amp-dtype fp16', "--amp-dtype 'fp16': expected one of float16, bfloat16"),
+    ('--model-dtype half', "--model-dtype 'half': expected one of float32, float16, bfloat16"),
+    ('--amp --model-dtype bfloat16', '--model-dtype bfloat16: --amp needs a float32 model'),
+    ('--clip-mode max', "--clip-mode 'max': expected one of norm, value, agc"),
+    ('--train-crop-mode center', "--train-crop-mode 'center': expected one of rrc, rkrc, rkrr, pad"),
+    ('--worker-seeding none', "--worker-seeding 'none': expected one of all, part"),
+    ('--remode black', "--remode 'black'"),
+    ('--dist-bn mean', "--dist-bn 'mean': expected one of broadcast, reduce"),
+    ('--sched sine', "--sched sine: Unknown scheduler 'sine'. Expected one of cosine"),
+    ('--sched wsd --epochs 10 --decay-epochs 20', '--sched wsd: wsd schedule requires'),
+    ('--sched wsd --decay-epochs .2 --lr-decay-fn bump', 'Invalid decay_fn (bump)'),
+    ('--sched plateau --sched-on-updates', '--sched-on-updates: not together with --sched plateau'),
+    ('--sched multistep --decay-milestones 9 3', 'expected increasing epochs'),
+    ('--lr-noise .1 .2 .3', '--lr-noise: 3 values, expected 1 or 2'),
+    ('--opt adamwx', "--opt adamwx: timm knows no optimizer 'adamwx'"),
+    ('--jsd-loss', '--loss jsd: needs --aug-splits of 2 or more, got 0'),
+    ('--aug-splits 1', '--aug-splits 1: expected 0, or 2 and more'),
+    ('--aug-splits -2', '--aug-splits -2'),
+    ('--aug-splits 2 --mixup 0.1', '--aug-splits 2: not together with --mixup'),
+    ('--aug-splits 2 --train-img-sizes 32 64', '--aug-splits 2: not together with --train-img-sizes'),
+    ('--task multilabel --aug-splits 2', '--aug-splits 2: for --task classification only'),
+    ('--split-bn', '--split-bn: needs --aug-splits'),
+    ('--aug-repeats 3', '--aug-repeats 3: for several processes only'),
+    ('--jsd-loss --bce-loss', '--jsd-loss: contradicts the loss bce'),
+    ('--bce-loss --loss asl', '--bce-loss: contradicts the loss asl'),
+    ('--bce-loss --bce-pos-weight 2 --loss-pos-weight 3', '--bce-pos-weight 2.0: contradicts --loss-pos-weight 3'),
+    ('--bce-pos-weight 2', '--loss ce with --task classification: Class and positive weights'),
+    ('--bce-sum', '--loss ce with --task classification: BCE target threshold'),
+    ('--loss zlpr', "--loss zlpr with --task classification: Loss type 'zlpr' requires multi-label targets"),
+    ('--task multilabel --loss ce', "--loss ce with --task multilabel: Loss type 'ce' does not support"),
+    ('--task multilabel --loss twoway --mixup .5', '--loss twoway with --task multilabel: Loss type'),
+    ('--task multilabel --loss zlpr --smoothing .1', '--loss zlpr'),
+    ('--task multilabel --loss zlpr --loss-pos-weight 2', 'Class and positive weights'),
+    ('--task multilabel --loss twoway --twoway-tp 0', '--twoway-tp 0.0: expected more than 0'),
+    ('--task multilabel --loss poly --poly-alpha 2', '--poly-alpha 2.0: expected 0 or more and 1 or less'),
+    ('--loss poly --poly-gamma 2', 'Poly gamma and alpha only apply'),
+    ('--loss asl --cutmix 1', 'Single-label ASL requires class index targets'),
+    ('--loss asl --asl-clip nan', '--asl-clip nan'),
+    ('--task multilabel --loss db', '--loss db: needs --class-stats'),
+    ('--loss bce --class-stats missing.json', '--class-stats missing.json: '),
+    ('--loss bce --loss-class-weight missing.json', '--loss-class-weight missing.json: could not convert'),
+    ('--loss bce --loss-pos-weight neg_pos', '--loss-pos-weight neg_pos: Class weight method'),
+    ('--loss bce --loss-pos-weight -1', '--loss-pos-weight -1: Loss weights must be finite'),
+    ('--loss bce --loss-class-weight 1,2,3 --num-classes 6', '--loss-class-weight 1,2,3: 3 values for --num-classes 6'),
+    ('--target-format multihot', '--target-format multihot: for --task multilabel only'),
+    ('--target-key a,b', '--target-key a,b: several fields are for --task multilabel only'),
+    ('--task multilabel --target-key a,a', 'must list unique'),
+    ('--task multilabel --target-key a,b --target-format multihot', '--target-key a,b: Multi-field target keys'),
+    ('--multilabel-threshold 1', '--multilabel-threshold 1.0: expected more than 0 and less than 1'),
+    ('--eval-metric map', '--eval-metric map: expected one of loss, top1, top5'),
+    ('--task multilabel --eval-metric top1', '--eval-metric top1: expected one of loss, map, micro_f1'),
+    ('--resume auto', '--resume auto: needs --experiment'),
+    ('--wandb-resume-id x', '--wandb-resume-id x: needs --resume'),
+    ('--mean 0.5 0.5', '--mean: 2 values for 3 channels, expected 1 or 3'),
+    ('--in-chans 1 --std 1 1 1', '--std: 3 values for 1 channels'),
+    ('--mean nan', '--mean nan'),
+    ('--std 0', '--std 0.0: expected more than 0'),
+    ('--input-size 3 0 32', '--input-size 0: expected 1 or more'),
+    ('--input-size 1 32 32 --in-chans 3', '--in-chans 3: --input-size 1 32 32 has 1'),
+    ('--img-size 0', '--img-size 0'),
+    ('--num-classes 0', '--num-classes 0: expected 1 or more'),
+    ('--crop-pct -1', '--crop-pct -1.0'),
+    ('--cam-images -1', '--cam-images -1: expected 0 or more'),
+    ('--checkpoint-hist 0', '--checkpoint-hist 0'),
+    ('--val-interval 0', '--val-interval 0'),
+    ('--log-interval 0', '--log-interval 0'),
+    ('--recovery-interval -1', '--recovery-interval -1'),
+    ('--model-ema-decay 2', '--model-ema-decay 2.0'),
+    ('--use-multi-epochs-loader --train-img-sizes 32 64', '--use-multi-epochs-loader: not together'),
+    ('--train-img-sizes 32 0', '--train-img-sizes 0'),
+    ('--train-img-sizes 32 64 --train-batch-sizes 8', '--train-batch-sizes: 1 values for 2 --train-img-sizes'),
+    ('--train-size-probs 1', '--train-size-probs: 1 values for 0 --train-img-sizes'),
+    ('--train-img-sizes 32 64 --train-size-probs 0 0', '--train-size-probs: expected one above 0'),
+    ('--train-size-schedule progressive', 'progressive: needs 2 or more --train-img-sizes'),
+    ('--train-batches-per-epoch 0', '--train-batches-per-epoch 0'),
+]
+
+
+@pytest.mark.parametrize(('command', 'fragment'), REFUSED, ids=[command for command, _ in REFUSED])
+def test_options_that_cannot_work_are_refused_in_one_line(command, fragment):
+    with pytest.raises(UsageError) as error:
+        parse_train_options(command.split())
+    assert fragment in str(error.value)
+    assert '\n' not in str(error.value)
+    assert '..' not in str(error.value)
+
+
+def test_options_for_several_processes(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert parse_train_options(['--aug-repeats', '3'])[0].aug_repeats == 3
+    with pytest.raises(UsageError, match='--split-bn: not together with --sync-bn'):
+        parse_train_options(['--split-bn', '--resplit', '--sync-bn'])
+
+
+@pytest.mark.parametrize('name', ['--loss', '--task', '--hnc'])
+def test_unknown_names_are_refused_by_argparse_with_the_known_ones(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train_options([name, 'nope'])
+    assert stop.value.code == 2
+    known = {'--loss': LOSS_TYPES, '--task': ('classification', 'multilabel'), '--hnc': ('none', 'mse', 'kd')}[name]
+    line = capsys.readouterr().err
+    assert all(word in line for word in known)
+
+
+def test_class_statistics_become_weights_and_counts(stats):
+    base = [*MULTILABEL, '--class-stats', stats, '--num-classes', '3']
+    kwargs = loss_kwargs(parse_train_options([*base, '--loss', 'db'])[0])
+    assert (kwargs['class_counts'].tolist(), kwargs['num_samples']) == ([2, 4, 1], 8)
+    args, _ = parse_train_options(
+        [*base, '--loss-pos-weight', 'neg_pos', '--loss-weight-power', '0.5', '--loss-class-weight', 'inv_freq']
+    )
+    kwargs = loss_kwargs(args)
+    torch.testing.assert_close(kwargs['pos_weight'], torch.tensor([3.0, 1.0, 7.0]).sqrt())
+    frequency = torch.tensor([4.0, 2.0, 8.0]).sqrt()
+    torch.testing.assert_close(kwargs['class_weight'], frequency / frequency.mean())
+    for wrong in (['--loss-pos-weight', 'inv_freq'], ['--loss', 'db', '--num-classes', '4']):
+        with pytest.raises(UsageError, match='inv_freq|3 values for --num-classes 4'):
+            parse_train_options([*base, *wrong])
+
+
+@pytest.mark.parametrize(
+    'content', ['', '[]', '{"pos_counts": [9], "num_samples": 2}', '{"pos_counts": [1], "num_samples": []}']
+)
+def test_unusable_class_statistics_are_refused_by_name(tmp_path, content):
+    path = tmp_path / 'bad.json'
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r'--class-stats .*bad\.json: '):
+        parse_train_options([*MULTILABEL, '--loss', 'db', '--class-stats', str(path)])
+
+
+@pytest.mark.parametrize(
+    ('command', 'criterion'),
+    [
+        ('--smoothing 0', 'CrossEntropyLoss'),
+        ('', 'LabelSmoothingCrossEntropy'),
+        ('--mixup 0.2', 'SoftTargetCrossEntropy'),
+        ('--bce-loss --bce-sum --bce-target-thresh 0.2 --cutmix 1', 'BinaryCrossEntropy'),
+        ('--jsd-loss --aug-splits 3', 'JsdCrossEntropy'),
+        ('--loss asl', 'AsymmetricLossSingleLabel'),
+        ('--loss poly', 'PolyCrossEntropy'),
+        ('--task multilabel', 'BinaryCrossEntropy'),
+        ('--task multilabel --loss asl --loss-pos-weight 2', 'AsymmetricLossMultiLabel'),
+        ('--task multilabel --loss twoway', 'TwoWayLoss'),
+    ],
+)
+def test_loss_arguments_make_timms_criterion(command, criterion):
+    args, _ = parse_train_options(command.split())
+    loss = create_classification_loss(multi_label=args.task == 'multilabel', **loss_kwargs(args))
+    assert type(loss).__name__ == criterion
+
+
+def test_mixup_is_active_with_any_of_its_three_switches():
+    assert not mixup_active(build_parser().parse_args([]))
+    for argv in (['--mixup', '0.1'], ['--cutmix', '0.1'], ['--cutmix-minmax', '0.1', '0.5']):
+        assert mixup_active(build_parser().parse_args(argv))
+    kwargs = loss_kwargs(build_parser().parse_args(['--mixup', '0.1', '--smoothing', '0.2']))
+    assert kwargs['soft_targets'] is True
+    assert math.isclose(kwargs['smoothing'], 0.2)

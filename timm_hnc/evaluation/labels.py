@@ -1,0 +1,80 @@
+"""Evaluation on other labels than the data set's: reassessed ImageNet labels, a part of the classes, precision."""
+
+from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from timm.data import RealLabelsImagenet
+from timm.task import evaluation_sample_limit
+from torch import Tensor
+
+from timm_hnc.errors import DataError, UsageError
+
+
+class LabelOptions:
+    """timm's --valid-labels, --real-labels and --metrics-avg, applied batch by batch.
+
+    Args:
+        args: options of validate.py.
+        dataset: knows its file names, for --real-labels.
+        loader: tells which samples are the sampler's padding.
+        distributed: whether there are several processes.
+
+    Raises:
+        UsageError: an option does not work here.
+        DataError: a file cannot be read.
+    """
+
+    def __init__(self, args: Namespace, dataset: Any, loader: Any, distributed: bool) -> None:
+        self.average = args.metrics_avg
+        if self.average and find_spec('sklearn') is None:
+            raise UsageError('--metrics-avg needs scikit-learn: pip install "timm_hnc[quickstart]".')
+        if args.real_labels and distributed:
+            raise UsageError('--real-labels takes the images in order: evaluate with one process.')
+        self.limit = evaluation_sample_limit(loader)
+        self.predictions: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        try:
+            self.classes = [int(line) for line in _lines(args.valid_labels)] if args.valid_labels else None
+            names = dataset.filenames(basename=True) if args.real_labels else None
+            self.real_labels = RealLabelsImagenet(names, real_json=args.real_labels) if args.real_labels else None
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f'--valid-labels or --real-labels cannot be read: {error}') from error
+
+    def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits, target) as they are to be counted."""
+        if self.classes is not None:
+            output = output[:, self.classes]
+        if self.real_labels is not None:
+            self.real_labels.add_result(output)
+        if self.average:
+            self.predictions.append(output.argmax(1).cpu())
+            self.targets.append(target.cpu())
+        return output, target
+
+    def accuracy(self) -> dict[str, float]:
+        """Top-1 and top-5 on reassessed labels, in place of those on the data set's; empty without them."""
+        if self.real_labels is None:
+            return {}
+        return {f'top{k}': self.real_labels.get_accuracy(k=k) for k in (1, 5)}
+
+    def precision_and_recall(self) -> dict[str, float]:
+        """scikit-learn's precision, recall and F1 in percent, over all processes; empty without --metrics-avg."""
+        if not self.average:
+            return {}
+        from sklearn.metrics import precision_recall_fscore_support
+
+        predictions = torch.cat(self.predictions)[: self.limit].tolist()
+        targets = torch.cat(self.targets)[: self.limit].tolist()
+        figures = precision_recall_fscore_support(
+            gather_object(targets), gather_object(predictions), average=self.average, zero_division=0
+        )
+        names = ('precision', 'recall', 'f1_score')
+        return {f'{self.average}_{name}': round(100 * float(v), 4) for name, v in zip(names, figures, strict=False)}
+
+
+def _lines(path: str) -> list[str]:
+    return [line for line in Path(path).read_text().splitlines() if line.strip()]

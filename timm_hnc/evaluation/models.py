@@ -1,0 +1,65 @@
+"""The model that validate.py evaluates."""
+
+import json
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import load_checkpoint, parse_model_name, reparameterize_model
+
+from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.evaluation.sources import Source
+
+_logger = logging.getLogger(__name__)
+
+
+def load_model(args: Namespace, source: Source, explicit: frozenset[str]) -> Any:
+    """Create a model with its weights, on the CPU.
+
+    Args:
+        args: options of validate.py.
+        source: which model and weights.
+        explicit: names of the options that were given.
+
+    Raises:
+        UsageError: timm refuses the options.
+        DataError: the weights are missing, damaged or of another architecture.
+    """
+    _check_architecture(args, source, explicit)
+    in_chans = args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else None
+    try:
+        model = timm.create_model(
+            source.model,
+            pretrained=source.pretrained,
+            num_classes=args.num_classes,
+            in_chans=in_chans,
+            global_pool=args.gp,
+            **args.model_kwargs,
+        )
+        if source.checkpoint:
+            load_checkpoint(model, source.checkpoint, args.use_ema)
+    except (TypeError, AssertionError) as error:
+        raise UsageError(f"timm cannot make '{source.model}' with these options: {first_lines(error)}") from error
+    except Exception as error:  # safetensors, torch and the Hub each have errors of their own
+        where = source.checkpoint or source.model
+        raise DataError(f"weights '{where}' do not load into '{args.model}': {first_lines(error)}") from error
+    if args.reparam:
+        model = reparameterize_model(model)
+    _logger.info(f'{source.model}: {sum(p.numel() for p in model.parameters()):,} parameters.')
+    return model
+
+
+def _check_architecture(args: Namespace, source: Source, explicit: frozenset[str]) -> None:
+    """A run knows its architecture: --model may repeat it, and not contradict it."""
+    scheme, name = parse_model_name(source.model)
+    if scheme != 'local-dir':
+        return
+    try:
+        found = json.loads((Path(name) / 'config.json').read_text())['architecture']
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"'{name}/config.json' cannot be read: {error!r}") from error
+    if args.checkpoint and 'model' in explicit and parse_model_name(args.model)[1] != found:
+        raise DataError(f"--checkpoint '{args.checkpoint}' is of the architecture '{found}', not '{args.model}'.")
+    args.model = found if args.checkpoint else args.model

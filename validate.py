@@ -1,0 +1,10 @@
+#!/usr/bin/env python3
+"""Evaluate a timm model, whatever it was trained with."""
+
+import sys
+
+from timm_hnc.command_line import run_command
+from timm_hnc.evaluation.main import main
+
+if __name__ == '__main__':
+    sys.exit(run_command(main))
