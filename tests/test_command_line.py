@@ -11,6 +11,7 @@ from timm.utils import ParseKwargs
 from torch.utils.data import DataLoader, Dataset
 
 from timm_hnc.command_line import (
+    HelpFormatter,
     KeyValues,
     given_on_command_line,
     load_config,
@@ -129,7 +130,7 @@ def test_config_is_refused_with_file_key_value_and_expectation(parser, tmp_path,
 
 
 def test_config_that_cannot_be_read_is_refused(parser, tmp_path):
-    with pytest.raises(UsageError, match='missing.yaml'):
+    with pytest.raises(UsageError, match=r'missing\.yaml'):
         load_config(parser, tmp_path / 'missing.yaml')
     with pytest.raises(UsageError, match='cannot be read'):
         load_config(parser, tmp_path)
@@ -156,7 +157,8 @@ def test_the_command_line_wins_over_the_config_and_both_are_explicit(parser, tmp
     path = config(tmp_path, lr=0.5, epochs=10, amp=True, config='older.yaml', data='/data')
     args, explicit = parse_options(parser, ['--config', path, '--lr', '0.1', '--input-size', '1', '2', '3'])
     assert (args.lr, args.epochs, args.amp, args.data, args.config) == (0.1, 10, True, '/data', path)
-    assert explicit == {'config', 'lr', 'epochs', 'amp', 'data', 'input_size'}
+    assert explicit == frozenset({'config', 'lr', 'epochs', 'amp', 'data', 'input_size'})
+    assert isinstance(explicit, frozenset)
     assert set(vars(args)) == {action.dest for action in parser._actions} - {'help'}
     assert parser.parse_args([]).lr is None, 'the parser keeps its defaults'
     assert parse_options(parser, ['/other', '-c', path])[0].data == '/other'
@@ -196,6 +198,15 @@ def test_key_values_agree_with_timm_and_refuse_a_word_without_equals_sign(parser
     with pytest.raises(SystemExit):
         parser.parse_args(['--model-kwargs', 'depth'])
     assert "--model-kwargs: 'depth': expected name=value" in capsys.readouterr().err
+
+
+def test_help_shows_only_defaults_that_say_something():
+    parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
+    for flag, default in (('--a', None), ('--b', ''), ('--c', 0), ('--d', [1, 2]), ('--e', []), ('--f', 'x')):
+        parser.add_argument(flag, default=default, help='help')
+    parser.add_argument('--g', action='store_true', help='help')
+    lines = [line.split('help')[1] for line in parser.format_help().splitlines() if line.startswith('  --')]
+    assert lines == ['', '', ' (default: 0)', ' (default: [1, 2])', '', ' (default: x)', '']
 
 
 def test_refused_options_give_their_advice_only_when_changed(parser, tmp_path):
@@ -240,7 +251,9 @@ def raising(error):
 )
 def test_errors_become_one_line_and_an_exit_code_on_rank_0(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(sys, 'argv', ['/somewhere/train.py'])
-    for rank, expected in (('', line + '\n'), ('0', line + '\n'), ('1', '')):
+    # wrong options are wrong for every process, wrong data perhaps for one alone
+    elsewhere = f'[rank 1] {line}\n' if code == 1 else ''
+    for rank, expected in (('', line + '\n'), ('0', line + '\n'), ('1', elsewhere)):
         monkeypatch.setenv('RANK', rank)
         assert run_command(raising(error), ['--x']) == code
         captured = capsys.readouterr()

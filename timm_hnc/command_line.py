@@ -33,6 +33,16 @@ class KeyValues(ParseKwargs):
         super().__call__(parser, namespace, values, option_string)
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's help with the defaults that say something: not None, False or an empty text, list or mapping."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if default is None or default is False or default in ('', [], {}, argparse.SUPPRESS):
+            return action.help
+        return f'{action.help} (default: %(default)s)'
+
+
 def flag_of(dest: str) -> str:
     """The long flag of a destination: 'batch_size' -> '--batch-size'."""
     return '--' + dest.replace('_', '-')
@@ -107,7 +117,7 @@ def parse_options(
     values.pop('config', None)
     configured = copy.deepcopy(parser)
     configured.set_defaults(**values)
-    return configured.parse_args(argv), explicit | values.keys()
+    return configured.parse_args(argv), explicit.union(values)
 
 
 def given_on_command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> frozenset[str]:
@@ -177,7 +187,8 @@ def require_range(
 def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command and turn the user's errors into one line on stderr and an exit code.
 
-    Of several processes only that of rank 0 speaks: all of them meet the same error.
+    Of several processes only that of rank 0 speaks of wrong options: all of them meet those. Data may be wrong for one
+    process alone, which then says which it is.
 
     Args:
         command: the work; its own exit code, or None for 0.
@@ -197,8 +208,10 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
         message, code = f'error: {one_line(error)}', 1
     except KeyboardInterrupt:
         message, code = 'interrupted', 130
-    if os.environ.get('RANK', '') in ('', '0'):
-        sys.stderr.write(f'{Path(sys.argv[0]).name}: {message}\n')
+    rank = os.environ.get('RANK') or '0'
+    if rank == '0' or code == 1:
+        process = '' if rank == '0' else f'[rank {rank}] '
+        sys.stderr.write(f'{process}{Path(sys.argv[0]).name}: {message}\n')
     return code
 
 

@@ -43,13 +43,20 @@ def test_there_is_no_config_option(capsys):
     [
         ('', set()),
         ('/data -m resnet50 --pretrained -b 64 --amp', {'data', 'model', 'pretrained', 'batch_size', 'amp'}),
-        ('--checkpoint runs/x --use-ema --results-file r.json --results-format json --torchcompile --channels-last',
-         {'checkpoint', 'use_ema', 'results_file', 'results_format', 'torchcompile', 'channels_last'}),
-        ('--task multilabel --target-key a,b --multilabel-threshold .3', {'task', 'target_key', 'multilabel_threshold'}),
-        ('--in-chans 1 --mean .5 --std .2 --crop-mode squash --crop-pct 1 --metrics-avg macro --num-gpu 1',
-         {'in_chans', 'mean', 'std', 'crop_mode', 'crop_pct', 'metrics_avg', 'num_gpu'}),
+        (
+            '--checkpoint runs/x --use-ema --results-file r.json --results-format json --torchcompile --channels-last',
+            {'checkpoint', 'use_ema', 'results_file', 'results_format', 'torchcompile', 'channels_last'},
+        ),
+        (
+            '--task multilabel --target-key a,b --multilabel-threshold .3',
+            {'task', 'target_key', 'multilabel_threshold'},
+        ),
+        (
+            '--in-chans 1 --mean .5 --std .2 --crop-mode squash --crop-pct 1 --metrics-avg macro --num-gpu 1',
+            {'in_chans', 'mean', 'std', 'crop_mode', 'crop_pct', 'metrics_avg', 'num_gpu'},
+        ),
     ],
-)  # fmt: skip
+)
 def test_command_lines_written_for_timm_pass_unchanged(command, explicit):
     args, given = parse_validate_options(command.split())
     plain = vars(build_parser().parse_args(command.split()))

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 
 from timm.data.readers.targets import TARGET_FORMATS, check_target_format, parse_target_keys
 
-from timm_hnc.command_line import KeyValues, flag_of, parse_options, refuse, require_one_of, require_range
+from timm_hnc.command_line import (
+    HelpFormatter,
+    KeyValues,
+    flag_of,
+    parse_options,
+    refuse,
+    require_one_of,
+    require_range,
+)
 from timm_hnc.errors import UsageError
 
 TASKS = ('classification', 'multilabel')
@@ -31,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='validate.py',
         description='Evaluate a timm image classifier.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_data_options(parser)
     add_task_options(parser)

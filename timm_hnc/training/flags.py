@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from timm.loss import LOSS_TYPES
 
-from timm_hnc.command_line import KeyValues
+from timm_hnc.command_line import HelpFormatter, KeyValues
 from timm_hnc.evaluation.options import (
     add_data_options,
     add_device_options,
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='train.py',
         description='Train a timm image classifier, with or without the Homogeneous Negative CAM loss.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument('-c', '--config', type=str, default='', metavar='FILE', help='YAML file of options')
     add_data_options(parser)
