@@ -9,6 +9,7 @@ import torch
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 
+from timm_hnc.cam.probe import evaluating
 from timm_hnc.errors import DataError
 
 _logger = logging.getLogger(__name__)
@@ -66,10 +67,8 @@ def evaluate(
     Raises:
         DataError: a target does not fit the task, or nothing was there to evaluate.
     """
-    training = model.training
-    model.eval()
     seen = 0
-    with torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for index, (input, target) in enumerate(inputs):
             with autocast():
                 output = model(input)
@@ -85,7 +84,6 @@ def evaluate(
             seen += len(target)
             if (index + 1) % log_interval == 0:
                 _logger.info(f'Evaluated {seen} images of this process: {_text(evaluator.summary())}')
-    model.train(training)
     if not seen:
         raise DataError('the validation set is empty: see --val-split and --data-dir.')
     metrics = dict(evaluator.compute(distributed=distributed))

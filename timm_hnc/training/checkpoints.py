@@ -56,22 +56,28 @@ class CheckpointFolder:
         self.progress = progress
 
     def save(
-        self, name: str, write: Callable[[Path], None], metric: float | None = None, milestone: bool = False
-    ) -> Path:
+        self,
+        name: str,
+        write: Callable[[Path], None] | None,
+        metric: float | None = None,
+        milestone: bool = False,
+    ) -> None:
         """Write a checkpoint, point `last` at it, and `model_best` if it is the best; then drop what is not kept.
 
         Args:
             name: of the checkpoint.
-            write: fills the folder that it is given.
+            write: fills the folder that it is given; None where another process writes, and this one only ranks.
             metric: ranks the checkpoint; unranked ones are kept while they are the last.
             milestone: keep it whatever it scores.
 
         Raises:
             DataError: it cannot be written. Earlier checkpoints are untouched.
         """
+        self._rank(name, metric, milestone)
+        if write is None:
+            return
         checkpoints = self.folder / 'checkpoints'
         unfinished, final = checkpoints / f'.{name}.unfinished', checkpoints / name
-        self._rank(name, metric, milestone)
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
@@ -85,7 +91,6 @@ class CheckpointFolder:
         except OSError as error:
             raise DataError(f"checkpoint '{final}' cannot be written ({error}); earlier ones are whole.") from error
         self._drop(name)
-        return final
 
     def _rank(self, name: str, metric: float | None, milestone: bool) -> None:
         ranking = [entry for entry in self.progress.ranking if entry[0] != name]

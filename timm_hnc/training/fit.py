@@ -8,6 +8,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate.utils import broadcast
 from timm import utils
 
 from timm_hnc.errors import DataError, first_lines
@@ -101,8 +102,8 @@ def _write_checkpoint(run: Run, folder: Path) -> None:
 
 
 def _save(run: Run, name: str, metric: float | None, milestone: bool = False) -> None:
-    if run.accelerator.is_main_process:
-        run.checkpoints.save(name, lambda folder: _write_checkpoint(run, folder), metric, milestone)
+    write = partial(_write_checkpoint, run) if run.accelerator.is_main_process else None
+    run.checkpoints.save(name, write, metric, milestone)
     run.accelerator.wait_for_everyone()
 
 
@@ -151,6 +152,15 @@ def _log_epoch(run: Run, epoch: int, metric: float) -> None:
     _logger.info(f'Epoch {epoch}: {run.eval_metric} {metric:.4f} (best {best:.4f}, {name})')
 
 
+def _load_best(run: Run, model: Any) -> None:
+    """The best weights as they were saved, from the one process that sees the run folder to all."""
+    if run.accelerator.is_main_process:
+        weights = safetensors.torch.load_file(run.folder / 'model_best' / 'model.safetensors')
+        model.load_state_dict(weights, strict=not run.args.split_bn)
+    for tensor in model.state_dict().values() if run.distributed else ():
+        tensor.copy_(broadcast(tensor))
+
+
 def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], seconds: float) -> dict[str, Any]:
     """Evaluate and draw model_best, and write result.json."""
     ranking = run.checkpoints.progress.ranking
@@ -158,11 +168,11 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
     final = None
     if ranking:
         model = run.evaluated_model
-        weights = safetensors.torch.load_file(run.folder / 'model_best' / 'model.safetensors')
-        model.load_state_dict(weights, strict=not run.args.split_bn)
+        _load_best(run, model)
         final = evaluate_run(run, model) if run.eval_loader is not None else None
         pictures.draw('best', f'{run.args.model}, {best_name}')
     skipped = torch.tensor(run.skipped.count, device=run.accelerator.device)
+    run.skipped.stop()
     result = {
         'model': run.args.model,
         'best_checkpoint': best_name,
