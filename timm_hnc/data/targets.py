@@ -27,14 +27,18 @@ class ClassIndex:
         """
         if isinstance(target, (list, tuple, dict, str)) or getattr(target, 'ndim', 0) > 0:
             raise DataError(f'a target is {target!r}, not one class index: for several labels pass --task multilabel.')
-        if target is None or int(target) != target:
+        try:
+            index = int(target)
+        except (TypeError, ValueError, OverflowError):
+            index = None
+        if index is None or index != target:
             raise DataError(f'a target is {target!r}: expected a class index; see --target-key.')
-        if not 0 <= target < self.num_classes:
+        if not 0 <= index < self.num_classes:
             raise DataError(
-                f'a target is class {int(target)}, outside the range 0 to {self.num_classes - 1}: '
+                f'a target is class {index}, outside the range 0 to {self.num_classes - 1}: '
                 'set --num-classes to the classes of the data.'
             )
-        return int(target)
+        return index
 
 
 class LabelSet:
@@ -54,6 +58,8 @@ class LabelSet:
         Raises:
             DataError: the target fits neither form.
         """
+        if isinstance(target, int):
+            raise DataError(f'a target is {target}, one class index: for a single label leave out --task multilabel.')
         try:
             return self.encode(target)
         except (ValueError, TypeError, RuntimeError) as error:

@@ -170,7 +170,8 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
         model = run.evaluated_model
         _load_best(run, model)
         final = evaluate_run(run, model) if run.eval_loader is not None else None
-        pictures.draw('best', f'{run.args.model}, {best_name}')
+        loss = 'without HNC' if run.args.hnc == 'none' else f'HNC {run.args.hnc}, weight {run.args.hnc_weight:g}'
+        pictures.draw('best', f'{run.args.model}, {best_name}, {loss}')
     skipped = torch.tensor(run.skipped.count, device=run.accelerator.device)
     run.skipped.stop()
     result = {

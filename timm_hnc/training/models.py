@@ -3,6 +3,7 @@
 import difflib
 import logging
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -68,6 +69,9 @@ def create_model(args: Namespace) -> Any:
         UsageError: timm refuses the options.
         DataError: weights are missing or belong to another architecture.
     """
+    for flag, path in (('--initial-checkpoint', args.initial_checkpoint), ('--pretrained-path', args.pretrained_path)):
+        if path and not Path(path).exists():
+            raise DataError(f"{flag} '{path}' does not exist.")
     options: dict[str, Any] = {}
     if args.pretrained_path:
         options['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head

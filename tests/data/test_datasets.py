@@ -1,0 +1,159 @@
+import io
+import shutil
+
+import pytest
+import torch
+from image_data import CLASSES, TRAIN_COUNTS, samples, write_folder, write_parquet, write_shards, write_tar
+from PIL import Image
+from timm.data import create_loader
+
+from timm_hnc.data.datasets import class_names, class_to_idx, create_dataset
+from timm_hnc.data.targets import ClassIndex
+from timm_hnc.errors import DataError, UsageError
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture(scope='module')
+def parquet(tmp_path_factory):
+    return write_parquet(tmp_path_factory.mktemp('parquet') / 'set')
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp('cache'))
+
+
+def pixels(image: Image.Image) -> bytes:
+    return image.convert('RGB').tobytes()
+
+
+@pytest.mark.parametrize('kind', ['folder', 'train folder', 'tar', 'torch', 'hfds'])
+def test_every_kind_holds_the_same_images_and_labels(folder, parquet, cache, tmp_path, kind):
+    name, root = {
+        'folder': lambda: ('', folder),
+        'train folder': lambda: ('', folder / 'train'),
+        'tar': lambda: ('', write_tar(tmp_path / 'train.tar', 'train')),
+        'torch': lambda: ('torch/image_folder', folder),
+        'hfds': lambda: (f'hfds/{parquet}', cache),
+    }[kind]()
+    dataset = create_dataset(name, str(root), 'train', num_classes=3)
+    assert class_names(dataset, 4) == [*CLASSES, '3']
+    found = sorted((target, pixels(image)) for image, target in (dataset[index] for index in range(len(dataset))))
+    expected = sorted((label, pixels(Image.open(io.BytesIO(content)))) for _, label, content in samples('train'))
+    assert found == expected
+
+
+@pytest.mark.parametrize('kind', ['wds', 'hfids'])
+def test_every_streamed_kind_holds_the_same_images_and_labels(parquet, cache, tmp_path, kind):
+    if kind == 'wds':
+        options = dict(name='wds/set', root=str(write_shards(tmp_path / 'wds')))
+    else:
+        options = dict(name=f'hfids/{parquet}', root=cache, num_samples=sum(TRAIN_COUNTS))
+    dataset = create_dataset(split='train', num_classes=3, batch_size=8, **options)
+    found = sorted((target, pixels(image)) for image, target in dataset)
+    expected = sorted((label, pixels(Image.open(io.BytesIO(content)))) for _, label, content in samples('train'))
+    assert len(found) == 59
+    assert found == expected
+
+
+def refused(error, message, name='', root=None, split='train', num_classes=3, **kwargs):
+    with pytest.raises(error) as caught:
+        create_dataset(name, None if root is None else str(root), split, num_classes=num_classes, **kwargs)
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_data_is_refused(folder, tmp_path, parquet, cache):
+    refused(UsageError, 'pass --data-dir DIR, or --dataset NAME', '')
+    refused(DataError, f"data folder '{tmp_path / 'nowhere'}' does not exist: see --data-dir", root=tmp_path / 'nowhere')
+    (tmp_path / 'empty').mkdir()
+    refused(DataError, 'Found 0 images', root=tmp_path / 'empty')
+    (tmp_path / 'text.tar').write_text('no tar')
+    refused(DataError, 'cannot be read', root=tmp_path / 'text.tar')
+    refused(DataError, 'cannot be read', 'torch/image_folder', tmp_path / 'nowhere')
+    refused(DataError, 'cannot be read', 'torch/nothing', tmp_path)
+    refused(DataError, 'cannot be read', f'hfds/{tmp_path / "nowhere"}', cache)
+    refused(DataError, "split 'test'", f'hfds/{parquet}', cache, split='test')
+    refused(DataError, 'cannot be read', 'wds/set', tmp_path / 'nowhere')
+
+
+def test_a_folder_without_the_split_is_refused_instead_of_taken_whole(folder, tmp_path):
+    shutil.copytree(folder / 'train', tmp_path / 'train')
+    refused(DataError, "no folder for the split 'validation' but has train", root=tmp_path, split='validation')
+    assert len(create_dataset('', str(tmp_path), 'train', 3)) == 59
+    assert len(create_dataset('', str(tmp_path / 'train'), 'validation', 3)) == 59
+
+
+def test_one_class_is_refused(folder, tmp_path, cache):
+    shutil.copytree(folder / 'train' / 'red', tmp_path / 'red')
+    refused(DataError, 'images of one class only: a classifier needs at least two', root=tmp_path)
+    (tmp_path / 'one').mkdir()
+    shutil.copytree(folder / 'train' / 'red', tmp_path / 'one' / 'train' / 'red')
+    refused(DataError, 'images of one class only', 'torch/image_folder', tmp_path / 'one')
+
+
+def test_one_class_that_only_the_labels_show_is_refused(tmp_path, cache):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    name, _, content = samples('train')[0]
+    features = Features({'image': ImageFeature(), 'label': Value('int64')})
+    images = [{'bytes': content, 'path': name}] * 3
+    (tmp_path / 'one').mkdir()
+    Dataset.from_dict({'image': images, 'label': [1, 1, 1]}, features=features).to_parquet(tmp_path / 'one' / 'train.parquet')
+    refused(DataError, 'one class only', f'hfds/{tmp_path / "one"}', cache)
+    (tmp_path / 'far').mkdir()
+    Dataset.from_dict({'image': images, 'label': [0, 1, 7]}, features=features).to_parquet(tmp_path / 'far' / 'train.parquet')
+    refused(DataError, 'outside the model\'s range 0 to 2, such as 7: set --num-classes', f'hfds/{tmp_path / "far"}', cache)
+
+
+@pytest.mark.parametrize('name', ['', 'torch/image_folder'])
+def test_labels_outside_the_range_are_refused(folder, name):
+    message = "labels outside the model's range 0 to 1, such as 2: set --num-classes to the classes of the data"
+    refused(DataError, message, name, folder, num_classes=2)
+
+
+def test_columns_that_are_not_there_are_named(parquet, cache):
+    name = f'hfds/{parquet}'
+    refused(DataError, "no column 'img' but image, label, name: see --input-key", name, cache, input_key='img')
+    refused(DataError, "no column 'fine' but image, label, name: see --target-key", name, cache, target_key='fine')
+    refused(DataError, 'a, b', name, cache, target_key='a,b', multi_label=True)
+
+
+def test_a_streamed_label_outside_the_range_is_met_when_it_is_read(tmp_path):
+    dataset = create_dataset('wds/set', str(write_shards(tmp_path / 'wds')), 'train', num_classes=2, batch_size=8)
+    with pytest.raises(DataError, match='class 2, outside the range 0 to 1'):
+        list(dataset)
+
+
+@pytest.mark.parametrize('name', ['hfds/x', 'hfids/x', 'wds/x'])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, name):
+    monkeypatch.setattr('timm_hnc.data.datasets.find_spec', lambda package: None)
+    refused(UsageError, 'pip install "timm_hnc[data]"', name, 'nowhere')
+
+
+def test_a_class_map_names_the_classes(folder, tmp_path):
+    (tmp_path / 'map.txt').write_text('red 0\nblue 1\n')
+    dataset = create_dataset('', str(folder), 'train', num_classes=2, class_map=str(tmp_path / 'map.txt'))
+    assert class_to_idx(dataset) == {'red': 0, 'blue': 1}
+    assert len(dataset) == TRAIN_COUNTS[0] + TRAIN_COUNTS[2]
+    assert isinstance(dataset.target_transform, ClassIndex)
+
+
+def test_batches_of_several_labels_are_dense(tmp_path, cache):
+    from image_data import write_multi_label_parquet
+
+    root = write_multi_label_parquet(tmp_path / 'set')
+    batches = {}
+    for key, target_format in (('labels', None), ('vector', 'multihot')):
+        dataset = create_dataset(
+            f'hfds/{root}', cache, 'train', 3, multi_label=True, target_format=target_format, target_key=key
+        )
+        loader = create_loader(dataset, (3, 32, 32), 8, is_training=False, device=torch.device('cpu'), num_workers=0)
+        batches[key] = next(iter(loader))
+    assert batches['labels'][1].tolist()[:5] == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert torch.equal(batches['labels'][1], batches['vector'][1])

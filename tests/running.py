@@ -1,0 +1,140 @@
+"""Running train.py and validate.py: in this process, in one of its own, in several."""
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    '--model test_resnet --model-kwargs output_stride=8 --num-classes 3 --img-size 32 --workers 0 -b 8 --epochs 1 '
+    '--device cpu'
+).split()
+_LAUNCHER = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch):
+    """Accelerate, logging and the launcher's environment as in a fresh process, before and after."""
+    for name in [name for name in os.environ if name.startswith('ACCELERATE_') or name in _LAUNCHER]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    forget_run()
+    level, handlers = logging.root.level, list(logging.root.handlers)
+    yield
+    forget_run()
+    logging.root.setLevel(level)
+    for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
+        logging.root.removeHandler(handler)
+
+
+def forget_run() -> None:
+    """Drop what Accelerate keeps of a run for the life of the process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def train(*argv) -> Path:
+    """Run train.py's main(); the run folder that --output and --experiment name."""
+    from timm_hnc.training.main import main
+
+    argv = [str(word) for word in argv]
+    forget_run()
+    main(argv)
+    if '--output' not in argv or '--experiment' not in argv:
+        return Path()
+    return Path(argv[argv.index('--output') + 1]) / argv[argv.index('--experiment') + 1]
+
+
+def validate(capsys, *argv):
+    """Run validate.py's main(); the figures that it prints."""
+    from timm_hnc.evaluation.main import main
+
+    forget_run()
+    capsys.readouterr()
+    main([str(word) for word in argv])
+    return json.loads(capsys.readouterr().out.rpartition('--result\n')[2])
+
+
+def failure(capsys, command: str, *argv) -> tuple[int, str]:
+    """Run a command line that fails: its exit code, and the one line of stderr that says error."""
+    import timm_hnc.evaluation.main
+    import timm_hnc.training.main
+    from timm_hnc.command_line import run_command
+
+    main = {'train': timm_hnc.training.main.main, 'validate': timm_hnc.evaluation.main.main}[command]
+    forget_run()
+    capsys.readouterr()
+    code = run_command(main, [str(word) for word in argv])
+    captured = capsys.readouterr()
+    assert 'Traceback' not in captured.err
+    lines = [line for line in captured.err.splitlines() if ': error: ' in line]
+    assert len(lines) == 1, captured.err
+    assert captured.err.rstrip().endswith(lines[0])
+    return code, lines[0].partition(': error: ')[2]
+
+
+def subprocess_environment() -> dict[str, str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('ACCELERATE_')}
+    for name in _LAUNCHER:
+        environment.pop(name, None)
+    paths = [str(ROOT), str(ROOT / 'tests'), environment.get('PYTHONPATH', '')]
+    return environment | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONPATH': os.pathsep.join(paths)}
+
+
+def run_script(*command, processes: int = 0, **kwargs) -> subprocess.CompletedProcess:
+    """A Python script in a process of its own, or with torchrun in several."""
+    launcher = [sys.executable]
+    if processes:
+        launcher += ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
+    command = [*launcher, *map(str, command)]
+    return subprocess.run(
+        command, env=subprocess_environment(), capture_output=True, text=True, timeout=300, check=False, **kwargs
+    )
+
+
+def result_of(process: subprocess.CompletedProcess):
+    """What a script printed after --result."""
+    assert process.returncode == 0, process.stderr[-3000:]
+    text = process.stdout.rpartition('--result\n')[2]
+    return json.JSONDecoder().raw_decode(text)[0]
+
+
+def summary(run: Path) -> list[dict[str, float]]:
+    """The rows of summary.csv."""
+    with (run / 'summary.csv').open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def result(run: Path) -> dict:
+    return json.loads((run / 'result.json').read_text())
+
+
+def arguments(run: Path) -> dict:
+    return yaml.safe_load((run / 'args.yaml').read_text())
+
+
+def training_state(run: Path) -> dict:
+    return torch.load(run / 'last' / 'training_state.pt', weights_only=True)
+
+
+def checkpoints(run: Path) -> set[str]:
+    return {path.name for path in (run / 'checkpoints').iterdir()}
+
+
+def equal_tensors(left: dict, right: dict) -> bool:
+    """Whether two state dicts are equal bit by bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, to see that none of them was touched."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}

@@ -1,0 +1,47 @@
+"""What the README shows runs as it stands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import timm_hnc
+from timm_hnc.training.options import parse_train_options
+
+README = (Path(__file__).parents[1] / 'README.md').read_text()
+
+
+def python_blocks():
+    return re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+
+
+def train_commands():
+    text = README.replace('\\\n', ' ')
+    return [
+        line.split('train.py', 1)[1] for line in text.splitlines() if line.startswith('    ') and 'train.py' in line
+    ]
+
+
+def test_hnc_in_an_existing_script():
+    blocks = [block for block in python_blocks() if 'local-dir' not in block]
+    assert len(blocks) == 2
+    names = {
+        'model': timm.create_model('test_resnet', num_classes=10),
+        'images': torch.randn(2, 3, 96, 96),
+        'target': torch.tensor([3, 7]),
+        'criterion': torch.nn.CrossEntropyLoss(),
+        'timm_hnc': timm_hnc,
+    }
+    for block in blocks:
+        exec(block, names)
+        names['loss'].backward()
+    assert names['cams'].shape == (2, 5, 3, 3)
+
+
+@pytest.mark.parametrize('command', train_commands())
+def test_training_commands_parse(command):
+    if '...' not in command:
+        parse_train_options(shlex.split(command))
