@@ -50,7 +50,7 @@ def start_trackers(accelerator: Accelerator, folder: Path, args: dict[str, Any])
     """Open TensorBoard or Weights & Biases, as the options ask."""
     if not accelerator.log_with:
         return
-    accelerator.project_configuration.set_directories(str(folder))
+    accelerator.project_configuration.logging_dir = str(folder)
     config = {name: value for name, value in args.items() if isinstance(value, (bool, int, float, str))}
     wandb: dict[str, Any] = {'name': folder.name, 'tags': args['wandb_tags'], 'dir': str(folder)}
     if args['wandb_resume_id']:
