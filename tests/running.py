@@ -14,10 +14,10 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 
 ROOT = Path(__file__).parents[1]
-SMALL = (
-    '--model test_resnet --model-kwargs output_stride=8 --num-classes 3 --img-size 32 --workers 0 -b 8 --epochs 1 '
-    '--device cpu'
-).split()
+SMALL = [
+    *('--model', 'test_resnet', '--model-kwargs', 'output_stride=8', '--num-classes', '3', '--img-size', '32'),
+    *('--workers', '0', '-b', '8', '--epochs', '1', '--device', 'cpu'),
+]
 _LAUNCHER = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
@@ -27,6 +27,7 @@ def clean_process(monkeypatch):
     for name in [name for name in os.environ if name.startswith('ACCELERATE_') or name in _LAUNCHER]:
         monkeypatch.delenv(name)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    torch.set_num_threads(1)  # models this small gain nothing from a second thread
     forget_run()
     level, handlers = logging.root.level, list(logging.root.handlers)
     yield

@@ -69,7 +69,9 @@ def refused(error, message, name='', root=None, split='train', num_classes=3, **
 
 def test_missing_data_is_refused(folder, tmp_path, parquet, cache):
     refused(UsageError, 'pass --data-dir DIR, or --dataset NAME', '')
-    refused(DataError, f"data folder '{tmp_path / 'nowhere'}' does not exist: see --data-dir", root=tmp_path / 'nowhere')
+    refused(
+        DataError, f"data folder '{tmp_path / 'nowhere'}' does not exist: see --data-dir", root=tmp_path / 'nowhere'
+    )
     (tmp_path / 'empty').mkdir()
     refused(DataError, 'Found 0 images', root=tmp_path / 'empty')
     (tmp_path / 'text.tar').write_text('no tar')
@@ -103,12 +105,15 @@ def test_one_class_that_only_the_labels_show_is_refused(tmp_path, cache):
     name, _, content = samples('train')[0]
     features = Features({'image': ImageFeature(), 'label': Value('int64')})
     images = [{'bytes': content, 'path': name}] * 3
-    (tmp_path / 'one').mkdir()
-    Dataset.from_dict({'image': images, 'label': [1, 1, 1]}, features=features).to_parquet(tmp_path / 'one' / 'train.parquet')
-    refused(DataError, 'one class only', f'hfds/{tmp_path / "one"}', cache)
-    (tmp_path / 'far').mkdir()
-    Dataset.from_dict({'image': images, 'label': [0, 1, 7]}, features=features).to_parquet(tmp_path / 'far' / 'train.parquet')
-    refused(DataError, 'outside the model\'s range 0 to 2, such as 7: set --num-classes', f'hfds/{tmp_path / "far"}', cache)
+
+    def write(folder, labels):
+        folder.mkdir()
+        Dataset.from_dict({'image': images, 'label': labels}, features=features).to_parquet(folder / 'train.parquet')
+        return f'hfds/{folder}'
+
+    refused(DataError, 'one class only', write(tmp_path / 'one', [1, 1, 1]), cache)
+    message = "outside the model's range 0 to 2, such as 7: set --num-classes"
+    refused(DataError, message, write(tmp_path / 'far', [0, 1, 7]), cache)
 
 
 @pytest.mark.parametrize('name', ['', 'torch/image_folder'])
@@ -121,7 +126,7 @@ def test_columns_that_are_not_there_are_named(parquet, cache):
     name = f'hfds/{parquet}'
     refused(DataError, "no column 'img' but image, label, name: see --input-key", name, cache, input_key='img')
     refused(DataError, "no column 'fine' but image, label, name: see --target-key", name, cache, target_key='fine')
-    refused(DataError, 'a, b', name, cache, target_key='a,b', multi_label=True)
+    refused(DataError, "['a', 'b'] not found", name, cache, target_key='a,b', multi_label=True)
 
 
 def test_a_streamed_label_outside_the_range_is_met_when_it_is_read(tmp_path):
@@ -137,7 +142,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 
 def test_a_class_map_names_the_classes(folder, tmp_path):
-    (tmp_path / 'map.txt').write_text('red 0\nblue 1\n')
+    (tmp_path / 'map.txt').write_text('red\nblue\n')
     dataset = create_dataset('', str(folder), 'train', num_classes=2, class_map=str(tmp_path / 'map.txt'))
     assert class_to_idx(dataset) == {'red': 0, 'blue': 1}
     assert len(dataset) == TRAIN_COUNTS[0] + TRAIN_COUNTS[2]

@@ -47,7 +47,7 @@ def topk_negatives(logits: Tensor, target: Tensor, k: int, target_floor: float =
         image has fewer negatives than k' and the index means nothing. No gradient flows through the choice.
 
     Raises:
-        ValueError: k is below 1, or the target's shape does not fit.
+        ValueError: k is below 1, or the target's shape does not fit the logits.
 
     Example:
         >>> topk_negatives(torch.tensor([[0.1, 3.0, 2.0]]), torch.tensor([1]), k=2)[0]
@@ -56,5 +56,7 @@ def topk_negatives(logits: Tensor, target: Tensor, k: int, target_floor: float =
     if k < 1:
         raise ValueError(f'k = {k}: at least one negative class must be chosen.')
     negative = negative_classes(target, logits.shape[1], target_floor)
+    if len(negative) != len(logits):
+        raise ValueError(f'target of {len(negative)} images: expected {len(logits)}, as there are logits.')
     indices = logits.masked_fill(~negative, -torch.inf).topk(min(k, logits.shape[1]), dim=1).indices
     return indices, negative.gather(1, indices)

@@ -4,7 +4,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -96,13 +95,26 @@ def _classifiers(model: TimmModel) -> tuple[tuple[str, ...], list[nn.Module]]:
     return names, layers
 
 
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers and whatever else modules keep: some have caches, part of an autograd graph."""
+    for module in model.modules():
+        for value in vars(module).values():
+            values = value.values() if isinstance(value, dict) else (value,)
+            yield from (tensor for tensor in values if isinstance(tensor, Tensor))
+
+
 def _meta_copy(model: TimmModel) -> TimmModel:
     """The model on the meta device, without copying its weights."""
     tensors: dict[int, Any] = {}
-    for tensor in chain(model.parameters(), model.buffers()):
+    for tensor in _tensors(model):
         empty = torch.empty_like(tensor, device='meta')
         tensors[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(model, tensors)
+
+
+def _full_copy(model: TimmModel) -> TimmModel:
+    """A deep copy; of tensors in an autograd graph, which cannot be copied, only the values."""
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in _tensors(model) if not tensor.is_leaf})
 
 
 def _features_shape(model: TimmModel) -> tuple[tuple[int, ...], tuple[int, int]]:
@@ -111,7 +123,7 @@ def _features_shape(model: TimmModel) -> tuple[tuple[int, ...], tuple[int, int]]
     parameter = next(model.parameters())
     candidates: list[tuple[Callable[[], TimmModel], torch.device]] = [(lambda: _meta_copy(model), torch.device('meta'))]
     if parameter.device.type != 'meta':  # some models make tensors of their own, which meta tensors cannot meet
-        candidates.append((lambda: copy.deepcopy(model), parameter.device))
+        candidates.append((lambda: _full_copy(model), parameter.device))
     for make, device in candidates:
         images = torch.zeros(2, channels, height, width, device=device, dtype=parameter.dtype)
         try:

@@ -61,7 +61,7 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
         _check_folder(root, split)
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
-    except (AssertionError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # every reader's library has errors of its own
         reason = str(error).strip().splitlines()
         raise DataError(
             f"data set '{name or root}', split '{split}', cannot be read: {reason[0] if reason else repr(error)}"
@@ -107,7 +107,8 @@ def _check_folder(root: str | None, split: str) -> None:
 def class_to_idx(dataset: Any) -> dict[str, int]:
     """Class names and their indices, empty where the data set does not know them."""
     reader = getattr(dataset, 'reader', dataset)
-    return dict(getattr(reader, 'class_to_idx', None) or {})
+    # timm's reader of tar files calls it differently
+    return dict(getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {})
 
 
 def class_names(dataset: Any, num_classes: int) -> list[str]:

@@ -4,11 +4,12 @@ import logging
 import multiprocessing
 from typing import Any
 
-_TIMM_LOGGER = 'timm.data.dataset'
+# timm's loggers, and how their warnings of an image begin
+_WARNINGS = {'timm.data.dataset': 'Skipped sample', 'timm.data.readers.reader_wds': 'Handling webdataset error'}
 
 
 class SkippedImages(logging.Filter):
-    """Counts timm's 'Skipped sample' warnings across this process and its loader workers.
+    """Counts timm's warnings of skipped images across this process and its loader workers.
 
     timm tells of a skipped image only in its log. The count is shared memory; an object that travels to a worker with
     its data set listens there as well, however the worker was started.
@@ -16,16 +17,19 @@ class SkippedImages(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._count = multiprocessing.Value('q', 0)
+        # a lock of this kind travels to forked and spawned workers alike
+        self._count = multiprocessing.get_context('spawn').Value('q', 0)
         self.listen()
 
     def listen(self) -> None:
         """Count in this process from now on."""
-        logging.getLogger(_TIMM_LOGGER).addFilter(self)
+        for name in _WARNINGS:
+            logging.getLogger(name).addFilter(self)
 
     def stop(self) -> None:
         """Count no more in this process."""
-        logging.getLogger(_TIMM_LOGGER).removeFilter(self)
+        for name in _WARNINGS:
+            logging.getLogger(name).removeFilter(self)
 
     @property
     def count(self) -> int:
@@ -34,7 +38,7 @@ class SkippedImages(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Count the record, and let it pass."""
-        if str(record.msg).startswith('Skipped sample'):
+        if str(record.msg).startswith(_WARNINGS[record.name]):
             with self._count.get_lock():
                 self._count.value += 1
         return True

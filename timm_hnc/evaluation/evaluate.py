@@ -1,7 +1,7 @@
 """A model's figures over a data set, every sample counted once."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -33,10 +33,31 @@ def create_evaluator(
 
 
 def batches(loader: Iterable, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable:
-    """(input, target) pairs of a timm loader on the device, whether it prefetches or not."""
-    for input, target in loader:
+    """(input, target) pairs of a timm loader on the device, whether it prefetches or not.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    for input, target in read(loader):
         input, target = input.to(device=device, dtype=dtype), target.to(device)
         yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target
+
+
+def read(loader: Iterable) -> Iterator:
+    """What a loader yields, the errors of its reader in one line.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    try:
+        yield from loader
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        # kinds of RuntimeError are those of devices, and our own
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            raise
+        # the last line is the message, where a worker has put its traceback in front
+        message = str(error).strip() or repr(error)
+        raise DataError(f'the data cannot be read: {message.splitlines()[-1]}') from error
 
 
 def evaluate(

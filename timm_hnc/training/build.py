@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm import utils
 from timm.data import Mixup, resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, MultiLabelClassificationTask
@@ -105,10 +107,13 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
         DataError: data or weights are missing or do not fit.
     """
     device, distributed = accelerator.device, accelerator.num_processes > 1
+    utils.random_seed(args.seed, accelerator.process_index)
     model = create_model(args)
     if args.num_classes is None:
         args.num_classes = model.num_classes
     data_config = resolve_data_config(vars(args), model=model, verbose=accelerator.is_main_process)
+    # as timm's loaders do where the model has other channels than its published weights
+    data_config |= {name: adapt_to_chs(data_config[name], data_config['input_size'][0]) for name in ('mean', 'std')}
     model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DynamoBackend,
     GradientAccumulationPlugin,
+    ProjectConfiguration,
     TorchDynamoPlugin,
 )
 from timm import utils
@@ -45,7 +46,8 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_plugin=_compilation(args),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
-        log_with=trackers,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(logging_dir='.'),  # `start_trackers` puts the run folder there
         step_scheduler_with_optimizer=False,
     )
     _check_sync_bn(args, accelerator)

@@ -84,6 +84,8 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[int], None] = lam
         on_update(update)
     if hasattr(run.optimizer.optimizer, 'sync_lookahead'):
         run.optimizer.optimizer.sync_lookahead()
+    if not averages.count:
+        raise DataError(f'no training image could be read in epoch {epoch}: see --data-dir and --train-split.')
     metrics = averages.compute(run.accelerator)
     _check_finite(metrics['loss'], epoch, None)
     return metrics
@@ -129,7 +131,7 @@ def _update(run: Run, num_updates: int) -> None:
     run.optimizer.zero_grad()
     if run.ema is not None:
         run.ema.update(run.model, step=num_updates)
-    if run.args.synchronize_step:
+    if run.args.synchronize_step and run.accelerator.device.type != 'cpu':
         torch.accelerator.synchronize()
     if run.scheduler is not None:
         run.scheduler.step_update(num_updates=num_updates)

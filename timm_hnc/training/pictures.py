@@ -1,13 +1,16 @@
 """CAM pictures of fixed validation images into a run's cams/ folder."""
 
 import logging
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.probe import UnsupportedHead, evaluating
+from timm_hnc.evaluation.evaluate import read
 from timm_hnc.plots.cams import draw_cams
 from timm_hnc.training.build import Run
 
@@ -34,7 +37,10 @@ class CamPictures:
         except UnsupportedHead as error:
             _logger.info(f'No CAM pictures: {error}')
             return None
-        images, targets = zip(*_spread(run.eval_loader.dataset, run.args.cam_images), strict=True)
+        samples = _spread(run.eval_loader.dataset, run.args.cam_images, run.args.workers)
+        if not samples:
+            return None  # the evaluation will say so
+        images, targets = zip(*samples, strict=True)
         stacked = torch.stack([torch.as_tensor(image) for image in images])
         if stacked.dtype == torch.uint8:
             stacked = (stacked / 255 - self._statistic('mean')) / self._statistic('std')
@@ -65,9 +71,11 @@ class CamPictures:
         picture.save(folder / f'{name}.png')
 
 
-def _spread(dataset: Any, count: int) -> list[tuple[Any, Any]]:
+def _spread(dataset: Any, count: int, workers: int) -> list[tuple[Any, Any]]:
     """Samples evenly spread over a data set, or the first ones where it can only be read in order."""
-    if hasattr(dataset, '__getitem__'):
+    if not isinstance(dataset, IterableDataset):
         count = min(count, len(dataset))
-        return [dataset[index * len(dataset) // count] for index in range(count)]
-    return [sample for sample, _ in zip(dataset, range(count), strict=False)]
+        dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+    # where workers read the data, one reads this too: they would share what a reader has opened before they were forked
+    loader = DataLoader(dataset, batch_size=None, num_workers=min(1, workers))
+    return list(islice(read(loader), count))
