@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
@@ -28,6 +29,8 @@ def clean_process(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     torch.set_num_threads(1)  # models this small gain nothing from a second thread
+    # a loader of a failed run is collected late, and then waits this long for its workers
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.3
     forget_run()
     level, handlers = logging.root.level, list(logging.root.handlers)
     yield
@@ -125,6 +128,10 @@ def arguments(run: Path) -> dict:
 
 def training_state(run: Path) -> dict:
     return torch.load(run / 'last' / 'training_state.pt', weights_only=True)
+
+
+def best_weights(run: Path) -> dict:
+    return safetensors.torch.load_file(run / 'model_best' / 'model.safetensors')
 
 
 def checkpoints(run: Path) -> set[str]:

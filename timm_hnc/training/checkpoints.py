@@ -54,6 +54,10 @@ class CheckpointFolder:
         self.keep = keep
         self.decreasing = decreasing
         self.progress = progress
+        # a run may go on in another folder, or from an earlier checkpoint
+        here = {path.parent.name for path in folder.glob('checkpoints/*/state.json')}
+        progress.ranking = [entry for entry in progress.ranking if entry[0] in here]
+        progress.milestones = [name for name in progress.milestones if name in here]
 
     def save(
         self,
@@ -86,8 +90,8 @@ class CheckpointFolder:
             shutil.rmtree(final, ignore_errors=True)
             unfinished.rename(final)
             _swap_link(self.folder / 'last', Path('checkpoints') / name)
-            if self.progress.ranking and self.progress.ranking[0][0] == name:
-                _swap_link(self.folder / 'model_best', Path('checkpoints') / name / 'model')
+            if self.progress.ranking:
+                _swap_link(self.folder / 'model_best', Path('checkpoints') / self.progress.ranking[0][0] / 'model')
         except OSError as error:
             raise DataError(f"checkpoint '{final}' cannot be written ({error}); earlier ones are whole.") from error
         self._drop(name)

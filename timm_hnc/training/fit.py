@@ -130,7 +130,7 @@ def restore(run: Run, checkpoint: Path) -> None:
             run.optimizer.optimizer.load_state_dict(state['optimizer'])
             if run.accelerator.scaler is not None and 'scaler' in state:
                 run.accelerator.scaler.load_state_dict(state['scaler'])
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
     run.start_epoch = run.checkpoints.progress.completed_epochs
     _logger.info(f"Going on from '{checkpoint}' with epoch {run.start_epoch}.")

@@ -82,7 +82,9 @@ def create_model(args: Namespace) -> Any:
             checkpoint_path=args.initial_checkpoint,
             **options,
         )
-    except (RuntimeError, OSError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         source = args.initial_checkpoint or args.pretrained_path or args.model
         raise DataError(f"weights '{source}' do not load into '{args.model}': {first_lines(error)}") from error
     _initialise_head(model, args)

@@ -1,0 +1,483 @@
+import copy
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import timm
+import torch
+from small_models import ATTENTION, MODELS, NUM_CLASSES, REPRESENTATIVES, heads_table, make_on_meta, perturb
+from torch import nn
+
+from timm_hnc import CamModel
+from timm_hnc.cam.probe import UnsupportedHead, probe_head
+
+KINDS = heads_table()
+ACCEPTED = [
+    *('resnet14t', 'darknet17', 'test_byobnet', 'ese_vovnet19b_slim', 'legacy_seresnet18', 'cspnext_tiny'),
+    *('nf_resnet26', 'test_efficientnet_gn', 'botnet26t_256', 'regnetx_002', 'coatnet_pico_rw_224', 'pvt_v2_b1'),
+    *('mobilevitv2_075', 'convnext_tiny_hnf', 'gcvit_xxtiny', 'hrnet_w18_small', 'densenetblur121d'),
+    *('samvit_base_patch16_224', 'swinv2_cr_tiny_224', 'focalnet_tiny_srf'),
+    *('resnetv2_18d', 'dla34', 'dpn48b', 'swin_s3_tiny_224', 'resmlp_12_224', 'vit_srelpos_small_patch16_224'),
+    *('vit_medium_patch16_gap_240', 'mvitv2_tiny', 'twins_pcpvt_small', 'vit_so150m_patch16_reg4_gap_256'),
+    *('efficientformer_l1', 'efficientformerv2_s0', 'swiftformer_s'),
+]
+REFUSED = [
+    *('levit_512_s8', 'repvit_m1_1', 'convnext_atto', 'hiera_tiny_224', 'test_vit4', 'mobilenetv3_small_050'),
+    *('resnet50_mlp', 'test_mambaout', 'vgg13', 'vit_pe_core_base_patch16_224', 'resnet50_clip', 'pit_s_224'),
+    *('vit_xsmall_patch16_clip_224', 'mvitv2_small_cls', 'deit_small_distilled_patch16_224', 'efficientvim_m1'),
+    *('crossvit_9_dagger_240', 'vit_small_patch14_dinov2', 'qwen3_vit_88m_enc'),
+]
+ADVICE = "Way out: create it with global_pool='avg', fc_norm=False (--gp avg --model-kwargs fc_norm=False)"
+
+
+def found(name: str) -> str:
+    try:
+        return probe_head(make_on_meta(name)).kind
+    except UnsupportedHead:
+        return 'refused'
+
+
+def expected(name: str) -> str:
+    return KINDS[name] if KINDS[name].startswith('A') else 'refused'
+
+
+# --- the table of timm's models ---
+
+
+def test_the_table_is_whole():
+    kinds = Counter(kind[0] for kind in KINDS.values())
+    assert len(KINDS) == 1371
+    assert kinds['A'] == 673
+    assert {kind for kind in KINDS.values() if kind.startswith('A')} == {'A1', 'A2', 'A3', 'A4', 'A5', 'A6'}
+
+
+@pytest.mark.parametrize('name', ACCEPTED + REFUSED)
+def test_a_sample_of_timm(name):
+    assert (name in ACCEPTED) == KINDS[name].startswith('A')
+    assert found(name) == expected(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('part', range(8))
+def test_every_name_of_timm(part):
+    names = sorted(KINDS)[part::8]
+    assert {name: found(name) for name in names} == {name: expected(name) for name in names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('part', range(4))
+def test_the_advice_works_wherever_it_is_given(part):
+    refused = [name for name in sorted(KINDS) if KINDS[name][0] not in 'AI'][part::4]
+    advised = []
+    for name in refused:
+        with pytest.raises(UnsupportedHead) as error:
+            probe_head(make_on_meta(name))
+        if ADVICE in str(error.value):
+            advised.append(name)
+    kinds = {name: probe_head(make_on_meta(name, global_pool='avg', fc_norm=False)).kind for name in advised}
+    assert len(kinds) > 10
+    assert set(kinds.values()) <= {'A4', 'A5'}
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'reason', 'way_out'),
+    [
+        (
+            'test_convnext',
+            {},
+            'its head has more than a mean.*native_layer_norm',
+            'choose a model with an average pool',
+        ),
+        ('mobilenetv3_small_050', {}, 'its head has more than a mean.*hardswish', 'such as resnet50'),
+        ('levit_128s', {}, 'its head has more than a mean.*batch_norm', 'such as resnet50'),
+        ('repvit_m0_9', {}, '.*batch_norm', 'such as resnet50'),
+        ('test_vit', {}, 'its head has more than a mean', '--gp avg --model-kwargs fc_norm=False'),
+        ('test_resnet', {'num_classes': 0}, 'it has no classifier', 'create it with num_classes=N'),
+        ('test_vit', {'num_classes': 0}, 'it has no classifier', '--num-classes N'),
+        ('test_resnet', {'global_pool': 'max'}, 'its head has more than a mean.*max', 'such as resnet50'),
+        ('test_resnet', {'global_pool': 'catavgmax'}, 'its head has more than a mean.*max', 'such as resnet50'),
+    ],
+)
+@pytest.mark.parametrize('state', ['fresh', 'perturbed', 'training'])
+def test_refusals_say_which_model_why_and_what_to_do(name, kwargs, reason, way_out, state):
+    model = timm.create_model(name, **kwargs).eval()
+    if state == 'perturbed' and not kwargs:
+        perturb(model)
+    with pytest.raises(UnsupportedHead, match=f"^no exact class maps for '{name}': {reason}") as error:
+        CamModel(model.train(state == 'training'))
+    assert isinstance(error.value, ValueError)
+    assert way_out in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_encoders_are_refused():
+    with pytest.raises(UnsupportedHead, match=r"no exact class maps for 'qwen3_vit_88m_enc': .*Way out"):
+        CamModel(make_on_meta('qwen3_vit_88m_enc'))
+
+
+@pytest.mark.parametrize('model', [nn.Linear(3, 4), nn.Sequential(nn.Conv2d(3, 4, 1))])
+def test_other_modules_are_refused(model):
+    with pytest.raises(UnsupportedHead, match=rf"'{type(model).__name__}': it has no forward_features\(\).*of timm"):
+        CamModel(model)
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'reg_tokens': 4}, {'global_pool': 'map'}, {'global_pool': 'avg'}])
+def test_the_way_out_of_a_vision_transformer_leads_out(kwargs):
+    options = {'img_size': 64, 'num_classes': NUM_CLASSES, **ATTENTION, **kwargs}
+    with pytest.raises(UnsupportedHead) as error:
+        CamModel(timm.create_model('vit_tiny_patch16_224', **options))
+    assert ADVICE in str(error.value)
+    model = timm.create_model('vit_tiny_patch16_224', **{**options, 'global_pool': 'avg', 'fc_norm': False})
+    class_maps = CamModel(perturb(model)).class_maps(torch.randn(2, 3, 64, 64))
+    torch.testing.assert_close(class_maps.maps(None).mean((2, 3)), class_maps.logits, rtol=1e-4, atol=1e-4)
+
+
+# --- models that look alike ---
+
+
+class Tiny(nn.Module):
+    """A model in timm's shape: NCHW features, the mean over positions, a linear layer."""
+
+    num_features = 8
+    num_classes = 5
+    layout = 'NCHW'
+
+    def __init__(self):
+        super().__init__()
+        self.pretrained_cfg = {'input_size': (3, 16, 24), 'architecture': 'tiny', 'classifier': 'fc'}
+        self.stem = nn.Conv2d(3, self.num_features, 4, stride=4)
+        self.fc = self.classifier()
+
+    def classifier(self):
+        return nn.Linear(self.num_features, self.num_classes)
+
+    def get_classifier(self):
+        return self.fc
+
+    def forward_features(self, x):
+        x = self.stem(x)
+        if self.layout == 'NLC':
+            return x.flatten(2).transpose(1, 2)
+        return x.permute(0, 2, 3, 1) if self.layout == 'NHWC' else x
+
+    def pool(self, x):
+        return x.mean({'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': 1}[self.layout])
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.pool(x)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+class LastLayout(Tiny):
+    layout = 'NHWC'
+
+
+class Tokens(Tiny):
+    layout = 'NLC'
+
+
+class ConvolutionalClassifier(Tiny):
+    def classifier(self):
+        return nn.Conv2d(self.num_features, self.num_classes, 1)
+
+    def pool(self, x):
+        return x.mean((2, 3), keepdim=True)
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.pool(x)
+        return x if pre_logits else self.fc(x).flatten(1)
+
+
+class PrefixTokens(Tokens):
+    def forward_features(self, x):
+        tokens = super().forward_features(x)
+        return torch.cat([tokens[:, :3].square(), tokens], 1)
+
+    def pool(self, x):
+        return x[:, 3:].mean(1)
+
+
+class NoConfig(Tiny):
+    """Its classifier is found without pretrained_cfg['classifier']."""
+
+    def __init__(self):
+        super().__init__()
+        del self.pretrained_cfg['classifier']
+
+
+class TwoAveraged(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.fc2 = self.classifier()
+        self.pretrained_cfg['classifier'] = ('fc', 'fc2')
+
+    def get_classifier(self):
+        return self.fc, self.fc2
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.pool(x)
+        return x if pre_logits else (self.fc(x) + self.fc2(x)) / 2
+
+
+class MaxPool(Tiny):
+    def pool(self, x):
+        return x.amax((2, 3))
+
+
+class SumPool(Tiny):
+    def pool(self, x):
+        return x.sum((2, 3))
+
+
+class GeneralizedMeanPool(Tiny):
+    def pool(self, x):
+        return x.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
+
+
+class ActivationBeforePool(Tiny):
+    def pool(self, x):
+        return nn.functional.relu(x).mean((2, 3))
+
+
+class PartOfTheImage(Tiny):
+    def pool(self, x):
+        return x[:, :, :2].mean((2, 3))
+
+
+class ScaledPool(Tiny):
+    def pool(self, x):
+        return x.mean((2, 3)) * 1.5
+
+
+class ClassToken(PrefixTokens):
+    def pool(self, x):
+        return x[:, 0]
+
+
+class ClassTokenInTheMean(Tokens):
+    """The mean over all tokens, one of which is no patch."""
+
+    def forward_features(self, x):
+        tokens = super().forward_features(x)
+        return torch.cat([tokens[:, :1].square(), tokens], 1)
+
+
+class HiddenScale(Tiny):
+    def forward_head(self, x, pre_logits: bool = False):
+        x = super().forward_head(x, pre_logits)
+        return x if pre_logits else x * 2.0
+
+
+class HiddenShift(Tiny):
+    def forward_head(self, x, pre_logits: bool = False):
+        x = super().forward_head(x, pre_logits)
+        return x if pre_logits else x + 1.0
+
+
+class Softmax(Tiny):
+    def forward_head(self, x, pre_logits: bool = False):
+        x = super().forward_head(x, pre_logits)
+        return x if pre_logits else x.softmax(-1)
+
+
+class OtherBias(Tiny):
+    """The same operations as Tiny's, other numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Parameter(torch.randn(self.num_classes))
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.pool(x)
+        return x if pre_logits else nn.functional.linear(x, self.fc.weight, self.other)
+
+
+class TwoLinearLayers(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(self.num_features, self.num_features)
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.pool(x)
+        return x if pre_logits else self.fc(self.hidden(x))
+
+
+class FreshBatchNorm(Tiny):
+    """At its initial statistics it changes nothing, yet training would."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(self.num_features, eps=0.0)
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.norm(self.pool(x))
+        return x if pre_logits else self.fc(x)
+
+
+class FreshScale(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = super().forward_head(x, pre_logits)
+        return x if pre_logits else x * self.scale
+
+
+class ZeroActivation(Tiny):
+    """With a classifier of zeros all logits agree, whatever the head does."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.pool(x)
+        return x if pre_logits else self.fc(x.tanh())
+
+
+class TwoAdded(TwoAveraged):
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.pool(x)
+        return x if pre_logits else self.fc(x) + self.fc2(x)
+
+
+class HiddenLayerClassifier(Tiny):
+    def classifier(self):
+        return nn.Sequential(nn.Linear(self.num_features, 6), nn.Linear(6, self.num_classes))
+
+
+class SeveralFeatures(Tiny):
+    def forward_features(self, x):
+        x = super().forward_features(x)
+        return [x, x]
+
+    def pool(self, x):
+        return super().pool(x[0])
+
+
+ALIKE = {
+    'A1': (Tiny, NoConfig),
+    'A2': (ConvolutionalClassifier,),
+    'A3': (LastLayout,),
+    'A4': (Tokens,),
+    'A5': (PrefixTokens,),
+    'A6': (TwoAveraged,),
+}
+SNEAKY = [
+    *(MaxPool, SumPool, GeneralizedMeanPool, ActivationBeforePool, PartOfTheImage, ScaledPool, ClassToken),
+    *(ClassTokenInTheMean, HiddenScale, HiddenShift, Softmax, OtherBias, TwoLinearLayers, FreshBatchNorm, FreshScale),
+    *(ZeroActivation, TwoAdded, HiddenLayerClassifier, SeveralFeatures),
+]
+
+
+@pytest.mark.parametrize(('kind', 'model'), [(kind, model) for kind, models in ALIKE.items() for model in models])
+@pytest.mark.parametrize('image', [(16, 24), (24, 16), (8, 8)])
+def test_unknown_models_are_accepted_by_what_they_do(kind, model, image):
+    torch.manual_seed(0)
+    cam_model = CamModel(model())
+    assert cam_model.head.kind == kind
+    class_maps = cam_model.class_maps(torch.randn(2, 3, *image))
+    assert class_maps.grid == (image[0] // 4, image[1] // 4)
+    torch.testing.assert_close(class_maps.maps(None).mean((2, 3)), class_maps.logits, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('model', SNEAKY)
+def test_sneaky_models_are_refused(model):
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedHead, match="no exact class maps for 'tiny'"):
+        CamModel(model())
+
+
+# --- probing changes nothing ---
+
+
+def snapshot(model):
+    return {
+        'training': [module.training for module in model.modules()],
+        'state': {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        'ids': {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()},
+        'grad': [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        'requires_grad': [p.requires_grad for p in model.parameters()],
+        'hooks': [{k: len(v) for k, v in vars(module).items() if k.endswith('_hooks')} for module in model.modules()],
+        'attributes': [sorted(vars(module)) for module in model.modules()],
+    }
+
+
+def same(first, second) -> bool:
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return first == second
+
+
+def some_gradients_and_flags(model):
+    """Gradients on some parameters, others frozen, every second module in train mode."""
+    for index, parameter in enumerate(model.parameters()):
+        if index % 3 == 0:
+            parameter.grad = torch.randn_like(parameter)
+        parameter.requires_grad_(index % 4 != 1)
+    for index, module in enumerate(model.modules()):
+        module.training = index % 2 == 0
+    return model
+
+
+@pytest.mark.parametrize('name', REPRESENTATIVES)
+def test_probing_changes_nothing(name):
+    model = some_gradients_and_flags(MODELS[name].make(drop_rate=0.5))
+    before = snapshot(model)
+    random_states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    CamModel(model)
+    assert same(snapshot(model), before)
+    assert torch.equal(torch.get_rng_state(), random_states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == random_states[1:]
+
+
+@pytest.mark.parametrize('name', ['levit_128s', 'test_vit', 'mobilenetv3_small_050'])
+def test_a_refusal_changes_nothing(name):
+    model = some_gradients_and_flags(perturb(timm.create_model(name)))
+    before, random_state = snapshot(model), torch.get_rng_state()
+    with pytest.raises(UnsupportedHead):
+        CamModel(model)
+    assert same(snapshot(model), before)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_a_model_that_was_evaluated_before(grad):
+    """efficientformer keeps its attention biases from evaluation, in an autograd graph, which cannot be copied."""
+    small = MODELS['efficientformer']
+    model = small.make()
+    with torch.set_grad_enabled(grad):
+        expected = model(small.images())
+    assert any(getattr(module, 'attention_bias_cache', None) for module in model.modules())
+    torch.testing.assert_close(CamModel(model).class_maps(small.images()).logits, expected)
+
+
+def test_half_and_double_models_are_accepted():
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert CamModel(MODELS['resnet'].make().to(dtype)).head.kind == 'A1'
+
+
+def test_weights_are_not_copied(monkeypatch):
+    """A model of gigabytes is probed on the meta device."""
+
+    def refuse(self, memo):
+        raise AssertionError('a parameter was copied')
+
+    model = MODELS['vit_reg4'].make()
+    monkeypatch.setattr(nn.Parameter, '__deepcopy__', refuse)
+    with pytest.raises(AssertionError, match='was copied'):
+        copy.deepcopy(model)
+    CamModel(model)

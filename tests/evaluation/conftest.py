@@ -1,0 +1,6 @@
+"""What tests of validate.py share."""
+
+from data_fixtures import images, multi_label, parquet, shards, tar_files
+from running import clean_process
+
+__all__ = ['clean_process', 'images', 'multi_label', 'parquet', 'shards', 'tar_files']

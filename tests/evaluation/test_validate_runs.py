@@ -1,0 +1,329 @@
+"""validate.py from end to end: what it evaluates, on which data, and where the figures go."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from image_data import CLASSES, samples, write_folder, write_shards
+from running import ROOT, SMALL, failure, result, result_of, run_script, train, validate
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from timm.data import ImageDataset, create_transform
+
+HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']
+MODEL = ['--model', 'test_resnet', '--model-kwargs', 'output_stride=8', '--num-classes', '3', '--img-size', '32']
+
+
+def trained(root, *argv):
+    """A run whose batch statistics have seen data, good enough to be right and wrong."""
+    return train(*argv, *SMALL, '--epochs', 2, '--lr', 0.02, '--hnc', 'mse', '--output', root, '--experiment', 'run')
+
+
+@pytest.fixture(scope='module')
+def run(images, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp('one-label'), '--data-dir', images)
+
+
+@pytest.fixture(scope='module')
+def multi_label_run(multi_label, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp('several-labels'), *multi_label)
+
+
+@pytest.fixture(scope='module')
+def weights(run, tmp_path_factory):
+    """The run's best weights, as files that others would make."""
+    folder = tmp_path_factory.mktemp('weights')
+    state = safetensors.torch.load_file(run / 'model_best' / 'model.safetensors')
+    torch.save(state, folder / 'plain.pth')
+    torch.save({'state_dict': {f'module.{name}': tensor for name, tensor in state.items()}}, folder / 'timm.pth.tar')
+    shutil.copy(run / 'model_best' / 'model.safetensors', folder / 'plain.safetensors')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def logits(run, images):
+    """(25, 3) logits of the run's best weights on the validation images, and their targets."""
+    model = timm.create_model(f'local-dir:{run / "model_best"}', pretrained=True).eval()
+    transform = create_transform((3, 32, 32), interpolation='bilinear', mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95)
+    dataset = ImageDataset(str(images / 'validation'), transform=transform)
+    inputs, targets = zip(*(dataset[index] for index in range(len(dataset))), strict=True)
+    with torch.inference_mode():
+        return model(torch.stack(inputs)), torch.tensor(targets)
+
+
+def test_figures_are_those_computed_by_hand(run, logits, capsys):
+    figures = validate(capsys, '--checkpoint', run, *HERE)
+    output, target = logits
+    assert figures['loss'] == pytest.approx(torch.nn.functional.cross_entropy(output, target).item(), rel=1e-5)
+    assert figures['top1'] == pytest.approx(100 * (output.argmax(1) == target).double().mean().item(), abs=1e-4)
+    assert (figures['top5'], figures['top5_err']) == (100, 0)
+    assert figures['top1_err'] == pytest.approx(100 - figures['top1'])
+    assert set(figures) == {
+        *('model', 'loss', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct'),
+        *('interpolation', 'skipped_images'),
+    }
+    assert (figures['model'], figures['img_size'], figures['crop_pct']) == ('test_resnet', 32, 0.95)
+    assert figures['param_count'] == 0.37
+
+
+def test_every_way_to_name_the_weights_gives_the_figures_of_the_run(run, weights, images, capsys):
+    expected = {name: pytest.approx(value, abs=1e-4) for name, value in result(run)['final'].items()}
+    ways = [
+        ['--checkpoint', run],
+        ['--checkpoint', run / 'model_best', '--data-dir', images],
+        ['--checkpoint', run / 'checkpoints' / result(run)['best_checkpoint'], images],
+        ['--checkpoint', weights / 'plain.pth', *MODEL, images],
+        ['--checkpoint', weights / 'plain.safetensors', *MODEL, images],
+        ['--checkpoint', weights / 'timm.pth.tar', *MODEL, images],
+        ['--model', f'local-dir:{run / "model_best"}', images],
+        ['--model', f'local-dir:{run / "model_best"}', '--pretrained', images],
+    ]
+    for way in ways:
+        figures = validate(capsys, *way, *HERE)
+        assert {name: figures[name] for name in expected} == expected, way
+
+
+def test_other_data_than_the_run_s_own(run, images, shards, parquet, tar_files, capsys):
+    expected = validate(capsys, '--checkpoint', run, *HERE)
+    for data in (
+        [images / 'validation'],
+        ['--data-dir', images, '--split', 'validation'],
+        ['--dataset', 'torch/image_folder', '--data-dir', images],
+        ['--dataset', 'wds/x', '--data-dir', shards],
+        [tar_files / 'validation.tar'],
+        parquet,
+    ):
+        found = validate(capsys, '--checkpoint', run, *data, *HERE)
+        assert found == {**expected, 'loss': pytest.approx(expected['loss'], rel=1e-5)}, data
+    train_figures = validate(capsys, '--checkpoint', run, '--split', 'train', *HERE)
+    assert train_figures['loss'] != expected['loss']
+
+
+@pytest.mark.parametrize('options', ['-b 1', '-b 64 --workers 2', '--no-prefetcher', '--channels-last', '--amp'])
+def test_figures_do_not_depend_on_how_they_are_computed(run, capsys, options):
+    expected, found = result(run)['final'], validate(capsys, '--checkpoint', run, *HERE, *options.split())
+    if options != '--amp':
+        assert found['top1'] == pytest.approx(expected['top1'], abs=1e-4)
+    assert found['loss'] == pytest.approx(expected['loss'], rel=0.02 if options == '--amp' else 1e-5)
+
+
+def test_options_of_timms_script_run(run, images, capsys):
+    for options in (
+        '--use-train-size --test-pool --fast-norm --reparam',
+        '--torchcompile eager --retry',
+        '--model-dtype bfloat16 --log-freq 1',
+        '--crop-pct 1.0 --crop-mode squash --interpolation bicubic --crop-border-pixels 2',
+        '--num-samples 10 --pin-mem --seed 3',
+        '--use-ema --gp max',
+    ):
+        figures = validate(capsys, '--checkpoint', run, *HERE, *options.split())
+        assert 0 < figures['loss'] < 10
+
+
+def test_several_labels(multi_label_run, multi_label, capsys):
+    figures = validate(capsys, '--checkpoint', multi_label_run, *HERE)
+    assert list(figures)[:6] == ['model', 'loss', 'map', 'micro_f1', 'macro_f1', 'sample_f1']
+    expected = result(multi_label_run)['final']
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    again = validate(capsys, '--checkpoint', multi_label_run / 'model_best', *multi_label, *HERE)
+    assert again == figures
+    other = validate(capsys, '--checkpoint', multi_label_run, *HERE, '--multilabel-threshold', 0.05)
+    assert other['map'] == figures['map']
+    assert other['micro_f1'] != figures['micro_f1']
+
+
+def test_map_is_that_of_scikit_learn(multi_label_run, capsys):
+    from image_data import MULTI_LABEL_COUNT
+    from timm.data import create_dataset
+
+    figures = validate(capsys, '--checkpoint', multi_label_run, *HERE)
+    import yaml
+
+    options = yaml.safe_load((multi_label_run / 'args.yaml').read_text())
+    transform = create_transform((3, 32, 32), interpolation='bilinear', mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95)
+    dataset = create_dataset(
+        options['dataset'], root=options['data_dir'], split='validation', target_key='labels', transform=transform
+    )
+    images, labels = zip(*(dataset[index] for index in range(MULTI_LABEL_COUNT['validation'])), strict=True)
+    targets = torch.tensor([[float(label in some) for label in range(3)] for some in labels])
+    model = timm.create_model(f'local-dir:{multi_label_run / "model_best"}', pretrained=True).eval()
+    with torch.inference_mode():
+        output = model(torch.stack(images))
+    assert figures['map'] == pytest.approx(100 * average_precision_score(targets, output), abs=1e-3)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(output, targets).item()
+    assert figures['loss'] == pytest.approx(loss, rel=1e-5)
+
+
+def test_results_go_to_csv_and_json(run, tmp_path, capsys):
+    for kind in ('csv', 'json'):
+        path = tmp_path / f'results.{kind}'
+        figures = validate(capsys, '--checkpoint', run, *HERE, '--results-file', path, '--results-format', kind)
+        if kind == 'json':
+            assert json.loads(path.read_text()) == figures
+        else:
+            [row] = csv.DictReader(path.open())
+            assert row == {name: str(value) for name, value in figures.items()}
+
+
+@pytest.mark.parametrize('average', ['micro', 'macro', 'weighted'])
+def test_precision_and_recall_are_those_of_scikit_learn(run, logits, capsys, average):
+    figures = validate(capsys, '--checkpoint', run, *HERE, '--metrics-avg', average)
+    output, target = logits
+    expected = precision_recall_fscore_support(target, output.argmax(1), average=average, zero_division=0)[:3]
+    names = ('precision', 'recall', 'f1_score')
+    found = [figures[f'{average}_{name}'] for name in names]
+    assert found == [pytest.approx(100 * value, abs=1e-4) for value in expected]
+
+
+def test_valid_labels_leave_the_other_classes_out(run, logits, tmp_path, capsys):
+    (tmp_path / 'all.txt').write_text('0\n1\n2\n')
+    everything = validate(capsys, '--checkpoint', run, *HERE, '--valid-labels', tmp_path / 'all.txt')
+    assert everything == validate(capsys, '--checkpoint', run, *HERE)
+    # the labels of the data count the classes that are left
+    (tmp_path / 'two.txt').write_text('0\n1\n')
+    data = write_folder(tmp_path / 'images')
+    shutil.rmtree(data / 'validation' / CLASSES[2])
+    figures = validate(capsys, '--checkpoint', run, data / 'validation', *HERE, '--valid-labels', tmp_path / 'two.txt')
+    output, target = logits
+    output, target = output[target < 2][:, :2], target[target < 2]
+    assert figures['loss'] == pytest.approx(torch.nn.functional.cross_entropy(output, target).item(), rel=1e-5)
+    assert figures['top1'] == pytest.approx(100 * (output.argmax(1) == target).double().mean().item(), abs=1e-4)
+
+
+def test_reassessed_labels(run, logits, images, tmp_path, capsys):
+    output, target = logits
+    predicted = output.argmax(1).tolist()
+    # ImageNet's naming; every image's real label is what the model says, but for one without any and one that is wrong
+    data = tmp_path / 'validation'
+    for number, (name, label, content) in enumerate(samples('validation'), 1):
+        path = data / CLASSES[label] / f'ILSVRC2012_val_{number:08d}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    real = [[label] for label in predicted]
+    real[3], real[4] = [], [(predicted[4] + 1) % 3]
+    (tmp_path / 'real.json').write_text(json.dumps(real))
+    figures = validate(capsys, '--checkpoint', run, data, *HERE, '--real-labels', tmp_path / 'real.json')
+    assert figures['top1'] == pytest.approx(100 * 23 / 24, abs=1e-4)
+
+
+def test_a_folder_of_weights_gives_a_row_each_best_first(weights, images, tmp_path, capsys):
+    folder = tmp_path / 'several'
+    folder.mkdir()
+    state = torch.load(weights / 'plain.pth', weights_only=True)
+    torch.save(state, folder / 'b.pth')
+    torch.save({**state, 'fc.weight': torch.zeros_like(state['fc.weight'])}, folder / 'a.pth')
+    torch.save({}, folder / 'c.pth')
+    rows = validate(capsys, '--checkpoint', folder, *MODEL, images, *HERE, '--results-file', folder / 'r.csv')
+    assert [row['checkpoint'] for row in rows] == [str(folder / 'b.pth'), str(folder / 'a.pth')]
+    assert rows[0]['top1'] >= rows[1]['top1']
+    assert [row['top1'] for row in csv.DictReader((folder / 'r.csv').open())] == [str(row['top1']) for row in rows]
+
+
+def test_a_file_of_names_gives_a_row_each(run, images, tmp_path, capsys):
+    names = [f'local-dir:{run / "checkpoints" / f"epoch-{epoch}" / "model"}' for epoch in range(2)]
+    (tmp_path / 'models.txt').write_text('\n'.join([*names, f'local-dir:{tmp_path}', '']))
+    rows = validate(capsys, '--model', tmp_path / 'models.txt', images, *HERE)
+    assert len(rows) == 2
+    assert {row['model'] for row in rows} == set(names)
+    assert rows[0]['top1'] >= rows[1]['top1']
+
+
+def test_validate_py_is_a_command(run, tmp_path):
+    process = run_script(ROOT / 'validate.py', '--checkpoint', run, *HERE, cwd=tmp_path)
+    figures = result_of(process)
+    assert figures['loss'] == pytest.approx(result(run)['final']['loss'], rel=1e-5)
+    assert 'Warning' not in process.stderr
+
+
+@pytest.fixture
+def fails(capsys):
+    return lambda *argv: failure(capsys, 'validate', *HERE, *argv)
+
+
+def test_wrong_usage_has_exit_code_2(fails, run, weights, images, tmp_path):
+    for argv, message in (
+        ([*MODEL], 'no data: pass --data-dir DIR, or --dataset NAME.'),
+        (['--model', 'resnet5O', images], "--model 'resnet5O' is no model of timm's"),
+        (['--model', 'nowhere:x', images], '--model'),
+        (['--checkpoint', weights / 'plain.pth', '--model', 'resnet5O', images], 'needs its architecture'),
+        (['--checkpoint', run, '--results-file', tmp_path / 'no' / 'r.csv'], 'cannot be written'),
+        (['--checkpoint', run, '-b', 0], '--batch-size 0: expected 1 or more.'),
+        (['--checkpoint', run, '--model-kwargs', 'nothing=3'], 'timm cannot make'),
+    ):
+        code, line = fails(*argv)
+        assert code == 2, line
+        assert message in line
+
+
+def test_a_wrong_architecture_has_exit_code_1(fails, run, weights, images):
+    code, line = fails('--checkpoint', run, '--model', 'resnet18')
+    assert code == 1
+    assert line == f"--checkpoint '{run}' is of the architecture 'test_resnet', not 'resnet18'."
+    for name in ('plain.pth', 'plain.safetensors'):
+        code, line = fails('--checkpoint', weights / name, '--model', 'test_efficientnet', '--num-classes', 3, images)
+        assert code == 1
+        assert f"weights '{weights / name}' do not load into 'test_efficientnet'" in line
+
+
+def test_weights_that_are_missing_or_damaged_have_exit_code_1(fails, run, images, tmp_path):
+    code, line = fails('--checkpoint', tmp_path / 'nowhere', images)
+    assert (code, line) == (1, f"--checkpoint '{tmp_path / 'nowhere'}' does not exist.")
+    (tmp_path / 'empty').mkdir()
+    code, line = fails('--checkpoint', tmp_path / 'empty', images)
+    assert code == 1
+    assert 'neither a run folder nor its model_best, and holds no .pth files' in line
+    for name in ('a.pth', 'a.safetensors'):
+        (tmp_path / name).write_bytes(b'nothing')
+        code, line = fails('--checkpoint', tmp_path / name, *MODEL, images)
+        assert code == 1
+        assert str(tmp_path / name) in line
+    copy = tmp_path / 'run'
+    shutil.copytree(run, copy, symlinks=True)
+    (copy / 'model_best' / 'config.json').write_text('{')
+    assert fails('--checkpoint', copy)[0] == 1
+    (copy / 'args.yaml').write_text('a: [')
+    code, line = fails('--checkpoint', copy)
+    assert code == 1
+    assert f"'{copy / 'args.yaml'}' cannot be read" in line
+    (copy / 'args.yaml').write_text('[]')
+    assert fails('--checkpoint', copy)[0] == 1
+    code, line = fails('--model', f'local-dir:{tmp_path / "nowhere"}', images)
+    assert code == 1
+
+
+def test_data_that_does_not_fit_has_exit_code_1(fails, run, multi_label_run, images, multi_label, tmp_path):
+    for argv, message in (
+        ([tmp_path / 'nowhere'], 'does not exist: see --data-dir'),
+        ([tmp_path], 'Found 0 images'),
+        (['--dataset', 'hnc/digits'], "labels outside the model's range 0 to 2, such as 9"),
+        (multi_label, None),
+        (multi_label[:-2], 'not one class index: for several labels pass --task multilabel'),
+        (['--task', 'multilabel'], 'one class index: for a single label leave out --task multilabel'),
+    ):
+        if message is None:  # one model head serves both tasks
+            continue
+        code, line = fails('--checkpoint', run, *argv)
+        assert code == 1, line
+        assert message in line
+    code, line = fails('--checkpoint', multi_label_run, images)
+    assert code == 1
+
+
+def test_images_that_cannot_be_decoded_are_counted(fails, run, tmp_path, capsys):
+    data = write_folder(tmp_path / 'images')
+    files = sorted((data / 'validation').rglob('*.png'))
+    files[4].write_bytes(b'no image')
+    assert validate(capsys, '--checkpoint', run, data, *HERE)['skipped_images'] == 1
+    for file in files:
+        file.write_bytes(b'no image')
+    code, line = fails('--checkpoint', run, data)
+    assert code == 1
+    assert 'Failed to load' in line
+    code, line = fails(
+        '--checkpoint', run, '--dataset', 'wds/x', '--data-dir', write_shards(tmp_path / 's', damaged=True)
+    )
+    assert code == 1
+    assert 'the validation set is empty: see --val-split and --data-dir' in line

@@ -1,0 +1,136 @@
+"""Small models of every kind of head, with nothing left at its initial value (fresh norms and biases hide errors)."""
+
+import csv
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+NUM_CLASSES = 7
+ATTENTION = {'embed_dim': 32, 'num_heads': 2, 'depth': 2}
+PATCH_MEAN = {'global_pool': 'avg', 'fc_norm': False}
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """How to make a model, the images it takes and the maps it should give."""
+
+    name: str
+    kind: str
+    image: tuple[int, int]
+    grid: tuple[int, int]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, seed: int = 0, **kwargs: Any) -> nn.Module:
+        """The perturbed timm model, in evaluation mode."""
+        torch.manual_seed(seed)
+        options = {'num_classes': NUM_CLASSES, **self.kwargs, **kwargs}
+        return perturb(timm.create_model(self.name, **options)).eval()
+
+    def images(self, batch: int = 3, seed: int = 1) -> Tensor:
+        """Random normalised images."""
+        return torch.randn(batch, 3, *self.image, generator=torch.Generator().manual_seed(seed))
+
+
+MODELS = {
+    'resnet': SmallModel('test_resnet', 'A1', (64, 96), (2, 3)),
+    'efficientnet': SmallModel('test_efficientnet', 'A1', (96, 64), (3, 2), {'drop_path_rate': 0.2}),
+    'starnet': SmallModel('starnet_s050', 'A1', (64, 96), (2, 3)),
+    'resnetv2': SmallModel('resnetv2_18', 'A2', (64, 96), (2, 3), {'channels': (16, 16, 32, 32), 'stem_chs': 16}),
+    'dla': SmallModel('dla46x_c', 'A2', (64, 96), (2, 3)),
+    'swin': SmallModel(
+        'swin_tiny_patch4_window7_224',
+        'A3',
+        (64, 96),
+        (8, 12),
+        {
+            'img_size': (64, 96),
+            'embed_dim': 24,
+            'depths': (1, 2),
+            'num_heads': (2, 4),
+            'window_size': 4,
+            'drop_path_rate': 0.2,
+        },
+    ),
+    'twins': SmallModel(
+        'twins_svt_small',
+        'A4',
+        (64, 96),
+        (2, 3),
+        {'embed_dims': (16, 16, 32, 32), 'depths': (1, 1, 1, 1), 'num_heads': (1, 1, 2, 2)},
+    ),
+    'relpos': SmallModel(
+        'vit_relpos_small_patch16_rpn_224', 'A4', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}
+    ),
+    'vit': SmallModel(
+        'vit_tiny_patch16_224',
+        'A4',
+        (64, 96),
+        (4, 6),
+        {'img_size': (64, 96), 'class_token': False, **ATTENTION, **PATCH_MEAN},
+    ),
+    'vit_reg4': SmallModel(
+        'vit_tiny_patch16_224',
+        'A5',
+        (64, 96),
+        (4, 6),
+        {'img_size': (64, 96), 'reg_tokens': 4, 'drop_path_rate': 0.2, **ATTENTION, **PATCH_MEAN},
+    ),
+    'eva': SmallModel(
+        'eva02_tiny_patch14_224',
+        'A5',
+        (56, 84),
+        (4, 6),
+        {'img_size': (56, 84), 'global_pool': 'avg', 'use_fc_norm': False, **ATTENTION},
+    ),
+    'efficientformer': SmallModel(
+        'efficientformer_l1', 'A6', (224, 224), (7, 7), {'embed_dims': (8, 8, 16, 16), 'depths': (1, 1, 1, 2)}
+    ),
+    'swiftformer': SmallModel(
+        'swiftformer_xs', 'A6', (64, 96), (2, 3), {'layers': (1, 1, 1, 1), 'embed_dims': (16, 24, 32, 40)}
+    ),
+}
+# one model of every way in which features become positions, where all of them would take too long
+REPRESENTATIVES = ('resnet', 'resnetv2', 'swin', 'twins', 'vit_reg4', 'swiftformer')
+
+
+@torch.no_grad()
+def perturb(model: nn.Module, seed: int = 2) -> nn.Module:
+    """Move every norm, bias and running statistic away from its initial value, and give the classifier real weights."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+    for name, tensor in model.named_parameters():
+        if tensor.ndim <= 1:
+            tensor += 0.2 * noise(tensor)
+        elif name.rsplit('.', 1)[-1] not in ('weight', 'w'):
+            tensor += 0.02 * noise(tensor)
+    for name, tensor in model.named_buffers():
+        if name.endswith('running_mean'):
+            tensor += 0.2 * noise(tensor)
+        elif name.endswith('running_var'):
+            tensor *= 1 + 0.5 * noise(tensor).tanh()
+    classifiers = model.get_classifier()
+    for layer in classifiers if isinstance(classifiers, (tuple, list)) else (classifiers,):
+        for tensor in layer.parameters() if layer is not None else ():
+            tensor.copy_(noise(tensor))
+    return model
+
+
+def heads_table() -> dict[str, str]:
+    """The kind of head of every name of timm 1.0.31, as listed (measured outside this project)."""
+    with (Path(__file__).parent / 'cam' / 'timm_heads.csv').open() as file:
+        return {row['name']: row['kind'] for row in csv.DictReader(file)}
+
+
+def make_on_meta(name: str, **kwargs: Any) -> nn.Module:
+    """A timm model without weights."""
+    with torch.device('meta'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return timm.create_model(name, **kwargs)

@@ -1,0 +1,285 @@
+"""What cannot work ends with one line, the right exit code and no harm."""
+
+import shutil
+
+import pytest
+import timm
+import torch
+import yaml
+from image_data import write_folder, write_shards
+from running import ROOT, SMALL, contents, failure, result, run_script, train
+
+
+@pytest.fixture
+def fails(tmp_path, capsys):
+    """Runs train.py on options that fail: its exit code and message. No checkpoint may be left behind."""
+
+    def run(*argv, folder=tmp_path / 'output'):
+        name = f'run-{len(list(folder.iterdir())) if folder.is_dir() else 0}'
+        code, message = failure(capsys, 'train', *SMALL, '--output', folder, '--experiment', name, *argv)
+        assert not (folder / name / 'checkpoints').exists()
+        return code, message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        ('--hnc mse --hnc-topk 0', '--hnc-topk 0: expected 1 or more.'),
+        ('--hnc kd --hnc-weight -1', '--hnc-weight -1.0: expected 0 or more.'),
+        ('--hnc mse --hnc-weight nan', '--hnc-weight nan: expected 0 or more.'),
+        ('--hnc mse --hnc-weight inf', '--hnc-weight inf: expected 0 or more.'),
+        ('--hnc mse --hnc-alpha nan', '--hnc-alpha nan: expected a finite number.'),
+        ('--hnc-topk 5', '--hnc-topk 5: does nothing without --hnc mse or --hnc kd.'),
+        ('--loss softmax', 'loss'),
+        ('--model resnet5O', "--model 'resnet5O' is no model of timm's. Near: resnet5"),
+        ('--model nowhere:resnet18', '--model'),
+        ('--model test_vit4 --hnc mse --model-kwargs', '--hnc mse:'),
+        ('--model test_vit4 --cam-images 4 --model-kwargs', '--cam-images:'),
+        ('--model-kwargs nothing=3', "timm cannot make 'test_resnet' with these options"),
+        ('--bn-momentum 0.1', "timm cannot make 'test_resnet' with these options"),
+        ('--opt-kwargs nothing=3', '--opt sgd cannot be made with these options'),
+        ('--dataset hnc/letters', "--dataset 'hnc/letters' is unknown: timm_hnc has hnc/digits."),
+        ('--dataset hnc/digits --num-classes 10 --train-split test', "no split 'test': use train or validation"),
+        ('--batch-size 0', '--batch-size 0: expected 1 or more.'),
+        ('--epochs 0', '--epochs 0: expected 1 or more.'),
+        ('--sync-bn', '--sync-bn: PyTorch synchronises batch statistics on accelerators only'),
+    ],
+)
+def test_wrong_usage_has_exit_code_2(fails, images, capsys, argv, message):
+    if argv.startswith('--loss'):
+        # argparse itself knows the losses
+        with pytest.raises(SystemExit) as stop:
+            train('--data-dir', images, *SMALL, *argv.split())
+        assert stop.value.code == 2
+        assert "argument --loss: invalid choice: 'softmax'" in capsys.readouterr().err
+        return
+    code, line = fails('--data-dir', images, *argv.split())
+    assert code == 2
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'epoch': 3}, "unknown key 'epoch', did you mean 'epochs'?"),
+        ({'epochs': 'many'}, "epochs = 'many': expected an integer"),
+        ({'hnc_topk': 1.5}, 'hnc_topk = 1.5: expected an integer'),
+        ({'hnc': 'mae'}, "hnc = 'mae': expected one of none, mse, kd"),
+        ({'amp': 'yes please'}, "amp = 'yes please': expected true or false"),
+        ({'model_kwargs': 3}, 'model_kwargs = 3: expected a mapping'),
+        ({'hnc': 'mse', 'hnc_weight': -0.5}, '--hnc-weight -0.5: expected 0 or more.'),
+    ],
+)
+def test_a_wrong_config_file_has_exit_code_2(fails, images, tmp_path, values, message):
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(values))
+    code, line = fails('--data-dir', images, '-c', tmp_path / 'recipe.yaml')
+    assert code == 2
+    assert message in line
+
+
+def test_no_data_named(fails):
+    assert fails() == (2, 'no data: pass --data-dir DIR, or --dataset NAME.')
+
+
+def test_missing_and_empty_data(fails, images, tmp_path, parquet):
+    code, line = fails('--data-dir', tmp_path / 'nowhere')
+    assert (code, line) == (1, f"data folder '{tmp_path / 'nowhere'}' does not exist: see --data-dir.")
+    (tmp_path / 'empty').mkdir()
+    code, line = fails('--data-dir', tmp_path / 'empty')
+    assert code == 1
+    assert 'Found 0 images' in line
+    shutil.copytree(images / 'train', tmp_path / 'half' / 'train')
+    code, line = fails('--data-dir', tmp_path / 'half')
+    assert code == 1
+    assert "no folder for the split 'validation' but has train" in line
+    code, line = fails('--dataset', f'hfds/{tmp_path / "nowhere"}', '--data-dir', tmp_path / 'cache')
+    assert code == 1
+    code, line = fails(*parquet, '--val-split', 'test')
+    assert code == 1
+    assert "split 'test'" in line
+
+
+def test_one_class(fails, images, tmp_path):
+    for split in ('train', 'validation'):
+        shutil.copytree(images / split / 'red', tmp_path / 'one' / split / 'red')
+    code, line = fails('--data-dir', tmp_path / 'one')
+    assert code == 1
+    assert 'images of one class only: a classifier needs at least two' in line
+
+
+def test_a_label_outside_the_range(fails, images, shards, tar_files):
+    for data in (['--data-dir', images], ['--data-dir', tar_files / 'train.tar']):
+        code, line = fails(*data, '--num-classes', 2)
+        assert code == 1
+        assert "labels outside the model's range 0 to 1, such as 2: set --num-classes" in line
+    for workers in (0, 1):
+        code, line = fails('--dataset', 'wds/x', '--data-dir', shards, '--num-classes', 2, '--workers', workers)
+        assert code == 1
+        assert 'a target is class 2, outside the range 0 to 1: set --num-classes to the classes of the data.' in line
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_targets_that_do_not_fit_the_task(fails, images, multi_label, workers):
+    code, line = fails('--data-dir', images, '--task', 'multilabel', '--workers', workers)
+    assert code == 1
+    assert 'one class index: for a single label leave out --task multilabel' in line
+    code, line = fails(*multi_label[:-2], '--workers', workers)
+    assert code == 1
+    assert 'not one class index: for several labels pass --task multilabel' in line
+    code, line = fails(*multi_label, '--num-classes', 2, '--workers', workers)
+    assert code == 1
+    assert 'See --target-key, --target-format and --num-classes' in line
+
+
+def test_columns_that_are_not_there(fails, parquet):
+    code, line = fails(*parquet, '--input-key', 'img')
+    assert code == 1
+    assert "no column 'img' but image, label, name: see --input-key" in line
+    code, line = fails(*parquet, '--target-key', 'fine_label')
+    assert code == 1
+    assert 'see --target-key' in line
+
+
+def test_fewer_images_than_a_batch(fails, images):
+    code, line = fails('--data-dir', images, '-b', 64)
+    assert code == 1
+    assert '59 training images do not fill one batch of 64 a process: set a lower --batch-size' in line
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_images_that_cannot_be_decoded_are_skipped_and_counted(tmp_path, workers):
+    data = write_folder(tmp_path / 'images')
+    files = sorted((data / 'train').rglob('*.png')), sorted((data / 'validation').rglob('*.png'))
+    files[0][7].write_bytes(b'no image')
+    files[0][30].write_bytes(files[0][30].read_bytes()[:200])
+    files[1][3].write_bytes(b'')
+    folder = train(
+        *('--data-dir', data, *SMALL, '-b', 1, '--epochs', 2, '--workers', workers),
+        *('--output', tmp_path, '--experiment', 'run'),
+    )
+    # two epochs of training images; validation after both, and of the best; a skipped picture is one more
+    assert result(folder)['skipped_images'] in (2 * 2 + 3, 2 * 2 + 3 + 1)
+
+
+@pytest.mark.parametrize(('split', 'workers'), [('train', 0), ('train', 1), ('validation', 0), ('validation', 1)])
+def test_nothing_but_images_that_cannot_be_decoded(fails, tmp_path, split, workers):
+    data = write_folder(tmp_path / 'images')
+    for file in (data / split).rglob('*.png'):
+        file.write_bytes(b'no image')
+    code, line = fails('--data-dir', data, '--workers', workers)
+    assert code == 1
+    assert 'the data cannot be read' in line
+    assert 'Failed to load' in line
+
+
+def test_nothing_but_streamed_images_that_cannot_be_decoded(fails, tmp_path):
+    code, line = fails('--dataset', 'wds/x', '--data-dir', write_shards(tmp_path / 'shards', damaged=True))
+    assert code == 1
+    assert 'no training image could be read in epoch 0' in line
+
+
+def test_weights_of_another_architecture(fails, images, tmp_path):
+    weights = tmp_path / 'other.pth'
+    torch.save(timm.create_model('test_efficientnet', num_classes=3).state_dict(), weights)
+    for flag in ('--initial-checkpoint', '--pretrained-path'):
+        code, line = fails('--data-dir', images, flag, weights)
+        assert code == 1
+        assert f"weights '{weights}' do not load into 'test_resnet'" in line
+        code, line = fails('--data-dir', images, flag, tmp_path / 'nowhere.pth')
+        assert (code, line) == (1, f"{flag} '{tmp_path / 'nowhere.pth'}' does not exist.")
+    for damaged in (tmp_path / 'damaged.pth', tmp_path / 'damaged.safetensors'):
+        damaged.write_bytes(b'nothing')
+        code, line = fails('--data-dir', images, '--initial-checkpoint', damaged)
+        assert code == 1
+        assert f"weights '{damaged}' do not load" in line
+
+
+def test_weights_that_are_not_there(fails, images, monkeypatch, tmp_path):
+    code, line = fails('--data-dir', images, '--model', f'local-dir:{tmp_path / "nowhere"}')
+    assert code in (1, 2)
+    assert 'nowhere' in line
+
+
+def test_an_output_folder_that_cannot_be_written(fails, images, tmp_path):
+    file = tmp_path / 'file'
+    file.write_text('in the way')
+    code, line = fails('--data-dir', images, folder=file)
+    assert code == 1
+    assert f"run folder '{file / 'run-0'}' cannot be written" in line
+    assert 'See --output.' in line
+    code, line = fails('--data-dir', images, '--experiment', 'x/../../file', folder=tmp_path / 'output')
+    assert code == 1
+    assert file.read_text() == 'in the way'
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+def test_a_loss_that_is_not_finite_stops_the_run(fails, images, tmp_path, capsys, steps):
+    argv = ['--data-dir', images, '--lr', 1e30, '--warmup-epochs', 0, '--epochs', 3, '--grad-accum-steps', steps]
+    code, line = fails(*argv)
+    assert code == 1
+    assert line.startswith('the loss is ')
+    assert 'in epoch 0, batch ' in line
+    assert 'Lower --lr or --hnc-weight, or set --clip-grad.' in line
+
+
+def test_a_loss_that_is_not_finite_leaves_earlier_checkpoints_whole(images, tmp_path, capsys):
+    argv = ['--data-dir', images, *SMALL, '--epochs', 2, '--output', tmp_path, '--experiment', 'run']
+    folder = train(*argv, '--stop-epoch', 1)
+    before = contents(folder / 'checkpoints')
+    code, line = failure(capsys, 'train', *argv, '--lr', 1e30, '--resume', 'auto')
+    assert code == 1
+    assert 'the loss is' in line
+    assert contents(folder / 'checkpoints') == before
+    assert (folder / 'last').readlink().name == 'epoch-0'
+    assert (folder / 'model_best' / 'model.safetensors').is_file()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_earlier_ones_whole(images, tmp_path, capsys, monkeypatch):
+    argv = ['--data-dir', images, *SMALL, '--epochs', 2, '--output', tmp_path, '--experiment', 'run']
+    folder = train(*argv, '--stop-epoch', 1)
+    before = contents(folder / 'checkpoints')
+
+    def no_space(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('timm_hnc.hub.safetensors.torch.save_file', no_space)
+    code, line = failure(capsys, 'train', *argv, '--resume', 'auto')
+    assert code == 1
+    assert 'No space left on device' in line
+    assert 'earlier ones are whole' in line
+    after = contents(folder / 'checkpoints')
+    assert {name: after[name] for name in before} == before
+    assert (folder / 'last').readlink().name == 'epoch-0'
+    monkeypatch.undo()
+    assert result(train(*argv, '--resume', 'auto'))['epochs'] == 2
+
+
+@pytest.mark.parametrize(
+    ('argv', 'package', 'command'),
+    [
+        (['--log-tensorboard'], 'tensorboard', 'pip install "timm_hnc[track]"'),
+        (['--log-wandb'], 'wandb', 'pip install wandb'),
+        (['--dataset', 'hfds/x'], 'datasets', 'pip install "timm_hnc[data]"'),
+        (['--dataset', 'wds/x'], 'webdataset', 'pip install "timm_hnc[data]"'),
+        (['--dataset', 'hnc/digits', '--num-classes', 10], 'scikit-learn', 'pip install "timm_hnc[quickstart]"'),
+    ],
+)
+def test_a_missing_package_is_named_with_its_command(fails, images, monkeypatch, argv, package, command):
+    for module in ('training.environment', 'data.datasets', 'data.digits'):
+        monkeypatch.setattr(f'timm_hnc.{module}.find_spec', lambda name: None)
+    code, line = fails('--data-dir', images, *argv)
+    assert code == 2
+    assert f'needs the package {package}' in line or f'needs {package}' in line
+    assert command in line
+
+
+def test_a_process_ends_with_the_code_and_one_line(tmp_path):
+    process = run_script(ROOT / 'train.py', '--data-dir', tmp_path / 'nowhere', *SMALL, cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == (
+        f"train.py: error: data folder '{tmp_path / 'nowhere'}' does not exist: see --data-dir."
+    )
+    assert 'Traceback' not in process.stderr
+    assert process.stdout == ''

@@ -1,0 +1,138 @@
+"""Command line and launcher end in one Accelerator; two that contradict each other are an error."""
+
+import logging
+
+import pytest
+import torch
+from accelerate.utils import DynamoBackend
+from running import forget_run
+
+from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.precision import resolve_precision
+from timm_hnc.training.environment import create_accelerator
+from timm_hnc.training.options import parse_train_options
+
+
+def accelerator(*argv):
+    args, explicit = parse_train_options([*argv, '--device', 'cpu'])
+    return create_accelerator(args, explicit), args
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'argv', 'precision'),
+    [
+        (None, [], 'no'),
+        ('no', [], 'no'),
+        ('', [], 'no'),
+        ('bf16', [], 'bf16'),
+        (None, ['--amp', '--amp-dtype', 'bfloat16'], 'bf16'),
+        ('no', ['--amp', '--amp-dtype', 'bfloat16'], 'bf16'),
+        ('bf16', ['--amp'], 'bf16'),
+        ('bf16', ['--amp', '--amp-dtype', 'bfloat16'], 'bf16'),
+        ('no', ['--model-dtype', 'bfloat16'], 'no'),
+    ],
+)
+def test_precision_comes_from_either(monkeypatch, caplog, launcher, argv, precision):
+    if launcher is not None:
+        monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', launcher)
+    made, args = accelerator(*argv)
+    assert made.mixed_precision == precision
+    assert args.amp == (precision != 'no')
+    if precision != 'no':
+        assert args.amp_dtype == 'bfloat16'
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'argv', 'message'),
+    [
+        ('bf16', ['--amp', '--amp-dtype', 'float16'], '--amp-dtype float16 contradicts the launcher, which says bf16'),
+        (
+            'fp16',
+            ['--amp', '--amp-dtype', 'bfloat16'],
+            '--amp-dtype bfloat16 contradicts the launcher',
+        ),
+        ('bf16', ['--model-dtype', 'bfloat16'], '--model-dtype bfloat16 contradicts mixed precision'),
+    ],
+)
+def test_precisions_that_contradict_each_other_are_refused(monkeypatch, launcher, argv, message):
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', launcher)
+    with pytest.raises(UsageError, match=message):
+        accelerator(*argv)
+
+
+@pytest.mark.parametrize('launcher', ['no', 'fp16'])
+def test_half_precision_on_a_cpu_means_bfloat16_and_says_so_once(monkeypatch, caplog, launcher):
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', launcher)
+    made, args = accelerator(*(['--amp'] if launcher == 'no' else []))
+    assert made.mixed_precision == 'bf16'
+    assert (args.amp, args.amp_dtype) == (True, 'bfloat16')
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.getMessage() for record in warnings] == [
+        'Mixed precision on a CPU means bfloat16 here: float16 has no effect there.'
+    ]
+    with made.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_precision_on_an_accelerator_keeps_float16(monkeypatch):
+    args, explicit = parse_train_options(['--amp'])
+    monkeypatch.setattr('timm_hnc.evaluation.precision.on_cpu', lambda args: False)
+    assert resolve_precision(args, explicit) == 'fp16'
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')
+    assert resolve_precision(args, explicit) == 'bf16'
+    assert args.amp_dtype == 'bfloat16'
+
+
+def test_gradient_accumulation_comes_from_either(monkeypatch):
+    assert accelerator()[1].grad_accum_steps == 1
+    assert accelerator('--grad-accum-steps', '4')[1].grad_accum_steps == 4
+    monkeypatch.setenv('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', '4')
+    made, args = accelerator()
+    assert args.grad_accum_steps == 4
+    # our own counter does it: Accelerate must not divide the loss once more
+    assert made.gradient_accumulation_steps == 1
+    assert accelerator('--grad-accum-steps', '4')[1].grad_accum_steps == 4
+    with pytest.raises(UsageError, match='--grad-accum-steps 2 contradicts the launcher, which says 4'):
+        accelerator('--grad-accum-steps', '2')
+    monkeypatch.setenv('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', '1')
+    assert accelerator('--grad-accum-steps', '2')[1].grad_accum_steps == 2
+
+
+def test_compilation_comes_from_either(monkeypatch):
+    def backend(*argv):
+        return accelerator(*argv)[0].state.dynamo_plugin.backend
+
+    assert backend() == DynamoBackend.NO
+    forget_run()
+    assert backend('--torchcompile', 'eager') == DynamoBackend.EAGER
+    for launcher in ('NO', 'no', 'EAGER', 'eager'):
+        forget_run()
+        monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', launcher)
+        assert backend('--torchcompile', 'eager') == DynamoBackend.EAGER
+    forget_run()
+    assert backend() == DynamoBackend.EAGER
+    forget_run()
+    monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'INDUCTOR')
+    with pytest.raises(UsageError, match='--torchcompile eager contradicts the launcher, which says inductor'):
+        accelerator('--torchcompile', 'eager')
+    monkeypatch.delenv('ACCELERATE_DYNAMO_BACKEND')
+    with pytest.raises(UsageError, match=r'--torchcompile nothing: expected one of .*eager.*inductor'):
+        accelerator('--torchcompile', 'nothing')
+
+
+def test_without_an_accelerator_it_says_that_it_trains_on_the_cpu(monkeypatch, caplog):
+    monkeypatch.setattr('torch.accelerator.is_available', lambda *args: False)
+    args, explicit = parse_train_options([])
+    assert create_accelerator(args, explicit).device.type == 'cpu'
+    assert 'No accelerator here: training on the CPU.' in caplog.text
+
+
+def test_sync_bn_on_a_cpu_is_refused():
+    with pytest.raises(UsageError, match='--sync-bn: PyTorch synchronises batch statistics on accelerators only'):
+        accelerator('--sync-bn')
+
+
+def test_no_tracker_no_warning(recwarn):
+    assert accelerator()[0].trackers == []
+    assert not [warning for warning in recwarn if 'log_with' in str(warning.message)]

@@ -1,0 +1,272 @@
+"""Going on with a run: exactly where it stopped, or not at all and nothing harmed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from running import (
+    SMALL,
+    arguments,
+    best_weights,
+    checkpoints,
+    contents,
+    equal_tensors,
+    failure,
+    result,
+    summary,
+    train,
+    training_state,
+)
+
+AUGMENTED = ['--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--mixup', 0.3, '--drop', 0.1, '--lr', 0.05]
+
+
+@pytest.fixture
+def options(images, tmp_path):
+    def build(name, *argv):
+        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
+
+    return build
+
+
+def equal_states(left, right):
+    assert left.keys() == right.keys()
+    for part in left.keys() - {'optimizer'}:
+        assert equal_tensors(left[part], right[part]), part
+    for index, state in left['optimizer']['state'].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(right['optimizer']['state'][index][name]))
+    assert left['optimizer']['param_groups'] == right['optimizer']['param_groups']
+
+
+@pytest.mark.parametrize(
+    ('how', 'extra'),
+    [
+        ('auto', ['--hnc', 'mse', '--model-ema', '--model-ema-decay', 0.9]),
+        ('run folder', ['--workers', 2, '--opt', 'adamw', '--model-ema', '--model-ema-warmup']),
+        ('auto', ['--sched-on-updates', '--warmup-epochs', 1, '--grad-accum-steps', 2, '--no-prefetcher']),
+        ('run folder', ['--train-img-sizes', 24, 32, '--opt', 'lookahead_sgd']),
+    ],
+    ids=['hnc-ema', 'workers-adamw-ema', 'updates-accumulation', 'sizes-lookahead'],
+)
+def test_two_epochs_and_two_more_are_four(options, tmp_path, extra, how):
+    whole = train(*options('whole', *AUGMENTED, *extra, '--epochs', 4))
+    parts = train(*options('parts', *AUGMENTED, *extra, '--epochs', 4, '--stop-epoch', 2))
+    assert len(summary(parts)) == 2
+    argv = options('parts', *AUGMENTED, *extra, '--epochs', 4)
+    if how == 'auto':
+        train(*argv, '--resume', 'auto')
+    else:
+        at = argv.index('--experiment')
+        train(*argv[:at], *argv[at + 2 :], '--resume', parts)
+    assert (parts / 'summary.csv').read_text() == (whole / 'summary.csv').read_text()
+    equal_states(training_state(parts), training_state(whole))
+    assert equal_tensors(best_weights(parts), best_weights(whole))
+    assert checkpoints(parts) == checkpoints(whole)
+    assert result(parts)['final'] == result(whole)['final']
+    assert json.loads((parts / 'last' / 'state.json').read_text()) == json.loads(
+        (whole / 'last' / 'state.json').read_text()
+    )
+
+
+def test_auto_starts_anew_where_there_is_no_run_yet(options):
+    folder = train(*options('new', '--resume', 'auto'))
+    assert result(folder)['epochs'] == 1
+    # and where a run was killed before its first checkpoint
+    shutil.rmtree(folder / 'checkpoints')
+    train(*options('new', '--resume', 'auto', '--epochs', 2))
+    assert [row['epoch'] for row in summary(folder)] == [0, 1]
+
+
+def test_resuming_a_finished_run_evaluates_it_again(options):
+    folder = train(*options('run', '--epochs', 2))
+    before, figures = contents(folder / 'checkpoints'), result(folder)
+    train(*options('run', '--epochs', 2, '--resume', 'auto'))
+    assert contents(folder / 'checkpoints') == before
+    assert result(folder)['final'] == figures['final']
+
+
+def test_a_checkpoint_of_the_run_can_be_gone_back_to(options):
+    folder = train(*options('run', '--epochs', 3, '--lr', 0.05))
+    rows = (folder / 'summary.csv').read_text()
+    weights = training_state(folder)
+    train(*options('run', '--epochs', 3, '--lr', 0.05, '--resume', folder / 'checkpoints' / 'epoch-0'))
+    assert (folder / 'summary.csv').read_text() == rows
+    equal_states(training_state(folder), weights)
+
+
+def test_a_run_goes_on_in_another_folder(options):
+    first = train(*options('first', '--epochs', 4, '--lr', 0.05, '--stop-epoch', 2, '--save-epochs', 1))
+    before = contents(first)
+    second = train(*options('second', '--epochs', 4, '--lr', 0.05, '--save-epochs', 1, '--resume', first))
+    whole = train(*options('whole', '--epochs', 4, '--lr', 0.05, '--save-epochs', 1))
+    assert contents(first) == before
+    assert summary(second) == summary(whole)[2:]
+    equal_states(training_state(second), training_state(whole))
+    assert checkpoints(second) == {'epoch-2', 'epoch-3'}
+
+
+def claim(folder, **metrics):
+    """Let the last checkpoint say that earlier ones scored this."""
+    path = folder / 'last' / 'state.json'
+    state = json.loads(path.read_text())
+    state['ranking'] = sorted(metrics.items(), key=lambda entry: -entry[1])
+    path.write_text(json.dumps(state))
+
+
+def test_the_best_in_another_folder_is_one_of_its_own(options):
+    first = train(*options('first', '--epochs', 2, '--stop-epoch', 1))
+    claim(first, **{'epoch-0': 101.0})
+    second = train(*options('second', '--epochs', 2, '--resume', first))
+    assert result(second)['best_checkpoint'] == 'epoch-1'
+    assert (second / 'model_best').readlink().parts[1] == 'epoch-1'
+
+
+def test_the_best_after_going_back_is_the_best_of_what_is_kept(options):
+    folder = train(*options('run', '--epochs', 3))
+    first = folder / 'checkpoints' / 'epoch-0'
+    state = json.loads((first / 'state.json').read_text())
+    (first / 'state.json').write_text(json.dumps(state | {'ranking': [['epoch-0', 101.0]]}))
+    (folder / 'model_best').unlink()
+    (folder / 'model_best').symlink_to('checkpoints/epoch-2/model')
+    train(*options('run', '--epochs', 3, '--resume', first))
+    assert (folder / 'model_best').readlink().parts[1] == 'epoch-0'
+    assert result(folder)['best_checkpoint'] == 'epoch-0'
+
+
+def test_a_recovery_checkpoint_begins_its_epoch_anew(options, monkeypatch):
+    argv = options('run', '--epochs', 2, '--recovery-interval', 3)
+    steps = []
+
+    def interrupt(run, epoch, update):
+        steps.append(update)
+        save(run, epoch, update)
+        if epoch == 1 and update == 5:
+            raise KeyboardInterrupt
+
+    import timm_hnc.training.fit
+
+    save = timm_hnc.training.fit._save_recovery
+    monkeypatch.setattr(timm_hnc.training.fit, '_save_recovery', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(*argv)
+    monkeypatch.undo()
+    folder = argv[argv.index('--output') + 1] / 'run'
+    assert (folder / 'last').readlink().name == 'recovery-1-3'
+    assert checkpoints(folder) == {'epoch-0', 'recovery-1-3'}
+    state = json.loads((folder / 'last' / 'state.json').read_text())
+    assert (state['completed_epochs'], state['num_updates']) == (1, 10)
+    assert (folder / 'model_best').readlink().parts[1] == 'epoch-0'
+    train(*argv, '--resume', 'auto')
+    assert [row['epoch'] for row in summary(folder)] == [0, 1]
+    # recovery checkpoints go when the epoch's own is there
+    assert checkpoints(folder) == {'epoch-0', 'epoch-1'}
+
+
+def test_no_resume_opt_starts_with_a_fresh_optimizer(options, tmp_path):
+    folder = train(*options('run', '--epochs', 2, '--stop-epoch', 1, '--lr', 0.05))
+    copy = tmp_path / 'copy'
+    shutil.copytree(folder, copy, symlinks=True)
+    path = copy / 'checkpoints' / 'epoch-0' / 'training_state.pt'
+    state = torch.load(path, weights_only=True)
+    for entry in state['optimizer']['state'].values():
+        entry['momentum_buffer'].fill_(1e3)
+    torch.save(state, path)
+    train(*options('copy', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', '--no-resume-opt'))
+    train(*options('run', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', '--no-resume-opt'))
+    assert equal_tensors(training_state(copy)['model'], training_state(folder)['model'])
+
+
+def test_start_epoch_overrides_where_a_checkpoint_stopped(options):
+    folder = train(*options('run', '--epochs', 4, '--lr', 0.05, '--sched', 'step', '--decay-epochs', 1))
+    rates = [row['lr'] for row in summary(folder)]
+    argv = options('run', '--epochs', 4, '--lr', 0.05, '--sched', 'step', '--decay-epochs', 1)
+    train(*argv, '--resume', 'auto', '--start-epoch', 2)
+    assert [row['epoch'] for row in summary(folder)] == [0, 1, 2, 3]
+    assert [row['lr'] for row in summary(folder)] == rates
+    fresh = train(*options('fresh', '--epochs', 4, '--start-epoch', 3))
+    assert [row['epoch'] for row in summary(fresh)] == [3]
+
+
+@pytest.fixture
+def run(options):
+    return train(*options('run', '--lr', 0.05))
+
+
+def test_an_existing_run_folder_is_refused_without_resume(run, options, capsys):
+    before = contents(run)
+    code, message = failure(capsys, 'train', *options('run'))
+    assert code == 2
+    assert f"run folder '{run}' exists already: go on with --resume auto" in message
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (
+            ['--model', 'test_efficientnet', '--model-kwargs'],
+            "of the architecture 'test_resnet', not 'test_eff",
+        ),
+        (['--num-classes', '4'], 'does not fit this run: Error(s) in loading state_dict'),
+        (['--model-kwargs', 'output_stride=8', 'layers=(1,2,1,1)'], 'does not fit this run'),
+        (['--opt', 'adamw', '--layer-decay', '0.5'], 'does not fit this run'),
+    ],
+    ids=['architecture', 'classes', 'layers', 'optimizer'],
+)
+@pytest.mark.parametrize('how', ['auto', 'folder'])
+def test_a_checkpoint_of_another_model_is_refused_and_nothing_harmed(run, options, capsys, argv, message, how):
+    before = contents(run)
+    code, line = failure(capsys, 'train', *options('run', '--resume', 'auto' if how == 'auto' else run, *argv))
+    assert code == 1
+    assert message in line
+    assert 'checkpoints/epoch-0' in line
+    assert contents(run) == before
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ('name', 'damage'),
+    [
+        ('training_state.pt', cut),
+        ('training_state.pt', lambda path: path.unlink()),
+        ('training_state.pt', lambda path: path.write_bytes(b'')),
+        ('training_state.pt', lambda path: torch.save([1, 2], path)),
+        ('training_state.pt', lambda path: torch.save({'weights': {}}, path)),
+        ('training_state.pt', lambda path: torch.save({'model': 3, 'optimizer': 4}, path)),
+        ('state.json', lambda path: path.write_text('')),
+        ('state.json', lambda path: path.write_text('[1]')),
+        ('state.json', lambda path: path.write_text('{"architecture": "test_resnet"}')),
+        ('state.json', lambda path: path.write_text('{"architecture": "test_resnet", "ranking": [1]}')),
+        ('state.json', lambda path: path.write_text('{"architecture": "test_resnet", "ranking": [], "more": 1}')),
+        ('state.json', lambda path: path.write_bytes(b'\xff\xfe')),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(run, options, capsys, name, damage):
+    damage(run / 'checkpoints' / 'epoch-0' / name)
+    before = contents(run)
+    code, message = failure(capsys, 'train', *options('run', '--resume', 'auto', '--epochs', 2))
+    assert code == 1
+    assert 'checkpoints/epoch-0' in message
+    assert name in message or 'does not fit this run' in message
+    assert contents(run) == before
+
+
+def test_what_is_no_checkpoint_is_refused(run, options, tmp_path, capsys):
+    weights = run / 'model_best' / 'model.safetensors'
+    for path in (tmp_path / 'nowhere', weights, run / 'cams'):
+        code, message = failure(capsys, 'train', *options('other', '--resume', path))
+        assert code == 1
+        assert f"--resume '{path}' is no run folder and no checkpoint of one" in message
+        assert not (tmp_path / 'other').exists()
+    code, message = failure(capsys, 'train', '--data-dir', tmp_path, *SMALL, '--resume', 'auto')
+    assert (code, message) == (2, '--resume auto: needs --experiment, the run to go on with.')
+
+
+def test_options_of_the_resumed_run_are_those_now_in_force(run, options):
+    train(*options('run', '--lr', 0.01, '--epochs', 2, '--resume', 'auto'))
+    assert (arguments(run)['lr'], arguments(run)['epochs']) == (0.01, 2)
