@@ -12,13 +12,17 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from timm.utils.log import FormatterNoInfo
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
     *('--model', 'test_resnet', '--model-kwargs', 'output_stride=8', '--num-classes', '3', '--img-size', '32'),
     *('--workers', '0', '-b', '8', '--epochs', '1', '--device', 'cpu'),
 ]
+torch.set_num_threads(1)  # models this small gain nothing from a second thread
+# a loader of a failed run is collected late, and then waits this long for its workers
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.3
 _LAUNCHER = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
@@ -28,22 +32,24 @@ def clean_process(monkeypatch):
     for name in [name for name in os.environ if name.startswith('ACCELERATE_') or name in _LAUNCHER]:
         monkeypatch.delenv(name)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    torch.set_num_threads(1)  # models this small gain nothing from a second thread
-    # a loader of a failed run is collected late, and then waits this long for its workers
-    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.3
     forget_run()
-    level, handlers = logging.root.level, list(logging.root.handlers)
+    level = logging.root.level
     yield
     forget_run()
     logging.root.setLevel(level)
-    for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
-        logging.root.removeHandler(handler)
 
 
 def forget_run() -> None:
-    """Drop what Accelerate keeps of a run for the life of the process."""
+    """Drop what Accelerate and logging keep of a run for the life of the process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    for handler in [handler for handler in logging.root.handlers if isinstance(handler.formatter, FormatterNoInfo)]:
+        logging.root.removeHandler(handler)
+
+
+def keep_process_group() -> None:
+    """Let the next run of a script under torchrun use the processes' group again: it cannot be made twice."""
+    PartialState.destroy_process_group = lambda self, group=None: None
 
 
 def train(*argv) -> Path:
@@ -101,7 +107,7 @@ def run_script(*command, processes: int = 0, **kwargs) -> subprocess.CompletedPr
         launcher += ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
     command = [*launcher, *map(str, command)]
     return subprocess.run(
-        command, env=subprocess_environment(), capture_output=True, text=True, timeout=300, check=False, **kwargs
+        command, env=subprocess_environment(), capture_output=True, text=True, timeout=150, check=False, **kwargs
     )
 
 

@@ -69,13 +69,13 @@ def test_every_name_of_timm(part):
 @pytest.mark.parametrize('part', range(4))
 def test_the_advice_works_wherever_it_is_given(part):
     refused = [name for name in sorted(KINDS) if KINDS[name][0] not in 'AI'][part::4]
-    advised = []
+    kinds = {}
     for name in refused:
         with pytest.raises(UnsupportedHead) as error:
             probe_head(make_on_meta(name))
         if ADVICE in str(error.value):
-            advised.append(name)
-    kinds = {name: probe_head(make_on_meta(name, global_pool='avg', fc_norm=False)).kind for name in advised}
+            prefix = {'pool_include_prefix': False} if name == 'test_vit3' else {}  # see the next test
+            kinds[name] = probe_head(make_on_meta(name, global_pool='avg', fc_norm=False, **prefix)).kind
     assert len(kinds) > 10
     assert set(kinds.values()) <= {'A4', 'A5'}
 
@@ -134,6 +134,18 @@ def test_the_way_out_of_a_vision_transformer_leads_out(kwargs):
     model = timm.create_model('vit_tiny_patch16_224', **{**options, 'global_pool': 'avg', 'fc_norm': False})
     class_maps = CamModel(perturb(model)).class_maps(torch.randn(2, 3, 64, 64))
     torch.testing.assert_close(class_maps.maps(None).mean((2, 3)), class_maps.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', [64, 80])
+def test_register_tokens_in_the_mean_are_refused(size):
+    """Even where patches and registers together form a grid: 16 + 4 tokens are 4 x 5."""
+    options = {'img_size': size, 'class_token': False, 'reg_tokens': 4, **ATTENTION}
+    options.update(global_pool='avg', fc_norm=False, pool_include_prefix=True)
+    with pytest.raises(UnsupportedHead, match='its mean takes in class or register tokens') as error:
+        CamModel(timm.create_model('vit_tiny_patch16_224', **options))
+    assert 'Way out: create it with pool_include_prefix=False (--model-kwargs pool_' in str(error.value)
+    model = timm.create_model('vit_tiny_patch16_224', **{**options, 'pool_include_prefix': False})
+    assert CamModel(model).head.kind == 'A5'
 
 
 # --- models that look alike ---

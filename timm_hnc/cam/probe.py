@@ -66,10 +66,7 @@ def probe_head(model: TimmModel) -> Head:
     shape, image_size = _features_shape(model)
     layout, num_prefix_tokens = _probe_pooling(model, shape)
     if layout == 'NLC':
-        try:
-            token_grid(shape[1] - num_prefix_tokens, image_size)
-        except ValueError as error:
-            raise UnsupportedHead(_refusal(model, str(error).rstrip('.'))) from error
+        _check_tokens(model, shape[1], num_prefix_tokens, image_size)
     head = Head(layout, num_prefix_tokens, names, isinstance(layers[0], nn.Conv2d))
     _probe_classifier(model, head, shape, image_size)
     return head
@@ -166,6 +163,18 @@ def _probe_pooling(model: TimmModel, shape: tuple[int, ...]) -> tuple[Layout, in
     raise UnsupportedHead(_refusal(model, 'its classifier does not see the mean over all positions'))
 
 
+def _check_tokens(model: TimmModel, num_tokens: int, num_prefix_tokens: int, image_size: tuple[int, int]) -> None:
+    """Refuse a mean over tokens that are not all patches, and those alone."""
+    if num_prefix_tokens < getattr(model, 'num_prefix_tokens', 0):
+        reason = 'its mean takes in class or register tokens, which have no place in the image'
+        way_out = 'create it with pool_include_prefix=False (--model-kwargs pool_include_prefix=False)'
+        raise UnsupportedHead(_refusal(model, reason, way_out))
+    try:
+        token_grid(num_tokens - num_prefix_tokens, image_size)
+    except ValueError as error:
+        raise UnsupportedHead(_refusal(model, str(error).rstrip('.'))) from error
+
+
 def _probe_classifier(model: TimmModel, head: Head, shape: tuple[int, ...], image_size: tuple[int, int]) -> None:
     """Refuse a head that does more to the pooled vector than its linear layers do."""
     parameter = next(model.parameters())
@@ -195,8 +204,9 @@ def _refuse_operations(model: TimmModel, operations: set[str]) -> None:
 def _refusal(model: TimmModel, reason: str, way_out: str | None = None) -> str:
     """One line: the model, what was found, what to do."""
     name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
-    if way_out is None and 'fc_norm' in inspect.signature(type(model)).parameters:
-        way_out = "create it with global_pool='avg', fc_norm=False (--gp avg --model-kwargs fc_norm=False)"
+    norm = next((n for n in ('fc_norm', 'use_fc_norm') if n in inspect.signature(type(model)).parameters), None)
+    if way_out is None and norm:
+        way_out = f"create it with global_pool='avg', {norm}=False (--gp avg --model-kwargs {norm}=False)"
     if way_out is None:
         way_out = 'choose a model with an average pool in front of a linear classifier, such as resnet50'
     return (

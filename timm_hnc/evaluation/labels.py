@@ -41,15 +41,18 @@ class LabelOptions:
             self.classes = [int(line) for line in _lines(args.valid_labels)] if args.valid_labels else None
             names = dataset.filenames(basename=True) if args.real_labels else None
             self.real_labels = RealLabelsImagenet(names, real_json=args.real_labels) if args.real_labels else None
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f'--valid-labels or --real-labels cannot be read: {error}') from error
+        except (OSError, ValueError, KeyError, AssertionError) as error:
+            raise DataError(f'--valid-labels or --real-labels cannot be read: {error!r}') from error
 
     def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """(logits, target) as they are to be counted."""
         if self.classes is not None:
             output = output[:, self.classes]
         if self.real_labels is not None:
-            self.real_labels.add_result(output)
+            try:
+                self.real_labels.add_result(output)
+            except (KeyError, IndexError) as error:
+                raise DataError(f"--real-labels: images must have ImageNet's validation names ({error!r}).") from error
         if self.average:
             self.predictions.append(output.argmax(1).cpu())
             self.targets.append(target.cpu())

@@ -22,7 +22,7 @@ from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.evaluation.models import load_model
-from timm_hnc.evaluation.options import parse_validate_options
+from timm_hnc.evaluation.options import check_data_named, parse_validate_options
 from timm_hnc.evaluation.precision import on_cpu, resolve_precision
 from timm_hnc.evaluation.sources import Source, find_sources, use_run_data
 
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args, explicit = parse_validate_options(argv)
     use_run_data(args, explicit)
+    check_data_named(args)
     sources = find_sources(args, explicit)
     accelerator = Accelerator(mixed_precision=resolve_precision(args, explicit), cpu=on_cpu(args))
     main_process = accelerator.is_main_process

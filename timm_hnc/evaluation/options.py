@@ -130,6 +130,16 @@ def check_input_options(args: argparse.Namespace) -> None:
         raise UsageError(f'--std {min(args.std)}: expected more than 0.')
 
 
+def check_data_named(args: argparse.Namespace) -> None:
+    """Refuse a command line that names no data.
+
+    Raises:
+        UsageError: with the flags that name it.
+    """
+    if not (args.data_dir or args.dataset):
+        raise UsageError('no data: pass --data-dir DIR, or --dataset NAME.')
+
+
 def check_precision(args: argparse.Namespace) -> None:
     """Refuse unknown number formats, and a model in half precision under --amp.
 

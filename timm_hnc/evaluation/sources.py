@@ -56,8 +56,10 @@ def use_run_data(args: Namespace, explicit: frozenset[str]) -> None:
         return
     try:
         options = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(options, dict):
+        raise DataError(f"'{path}' cannot be read: expected a mapping of option names to values.")
     for name in _DATA_OPTIONS:
         if name not in explicit and name in options:
             setattr(args, name, options[name])

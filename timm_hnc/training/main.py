@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from timm.models import safe_model_name
 
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.evaluation.options import check_data_named
 from timm_hnc.training.build import build_run
 from timm_hnc.training.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 from timm_hnc.training.environment import create_accelerator
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         DataError: data, weights or folders cannot be used, or the loss is not finite.
     """
     args, explicit = parse_train_options(argv)
+    check_data_named(args)
     check_model_name(args.model)
     if args.hnc != 'none' or (args.cam_images and 'cam_images' in explicit):
         check_class_maps(args)

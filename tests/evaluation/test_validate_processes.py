@@ -1,0 +1,55 @@
+"""Several processes count every sample once and give the figures of one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from running import ROOT, SMALL, result_of, run_script, train, validate
+
+COMMANDS = Path(__file__).parents[1] / 'commands.py'
+
+
+@pytest.fixture(scope='module')
+def runs(images, multi_label, tmp_path_factory):
+    """Runs with one label an image and with several; 25 validation images each."""
+    root = tmp_path_factory.mktemp('runs')
+    for name, data in (('one', ['--data-dir', images]), ('several', multi_label)):
+        train(*data, *SMALL, '--epochs', 2, '--lr', 0.02, '--output', root, '--experiment', name)
+    return root
+
+
+@pytest.mark.parametrize('processes', [2, 3])
+def test_figures_are_those_of_one_process(runs, shards, tmp_path, capsys, processes):
+    options = {
+        'one': ['--checkpoint', str(runs / 'one'), '-b', '4', '--metrics-avg', 'macro'],
+        'large batches': ['--checkpoint', str(runs / 'one'), '-b', '64', '--workers', '1'],
+        'small batches': ['--checkpoint', str(runs / 'one'), '-b', '1'],
+        'several': ['--checkpoint', str(runs / 'several'), '-b', '4'],
+        'one image': ['--checkpoint', str(runs / 'several'), '-b', '3', '--no-prefetcher'],
+    }
+    if processes == 2:
+        options['streamed'] = ['--checkpoint', str(runs / 'one'), '--dataset', 'wds/x', '--data-dir', str(shards)]
+    common = ['--device', 'cpu', '--results-format', 'json']
+    commands = []
+    for name, argv in options.items():
+        argv = [*argv, *common] if '--workers' in argv else [*argv, *common, '--workers', '0']
+        commands.append(['validate', *argv, '--results-file', str(tmp_path / f'{name}.json')])
+    done = run_script(COMMANDS, json.dumps(commands), processes=processes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('--result\n') == len(commands), 'only the main process prints'
+    for name, argv in options.items():
+        found = json.loads((tmp_path / f'{name}.json').read_text())
+        expected = validate(capsys, *argv, '--device', 'cpu', '--workers', 0)
+        if name == 'streamed':  # timm: streams are cut to even lengths, and may repeat a sample
+            assert found['loss'] == pytest.approx(expected['loss'], rel=0.05)
+            continue
+        assert found.pop('loss') == pytest.approx(expected.pop('loss'), abs=1e-6), name
+        assert found == expected, name
+
+
+def test_validate_py_under_torchrun(runs, tmp_path, capsys):
+    argv = ['--checkpoint', runs / 'one', '--device', 'cpu', '--workers', '0', '-b', '5']
+    figures = result_of(run_script(ROOT / 'validate.py', *argv, processes=2, cwd=tmp_path))
+    expected = validate(capsys, *argv)
+    assert figures.pop('loss') == pytest.approx(expected.pop('loss'), abs=1e-6)
+    assert figures == expected

@@ -1,0 +1,75 @@
+"""An epoch of train.py's own loop on given batches, this process's share of each; rank 0 saves what came of it.
+
+Run by test_processes.py, alone and with torchrun: python one_epoch.py <JSON list of command lines> <file>
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from running import forget_run, keep_process_group
+from torch import nn
+
+from timm_hnc.training.build import build_run
+from timm_hnc.training.checkpoints import CheckpointFolder, Progress
+from timm_hnc.training.environment import create_accelerator
+from timm_hnc.training.epoch import train_one_epoch
+from timm_hnc.training.options import parse_train_options
+
+
+class Batches(list):
+    """A loader of the same batches every epoch, of which every process takes its part."""
+
+    dataset = batch_sampler = sampler = SimpleNamespace()
+
+
+def batches(accelerator, multi_label: bool, count: int = 5, size: int = 8) -> Batches:
+    generator = torch.Generator().manual_seed(7)
+    whole = []
+    for _ in range(count):
+        input = torch.randn(size, 3, 32, 32, generator=generator)
+        target = torch.randint(0, 3, (size,), generator=generator)
+        if multi_label:
+            target = torch.randint(0, 2, (size, 3), generator=generator).float()
+        whole.append((input, target))
+    share = size // accelerator.num_processes
+    part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    return Batches((input[part], target[part]) for input, target in whole)
+
+
+def one_epoch(argv: list[str]) -> dict:
+    forget_run()
+    args, explicit = parse_train_options(argv)
+    accelerator = create_accelerator(args, explicit)
+    run = build_run(args, accelerator, CheckpointFolder(Path('nowhere'), 1, False, Progress(args.model)))
+    with torch.no_grad():
+        for module in run.model.modules():
+            if isinstance(module, nn.LayerNorm):
+                # fresh norms hide errors
+                module.weight.add_(torch.linspace(-0.3, 0.3, module.weight.numel()))
+    run.train_loader = batches(accelerator, args.task == 'multilabel')
+    gradients = []
+    step = run.optimizer.step
+
+    def observed():
+        gradients.append({name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None})
+        step()
+
+    run.optimizer.step = observed
+    metrics = train_one_epoch(run, 0)
+    result = {'gradients': gradients, 'weights': run.model.state_dict(), 'metrics': metrics}
+    if run.ema is not None:
+        result['ema'] = run.ema.module.state_dict()
+    processes = accelerator.num_processes
+    accelerator.end_training()
+    return {**result, 'processes': processes}
+
+
+if __name__ == '__main__':
+    keep_process_group()
+    results = [one_epoch(argv) for argv in json.loads(sys.argv[1])]
+    if os.environ.get('RANK', '0') == '0':
+        torch.save(results, sys.argv[2])

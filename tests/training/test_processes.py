@@ -1,0 +1,140 @@
+"""Several processes train as one does."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from running import ROOT, SMALL, arguments, checkpoints, equal_tensors, result, run_script, summary, train
+from running import training_state as state_of
+
+HERE = Path(__file__).parent
+TASKS = [
+    '--loss ce',
+    '--hnc mse --hnc-weight 0.1 --hnc-topk 1',
+    '--hnc kd --hnc-weight 0.1 --hnc-reduction mean --grad-accum-steps 2 --clip-grad 0.5 --model-ema',
+    '--hnc mse --hnc-weight 0.1 --task multilabel --clip-grad 0.02 --clip-mode agc',
+]
+
+
+def close(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(
+            left[name], right[name], rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f'{n}: {text}'
+        )
+
+
+def test_two_processes_with_half_the_batch_have_the_gradients_of_one(images, multi_label, tmp_path):
+    model = '--model test_convnext --num-classes 3 --img-size 32 --workers 0 --device cpu --lr 0.05 --warmup-epochs 0'
+    commands = []
+    for task in TASKS:
+        data = multi_label if 'multilabel' in task else ['--data-dir', str(images)]
+        commands.append([*shlex.split(f'{model} {task}'), *data])
+    found = {}
+    for processes, batch_size in ((0, 8), (2, 4)):
+        argv = json.dumps([[*command, '-b', str(batch_size)] for command in commands])
+        done = run_script(HERE / 'one_epoch.py', argv, tmp_path / f'{processes}.pt', processes=processes, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[processes] = torch.load(tmp_path / f'{processes}.pt', weights_only=True)
+    for task, one, two in zip(TASKS, found[0], found[2], strict=True):
+        assert (one['processes'], two['processes']) == (1, 2)
+        assert len(one['gradients']) == len(two['gradients']) == (3 if 'accum' in task else 5), task
+        for left, right in zip(one['gradients'], two['gradients'], strict=True):
+            close(left, right)
+        close(one['weights'], two['weights'])
+        if 'ema' in task:
+            close(one['ema'], two['ema'])
+        assert two['metrics'] == pytest.approx(one['metrics'], rel=1e-4)
+
+
+def test_train_py_under_torchrun(images, tmp_path):
+    options = [*SMALL, '-b', '4', '--epochs', '2', '--hnc', 'mse', '--model-ema', '--workers', '1']
+    output = ['--output', 'out', '--experiment', 'run']
+    done = run_script(ROOT / 'train.py', '--data-dir', images, *options, *output, processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / 'out' / 'run'
+    figures = result(folder)
+    assert done.stdout.count('--result') == 1
+    assert (figures['num_processes'], figures['device']) == (2, 'cpu')
+    rows = summary(folder)
+    assert [row['epoch'] for row in rows] == [0, 1]
+    assert checkpoints(folder) == {'epoch-0', 'epoch-1'}
+    # 59 images, a batch of 4 in each of two processes: 7 updates an epoch
+    assert json.loads((folder / 'last' / 'state.json').read_text())['num_updates'] == 2 * 7
+    assert (folder / 'cams' / 'best.png').is_file()
+    best = max(rows, key=lambda row: row['eval_top1'])
+    assert figures['final'] == pytest.approx({name: best[f'eval_{name}'] for name in ('loss', 'top1', 'top5')})
+    model = timm.create_model(f'local-dir:{folder / "model_best"}', pretrained=True)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    # one process goes on with what two have done
+    train(
+        '-c', folder / 'args.yaml', '--epochs', 3, '--output', folder.parent, '--experiment', 'run', '--resume', 'auto'
+    )
+    assert len(summary(folder)) == 3
+
+
+@pytest.mark.slow
+def test_every_loss_and_task_under_torchrun(images, multi_label, tmp_path):
+    commands = {}
+    for task, data in (('one', ['--data-dir', str(images)]), ('several', multi_label)):
+        for hnc in ('none', 'mse', 'kd'):
+            options = [*SMALL, '-b', '4', '--hnc', hnc, '--output', str(tmp_path), '--experiment', f'{task}-{hnc}']
+            commands[f'{task}-{hnc}'] = ['train', *data, *options]
+    for name, options in {
+        'accumulated': '--grad-accum-steps 3 --mixup 0.5 --clip-grad 1',
+        'augmented': '--aug-splits 2 --split-bn --jsd-loss --aug-repeats 2',
+        'statistics': '--dist-bn broadcast --no-ddp-bb --sched-on-updates',
+        'sizes': '--train-img-sizes 24 32 --variable-batch-loss-scale sqrt',
+        'compiled': '--torchcompile eager --amp',
+        'lookahead': '--opt lookahead_adamw --layer-decay 0.8',
+        'unranked': "--val-split ''",
+    }.items():
+        argv = ['--data-dir', str(images), *SMALL, '-b', '4', *shlex.split(options)]
+        commands[name] = ['train', *argv, '--output', str(tmp_path), '--experiment', name]
+    done = run_script(HERE.parent / 'commands.py', json.dumps(list(commands.values())), processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in commands:
+        assert result(tmp_path / name)['num_processes'] == 2, name
+        assert len(summary(tmp_path / name)) == 1
+
+
+@pytest.mark.slow
+def test_streamed_data_under_torchrun(shards, tmp_path):
+    argv = ['--dataset', 'wds/x', '--data-dir', str(shards), *SMALL, '-b', '4', '--output', str(tmp_path)]
+    commands = [['train', *argv, '--experiment', f'{workers}', '--workers', f'{workers}'] for workers in (0, 1)]
+    done = run_script(HERE.parent / 'commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for workers in ('0', '1'):
+        assert result(tmp_path / workers)['num_processes'] == 2
+
+
+@pytest.mark.slow
+def test_resumed_under_torchrun(images, tmp_path):
+    argv = ['train', '--data-dir', str(images), *SMALL, '-b', '4', '--epochs', '4', '--output', str(tmp_path)]
+    argv += ['--model-ema', '--aa', 'rand-m5', '--mixup', '0.3', '--hnc', 'kd', '--workers', '1']
+    commands = [
+        [*argv, '--experiment', 'whole'],
+        [*argv, '--experiment', 'parts', '--stop-epoch', '2'],
+        [*argv, '--experiment', 'parts', '--resume', 'auto'],
+    ]
+    done = run_script(HERE.parent / 'commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert (whole / 'summary.csv').read_text() == (parts / 'summary.csv').read_text()
+    for part in ('model', 'ema'):
+        assert equal_tensors(state_of(whole)[part], state_of(parts)[part])
+    assert arguments(parts)['resume'] == 'auto'
+
+
+@pytest.mark.slow
+def test_errors_under_torchrun_are_told_once(images, tmp_path):
+    wrong = [*SMALL, '--hnc', 'mse', '--hnc-topk', '0']
+    done = run_script(ROOT / 'train.py', '--data-dir', images, *wrong, processes=2, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count('train.py: error: --hnc-topk 0: expected 1 or more.') == 1
+    done = run_script(ROOT / 'train.py', '--data-dir', tmp_path / 'nowhere', *SMALL, processes=2, cwd=tmp_path)
+    assert done.returncode != 0
+    assert 'does not exist: see --data-dir.' in done.stderr
