@@ -2,8 +2,18 @@
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.model import create_model
+from timm_hnc.hub import save_pretrained
 from timm_hnc.losses import HNCLoss, hnc_loss
 from timm_hnc.tasks import HNCMultiLabelTask, HNCTask
 
-__all__ = ['CamModel', 'ClassMaps', 'HNCLoss', 'HNCMultiLabelTask', 'HNCTask', 'create_model', 'hnc_loss']
+__all__ = [
+    'CamModel',
+    'ClassMaps',
+    'HNCLoss',
+    'HNCMultiLabelTask',
+    'HNCTask',
+    'create_model',
+    'hnc_loss',
+    'save_pretrained',
+]
 __version__ = '0.1.0'
