@@ -20,6 +20,7 @@ SMALL = [
     *('--model', 'test_resnet', '--model-kwargs', 'output_stride=8', '--num-classes', '3', '--img-size', '32'),
     *('--workers', '0', '-b', '8', '--epochs', '1', '--device', 'cpu'),
 ]
+WITHOUT_PICTURES = ['--cam-images', '0']  # they take half of the time of a run as small as this
 torch.set_num_threads(1)  # models this small gain nothing from a second thread
 # a loader of a failed run is collected late, and then waits this long for its workers
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.3

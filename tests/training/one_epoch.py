@@ -47,7 +47,7 @@ def one_epoch(argv: list[str]) -> dict:
     run = build_run(args, accelerator, CheckpointFolder(Path('nowhere'), 1, False, Progress(args.model)))
     with torch.no_grad():
         for module in run.model.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.GroupNorm):
                 # fresh norms hide errors
                 module.weight.add_(torch.linspace(-0.3, 0.3, module.weight.numel()))
     run.train_loader = batches(accelerator, args.task == 'multilabel')

@@ -19,20 +19,20 @@ TASKS = [
 ]
 
 
-def close(left, right):
+def distance(left, right):
+    """The difference of two state dicts, relative to the norm of all of their tensors."""
     assert left.keys() == right.keys()
-    for name in left:
-        torch.testing.assert_close(
-            left[name], right[name], rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f'{n}: {text}'
-        )
+    left, right = (torch.cat([tensor.flatten().double() for tensor in state.values()]) for state in (left, right))
+    return ((left - right).norm() / left.norm()).item()
 
 
 def test_two_processes_with_half_the_batch_have_the_gradients_of_one(images, multi_label, tmp_path):
-    model = '--model test_convnext --num-classes 3 --img-size 32 --workers 0 --device cpu --lr 0.05 --warmup-epochs 0'
+    # group norms: batch norms would see half a batch
+    model = '--model test_efficientnet_gn --num-classes 3 --img-size 32 --workers 0 --device cpu'
     commands = []
     for task in TASKS:
         data = multi_label if 'multilabel' in task else ['--data-dir', str(images)]
-        commands.append([*shlex.split(f'{model} {task}'), *data])
+        commands.append([*shlex.split(f'{model} --lr 0.05 --warmup-epochs 0 {task}'), *data])
     found = {}
     for processes, batch_size in ((0, 8), (2, 4)):
         argv = json.dumps([[*command, '-b', str(batch_size)] for command in commands])
@@ -42,11 +42,11 @@ def test_two_processes_with_half_the_batch_have_the_gradients_of_one(images, mul
     for task, one, two in zip(TASKS, found[0], found[2], strict=True):
         assert (one['processes'], two['processes']) == (1, 2)
         assert len(one['gradients']) == len(two['gradients']) == (3 if 'accum' in task else 5), task
-        for left, right in zip(one['gradients'], two['gradients'], strict=True):
-            close(left, right)
-        close(one['weights'], two['weights'])
+        for step, (left, right) in enumerate(zip(one['gradients'], two['gradients'], strict=True)):
+            assert distance(left, right) < (3e-6 if step == 0 else 1e-3), (task, step)
+        assert distance(one['weights'], two['weights']) < 1e-4, task
         if 'ema' in task:
-            close(one['ema'], two['ema'])
+            assert distance(one['ema'], two['ema']) < 1e-4
         assert two['metrics'] == pytest.approx(one['metrics'], rel=1e-4)
 
 

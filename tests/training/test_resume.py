@@ -7,6 +7,7 @@ import pytest
 import torch
 from running import (
     SMALL,
+    WITHOUT_PICTURES,
     arguments,
     best_weights,
     checkpoints,
@@ -25,7 +26,7 @@ AUGMENTED = ['--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--mixup', 0.3, '--drop
 @pytest.fixture
 def options(images, tmp_path):
     def build(name, *argv):
-        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
+        return ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', name, *argv]
 
     return build
 
@@ -258,7 +259,7 @@ def test_a_damaged_checkpoint_is_named(run, options, capsys, name, damage):
 
 def test_what_is_no_checkpoint_is_refused(run, options, tmp_path, capsys):
     weights = run / 'model_best' / 'model.safetensors'
-    for path in (tmp_path / 'nowhere', weights, run / 'cams'):
+    for path in (tmp_path / 'nowhere', weights, run / 'checkpoints'):
         code, message = failure(capsys, 'train', *options('other', '--resume', path))
         assert code == 1
         assert f"--resume '{path}' is no run folder and no checkpoint of one" in message

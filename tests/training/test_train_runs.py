@@ -10,6 +10,7 @@ from PIL import Image
 from running import (
     ROOT,
     SMALL,
+    WITHOUT_PICTURES,
     arguments,
     best_weights,
     checkpoints,
@@ -208,7 +209,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize('options', OPTIONS)
 def test_options_of_timms_script_train(options, images, tmp_path):
-    folder = run(tmp_path, images, *shlex.split(options))
+    folder = run(tmp_path, images, *WITHOUT_PICTURES, *shlex.split(options))
     rows = summary(folder)
     assert rows
     assert result(folder)['final']['loss'] < 3
