@@ -7,7 +7,7 @@ from image_data import CLASSES, TRAIN_COUNTS, samples, write_folder, write_parqu
 from PIL import Image
 from timm.data import create_loader
 
-from timm_hnc.data.datasets import class_names, class_to_idx, create_dataset
+from timm_hnc.data.datasets import check_same_classes, class_names, class_to_idx, create_dataset
 from timm_hnc.data.targets import ClassIndex
 from timm_hnc.errors import DataError, UsageError
 
@@ -162,3 +162,17 @@ def test_batches_of_several_labels_are_dense(tmp_path, cache):
         batches[key] = next(iter(loader))
     assert batches['labels'][1].tolist()[:5] == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert torch.equal(batches['labels'][1], batches['vector'][1])
+
+
+def test_validation_folders_that_number_their_classes_otherwise_are_refused(tmp_path):
+    root = write_folder(tmp_path / 'images')
+    train = create_dataset('', str(root), 'train', num_classes=3)
+    check_same_classes(train, create_dataset('', str(root), 'validation', num_classes=3))
+    shutil.rmtree(root / 'validation' / CLASSES[0])
+    lacking = create_dataset('', str(root), 'validation', num_classes=3)
+    with pytest.raises(DataError, match=f"class '{CLASSES[1]}' is number 0 in the validation data but 1 in the train"):
+        check_same_classes(train, lacking)
+    mapping = tmp_path / 'classes.txt'
+    mapping.write_text('\n'.join(CLASSES))
+    lacking = create_dataset('', str(root), 'validation', num_classes=3, class_map=str(mapping))
+    check_same_classes(train, lacking)

@@ -111,6 +111,23 @@ def class_to_idx(dataset: Any) -> dict[str, int]:
     return dict(getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {})
 
 
+def check_same_classes(train: Any, evaluation: Any) -> None:
+    """Refuse validation data whose class names have other indices than the training data's.
+
+    Folders number their own classes: one that lacks a class numbers those behind it differently.
+
+    Raises:
+        DataError: with a class that differs.
+    """
+    known = class_to_idx(train)
+    for name, index in class_to_idx(evaluation).items() if known else ():
+        if known.get(name) != index:
+            raise DataError(
+                f"class '{name}' is number {index} in the validation data but {known.get(name, 'none')} in the "
+                'training data: give both the same class folders, or a --class-map.'
+            )
+
+
 def class_names(dataset: Any, num_classes: int) -> list[str]:
     """The name of every class, its index where the data set has no name."""
     names = {index: str(name) for name, index in class_to_idx(dataset).items()}

@@ -17,7 +17,7 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import ModelEmaV3
 
 from timm_hnc.cam import CamModel
-from timm_hnc.data.datasets import class_names
+from timm_hnc.data.datasets import check_same_classes, class_names
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
@@ -125,6 +125,7 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     eval_loader = None
     if args.val_split:
         eval_set = create_eval_dataset(args, data_config, args.val_split, args.val_num_samples)
+        check_same_classes(train_set, eval_set)
         eval_set.skipped_images = skipped  # type: ignore[attr-defined]
         batch_size = args.validation_batch_size or args.batch_size
         eval_loader = create_eval_loader(eval_set, args, data_config, batch_size, device, distributed)
