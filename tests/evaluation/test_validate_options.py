@@ -1,33 +1,17 @@
-import argparse
-import csv
 from pathlib import Path
 
 import pytest
-from timm.utils import ParseKwargs
+from flag_table import check_flag, read_flags
 
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.options import build_parser, parse_validate_options
 
-FLAGS = list(csv.DictReader((Path(__file__).parent / 'timm_validate_flags.csv').open()))
-KINDS = {
-    'store': argparse._StoreAction,
-    'storetrue': argparse._StoreTrueAction,
-    'parsekwargs': ParseKwargs,
-    'help': argparse._HelpAction,
-}
+FLAGS = read_flags(Path(__file__).parent / 'timm_validate_flags.csv')
 
 
 @pytest.mark.parametrize('row', FLAGS, ids=lambda row: row['flags'])
 def test_every_flag_of_timm_is_there_with_its_meaning(row):
-    flags = row['flags'].split()
-    dest = next((flag for flag in flags if flag.startswith('--')), flags[0]).lstrip('-').replace('-', '_')
-    action = {action.dest: action for action in build_parser()._actions}[dest]
-    assert action.option_strings == [flag for flag in flags if flag.startswith('-')]
-    assert isinstance(action, KINDS[row['kind']])
-    assert (action.type or str).__name__ == (row['type'] or 'str')
-    assert str('' if action.nargs in (None, 0) else action.nargs) == row['nargs']
-    assert str('' if action.default is None else action.default) == row['default']
-    assert ' '.join(action.choices or ()) == row['choices']
+    check_flag(build_parser(), row)
 
 
 def test_there_is_no_config_option(capsys):

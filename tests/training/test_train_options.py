@@ -1,5 +1,3 @@
-import argparse
-import csv
 import inspect
 import json
 import math
@@ -8,19 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from flag_table import check_flag, read_flags
 from timm.loss import LOSS_TYPES, create_classification_loss
-from timm.utils import ParseKwargs
 
 from timm_hnc.errors import UsageError
 from timm_hnc.training.options import build_parser, loss_kwargs, mixup_active, parse_train_options
 
-FLAGS = list(csv.DictReader((Path(__file__).parent / 'timm_train_flags.csv').open()))
-KINDS = {
-    'store': argparse._StoreAction,
-    'storetrue': argparse._StoreTrueAction,
-    'parsekwargs': ParseKwargs,
-    'help': argparse._HelpAction,
-}
+FLAGS = read_flags(Path(__file__).parent / 'timm_train_flags.csv')
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +35,7 @@ def config(folder: Path, /, **values) -> str:
 
 @pytest.mark.parametrize('row', FLAGS, ids=lambda row: row['flags'])
 def test_every_flag_of_timm_is_there_with_its_meaning(row):
-    flags = row['flags'].split()
-    dest = next((flag for flag in flags if flag.startswith('--')), flags[0]).lstrip('-').replace('-', '_')
-    action = {action.dest: action for action in build_parser()._actions}[dest]
-    assert action.option_strings == [flag for flag in flags if flag.startswith('-')]
-    assert isinstance(action, KINDS[row['kind']])
-    assert (action.type or str).__name__ == (row['type'] or 'str')
-    assert str('' if action.nargs in (None, 0) else action.nargs) == row['nargs']
-    assert str('' if action.default is None else action.default) == row['default']
-    assert ' '.join(action.choices or ()) == row['choices']
+    check_flag(build_parser(), row)
 
 
 def test_a_compile_flag_without_backend_means_inductor_and_excludes_torchscript(capsys):

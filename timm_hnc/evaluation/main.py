@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from timm import utils
 from timm.data import resolve_data_config
-from timm.layers import apply_test_time_pool, set_fast_norm
+from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
 
 from timm_hnc.data.skipped import SkippedImages
@@ -23,7 +23,7 @@ from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.options import check_data_named, parse_validate_options
-from timm_hnc.evaluation.precision import on_cpu, resolve_precision
+from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
 from timm_hnc.evaluation.sources import Source, find_sources, use_run_data
 
 _logger = logging.getLogger(__name__)
@@ -44,17 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data_named(args)
     sources = find_sources(args, explicit)
     accelerator = Accelerator(mixed_precision=resolve_precision(args, explicit), cpu=on_cpu(args))
-    main_process = accelerator.is_main_process
-    utils.setup_default_logging(default_level=logging.INFO if main_process else logging.WARNING)
+    set_up_process(args, accelerator)
     utils.random_seed(args.seed)
-    if args.fast_norm:
-        set_fast_norm()
     if len(sources) == 1:
         results: Any = validate(args, sources[0], accelerator, explicit)
     else:
         _logger.info(f'Evaluating {len(sources)} models.')
         results = _validate_all(args, sources, accelerator, explicit)
-    if main_process:
+    if accelerator.is_main_process:
         if args.results_file:
             _write_results(args.results_file, results, args.results_format)
         # timm's scripts print their results this way, for other programs to read

@@ -1,10 +1,13 @@
-"""Mixed precision and device, where command line and launcher both have a say."""
+"""Mixed precision and device, where command line and launcher both have a say, and what a process sets once."""
 
 import logging
 import os
 from argparse import Namespace
 
 import torch
+from accelerate import Accelerator
+from timm import utils
+from timm.layers import set_fast_norm
 
 from timm_hnc.errors import UsageError
 
@@ -46,3 +49,16 @@ def resolve_precision(args: Namespace, explicit: frozenset[str]) -> str:
         if precision == accelerate_name:
             args.amp, args.amp_dtype = True, name
     return precision
+
+
+def set_up_process(args: Namespace, accelerator: Accelerator) -> None:
+    """Logging (the main process speaks, others warn), and the arithmetic that timm's scripts choose on CUDA."""
+    utils.setup_default_logging(default_level=logging.INFO if accelerator.is_main_process else logging.WARNING)
+    if accelerator.device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if args.fast_norm:
+        set_fast_norm()
+    _logger.info(
+        f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
+    )

@@ -6,7 +6,6 @@ import os
 from argparse import Namespace
 from importlib.util import find_spec
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -15,11 +14,9 @@ from accelerate.utils import (
     ProjectConfiguration,
     TorchDynamoPlugin,
 )
-from timm import utils
-from timm.layers import set_fast_norm
 
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.precision import on_cpu, resolve_precision
+from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
         step_scheduler_with_optimizer=False,
     )
     _check_sync_bn(args, accelerator)
-    _set_up(args, accelerator)
+    set_up_process(args, accelerator)
     if cpu and not args.device.startswith('cpu'):
         _logger.info('No accelerator here: training on the CPU.')
     return accelerator
@@ -60,20 +57,6 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
 def _check_sync_bn(args: Namespace, accelerator: Accelerator) -> None:
     if args.sync_bn and accelerator.device.type == 'cpu':
         raise UsageError('--sync-bn: PyTorch synchronises batch statistics on accelerators only; leave it out here.')
-
-
-def _set_up(args: Namespace, accelerator: Accelerator) -> None:
-    utils.setup_default_logging(
-        default_level=logging.INFO if accelerator.is_main_process else logging.WARNING,
-    )
-    if accelerator.device.type == 'cuda':
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    if args.fast_norm:
-        set_fast_norm()
-    _logger.info(
-        f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
-    )
 
 
 def _compilation(args: Namespace) -> TorchDynamoPlugin | None:
