@@ -10,6 +10,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.probe import check_trainable
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 
@@ -32,7 +33,8 @@ class HNCTask(ClassificationTask):
 
     Raises:
         TypeError: the model is no CamModel.
-        ValueError: the weight is negative or not finite, or timm refuses the criterion.
+        ValueError: the model's class maps cannot be trained on, the weight is negative or not finite, or timm refuses
+            the criterion.
 
     Example:
         >>> task = HNCTask(CamModel(timm.create_model('resnet18')), hnc=HNCLoss('mse', topk=100), hnc_weight=0.0007)
@@ -54,6 +56,7 @@ class HNCTask(ClassificationTask):
     ) -> None:
         if not isinstance(cam_model, CamModel):
             raise TypeError(f'the model is a {type(cam_model).__name__}: wrap it, HNCTask(CamModel(model), ...).')
+        check_trainable(cam_model.model, cam_model.head)
         hnc = hnc if hnc is not None else HNCLoss()
         hnc_weight = DEFAULT_WEIGHTS[hnc.variant] if hnc_weight is None else hnc_weight
         if not (math.isfinite(hnc_weight) and hnc_weight >= 0):

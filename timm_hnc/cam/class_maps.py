@@ -36,6 +36,8 @@ class ClassMaps:
     grid: tuple[int, int]
     logits: Tensor = None  # type: ignore[assignment]  # always a tensor once constructed
 
+    trainable = True  # gradients flow through the maps
+
     def __post_init__(self) -> None:
         positions, weight, (height, width) = self.positions.shape, self.weight.shape, self.grid
         if len(positions) != 3 or positions[1] != height * width:
@@ -61,7 +63,12 @@ class ClassMaps:
 
         Returns:
             (B, k, h, w) maps, (B, n, h, w) for None, in the type of the positions.
+
+        Raises:
+            IndexError: a class is not among the n (checked where that costs no synchronisation with a GPU).
         """
+        if classes is not None:
+            check_classes(classes, self.num_classes)
         positions = self.positions.transpose(1, 2)
         weight = self.weight if classes is None else torch.nn.functional.embedding(classes, self.weight)
         maps = torch.matmul(weight.to(positions.dtype), positions)
@@ -73,3 +80,19 @@ class ClassMaps:
     def topk_negatives(self, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
         """The k negative classes with the highest logits: indices and valid, see `timm_hnc.cam.topk_negatives`."""
         return topk_negatives(self.logits, target, k, target_floor)
+
+
+def check_classes(classes: Tensor, num_classes: int) -> None:
+    """Refuse class indices that are out of range, on a CPU and where no gradient is kept.
+
+    Raises:
+        IndexError: with the index.
+        ValueError: the classes are no (B, k) tensor.
+    """
+    if classes.ndim != 2:
+        raise ValueError(f'classes of shape {tuple(classes.shape)}: expected (batch, k) class indices.')
+    if torch.compiler.is_compiling() or classes.is_meta or (classes.is_cuda and torch.is_grad_enabled()):
+        return
+    wrong = classes[(classes < 0) | (classes >= num_classes)]
+    if len(wrong):
+        raise IndexError(f'class {wrong[0].item()} is out of range: the model has {num_classes} classes, from 0 on.')

@@ -1,16 +1,71 @@
-"""Which part of a timm model is features and which is head, how its features are laid out, and what a head may do.
+"""Heads of timm models: how logits are made of features, and class maps of both.
 
 A head is accepted by what it does, not by its name: its operations are recorded and its values compared with the mean
-over positions. So a new architecture works unseen, or is refused here, and never yields maps that explain nothing.
+over positions. So a new architecture works unseen, or is refused, and never yields maps that explain nothing.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.frozen import HeldDropout
+from timm_hnc.cam.grids import Grid, token_grid
+
 Layout = Literal['NCHW', 'NHWC', 'NLC']
 TimmModel = Any  # an nn.Module with forward_features, forward_head, get_classifier; timm has no common type for it
+
+DESCRIPTIONS = {
+    'A1': 'average pool -> linear layer (NCHW)',
+    'A2': 'average pool -> 1x1 convolution',
+    'A3': 'average pool -> linear layer (NHWC)',
+    'A4': 'mean of tokens -> linear layer',
+    'A5': 'mean of patch tokens behind prefix tokens -> linear layer',
+    'A6': 'average pool -> several linear layers, averaged',
+    'A': 'mean over positions -> linear layer',
+    'B': 'average pool -> batch norm -> linear layer',
+    'C': 'average pool -> layer norm or the like -> linear layer',
+    'D': 'average pool -> hidden layer and activation -> linear layer',
+    'E': 'convolution in front of the pool',
+    'F': 'attention pool',
+    'G': 'class tokens, which see positions only through attention',
+    'H': 'several branches',
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What kind of class maps a model has.
+
+    Args:
+        name: 'A1' to 'A6', or 'B' to 'H'.
+        exact: the mean of a map is the logit.
+        trainable: gradients flow through the maps; if not, they are for pictures and evaluation.
+    """
+
+    name: str
+    exact: bool
+    trainable: bool
+
+    def __str__(self) -> str:
+        words = 'exact' if self.exact else 'not exact', 'trainable' if self.trainable else 'for pictures only'
+        return f'{self.name} ({DESCRIPTIONS[self.name]}; {", ".join(words)})'
+
+
+class MapHead(Protocol):
+    """What a `CamModel` asks of a head."""
+
+    trainable: bool
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind."""
+        ...
+
+    def class_maps(self, model: TimmModel, x: Tensor) -> ClassMaps:
+        """Logits and maps of images, in one forward pass."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +83,7 @@ class Head:
     num_prefix_tokens: int
     classifiers: tuple[str, ...]
     convolutional: bool
+    trainable = True
 
     @property
     def kind(self) -> str:
@@ -40,7 +96,19 @@ class Head:
             return 'A3'
         return 'A5' if self.num_prefix_tokens else 'A4'
 
-    def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    def class_maps(self, model: TimmModel, x: Tensor) -> ClassMaps:
+        """Logits and maps of images, in one forward pass."""
+        features = model.forward_features(x)
+        factors: list[Tensor] = []
+        with HeldDropout(factors):
+            logits = model.forward_head(features)
+        positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
+        for factor in factors:
+            positions = positions * factor.flatten(1)[:, None]
+        weight, bias = self.linear(model)
+        return ClassMaps(positions, weight, bias, grid, logits)
+
+    def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
         """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying.
 
         Args:
@@ -62,22 +130,3 @@ class Head:
         weight = sum(layer.weight for layer in layers) / len(layers)
         bias = sum(layer.bias for layer in layers) / len(layers) if layers[0].bias is not None else None
         return weight.flatten(1), bias
-
-
-def token_grid(num_tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:
-    """The (h, w) grid of patch tokens: h * w tokens, shaped as the image is.
-
-    Raises:
-        ValueError: no such grid, so some tokens are no patches.
-
-    Example:
-        >>> token_grid(12, (96, 128))
-        (3, 4)
-    """
-    patch = (image_size[0] * image_size[1] / num_tokens) ** 0.5
-    rows = image_size[0] / patch
-    heights = [h for h in range(max(1, int(rows)), int(rows) + 2) if num_tokens % h == 0]
-    for height in sorted(heights, key=lambda h: abs(h - rows)):
-        if abs(num_tokens // height - image_size[1] / patch) < 1:
-            return height, num_tokens // height
-    raise ValueError(f'{num_tokens} tokens of an image of {image_size[0]} x {image_size[1]} pixels form no grid.')

@@ -3,12 +3,12 @@
 from typing import Any
 
 import timm
+import torch
 from timm.models import parse_model_name
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
-from timm_hnc.cam.frozen import HeldDropout
-from timm_hnc.cam.heads import Head, TimmModel
+from timm_hnc.cam.heads import Kind, MapHead, TimmModel
 from timm_hnc.cam.probe import probe_head
 
 
@@ -18,10 +18,11 @@ class CamModel(nn.Module):
     `model` is the untouched timm model: optimizers, EMA and exports take it, not the wrapper.
 
     Args:
-        model: a timm classifier whose head is an average pool in front of a linear layer.
+        model: a timm classifier. What lies between its positions and its logits and is not linear (norms, activations,
+            attention weights, dropout) is held at the values that it takes in the model's own forward pass.
 
     Raises:
-        UnsupportedHead: (a ValueError) any other head; the message names model, head and way out.
+        UnsupportedHead: (a ValueError) no such maps; the message names model, head and way out.
 
     Example:
         >>> model = CamModel(timm.create_model('resnet18', num_classes=10))
@@ -34,8 +35,13 @@ class CamModel(nn.Module):
         super().__init__()
         if isinstance(model, CamModel):
             raise TypeError('the model is a CamModel already.')
-        self.head: Head = probe_head(model)
+        self.head: MapHead = probe_head(model)
         self.model: TimmModel = model
+
+    @property
+    def kind(self) -> Kind:
+        """Which kind of class maps was found, and whether it is exact and trainable."""
+        return Kind(self.head.kind, exact=True, trainable=self.head.trainable)
 
     @property
     def num_classes(self) -> int:
@@ -54,24 +60,49 @@ class CamModel(nn.Module):
     def class_maps(self, x: Tensor) -> ClassMaps:
         """Logits and the factors of their class activation maps, in one forward pass.
 
-        In train mode the maps hold what this very pass used: batch statistics and the dropout of the pooled vector.
+        In train mode the maps hold what this very pass used: batch statistics and dropout.
 
         Args:
             x: (B, C, H, W) normalised images.
+
+        Raises:
+            ValueError: x has another shape or is smaller than one cell of the maps or, in evaluation mode, the logits
+                are not finite.
         """
-        features = self.model.forward_features(x)
-        factors: list[Tensor] = []
-        with HeldDropout(factors):
-            logits = self.model.forward_head(features)
-        positions, grid = self.head.positions(features, (x.shape[-2], x.shape[-1]))
-        for factor in factors:
-            positions = positions * factor.flatten(1)[:, None]
-        weight, bias = self.head.linear(self.model)
-        return ClassMaps(positions, weight, bias, grid, logits)
+        self._check_images(x)
+        class_maps = self.head.class_maps(self.model, x)
+        if not self.training and not torch.compiler.is_compiling():
+            _check_finite(class_maps.logits)
+        return class_maps
+
+    def _check_images(self, x: Tensor) -> None:
+        if x.ndim != 4:
+            raise ValueError(f'images of shape {tuple(x.shape)}: expected (batch, channels, height, width).')
+        height, width = x.shape[-2:]
+        cell = cell_size(self.model)
+        if min(height, width) < cell:
+            raise ValueError(
+                f'images of {height} x {width} pixels are smaller than one cell of the maps, {cell} x {cell} pixels.'
+            )
 
     def forward(self, x: Tensor, return_class_maps: bool = False) -> Tensor | ClassMaps:
         """The timm model's logits (B, n), or its ClassMaps (so that DDP and compile see one forward)."""
         return self.class_maps(x) if return_class_maps else self.model(x)
+
+
+def cell_size(model: TimmModel) -> int:
+    """Side of one cell of the last features in pixels, as timm's feature_info has it; 1 where it has none."""
+    infos = getattr(model, 'feature_info', None) or [{}]
+    return int(infos[-1].get('reduction', 1)) if isinstance(infos[-1], dict) else 1
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not logits.is_meta and not logits.detach().isfinite().all():
+        images = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+        raise ValueError(
+            f'the logits of image {images[0]} of the batch are not finite: its pixels or the weights hold NaN or '
+            'infinity, so there are no class maps.'
+        )
 
 
 def create_model(model_name: str, **kwargs: Any) -> CamModel:
@@ -79,7 +110,7 @@ def create_model(model_name: str, **kwargs: Any) -> CamModel:
 
     Args:
         model_name: any name timm knows, `hf-hub:user/name` or `local-dir:path`.
-        **kwargs: for `timm.create_model`.
+        **kwargs: for `timm.create_model`; `global_pool='avg'` gives class-token models maps that can be trained on.
 
     Raises:
         UnsupportedHead: (a ValueError) no exact class maps for this model.

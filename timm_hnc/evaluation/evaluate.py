@@ -9,7 +9,7 @@ import torch
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 
-from timm_hnc.cam.probe import evaluating
+from timm_hnc.cam.copies import evaluating
 from timm_hnc.errors import DataError
 
 _logger = logging.getLogger(__name__)

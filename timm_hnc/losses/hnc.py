@@ -64,13 +64,17 @@ def hnc_loss(
         A scalar, in float32 or float64.
 
     Raises:
-        ValueError: an option or the target's shape is wrong.
+        ValueError: an option or the target's shape is wrong, or a gradient is wanted of maps that have none.
 
     Example:
         >>> maps = CamModel(timm.create_model('resnet18')).class_maps(torch.randn(2, 3, 224, 224))
         >>> hnc_loss(maps, torch.tensor([7, 3]), 'kd', topk=10).backward()
     """
     check_options(variant, topk, alpha, reduction)
+    if not class_maps.trainable and torch.is_grad_enabled() and class_maps.logits.requires_grad:
+        raise ValueError(
+            'these class maps are for pictures and evaluation, no gradient flows through them (CamModel.kind).'
+        )
     indices, valid = class_maps.topk_negatives(target, topk, target_floor)
     maps = class_maps.maps(indices).flatten(2)
     if maps.dtype in (torch.float16, torch.bfloat16):

@@ -12,7 +12,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.models import is_model, parse_model_name
 from torch import nn
 
-from timm_hnc.cam.probe import UnsupportedHead, probe_head
+from timm_hnc.cam.probe import UnsupportedHead, check_trainable, probe_head
 from timm_hnc.errors import DataError, UsageError, first_lines
 
 _logger = logging.getLogger(__name__)
@@ -49,15 +49,17 @@ def _model_options(args: Namespace) -> dict[str, Any]:
 
 
 def check_class_maps(args: Namespace) -> None:
-    """Refuse a model without exact class maps before any weights or data are read.
+    """Refuse a model without exact class maps, for HNC trainable ones, before any weights or data are read.
 
     Raises:
-        UsageError: no exact class maps, or timm refuses the model's options.
+        UsageError: no such class maps, or timm refuses the model's options.
     """
     with torch.device('meta'):
         model = _create(args, pretrained=False)
     try:
-        probe_head(model)
+        head = probe_head(model)
+        if args.hnc != 'none':
+            check_trainable(model, head)
     except UnsupportedHead as error:
         raise UsageError(f'--hnc {args.hnc}: {error}' if args.hnc != 'none' else f'--cam-images: {error}') from error
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.probe import UnsupportedHead, evaluating
+from timm_hnc.cam.copies import evaluating
+from timm_hnc.cam.probe import UnsupportedHead
 from timm_hnc.evaluation.evaluate import read
 from timm_hnc.plots.cams import draw_cams
 from timm_hnc.training.build import Run

@@ -1,0 +1,205 @@
+"""What functions do to features that still have their positions, and the pools that take them."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from timm_hnc.cam.frozen import attention_weights, held_gate
+from timm_hnc.cam.layout import Live, laid_out_anew
+from timm_hnc.cam.operations import GATED, NORMS, RESHAPING, Call, tensors_in
+from timm_hnc.cam.parts import Parts
+from timm_hnc.cam.tracking import Lost, Tracker
+
+_SPATIAL = frozenset(['conv2d', 'interpolate', 'pad', 'avg_pool2d', 'adaptive_avg_pool2d', 'max_pool2d'])
+_BY_ELEMENT = frozenset(
+    [
+        'linear',
+        'add',
+        'sub',
+        'mul',
+        'div',
+        'neg',
+        'contiguous',
+        'clone',
+        'to',
+        'type',
+        'type_as',
+        'float',
+        'double',
+        'half',
+        'bfloat16',
+    ]
+)
+
+
+class BeforePool:
+    """The rules for tensors with positions. What changes them makes new features; the last ones enter the pool.
+
+    Args:
+        tracker: knows the companions.
+        found: notes 'attention' and 'convolution'.
+    """
+
+    def __init__(self, tracker: Tracker, found: set[str]) -> None:
+        self.tracker = tracker
+        self.found = found
+
+    def follow(self, call: Call) -> Any:
+        """The companion of a call's result, at least one of whose arguments has positions."""
+        if call.name == 'scaled_dot_product_attention':
+            return self._attention(call)
+        if call.name == 'matmul':
+            return self._weighted_sum(call)
+        lost = next((c for c in map(self._companion, tensors_in(call.args, call.kwargs)) if isinstance(c, Lost)), None)
+        if lost:
+            return lost
+        if call.name in ('cat', 'concat'):
+            return self._behind_prefix(call)
+        live = self._companion(call.args[0])
+        if call.name in RESHAPING and isinstance(live, Live):
+            return laid_out_anew(live, call)
+        if call.name in ('mean', 'sum', 'adaptive_avg_pool2d') and isinstance(live, Live):
+            pooled = _pool(live, call)
+            if pooled is not None:
+                return pooled
+        if call.name in _SPATIAL and isinstance(live, Live):
+            return self._new_map(live, call)
+        if call.name in _BY_ELEMENT or call.name in GATED or call.name in NORMS:
+            return self._by_element(call)
+        return Lost(f'{call.name}()')
+
+    def _companion(self, argument: Any) -> Any:
+        return self.tracker.companion(argument) if isinstance(argument, Tensor) else None
+
+    def _by_element(self, call: Call) -> Any:
+        tensors = tensors_in(call.args[:2])
+        lives = [(tensor, c) for tensor in tensors if isinstance(c := self._companion(tensor), Live)]
+        value, live = lives[0]
+        if call.out.ndim != value.ndim or any(call.out.shape[dim] != value.shape[dim] for dim in live.dims):
+            return Lost(f'{call.name}() across positions')
+        if any((other.dims, other.grid, other.prefix) != (live.dims, live.grid, live.prefix) for _, other in lives):
+            return Lost(f'{call.name}() of different positions')
+        return _with_rows(call, live) if len(lives) == 1 else replace(live, rows=None, layer=None)
+
+    def _new_map(self, live: Live, call: Call) -> Any:
+        if live.dims != (call.value.ndim - 2, call.value.ndim - 1) or live.prefix:
+            return Lost(f'{call.name}() of tokens')
+        if call.name == 'conv2d':
+            self.found.add('convolution')
+            if tuple(call.out.shape[2:]) == (1, 1):
+                return _pool_by_kernel(live, call)
+        height, width = call.out.shape[-2:]
+        return Live(live.dims, (height, width))
+
+    def _behind_prefix(self, call: Call) -> Any:
+        """Tokens put in front of tokens with positions."""
+        tensors = call.args[0]
+        dim = call.options[0] if call.options else call.kwargs.get('dim', 0)
+        *front, last = tensors
+        live = self._companion(last)
+        in_front = [self._companion(tensor) for tensor in front]
+        if not isinstance(live, Live) or live.prefix or live.dims != (dim % last.ndim,):
+            return Lost('cat() of positions with something else')
+        if any(isinstance(companion, Live) for companion in in_front):
+            return Lost('cat() of positions with positions')
+        means = [isinstance(companion, Parts) for companion in in_front]
+        if any(means) and (len(front) > 1 or front[0].shape[dim] != 1):
+            return Lost('cat() of several pooled tokens with positions')
+        return Live(live.dims, live.grid, sum(tensor.shape[dim] for tensor in front), any(means))
+
+    def _attention(self, call: Call) -> Any:
+        query, key, tokens, *_ = (*call.args, *(call.kwargs[n] for n in ('query', 'key', 'value') if n in call.kwargs))
+        live = self._companion(tokens)
+        if not isinstance(live, Live) or live.dims != (tokens.ndim - 2,):
+            return live if isinstance(live, Lost) else Lost('attention over something else than positions')
+        try:
+            weights = attention_weights(query, key, tokens, *call.args[3:], **_without(call.kwargs))
+        except NotImplementedError as error:
+            return Lost(str(error))
+        return self._attended(weights, tokens, live, self._companion(query))
+
+    def _weighted_sum(self, call: Call) -> Any:
+        left, right = call.args
+        live = self._companion(right)
+        if not isinstance(live, Live) or live.dims != (right.ndim - 2,):
+            return Lost('matmul() across positions')
+        return self._attended(left.detach(), right, live, None)
+
+    def _attended(self, weights: Tensor, tokens: Tensor, live: Live, query: Any) -> Any:
+        """Sums over tokens with held weights: a pool; of queries with positions, only the prefix tokens are kept."""
+        self.found.add('attention')
+        if isinstance(query, Live):
+            if query.dims != live.dims or not query.prefix:
+                return Lost('attention between positions')
+            weights = weights[..., : query.prefix, :]
+        weights = weights.to(tokens.dtype)
+        spread = weights[..., live.prefix :] * live.num_positions
+        values = torch.einsum('...rl,...ld->l...rd', spread, tokens[..., live.prefix :, :])
+        if live.prefix:
+            in_front = weights[..., : live.prefix]
+            values = values + in_front @ tokens[..., : live.prefix, :]
+            if live.mean_prefix:
+                patches = tokens[..., 1:, :]
+                values = values + torch.einsum(
+                    '...rl,...pd->p...rd', in_front, patches - patches.mean(-2, keepdim=True)
+                )
+        if isinstance(query, Live):
+            return replace(query, rows=values, layer=None, mean_prefix=False)
+        return Parts(values, live.grid)
+
+
+def _without(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in kwargs if key not in ('query', 'key', 'value')}
+
+
+def _with_rows(call: Call, live: Live) -> Live:
+    """What a function makes of the prefix tokens' rows; they are given up where it is none of a head's."""
+    if live.rows is None:
+        return live
+    if call.name == 'linear':
+        weight, bias, *_ = (*call.options, *call.kwargs.values(), None)
+        return replace(live.carried_out(), layer=(weight, bias))
+    if call.name == 'dropout' and call.out is call.value:
+        return live
+    live = live.carried_out()
+    if call.name in GATED and live.rows is not None:
+        value, out = live.prefix_of(call.value), live.prefix_of(call.out)
+        return replace(live, rows=held_gate(replace(call, value=value, out=out), live.rows))
+    return replace(live, rows=None)
+
+
+def _pool(live: Live, call: Call) -> Any:
+    """The mean or sum over all positions (and the prefix tokens, if they are still there)."""
+    value = call.value
+    if call.name == 'adaptive_avg_pool2d':
+        if tuple(call.out.shape[-2:]) != (1, 1):
+            return None
+        dims = {value.ndim - 2, value.ndim - 1}
+    else:
+        dim = call.options[0] if call.options else call.kwargs.get('dim')
+        if dim is None:
+            return Lost(f'{call.name}() over everything')
+        dims = {each % value.ndim for each in ((dim,) if isinstance(dim, int) else dim)}
+    if not set(live.dims) <= dims or any(value.shape[each] != 1 for each in dims - set(live.dims)):
+        keeps = call.out.ndim == value.ndim and not set(live.dims) & dims
+        return replace(live, rows=None, layer=None) if keeps else Lost(f'{call.name}() over some positions')
+    tokens = live.positions(value)
+    values = tokens[live.prefix :]
+    if live.prefix or call.name == 'sum':
+        values = values * live.num_positions + tokens[: live.prefix].sum(0)
+        values = values / len(tokens) if call.name != 'sum' else values
+    return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)
+
+
+def _pool_by_kernel(live: Live, call: Call) -> Any:
+    """A convolution whose kernel covers the whole map: every position with its own slice of the kernel."""
+    weight, bias, *_ = (*call.options, *call.kwargs.values(), None)
+    if tuple(weight.shape[1:]) != tuple(call.value.shape[1:]):
+        return Live(live.dims, (1, 1))
+    slices = weight.flatten(2).permute(2, 1, 0)  # (positions, in, out)
+    values = live.positions(call.value) @ slices * live.num_positions
+    if bias is not None:
+        values = values + bias
+    return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)

@@ -1,0 +1,45 @@
+"""Copies of a model to try things on, and evaluation mode for a while."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_hnc.cam.heads import TimmModel
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module has its own training flag again."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def meta_copy(model: TimmModel) -> TimmModel:
+    """The model on the meta device, without copying its weights."""
+    tensors: dict[int, Any] = {}
+    for tensor in _tensors(model):
+        empty = torch.empty_like(tensor, device='meta')
+        tensors[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, tensors)
+
+
+def full_copy(model: TimmModel) -> TimmModel:
+    """A deep copy; of tensors in an autograd graph, which cannot be copied, only the values."""
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in _tensors(model) if not tensor.is_leaf})
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers and whatever else modules keep: some have caches, part of an autograd graph."""
+    for module in model.modules():
+        for value in vars(module).values():
+            values = value.values() if isinstance(value, dict) else (value,)
+            yield from (tensor for tensor in values if isinstance(tensor, Tensor))

@@ -1,0 +1,225 @@
+"""What torch's functions do to a tensor that is followed through a network: the groups that class maps rest on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+# affine in the tensors that are followed
+LINEAR = frozenset(
+    [
+        'add',
+        'sub',
+        'neg',
+        'cat',
+        'concat',
+        'stack',
+        'reshape',
+        'view',
+        'view_as',
+        'reshape_as',
+        'flatten',
+        'unflatten',
+        'squeeze',
+        'unsqueeze',
+        'permute',
+        'transpose',
+        't',
+        'mT',
+        'swapaxes',
+        'movedim',
+        'moveaxis',
+        'contiguous',
+        'clone',
+        'to',
+        'type',
+        'type_as',
+        'float',
+        'double',
+        'half',
+        'bfloat16',
+        'getitem',
+        'select',
+        'narrow',
+        'index_select',
+        'unbind',
+        'chunk',
+        'split',
+        'tensor_split',
+        'expand',
+        'expand_as',
+        'broadcast_to',
+        'repeat',
+        'repeat_interleave',
+        'sum',
+        'mean',
+        'pad',
+        'roll',
+        'flip',
+        'interpolate',
+        'avg_pool1d',
+        'avg_pool2d',
+        'adaptive_avg_pool1d',
+        'adaptive_avg_pool2d',
+        'conv1d',
+        'conv2d',
+        'linear',
+    ]
+)
+# element by element f(z) with f(0) = 0, so that f(z) = gate * z; held by its gate f(z) / z
+GATED = frozenset(
+    [
+        'relu',
+        'relu6',
+        'gelu',
+        'silu',
+        'mish',
+        'hardswish',
+        'hardtanh',
+        'leaky_relu',
+        'elu',
+        'celu',
+        'selu',
+        'prelu',
+        'tanh',
+        'softsign',
+        'square',
+        'pow',
+        'dropout',
+        'normalize',
+    ]
+)
+# what comes out is a weight, a scale or a shape, not a content: held at its value
+HELD = frozenset(
+    [
+        'softmax',
+        'sigmoid',
+        'hardsigmoid',
+        'log_softmax',
+        'rsqrt',
+        'sqrt',
+        'reciprocal',
+        'exp',
+        'log',
+        'var',
+        'std',
+        'norm',
+        'vector_norm',
+        'detach',
+        'data',
+        'new_empty',
+        'new_zeros',
+        'new_ones',
+        'new_tensor',
+        'zeros_like',
+        'ones_like',
+        'empty_like',
+        'bernoulli',
+        'argmax',
+        'topk',
+        'gt',
+        'lt',
+        'ge',
+        'le',
+        'eq',
+        'ne',
+        'rand_like',
+        'randn_like',
+    ]
+)
+NORMS = frozenset(['layer_norm', 'rms_norm', 'batch_norm', 'group_norm'])
+# only these lay elements out anew, so that positions may end in other dimensions
+RESHAPING = frozenset(
+    [
+        'reshape',
+        'view',
+        'flatten',
+        'unflatten',
+        'squeeze',
+        'unsqueeze',
+        'permute',
+        'transpose',
+        't',
+        'mT',
+        'swapaxes',
+        'movedim',
+        'moveaxis',
+        'getitem',
+        'select',
+        'narrow',
+        'unbind',
+        'chunk',
+        'split',
+        'tensor_split',
+        'expand',
+    ]
+)
+_OPERATORS = {
+    **dict.fromkeys(('radd', 'iadd'), 'add'),
+    **dict.fromkeys(('rsub', 'isub', 'subtract'), 'sub'),
+    **dict.fromkeys(('rmul', 'imul', 'multiply'), 'mul'),
+    **dict.fromkeys(('truediv', 'itruediv', 'true_divide', 'divide'), 'div'),
+    **dict.fromkeys(('bmm', 'mm'), 'matmul'),
+    'ipow': 'pow',
+    'rtruediv': 'reciprocal',
+}
+
+
+@dataclass
+class Call:
+    """One call of a torch function on tensors that are followed.
+
+    Args:
+        name: the plain name of the function: 'add' for x + y, x.add_(y) and torch.add(x, y).
+        function: to be called again on other tensors.
+        args: its arguments, the first one being the tensor.
+        kwargs: its keyword arguments.
+        value: what the first argument held before the call, which may have changed it.
+        out: what the function returned.
+        in_place: the call changed its first argument.
+    """
+
+    name: str
+    function: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    value: Any
+    out: Any
+    in_place: bool = False
+
+    @property
+    def options(self) -> tuple:
+        """The arguments behind the tensor."""
+        return self.args[1:]
+
+    def repeated(self, others: Mapping[int, Tensor]) -> Any:
+        """The same call on other tensors, given by the id of those that they replace."""
+        args, kwargs = tree_map_only(Tensor, lambda each: others.get(id(each), each), (self.args, self.kwargs))
+        if self.in_place:
+            first = others.get(id(self.args[0]), self.value)
+            args = (first.clone(), *args[1:])
+        return self.function(*args, **kwargs)
+
+
+def plain_name(function: Callable) -> str:
+    """Name of a torch function without underscores, operators by what they do, properties by their own name."""
+    name = getattr(function, '__name__', '')
+    if name == '__get__':
+        name = getattr(getattr(function, '__self__', None), '__name__', name)
+    name = name.strip('_')
+    return _OPERATORS.get(name, name)
+
+
+def works_in_place(function: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes its first argument."""
+    name = getattr(function, '__name__', '')
+    if name.startswith('__'):
+        return name in ('__iadd__', '__isub__', '__imul__', '__itruediv__', '__ipow__', '__setitem__')
+    return name.endswith('_') or bool(kwargs.get('inplace')) or (name in GATED and args[-1] is True)
+
+
+def tensors_in(*containers: Any) -> list[Tensor]:
+    """The tensors in nested arguments, in order."""
+    return [leaf for leaf in tree_leaves(containers) if isinstance(leaf, Tensor)]

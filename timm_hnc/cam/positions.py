@@ -1,0 +1,44 @@
+"""Following a head's features from their positions to the logits, so that every logit is a mean over positions."""
+
+from typing import Any
+
+from torch import Tensor
+
+from timm_hnc.cam.before_pool import BeforePool
+from timm_hnc.cam.behind_pool import BehindPool
+from timm_hnc.cam.layout import Live
+from timm_hnc.cam.operations import Call, tensors_in
+from timm_hnc.cam.parts import Factors, Parts, Scores, side_by_side
+from timm_hnc.cam.tracking import Lost, Tracker
+
+
+class PositionTracker(Tracker):
+    """Follows features through a head: with their positions up to the pool, as parts behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()  # of 'gate', 'norm', 'batch norm', 'attention', 'convolution'
+        self._before = BeforePool(self, self.found)
+        self._behind = BehindPool(self, self.found)
+
+    def start(self, features: Tensor, live: Live | None) -> None:
+        """Follow features whose positions lie there; None for features without a place in the image."""
+        if live is None or (live.num_positions == 1 and not live.prefix):
+            self.track(features, Parts(features[None], (1, 1)))
+        else:
+            self.track(features, live)
+
+    def follow(self, call: Call) -> Any:
+        """See `Tracker.follow`."""
+        companions = [self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
+        if any(isinstance(companion, Live) for companion in companions):
+            return self._before.follow(call)
+        lost = next((companion for companion in companions if isinstance(companion, Lost)), None)
+        return lost or self._behind.follow(call)
+
+    def factors(self, logits: Any) -> Factors | Lost:
+        """What the logits are made of, or why they are not means over positions."""
+        scores = self.companion(logits)
+        if isinstance(scores, Scores):
+            return side_by_side(scores)
+        return scores if isinstance(scores, Lost) else Lost('its logits are no linear layer of a mean over positions')
