@@ -98,6 +98,55 @@ MODELS = {
 REPRESENTATIVES = ('resnet', 'resnetv2', 'swin', 'twins', 'vit_reg4', 'swiftformer')
 
 
+# one model of every kind of head whose non-linear parts are held
+HELD_MODELS = {
+    'levit': SmallModel('levit_128s', 'B', (224, 224), (4, 4)),
+    'repvit': SmallModel('repvit_m0_9', 'B', (64, 96), (2, 3)),
+    'convnext': SmallModel('test_convnext', 'C', (64, 96), (2, 3), {'drop_path_rate': 0.2}),
+    'convnext_rms': SmallModel('convnext_zepto_rms', 'C', (64, 96), (2, 3)),
+    'vit_fc_norm': SmallModel('test_vit', 'C', (64, 96), (4, 6), {'img_size': (64, 96), 'global_pool': 'avg'}),
+    'davit': SmallModel(
+        'davit_tiny',
+        'C',
+        (64, 96),
+        (2, 3),
+        {'embed_dims': (16, 16, 32, 32), 'num_heads': (1, 1, 2, 2), 'depths': (1, 1, 1, 1)},
+    ),
+    'mobilenetv3': SmallModel('mobilenetv3_small_050', 'D', (64, 96), (2, 3)),
+    'hgnet': SmallModel('hgnetv2_b0', 'D', (64, 96), (2, 3)),
+    'mambaout': SmallModel('test_mambaout', 'D', (64, 96), (2, 3)),
+    'metaformer': SmallModel('caformer_s18', 'D', (64, 96), (2, 3)),
+    'efficientvit': SmallModel('efficientvit_b0', 'E', (64, 96), (2, 3)),
+    'vgg': SmallModel('vgg11', 'E', (224, 224), (7, 7), {'mlp_ratio': 0.02}),
+    'vit_map': SmallModel('test_vit3', 'F', (160, 160), (10, 10)),
+    'siglip': SmallModel('vit_base_patch16_siglip_224', 'F', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}),
+    'efficientvim': SmallModel('efficientvim_m1', 'H', (128, 192), (2, 3)),
+    'crossvit': SmallModel('crossvit_9_240', 'H', (240, 240), (20, 20), {'global_pool': 'avg'}),
+    'coat': SmallModel('coat_mini', 'H', (64, 96), (8, 12), {'img_size': (64, 96), 'global_pool': 'avg'}),
+}
+# class-token models as they are listed
+TAIL_MODELS = {
+    'vit': SmallModel('test_vit', 'G', (64, 96), (4, 6), {'img_size': (64, 96)}),
+    'deit_distilled': SmallModel(
+        'deit_tiny_distilled_patch16_224', 'G', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}
+    ),
+    'eva': SmallModel(
+        'eva02_tiny_patch14_224', 'G', (56, 84), (4, 6), {'img_size': (56, 84), 'global_pool': 'token', **ATTENTION}
+    ),
+    'cait': SmallModel('cait_xxs24_224', 'G', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}),
+    'xcit': SmallModel('xcit_nano_12_p16_224', 'G', (64, 96), (4, 6), ATTENTION),
+    'convit': SmallModel(
+        'convit_tiny', 'G', (64, 64), (4, 4), {'img_size': 64, 'embed_dim': 36, 'num_heads': 4, 'depth': 2}
+    ),
+    'tnt': SmallModel('tnt_s_legacy_patch16_224', 'G', (64, 96), (4, 6), {'img_size': (64, 96), 'depth': 2}),
+    'pit': SmallModel('pit_ti_224', 'G', (224, 224), (7, 7)),
+    'coat_lite': SmallModel('coat_lite_tiny', 'G', (64, 96), (2, 3), {'img_size': (64, 96)}),
+    'volo': SmallModel('volo_d1_224', 'H', (64, 64), (4, 4), {'img_size': 64}),
+    'crossvit': SmallModel('crossvit_9_240', 'H', (240, 240), (20, 20)),
+    'coat': SmallModel('coat_mini', 'H', (64, 96), (8, 12), {'img_size': (64, 96)}),
+}
+
+
 @torch.no_grad()
 def perturb(model: nn.Module, seed: int = 2) -> nn.Module:
     """Move every norm, bias and running statistic away from its initial value, and give the classifier real weights."""

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import timm
 import torch
+from maps import assert_same, gradients, off_by, seeded
 from safetensors.torch import load_file
 from small_models import MODELS, NUM_CLASSES, REPRESENTATIVES, SmallModel, heads_table, make_on_meta, perturb
 from timm.optim import create_optimizer_v2
@@ -22,28 +23,6 @@ TRAINING = pytest.mark.parametrize('training', [False, True], ids=['eval', 'trai
 def fresh_compiler():
     yield
     torch._dynamo.reset()
-
-
-def seeded(function, *args, **kwargs):
-    torch.manual_seed(11)
-    return function(*args, **kwargs)
-
-
-def off_by(class_maps: ClassMaps) -> float:
-    """Distance of the maps' means from the logits, relative to the largest logit."""
-    means = class_maps.maps(None).flatten(2).to(torch.float64).mean(-1)
-    return ((means - class_maps.logits).abs().max() / class_maps.logits.abs().max()).item()
-
-
-def gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
-    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
-
-
-def assert_same(ours, theirs, **tolerance):
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, **tolerance)
 
 
 # --- the mean of a map is the logit ---

@@ -8,30 +8,12 @@ from torch import Tensor
 
 from timm_hnc.cam.frozen import attention_weights, held_gate
 from timm_hnc.cam.layout import Live, laid_out_anew
-from timm_hnc.cam.operations import GATED, NORMS, RESHAPING, Call, tensors_in
+from timm_hnc.cam.operations import GATED, NORMS, RESHAPING, Call, names, tensors_in
 from timm_hnc.cam.parts import Parts
 from timm_hnc.cam.tracking import Lost, Tracker
 
-_SPATIAL = frozenset(['conv2d', 'interpolate', 'pad', 'avg_pool2d', 'adaptive_avg_pool2d', 'max_pool2d'])
-_BY_ELEMENT = frozenset(
-    [
-        'linear',
-        'add',
-        'sub',
-        'mul',
-        'div',
-        'neg',
-        'contiguous',
-        'clone',
-        'to',
-        'type',
-        'type_as',
-        'float',
-        'double',
-        'half',
-        'bfloat16',
-    ]
-)
+_SPATIAL = names('conv2d interpolate pad avg_pool2d adaptive_avg_pool2d max_pool2d')
+_BY_ELEMENT = names('linear add sub mul div neg contiguous clone to type type_as float double half bfloat16')
 
 
 class BeforePool:

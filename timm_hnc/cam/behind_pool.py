@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from timm_hnc.cam.frozen import held_gate, held_norm
 from timm_hnc.cam.grids import Grid, finest
-from timm_hnc.cam.operations import GATED, LINEAR, NORMS, Call, tensors_in
+from timm_hnc.cam.operations import GATED, LINEAR, NORMS, Call, names, tensors_in
 from timm_hnc.cam.parts import Parts, Scores, Stacked, Term
 from timm_hnc.cam.tracking import Lost, Tracker
 
-_SAME_SCORES = frozenset(['flatten', 'reshape', 'view', 'squeeze', 'contiguous', 'clone', 'to', 'float'])
+_SAME_SCORES = names('flatten reshape view squeeze contiguous clone to float')
 
 
 class BehindPool:

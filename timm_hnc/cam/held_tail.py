@@ -165,7 +165,7 @@ class TailMaps(ClassMaps):
     @torch.inference_mode(False)
     @torch.enable_grad()
     def _map(self, classes: Tensor) -> Tensor:
-        scores = self._held.gather(1, classes[:, None])
+        scores = self._held.gather(1, classes[:, None].clone())  # they may come from inference mode
         gradients = self._gradients(scores)
         constant = scores.detach().to(self.logits.dtype)
         total = constant.new_zeros(len(scores), self.grid[0] * self.grid[1])

@@ -71,7 +71,7 @@ class CamModel(nn.Module):
         """
         self._check_images(x)
         class_maps = self.head.class_maps(self.model, x)
-        if not self.training and not torch.compiler.is_compiling():
+        if not self.model.training and not torch.compiler.is_compiling():
             _check_finite(class_maps.logits)
         return class_maps
 

@@ -7,155 +7,36 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+
+def names(text: str) -> frozenset[str]:
+    """A group of functions."""
+    return frozenset(text.split())
+
+
 # affine in the tensors that are followed
-LINEAR = frozenset(
-    [
-        'add',
-        'sub',
-        'neg',
-        'cat',
-        'concat',
-        'stack',
-        'reshape',
-        'view',
-        'view_as',
-        'reshape_as',
-        'flatten',
-        'unflatten',
-        'squeeze',
-        'unsqueeze',
-        'permute',
-        'transpose',
-        't',
-        'mT',
-        'swapaxes',
-        'movedim',
-        'moveaxis',
-        'contiguous',
-        'clone',
-        'to',
-        'type',
-        'type_as',
-        'float',
-        'double',
-        'half',
-        'bfloat16',
-        'getitem',
-        'select',
-        'narrow',
-        'index_select',
-        'unbind',
-        'chunk',
-        'split',
-        'tensor_split',
-        'expand',
-        'expand_as',
-        'broadcast_to',
-        'repeat',
-        'repeat_interleave',
-        'sum',
-        'mean',
-        'pad',
-        'roll',
-        'flip',
-        'interpolate',
-        'avg_pool1d',
-        'avg_pool2d',
-        'adaptive_avg_pool1d',
-        'adaptive_avg_pool2d',
-        'conv1d',
-        'conv2d',
-        'linear',
-    ]
-)
-# element by element f(z) with f(0) = 0, so that f(z) = gate * z; held by its gate f(z) / z
-GATED = frozenset(
-    [
-        'relu',
-        'relu6',
-        'gelu',
-        'silu',
-        'mish',
-        'hardswish',
-        'hardtanh',
-        'leaky_relu',
-        'elu',
-        'celu',
-        'selu',
-        'prelu',
-        'tanh',
-        'softsign',
-        'square',
-        'pow',
-        'dropout',
-        'normalize',
-    ]
-)
-# what comes out is a weight, a scale or a shape, not a content: held at its value
-HELD = frozenset(
-    [
-        'softmax',
-        'sigmoid',
-        'hardsigmoid',
-        'log_softmax',
-        'rsqrt',
-        'sqrt',
-        'reciprocal',
-        'exp',
-        'log',
-        'var',
-        'std',
-        'norm',
-        'vector_norm',
-        'detach',
-        'data',
-        'new_empty',
-        'new_zeros',
-        'new_ones',
-        'new_tensor',
-        'zeros_like',
-        'ones_like',
-        'empty_like',
-        'bernoulli',
-        'argmax',
-        'topk',
-        'gt',
-        'lt',
-        'ge',
-        'le',
-        'eq',
-        'ne',
-        'rand_like',
-        'randn_like',
-    ]
-)
-NORMS = frozenset(['layer_norm', 'rms_norm', 'batch_norm', 'group_norm'])
+LINEAR = names("""
+    add sub neg sum mean linear conv1d conv2d cat concat stack reshape view view_as reshape_as flatten unflatten squeeze
+    unsqueeze permute transpose t mT swapaxes movedim moveaxis getitem select narrow index_select unbind chunk split
+    tensor_split expand expand_as broadcast_to repeat repeat_interleave pad roll flip interpolate contiguous clone to
+    type type_as float double half bfloat16 avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d
+""")
+# element by element f(z) with f(0) = 0, so that f(z) = gate * z; held by the gate f(z) / z
+GATED = names("""
+    relu relu6 gelu silu mish hardswish hardtanh leaky_relu elu celu selu prelu tanh softsign square pow dropout
+    normalize
+""")
+# what comes out is a weight, a scale or a shape and no content: held at its value
+HELD = names("""
+    softmax log_softmax sigmoid hardsigmoid rsqrt sqrt reciprocal exp log var std norm vector_norm detach data new_empty
+    new_zeros new_ones new_tensor zeros_like ones_like empty_like rand_like randn_like bernoulli argmax topk gt lt ge le
+    eq ne
+""")
+NORMS = names('layer_norm rms_norm batch_norm group_norm')
 # only these lay elements out anew, so that positions may end in other dimensions
-RESHAPING = frozenset(
-    [
-        'reshape',
-        'view',
-        'flatten',
-        'unflatten',
-        'squeeze',
-        'unsqueeze',
-        'permute',
-        'transpose',
-        't',
-        'mT',
-        'swapaxes',
-        'movedim',
-        'moveaxis',
-        'getitem',
-        'select',
-        'narrow',
-        'unbind',
-        'chunk',
-        'split',
-        'tensor_split',
-        'expand',
-    ]
-)
+RESHAPING = names("""
+    reshape view flatten unflatten squeeze unsqueeze permute transpose t mT swapaxes movedim moveaxis getitem select
+    narrow unbind chunk split tensor_split expand
+""")
 _OPERATORS = {
     **dict.fromkeys(('radd', 'iadd'), 'add'),
     **dict.fromkeys(('rsub', 'isub', 'subtract'), 'sub'),

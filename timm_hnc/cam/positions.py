@@ -11,6 +11,12 @@ from timm_hnc.cam.operations import Call, tensors_in
 from timm_hnc.cam.parts import Factors, Parts, Scores, side_by_side
 from timm_hnc.cam.tracking import Lost, Tracker
 
+# what a held function behind the pool is a part of
+_HELD_PARTS = {
+    **dict.fromkeys(('var', 'std', 'norm', 'vector_norm', 'rsqrt', 'sqrt'), ('norm',)),
+    **dict.fromkeys(('sigmoid', 'hardsigmoid', 'softmax'), ('gate',)),
+}
+
 
 class PositionTracker(Tracker):
     """Follows features through a head: with their positions up to the pool, as parts behind it."""
@@ -35,6 +41,11 @@ class PositionTracker(Tracker):
             return self._before.follow(call)
         lost = next((companion for companion in companions if isinstance(companion, Lost)), None)
         return lost or self._behind.follow(call)
+
+    def hold(self, call: Call) -> None:
+        """See `Tracker.hold`."""
+        if isinstance(self.companion(call.args[0]), (Parts, Scores)):
+            self.found.update(_HELD_PARTS.get(call.name, ()))
 
     def factors(self, logits: Any) -> Factors | Lost:
         """What the logits are made of, or why they are not means over positions."""

@@ -63,6 +63,7 @@ class Tracker(TorchFunctionMode):
 
     def _follow(self, call: Call) -> None:
         if call.name in HELD:
+            self.hold(call)
             for tensor in tensors_in(call.out):
                 self._companions.pop(id(tensor), None)
             return
@@ -79,6 +80,9 @@ class Tracker(TorchFunctionMode):
             self._companions.pop(id(tensor), None)
         else:
             self.track(tensor, companion)
+
+    def hold(self, call: Call) -> None:
+        """Take note of a function whose result is held."""
 
     def follow(self, call: Call) -> Any:
         """The companion of the call's result (a tuple of them for a tuple), None where it is held."""

@@ -1,0 +1,260 @@
+"""Heads with norms, activations and attention: what is not linear is held, the rest is followed to the logits."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from maps import assert_same, gradients, off_by, seeded
+from small_models import HELD_MODELS, MODELS, NUM_CLASSES, SmallModel
+from timm.utils import ModelEmaV3
+from torch.nn import functional
+
+from timm_hnc import CamModel, HNCLoss, HNCTask, hnc_loss
+from timm_hnc.cam.held_tail import ShadowTracker, Start, TailMaps
+from timm_hnc.cam.layout import Live
+
+ALL = pytest.mark.parametrize('small', HELD_MODELS.values(), ids=HELD_MODELS)
+NAMES = ('repvit', 'convnext', 'mobilenetv3', 'efficientvit', 'siglip', 'efficientvim')  # one of every kind
+QUICK = (*NAMES, 'convnext_rms', 'mambaout', 'vit_fc_norm', 'vit_map')
+ONE_OF_A_KIND = pytest.mark.parametrize('small', [HELD_MODELS[name] for name in NAMES], ids=NAMES)
+TRAINING = pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+
+
+@ALL
+def test_mean_of_maps_is_the_logit(small):
+    model = CamModel(small.make())
+    assert (model.kind.name, model.kind.exact, model.kind.trainable) == (small.kind, True, True)
+    class_maps = model.class_maps(small.images())
+    assert class_maps.grid == small.grid
+    assert class_maps.maps(None).shape == (3, NUM_CLASSES, *small.grid)
+    assert class_maps.maps(None).std((2, 3)).min() > 0
+    assert off_by(class_maps) < 1e-5
+
+
+@pytest.mark.parametrize('small', [HELD_MODELS[name] for name in QUICK], ids=QUICK)
+@TRAINING
+def test_one_forward_pass_of_the_model_itself(small, training):
+    """Bit-equal logits and gradients, the same random numbers drawn, running statistics updated once."""
+    plain = small.make(drop_rate=0.5).double().train(training)
+    model = CamModel(small.make(drop_rate=0.5)).double().train(training)
+    images = small.images().double()
+    logits = seeded(plain, images)
+    random_state = torch.get_rng_state()
+    class_maps = seeded(model.class_maps, images)
+    assert torch.equal(class_maps.logits, logits)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert off_by(class_maps) < 1e-9
+    for (name, ours), (other, theirs) in zip(model.model.named_buffers(), plain.named_buffers(), strict=True):
+        assert name == other
+        assert torch.equal(ours, theirs), name
+    factors = torch.randn(logits.shape, dtype=logits.dtype)
+    expected = gradients((logits * factors).sum(), plain)
+    assert_same(gradients((class_maps.logits * factors).sum(), model.model), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['repvit', 'convnext', 'mobilenetv3', 'mambaout', 'efficientvim'])
+@TRAINING
+def test_maps_are_features_times_gradients_of_the_held_head(name, training):
+    """Another way to the same maps: one backward pass a class through the held head."""
+    small = HELD_MODELS[name]
+    model = CamModel(small.make(drop_rate=0.5)).double().train(training)
+    images = small.images().double()
+    with torch.no_grad():
+        features = model.model.forward_features(images)
+        each = features if isinstance(features, list) else [features]
+        expected = held_gradients(model, features, each, images)
+        model.model.forward_features = lambda x: features
+        maps = seeded(model.class_maps, images).maps(None)
+    torch.testing.assert_close(maps, expected, rtol=1e-9, atol=1e-9 * maps.abs().max().item())
+
+
+def held_gradients(model, features, each, images):
+    tracker = ShadowTracker()
+    starts = [
+        Start(tracker.start(tensor), branch.live(tensor, images.shape[-2:]))
+        for tensor, branch in zip(each, model.head.branches, strict=True)
+        if branch
+    ]
+    buffers = copy.deepcopy(dict(model.model.named_buffers()))
+    with tracker:
+        logits = seeded(model.model.forward_head, features)
+    for name, tensor in model.model.named_buffers():
+        tensor.copy_(buffers[name])
+    return TailMaps(logits, tracker.companion(logits), starts).maps(None)
+
+
+def test_gradient_through_a_held_layer_norm():
+    """Scale held, mean, weight and bias not: written out for ConvNeXt's head."""
+    small = HELD_MODELS['convnext']
+    model, other = CamModel(small.make()).double(), small.make().double()
+    target, images = torch.tensor([1, 0, 4]), small.images().double()
+    hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
+    features, head = other.forward_features(images).flatten(2).transpose(1, 2), other.head
+    pooled = features.mean(1)
+    scale = (pooled.var(-1, correction=0, keepdim=True) + head.norm.eps).rsqrt().detach()
+    positions = (features - features.mean(-1, keepdim=True)) * scale[:, None] * head.norm.weight + head.norm.bias
+    assert_same_loss(model, other, functional.linear(positions, head.fc.weight, head.fc.bias), target)
+
+
+def test_gradient_through_a_held_activation():
+    """The gate f(z) / z held, both layers not: written out for MobileNetV3's head."""
+    small = HELD_MODELS['mobilenetv3']
+    model, other = CamModel(small.make()).double(), small.make().double()
+    target, images = torch.tensor([1, 0, 4]), small.images().double()
+    hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
+    features = other.forward_features(images)
+    hidden = other.conv_head(features)
+    pooled = hidden.mean((2, 3), keepdim=True)
+    gate = (functional.hardswish(pooled) / pooled).detach()
+    positions = (hidden * gate).flatten(2).transpose(1, 2)
+    assert_same_loss(model, other, other.classifier(positions), target)
+
+
+def test_gradient_through_a_held_batch_norm():
+    """Statistics of the batch held: written out for RepViT's two classifiers in training."""
+    small = HELD_MODELS['repvit']
+    model, other = CamModel(small.make()).double().train(), small.make().double().train()
+    target, images = torch.tensor([1, 0, 4]), small.images().double()
+    hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
+    features = other.forward_features(images).flatten(2).transpose(1, 2)
+    pooled = features.mean(1).detach()
+    scores = 0
+    for layer in (other.head.head, other.head.head_dist):
+        normed = (features - pooled.mean(0)) * (pooled.var(0, correction=0) + layer.bn.eps).rsqrt()
+        scores = scores + layer.l(normed * layer.bn.weight + layer.bn.bias) / 2
+    assert_same_loss(model, other, scores, target)
+
+
+def assert_same_loss(model, other, scores, target):
+    """Scores (B, L, n) written out give the gradients that the wrapped model got."""
+    maps = scores.transpose(1, 2)
+    negatives = maps.mean(-1).scatter(1, target[:, None], -torch.inf).topk(3).indices
+    chosen = maps.gather(1, negatives[..., None].expand(-1, -1, maps.shape[-1]))
+    (-chosen.log_softmax(-1).mean(-1).sum(1).mean()).backward()
+    ours = {name: parameter.grad for name, parameter in model.model.named_parameters()}
+    theirs = {name: parameter.grad for name, parameter in other.named_parameters()}
+    assert_same(ours.values(), theirs.values(), rtol=1e-8, atol=1e-10)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in theirs.values())
+
+
+@ONE_OF_A_KIND
+def test_training_step_under_bfloat16_channels_last_and_checkpointing(small):
+    model = small.make(drop_rate=0.2).train()
+    if hasattr(model, 'set_grad_checkpointing') and small.kind != 'H':
+        model.set_grad_checkpointing()
+    model = model.to(memory_format=torch.channels_last)
+    task = HNCTask(CamModel(model), hnc=HNCLoss('kd', topk=3), verbose=False)
+    images = small.images().contiguous(memory_format=torch.channels_last)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert off_by(CamModel(model).class_maps(images)) < 2e-2
+        loss = task(images, torch.tensor([0, 5, 2]))['loss']
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@ONE_OF_A_KIND
+def test_copies_give_the_same_maps(small):
+    model = CamModel(small.make())
+    expected = model.class_maps(small.images()).maps(None)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), ModelEmaV3(model).module):
+        assert other.kind == model.kind
+        assert torch.equal(other.class_maps(small.images()).maps(None), expected)
+
+
+@pytest.mark.parametrize('name', ['convnext', 'mobilenetv3'])
+def test_compiled(name):
+    small = HELD_MODELS[name]
+    model = CamModel(small.make())
+    expected = model.class_maps(small.images())
+    compiled = torch.compile(model, backend='eager')(small.images(), return_class_maps=True)
+    torch.testing.assert_close(compiled.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled.maps(None), expected.maps(None), rtol=1e-3, atol=1e-3)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('size', [(64, 64), (96, 32), (80, 112), (32, 32)])
+@pytest.mark.parametrize('name', ['convnext', 'mobilenetv3', 'efficientvit', 'repvit'])
+def test_images_of_other_sizes(name, size):
+    model = CamModel(HELD_MODELS[name].make())
+    for batch in (1, 2):
+        images = torch.randn(batch, 3, *size)
+        class_maps = model.class_maps(images)
+        assert class_maps.grid == tuple(model.model.forward_features(images).shape[2:])
+        assert off_by(class_maps) < 1e-5
+
+
+def test_convolution_in_front_of_the_pool():
+    """What it makes is the map that enters the pool; behind the pool, the hidden layer is held."""
+    small = HELD_MODELS['efficientvit']
+    model = CamModel(small.make()).double()
+    images = small.images().double()
+    head = model.model.head
+    entering = head.in_conv(model.model.forward_features(images))
+    tracker = ShadowTracker()
+    start = Start(tracker.start(entering), Live((2, 3), small.grid))
+    with tracker:
+        logits = head.classifier(head.global_pool(entering))
+    expected = TailMaps(logits, tracker.companion(logits), [start]).maps(None)
+    torch.testing.assert_close(model.class_maps(images).maps(None), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_attention_pool_written_out():
+    """Attention weights, the norm's scale and the gates of the hidden layer held: SigLIP's head."""
+    small = HELD_MODELS['siglip']
+    model = CamModel(small.make()).double()
+    images = small.images().double()
+    tokens, pool = model.model.forward_features(images), model.model.attn_pool
+    heads, width = pool.num_heads, pool.head_dim
+    query = pool.q(pool.latent).view(1, heads, 1, width)
+    key, value = pool.kv(tokens).view(*tokens.shape[:2], 2, heads, width).permute(2, 0, 3, 1, 4)
+    weights = (query @ key.transpose(-2, -1) / width**0.5).softmax(-1)
+    parts = (weights.transpose(-2, -1) * value * tokens.shape[1]).transpose(1, 2).flatten(2)
+    parts = pool.proj(parts)
+    pooled = parts.mean(1, keepdim=True)
+    scale = (pooled.var(-1, correction=0, keepdim=True) + pool.norm.eps).rsqrt()
+    hidden = (parts - parts.mean(-1, keepdim=True)) * scale * pool.norm.weight + pool.norm.bias
+    hidden, before = pool.mlp.fc1(hidden), pool.mlp.fc1(pool.norm(pooled))
+    hidden = pool.mlp.fc2(hidden * pool.mlp.act(before) / before)
+    expected = model.model.head(parts + hidden).transpose(1, 2).unflatten(2, small.grid)
+    torch.testing.assert_close(model.class_maps(images).maps(None), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_vgg_on_other_sizes():
+    """Larger maps enter the pool themselves; a kernel that covers the whole map is taken apart."""
+    model = CamModel(HELD_MODELS['vgg'].make())
+    for size, grid in ((256, (2, 2)), (224, (7, 7)), (64, (7, 7))):
+        class_maps = model.class_maps(torch.randn(2, 3, size, size))
+        assert class_maps.grid == grid
+        assert off_by(class_maps) < 1e-5
+
+
+def test_mean_query_attention_pool():
+    """CLIP's ResNet: the mean of all positions is a token of its own, its parts are those of the positions."""
+    model = CamModel(SmallModel('resnet50_clip', 'F', (224, 224), (7, 7)).make())
+    images = torch.randn(1, 3, 224, 224)
+    assert model.kind.name == 'F'
+    class_maps = model.class_maps(images)
+    assert off_by(class_maps) < 1e-5
+    assert class_maps.positions.shape[1:] == (49, 2048)
+
+
+def test_states_without_a_place_in_the_image_are_flat():
+    """EfficientViM's hidden states are no positions: their share of a map is the same everywhere."""
+    small = HELD_MODELS['efficientvim']
+    class_maps = CamModel(small.make()).class_maps(small.images())
+    widths = (128, 192, 320)
+    states = class_maps.positions[..., : sum(widths)]
+    assert torch.equal(states, states[:, :1].expand_as(states))
+    assert class_maps.positions[..., sum(widths) :].std(1).min() > 0
+
+
+def test_the_head_of_a_copy_works_otherwise_in_training():
+    """A head that leaves out its classifier in one mode is noticed there, and says so."""
+    model = CamModel(MODELS['swiftformer'].make())
+    assert model.kind.name == 'A6'
+    held = CamModel(HELD_MODELS['repvit'].make())
+    held.model.set_distilled_training(True)
+    with pytest.raises(ValueError, match='works otherwise than when it was probed'):
+        held.train().class_maps(HELD_MODELS['repvit'].images())

@@ -1,0 +1,95 @@
+"""Class-token models as they are listed: maps for pictures, through the held tail of the network."""
+
+import pytest
+import torch
+from maps import off_by
+from small_models import NUM_CLASSES, TAIL_MODELS, SmallModel
+
+from timm_hnc import CamModel, HNCTask, hnc_loss
+from timm_hnc.cam.probe import UnsupportedHead
+
+ALL = pytest.mark.parametrize('small', TAIL_MODELS.values(), ids=TAIL_MODELS)
+
+
+@ALL
+def test_mean_of_maps_is_the_logit(small):
+    plain, model = small.make(), CamModel(small.make())
+    assert (model.kind.name, model.kind.exact, model.kind.trainable) == (small.kind, True, False)
+    with torch.no_grad():
+        class_maps = model.class_maps(small.images())
+        assert torch.equal(class_maps.logits, plain(small.images()))
+    maps = class_maps.maps(None)
+    assert class_maps.grid == small.grid
+    assert maps.shape == (3, NUM_CLASSES, *small.grid)
+    assert maps.std((2, 3)).min() > 0
+    assert off_by(class_maps) < 1e-5
+
+
+@pytest.mark.parametrize('name', ['vit', 'xcit', 'coat_lite', 'volo'])
+def test_mean_of_maps_is_the_logit_in_float64(name):
+    small = TAIL_MODELS[name]
+    assert off_by(CamModel(small.make()).double().class_maps(small.images().double())) < 1e-9
+
+
+@pytest.mark.parametrize('name', ['vit', 'eva', 'convit', 'deit_distilled'])
+def test_the_held_tail_is_affine_in_the_tokens(name):
+    """Its maps are those tokens times gradients: twice the tokens' difference, twice the logits' difference."""
+    small = TAIL_MODELS[name]
+    model = CamModel(small.make()).double()
+    class_maps = model.class_maps(small.images().double())
+    (start,) = class_maps._starts
+    (gradient,) = torch.autograd.grad(class_maps._held[:, 2].sum(), start.shadow, retain_graph=True)
+    (again,) = torch.autograd.grad(class_maps._held[:, 2].square().sum(), start.shadow, retain_graph=True)
+    expected = 2 * class_maps._held[:, 2].detach()[:, None, None] * gradient
+    torch.testing.assert_close(again, expected, rtol=1e-9, atol=1e-9)
+    share = (start.shadow * gradient).sum(-1)[:, start.live.prefix :] * start.live.num_positions
+    maps = class_maps.maps(torch.full((3, 1), 2)).flatten(1)
+    torch.testing.assert_close(maps - maps.mean(1, True), share - share.mean(1, True), rtol=1e-9, atol=1e-9)
+
+
+def test_factors_are_the_maps_themselves():
+    small = TAIL_MODELS['vit']
+    class_maps = CamModel(small.make()).class_maps(small.images())
+    assert class_maps.positions.shape == (3, 24, NUM_CLASSES)
+    assert class_maps.num_classes == NUM_CLASSES
+    torch.testing.assert_close(class_maps.positions.mean(1) @ class_maps.weight.T, class_maps.logits.detach())
+    chosen = torch.tensor([[3, 3], [0, 6], [5, 1]])
+    maps = class_maps.maps(None)
+    expected = torch.stack([maps[image, classes] for image, classes in enumerate(chosen)])
+    torch.testing.assert_close(class_maps.maps(chosen), expected)
+
+
+@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_gradient_modes(context):
+    small = TAIL_MODELS['vit']
+    model = CamModel(small.make())
+    expected = model.class_maps(small.images()).maps(None)
+    with context():
+        class_maps = model.class_maps(small.images())
+        torch.testing.assert_close(class_maps.maps(None), expected)
+    assert not class_maps.maps(None).requires_grad
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_logits_have_their_own_gradient():
+    small = TAIL_MODELS['vit']
+    plain, model = small.make(drop_path_rate=0.3).train(), CamModel(small.make(drop_path_rate=0.3)).train()
+    torch.manual_seed(3)
+    plain(small.images()).square().sum().backward()
+    torch.manual_seed(3)
+    model.class_maps(small.images()).logits.square().sum().backward()
+    for (name, ours), (_, theirs) in zip(model.model.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name
+
+
+def test_nothing_is_trained_on_them():
+    small = SmallModel('test_vit', 'G', (160, 160), (10, 10))
+    model = CamModel(small.make())
+    with pytest.raises(UnsupportedHead, match=r"no trainable class maps for 'test_vit': .*\(--gp avg\)"):
+        HNCTask(model)
+    class_maps = model.class_maps(small.images())
+    with pytest.raises(ValueError, match='for pictures and evaluation'):
+        hnc_loss(class_maps, torch.tensor([0, 1, 2]))
+    with torch.no_grad():
+        assert hnc_loss(class_maps, torch.tensor([0, 1, 2]), topk=2).isfinite()
+    HNCTask(CamModel(small.make(global_pool='avg')), verbose=False)
