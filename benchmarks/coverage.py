@@ -250,8 +250,52 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Markdown: kinds, how many names, how exact, what they need."""
-    return '\n'.join(str(Counter(row['kind'] for row in rows).items()) for _ in DESCRIPTIONS)
+    """The README's table: a line a kind."""
+    lines = [
+        '| kind | from positions to logits | names | trainable | `--gp avg` | float32 | float64 | families |',
+        '|---|---|--:|--:|--:|--:|--:|---|',
+    ]
+    for kind in (*DESCRIPTIONS, 'none'):
+        group = [row for row in rows if row['kind'] == kind]
+        if group:
+            lines.append(_line(kind, group))
+    return '\n'.join([*lines, '', _summary(rows)])
+
+
+def _line(kind: str, group: list[dict[str, str]]) -> str:
+    trainable = sum(row['trainable'] == 'True' for row in group)
+    avg = sum(bool(row['avg_head_float32']) for row in group)
+    families = Counter(row['module'] for row in group)
+    names = ', '.join(name for name, _ in families.most_common(6)) + (' ...' if len(families) > 6 else '')
+    worst = [_worst(group, dtype) for dtype in EXACT]
+    what = DESCRIPTIONS.get(kind, 'encoders without a classifier, refused')
+    return f'| {kind} | {what} | {len(group)} | {trainable} | {avg or ""} | {worst[0]} | {worst[1]} | {names} |'
+
+
+def _errors(row: dict[str, str], dtype: str) -> list[float]:
+    columns = [name for name in COLUMNS if name.endswith(dtype) and row[name]]
+    return [float(row[name]) for name in columns]
+
+
+def _worst(group: list[dict[str, str]], dtype: str) -> str:
+    errors = [error for row in group for error in _errors(row, dtype)]
+    return f'{max(errors):.0e}' if errors else ''
+
+
+def _summary(rows: list[dict[str, str]]) -> str:
+    """How many names are exact as listed or with a classifier, with --gp avg, and for pictures."""
+    exact = [row for row in rows if row['kind'] not in ('none', 'failed') and _errors(row, 'float32')]
+    exact = [row for row in exact if max(_errors(row, 'float32')) <= EXACT['float32']]
+    listed = sum(row['trainable'] == 'True' for row in exact)
+    avg = sum(bool(row['avg_head_float32']) for row in exact)
+    pictures = sum(row['kind'] not in ('none', 'failed') for row in rows)
+    steps = [row[column] for row in rows for column in ('step', 'avg_step') if row[column]]
+    whole = sum(bool(row['whole_float32']) for row in rows)
+    return (
+        f'{len(rows):,} names: trainable and exact as listed (or with `--num-classes`) {listed:,}, with `--gp avg` '
+        f'{listed + avg:,}, with maps for pictures {pictures:,}. Whole models measured: {whole}; training steps: '
+        f'{steps.count("ok")} of {len(steps)} ran with every gradient finite and in place.'
+    )
 
 
 if __name__ == '__main__':

@@ -56,7 +56,7 @@ class BehindPool:
     def _gate(self, call: Call) -> Any:
         if call.name == 'dropout' and call.out is call.value:
             return self._companion(call.args[0])
-        if call.name != 'dropout':
+        if call.name not in ('dropout', 'pow', 'square'):  # powers are parts of norms and of other activations
             self.found.add('gate')
         parts = self._parts(call.args[0])
         return Parts(held_gate(call, parts.values), parts.grid)

@@ -1,7 +1,7 @@
 """Finding out what class maps a model can give, and refusing those that would not be exact."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -17,6 +17,7 @@ from timm_hnc.cam.search import BATCH, branches, find_tail
 from timm_hnc.cam.tracking import Lost
 
 _ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
+LARGER = 4  # times the image size, where the model's own makes a single position
 ELSE = 'choose a model with an average pool in front of its classifier, such as resnet50'
 
 
@@ -38,11 +39,13 @@ class Features:
         model: the copy that they were made with.
         images: (2, C, H, W).
         features: what its forward_features() returned.
+        larger: the images are larger than the model's own size.
     """
 
     model: TimmModel
     images: Tensor
     features: Any
+    larger: bool = False
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -122,7 +125,7 @@ def _find(model: TimmModel) -> MapHead:
             raise _Refused(f'it has no {method}()', 'use an image classifier of timm')
     if not getattr(model, 'num_classes', 0):
         raise _Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
-    found = _features(model)
+    found = _features(model, get_model_input_config(model)['input_size'])
     reasons = []
     for search in (_plain, _held_head, _held_tail):
         try:
@@ -132,16 +135,15 @@ def _find(model: TimmModel) -> MapHead:
     raise reasons[1]
 
 
-def _features(model: TimmModel) -> Features:
-    """Features of two images of the model's own size, of a copy without data if that will do."""
-    channels, height, width = get_model_input_config(model)['input_size']
+def _features(model: TimmModel, input_size: tuple[int, int, int]) -> Features:
+    """Features of two images, of a copy without data if that will do."""
     parameter = next(model.parameters())
     candidates: list[tuple[Callable[[], TimmModel], torch.device]] = [(lambda: meta_copy(model), torch.device('meta'))]
     if parameter.device.type != 'meta':  # some models make tensors of their own, which meta tensors cannot meet
         candidates.append((lambda: full_copy(model), parameter.device))
     reason = ''
     for make, device in candidates:
-        images = torch.zeros(BATCH, channels, height, width, device=device, dtype=parameter.dtype)
+        images = torch.zeros(BATCH, *input_size, device=device, dtype=parameter.dtype)
         copied = make().eval()
         try:
             with torch.no_grad():
@@ -175,19 +177,25 @@ def _held_head(model: TimmModel, found: Features) -> MapHead:
             if place
         ]
         if max(sizes, default=1) == 1:
-            raise _Refused('its head sees no positions')
+            return _held_head_of_larger_images(model, found)
         with torch.no_grad():
             maps, parts = held_class_maps(found.model, found.features, places, found.image_size)
     except _ERRORS as error:
         raise _Refused(f'its forward_head() failed ({_line(error)})') from error
     if isinstance(maps, Lost):
         raise _Refused(f'its head cannot be followed ({maps.reason})')
-    if maps.positions.shape[1] == 1:
-        raise _Refused('its logits do not depend on positions')
     kind = 'H' if len(places) > 1 else next((kind for part, kind in KINDS if part in parts), 'A')
     head = HeldHead(kind, tuple(places))
     _check_values(model, head, found)
     return head
+
+
+def _held_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
+    channels, (height, width) = found.images.shape[1], found.image_size
+    if found.larger:
+        raise _Refused('its head sees no positions')
+    larger = _features(model, (channels, LARGER * height, LARGER * width))
+    return _held_head(model, replace(larger, larger=True))
 
 
 def _with_place(found: Features, places: Sequence[Branch]) -> list[Branch | None]:

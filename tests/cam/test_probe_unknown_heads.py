@@ -1,0 +1,309 @@
+"""Heads that no timm model has: what each computes decides whether it has maps, and of which kind."""
+
+import pytest
+import torch
+from test_probe_unknown_models import IMAGES, Tiny, accepted, assert_exact, assert_maps_move_with_the_patches, images
+from torch import nn
+from torch.nn import functional
+
+from timm_hnc import CamModel
+from timm_hnc.cam.probe import UnsupportedHead, probe_head
+
+TRAINING = pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+
+
+class Custom(Tiny):
+    """Its head is one of the functions below; with pre_logits=True it looks like an average pool all the same."""
+
+    head = None
+
+    def __init__(self):
+        super().__init__()
+        self.fc2 = self.classifier()
+        self.hidden = nn.Linear(8, 8)
+        self.twice = nn.Linear(8, 16)
+        self.long = nn.Linear(64, 5)
+        self.three = nn.Linear(3, 5)
+        self.flat = nn.Linear(192, 5)
+        self.twin = nn.Linear(16, 5)
+        self.mixing = nn.Linear(24, 24)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.shift = nn.Parameter(torch.zeros(5))
+        self.query = nn.Parameter(torch.randn(8, 1))
+        self.attention = nn.Conv2d(8, 1, 1)
+        self.kernel = nn.Conv2d(8, 8, (4, 6))
+        self.shifted_kernel = nn.Conv2d(8, 8, (4, 6), stride=7, padding=(2, 3))
+        self.local = nn.Conv2d(8, 8, 3, padding=1)
+        self.along_channels = nn.Conv1d(1, 1, 3, padding=1)
+        self.layer_norm = nn.LayerNorm(8)
+        self.batch_norm = nn.BatchNorm1d(8)
+        self.group_norm = nn.GroupNorm(2, 8)
+        self.multi_head = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.recurrent = nn.LSTM(8, 8, batch_first=True)
+        with torch.no_grad():
+            self.identity = nn.Linear(8, 8)
+            self.identity.weight.copy_(torch.eye(8))
+            self.identity.bias.zero_()
+            self.other_weight = nn.Parameter(self.fc.weight.clone())
+
+    def forward_head(self, x, pre_logits: bool = False):
+        return self.pool(x) if pre_logits else self.head(x)
+
+
+def tokens_of(x):
+    return x.flatten(2).transpose(1, 2)
+
+
+def in_place(x, hidden):
+    x += hidden
+    x -= 0.1
+    x.relu_().mul_(0.5).div_(3)
+    return nn.functional.silu(x, inplace=True)
+
+
+def relu_through_a_view(x):
+    x.view(-1).relu_()
+    return x
+
+
+def mean_and_squares(m, x):
+    """The features themselves are changed behind the pool."""
+    mean = x.mean(1)
+    x.sub_(mean[:, None])
+    return m.fc(mean.tanh() + x.square().mean(1))
+
+
+def attention_pool(m, x):
+    weights = (tokens_of(x) @ m.query).softmax(1)
+    return m.fc((weights.transpose(1, 2) @ tokens_of(x))[:, 0])
+
+
+def largest_only(pooled):
+    return pooled * (pooled >= pooled.topk(4).values[:, -1:])
+
+
+# by kind: what can be written as a mean over positions once all that is not linear is held
+EXACT = {
+    'A': {
+        'sum pool': lambda m, x: m.fc(x.sum((2, 3))),
+        'sum by area': lambda m, x: m.fc(x.sum((2, 3)) / (x.shape[2] * x.shape[3])),
+        'scaled pool': lambda m, x: m.fc(m.pool(x) * 1.5),
+        'activation before the pool': lambda m, x: m.fc(m.pool(x.relu())),
+        'in-place before the pool': lambda m, x: m.fc(m.pool(x.relu_().add_(1.0))),
+        'dropout before the pool, and a sum': lambda m, x: m.fc(functional.dropout(x, 0.5, m.training).sum((2, 3))),
+        'doubled logits': lambda m, x: m.fc(m.pool(x)) * 2.0,
+        'temperature': lambda m, x: m.fc(m.pool(x)) * m.scale.exp(),
+        'divided by a temperature': lambda m, x: m.fc(m.pool(x)) / (m.scale + 1.0),
+        'another bias': lambda m, x: functional.linear(m.pool(x), m.fc.weight, m.shift),
+        'two linear layers': lambda m, x: m.fc(m.hidden(m.pool(x))),
+        'two added': lambda m, x: m.fc(m.pool(x)) + m.fc2(m.pool(x)),
+        'two stacked': lambda m, x: torch.stack([m.fc(m.pool(x)), m.fc2(m.pool(x))]).sum(0),
+        'gate of channels, by the maximum': lambda m, x: m.fc(m.pool(x) * x.amax((2, 3)).sigmoid()),
+        'the largest channels': lambda m, x: m.fc(largest_only(m.pool(x))),
+        'dropout always': lambda m, x: m.fc(functional.dropout(m.pool(x), 0.5, True)),
+    },
+    'B': {'batch norm': lambda m, x: m.fc(m.batch_norm(m.pool(x)))},
+    'C': {
+        'layer norm of a sum': lambda m, x: m.fc(m.layer_norm(x.sum((2, 3)))),
+        'group norm': lambda m, x: m.fc(m.group_norm(m.pool(x))),
+        'unit length by hand': lambda m, x: m.fc(m.pool(x) / m.pool(x).norm(dim=1, keepdim=True)),
+    },
+    'D': {
+        'activation behind the pool': lambda m, x: m.fc(m.pool(x).tanh()),
+        'generalized mean without a clamp': lambda m, x: m.fc(m.pool(x.relu().pow(3)).pow(1 / 3)),
+        'gate of channels': lambda m, x: m.fc(m.pool(x) * m.hidden(m.pool(x)).sigmoid()),
+        'gate before the pool': lambda m, x: m.fc(m.pool(x * m.hidden(m.pool(x)).sigmoid()[:, :, None, None])),
+        'gate along the channels': lambda m, x: m.fc(m.pool(x) * m.along_channels(m.pool(x)[:, None]).sigmoid()[:, 0]),
+        'in-place': lambda m, x: m.fc(in_place(m.pool(x), m.hidden(m.pool(x)))),
+        'two activations': lambda m, x: m.fc(m.pool(x).relu()) + m.fc2(m.pool(x).tanh()),
+        'products of channels': lambda m, x: m.long((m.pool(x)[:, :, None] * m.pool(x)[:, None]).flatten(1)),
+        'cosine': lambda m, x: functional.linear(functional.normalize(m.pool(x)), functional.normalize(m.fc.weight)),
+        'dropout behind an activation': lambda m, x: m.fc(
+            functional.dropout(m.hidden(m.pool(x)).relu(), 0.5, m.training)
+        ),
+    },
+    'F': {
+        'attention pool': attention_pool,
+        'products of channels at every position': lambda m, x: m.long((x.flatten(2) @ tokens_of(x)).flatten(1)),
+    },
+}
+# exact, but every position has its own weights
+OF_PLACES = {
+    'E': {
+        'attention of a convolution': lambda m, x: m.fc(
+            (x * m.local(x) * m.attention(x).flatten(2).softmax(-1).unflatten(2, x.shape[2:])).sum((2, 3))
+        ),
+        'convolution': lambda m, x: m.fc(m.pool(m.local(x).relu())),
+    },
+}
+REFUSED = {
+    'maximum': lambda m, x: m.fc(x.amax((2, 3))),
+    'maximum added': lambda m, x: m.fc(m.pool(x) + x.amax((2, 3))),
+    'maximum multiplied': lambda m, x: m.fc(m.pool(x) * x.amax((2, 3))),
+    'generalized mean': lambda m, x: m.fc(m.pool(x.clamp(min=1e-6).pow(3)).pow(1 / 3)),
+    'half of the image': lambda m, x: m.fc(x[:, :, :2].mean((2, 3))),
+    'every second column': lambda m, x: m.fc(x[..., ::2].mean((2, 3))),
+    'transposed positions': lambda m, x: m.fc(x.transpose(2, 3).flatten(2).mean(2).tanh()),
+    'positions in another order': lambda m, x: m.fc(x.flatten(2)[:, :, torch.arange(23, -1, -1)].mean(2).tanh()),
+    'positions mirrored': lambda m, x: m.fc(m.pool(x + x.flip(3)).tanh()),
+    'positions rolled': lambda m, x: m.fc(m.pool(x.roll(1, 3)).tanh()),
+    'mean over channels': lambda m, x: m.mixing(x.mean(1).flatten(1))[:, :5],
+    'mean over channels, kept': lambda m, x: m.mixing(x.mean(1, keepdim=True).flatten(1))[:, :5],
+    'one long vector': lambda m, x: m.flat(x.flatten(1)),
+    'one long vector of tokens': lambda m, x: m.flat(tokens_of(x).flatten(1)),
+    'four cells in one vector': lambda m, x: m.flat(functional.interpolate(x, (4, 6)).flatten(1)),
+    'softmax over classes': lambda m, x: m.fc(m.pool(x)).softmax(-1),
+    'log-softmax over classes': lambda m, x: m.fc(m.pool(x)).log_softmax(-1),
+    'larger of two': lambda m, x: torch.maximum(m.fc(m.pool(x)), m.fc2(m.pool(x))),
+    'larger of two stacked': lambda m, x: torch.stack([m.fc(m.pool(x)), m.fc2(m.pool(x))]).amax(0),
+    'maxout': lambda m, x: m.fc(m.twice(m.pool(x)).unflatten(1, (8, 2)).max(2).values),
+    'where': lambda m, x: m.fc(torch.where(m.pool(x) > 0, m.pool(x), 0.1)),
+    'clamp': lambda m, x: m.fc(m.pool(x).clamp(-0.1, 0.1)),
+    'absolute value': lambda m, x: m.fc(m.pool(x).abs()),
+    'largest values': lambda m, x: m.three(m.pool(x).topk(3).values),
+    'sorted values': lambda m, x: m.fc(m.pool(x).sort(1).values),
+    'recurrent network': lambda m, x: m.fc(m.recurrent(tokens_of(x))[0].mean(1)),
+    'a tuple': lambda m, x: (m.fc(m.pool(x)), m.fc2(m.pool(x))),
+    'a dictionary': lambda m, x: {'logits': m.fc(m.pool(x))},
+}
+# these have maps, but are not known: refused all the same, never accepted with other maps
+NOT_KNOWN = {
+    'attention by einsum': lambda m, x: m.fc(
+        torch.einsum('blo,bcl->bco', (tokens_of(x) @ m.query).softmax(1), x.flatten(2))[..., 0]
+    ),
+    'attention with several heads': lambda m, x: m.fc(
+        m.multi_head(tokens_of(x).mean(1, keepdim=True), tokens_of(x), tokens_of(x))[0][:, 0]
+    ),
+    'shifted logits': lambda m, x: m.fc(m.pool(x)) + 1.0,
+    'a temperature a class': lambda m, x: m.fc(m.pool(x)) * m.shift.exp(),
+    'sum of a list': lambda m, x: sum([m.fc(m.pool(x)), m.fc2(m.pool(x))]),
+    'product of logits': lambda m, x: m.fc(m.pool(x)) * m.fc2(m.pool(x)),
+    'activation of the logits': lambda m, x: m.fc(m.pool(x)).relu(),
+    'centred logits': lambda m, x: m.fc(m.pool(x)) - m.fc(m.pool(x)).mean(1, keepdim=True),
+    'classifier by matmul': lambda m, x: m.pool(x).tanh() @ m.fc.weight.t() + m.fc.bias,
+    'mean of means': lambda m, x: m.fc(x.mean(-1).mean(-1).tanh()),
+    'softplus': lambda m, x: m.fc(functional.softplus(m.pool(x))),
+    'number taken out': lambda m, x: m.fc(m.pool(x)) * float(x.mean()),
+}
+
+
+def model_of(function, **attributes):
+    """A model class with this head."""
+    return type('Custom', (Custom,), {'head': function, **attributes})
+
+
+def cases(*groups):
+    pairs = [(kind, *item) for group in groups for kind, heads in group.items() for item in heads.items()]
+    return [pytest.param(kind, function, id=name) for kind, name, function in pairs]
+
+
+@pytest.mark.parametrize(('kind', 'function'), cases(EXACT, OF_PLACES))
+@TRAINING
+def test_means_over_positions_are_accepted(kind, function, training):
+    cam_model = accepted(model_of(function))
+    assert cam_model.head.kind == kind
+    assert cam_model.kind.trainable
+    assert_exact(cam_model, training)
+    if kind not in OF_PLACES:
+        assert_maps_move_with_the_patches(cam_model)
+
+
+@pytest.mark.parametrize('function', [*REFUSED.values(), *NOT_KNOWN.values()], ids=[*REFUSED, *NOT_KNOWN])
+def test_all_else_is_refused(function):
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedHead, match=r"^no exact class maps for 'tiny': .*Way out: ") as error:
+        CamModel(model_of(function)())
+    assert '\n' not in str(error.value)
+
+
+# --- heads that once had other maps than the real ones ---
+
+ONLY_IN_TRAINING = {
+    'dropout before the pool': lambda m, x: m.fc(m.pool(functional.dropout(x, 0.5, m.training))),
+    'dropout of maps': lambda m, x: m.fc(m.pool(functional.dropout2d(x, 0.5, m.training))),
+    'alpha dropout': lambda m, x: m.fc(functional.alpha_dropout(m.pool(x), 0.5, m.training)),
+    'dropout of logits': lambda m, x: functional.dropout(m.fc(m.pool(x)), 0.5, m.training),
+    'noise': lambda m, x: m.fc(m.pool(x) + torch.randn_like(m.pool(x)) if m.training else m.pool(x)),
+    'activation': lambda m, x: m.fc(m.pool(x).relu() if m.training else m.pool(x)),
+}
+INITIALLY_NOTHING = {
+    'identity': lambda m, x: m.fc(m.identity(m.pool(x))),
+    'copied weight': lambda m, x: functional.linear(m.pool(x), m.other_weight, m.fc.bias),
+    'unit scale': lambda m, x: m.fc(m.pool(x)) * m.scale,
+    'zero shift': lambda m, x: m.fc(m.pool(x)) + m.shift,
+}
+EVENLY_SPREAD = {
+    'maximum by topk': lambda m, x: m.fc(m.pool(x) + x.flatten(2).topk(1).values[..., 0]),
+    'detached maximum': lambda m, x: m.fc(m.pool(x) + x.amax((2, 3)).detach()),
+    'standard deviation': lambda m, x: m.fc(m.pool(x) + x.std((2, 3))),
+    'mean and standard deviation': lambda m, x: m.twin(torch.cat([m.pool(x), x.std((2, 3))], 1)),
+    'log-mean-exp': lambda m, x: m.fc(m.pool(x) + m.pool(x.exp()).log()),
+    'softmax of channels': lambda m, x: m.fc(m.pool(x) + m.pool(x).softmax(-1)),
+}
+MISPLACED = {
+    'cropped by a negative pad': lambda m, x: m.fc(m.pool(functional.pad(x, (0, -2))).tanh()),
+    'padded on one side': lambda m, x: m.fc(m.pool(functional.pad(x, (20, 0))).tanh()),
+    'mixed by a linear layer over positions': lambda m, x: m.fc(m.mixing(x.flatten(2)).mean(2).tanh()),
+}
+CHANGED_BEHIND_ITS_BACK = {
+    'through a view': lambda m, x: m.fc(relu_through_a_view(m.pool(x))),
+    'features behind the pool': mean_and_squares,
+    'a kernel that sticks out': lambda m, x: m.fc(m.shifted_kernel(x).flatten(1)),
+}
+
+
+def refused_or_exact(function, training, **attributes):
+    try:
+        cam_model = accepted(model_of(function, **attributes))
+    except UnsupportedHead:
+        return
+    assert_exact(cam_model, training)
+
+
+def params(heads, reasons):
+    """Heads by name, those with a reason expected to fail."""
+    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in reasons.items()}
+    return [pytest.param(function, id=name, marks=marks.get(name, ())) for name, function in heads.items()]
+
+
+@pytest.mark.parametrize('function', ONLY_IN_TRAINING.values(), ids=ONLY_IN_TRAINING)
+@TRAINING
+def test_heads_that_work_otherwise_in_training(function, training):
+    refused_or_exact(function, training)
+
+
+@pytest.mark.parametrize('function', INITIALLY_NOTHING.values(), ids=INITIALLY_NOTHING)
+def test_layers_that_do_nothing_yet(function):
+    """Accepted fresh, so exact after training."""
+    refused_or_exact(function, training=False)
+
+
+def test_a_classifier_of_zeros_hides_nothing():
+    class Zeros(Custom):
+        def __init__(self):
+            super().__init__()
+            nn.init.zeros_(self.fc.weight)
+            nn.init.zeros_(self.fc.bias)
+
+    refused_or_exact(lambda m, x: m.fc(m.hidden(m.pool(x))), False, __init__=Zeros.__init__)
+
+
+@pytest.mark.parametrize('function', EVENLY_SPREAD.values(), ids=EVENLY_SPREAD)
+def test_contents_that_cannot_be_told_apart_by_position_are_refused(function):
+    """The mean of such maps is the logit, with a part of it spread evenly as if it came from nowhere."""
+    with pytest.raises(UnsupportedHead):
+        CamModel(model_of(function)())
+
+
+@pytest.mark.parametrize('function', MISPLACED.values(), ids=MISPLACED)
+def test_positions_that_lie_elsewhere_are_refused(function):
+    with pytest.raises(UnsupportedHead):
+        CamModel(model_of(function)())
+
+
+@pytest.mark.parametrize('layout', ['NCHW', 'NLC'])
+@pytest.mark.parametrize('function', CHANGED_BEHIND_ITS_BACK.values(), ids=CHANGED_BEHIND_ITS_BACK)
+def test_values_that_do_not_fit_are_refused(function, layout):
+    if (layout == 'NLC') == (function is mean_and_squares):
+        with pytest.raises(UnsupportedHead, match='not the means of its maps'):
+            CamModel(model_of(function, layout=layout)())

@@ -1,0 +1,31 @@
+"""One training step with HNC, its pictures and its validation, on one small model of every kind of head."""
+
+import pytest
+from running import train, validate
+
+from timm_hnc import create_model
+
+SMALLEST = {
+    'A1': ['test_resnet'],
+    'B': ['repvit_m0_9'],
+    'C': ['test_convnext'],
+    'D': ['mobilenetv3_small_050'],
+    'E': ['efficientvit_b0'],
+    'F': ['test_vit3', '--model-kwargs', 'img_size=32'],
+    'G with --gp avg': ['test_vit', '--model-kwargs', 'img_size=32', '--gp', 'avg'],
+    'H': ['efficientvim_m1', '--img-size', '64'],
+}
+
+
+@pytest.mark.parametrize('kind', SMALLEST)
+def test_one_step(kind, images, tmp_path, capsys):
+    folder = train(
+        *('--data-dir', images, '--num-classes', 3, '--img-size', 32, '--model', *SMALLEST[kind]),
+        *('--workers', 0, '-b', 24, '--epochs', 1, '--device', 'cpu', '--hnc', 'kd', '--hnc-topk', 2),
+        *('--cam-images', 2, '--output', tmp_path, '--experiment', 'run'),
+    )
+    model = create_model(f'local-dir:{folder / "model_best"}')
+    assert model.kind.trainable
+    assert model.kind.name == {'G with --gp avg': 'C'}.get(kind, kind)
+    assert (folder / 'cams' / 'best.png').stat().st_size > 1000
+    assert validate(capsys, '--checkpoint', folder)['top1'] >= 0
