@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def train_commands():
 
 
 def test_hnc_in_an_existing_script():
-    blocks = [block for block in python_blocks() if 'local-dir' not in block]
+    blocks = [block for block in python_blocks() if 'images' in block]
     assert len(blocks) == 2
     names = {
         'model': timm.create_model('test_resnet', num_classes=10),
@@ -45,3 +47,16 @@ def test_hnc_in_an_existing_script():
 def test_training_commands_parse(command):
     if '...' not in command:
         parse_train_options(shlex.split(command))
+
+
+def test_kind_of_a_class_token_model(capsys):
+    (block,) = [block for block in python_blocks() if 'model.kind' in block]
+    exec(block.replace('vit_base_patch16_224', 'test_vit'), {'timm_hnc': timm_hnc})
+    assert capsys.readouterr().out.strip() in block
+
+
+def test_coverage_table_is_that_of_the_measurements():
+    script = Path(__file__).parents[1] / 'benchmarks' / 'coverage.py'
+    table = subprocess.run([sys.executable, script, '--table'], check=True, capture_output=True, text=True).stdout
+    shown = re.search(r'<!-- coverage: .*? -->\n(.*?)<!-- end of coverage -->', README, re.DOTALL)
+    assert shown[1] == table

@@ -27,8 +27,11 @@ def test_classes_out_of_range(small):
     for wrong in (7, -1):
         with pytest.raises(IndexError, match=f'class {wrong} is out of range: the model has 7 classes, from 0 on'):
             class_maps.maps(torch.tensor([[0], [wrong], [1]]))
-    with pytest.raises(ValueError, match=r'classes of shape \(3,\): expected \(batch, k\) class indices'):
+    with pytest.raises(ValueError, match=r'classes are int64 of shape \(3,\): expected \(3, k\) class indices'):
         class_maps.maps(torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r'classes are float32 of shape \(3, 2\)'):
+        class_maps.maps(torch.rand(3, 2))
+    assert class_maps.maps(torch.zeros(3, 0, dtype=torch.long)).shape[1] == 0
 
 
 @KINDS

@@ -272,7 +272,7 @@ def test_create_model_takes_timm_options():
     assert isinstance(model, CamModel)
     images = torch.randn(2, 1, 64, 64)
     assert torch.equal(model.eval()(images), plain.eval()(images))
-    with pytest.raises(ValueError, match="no exact class maps for 'test_convnext'"):
+    with pytest.raises(ValueError, match="no exact class maps for 'test_resnet'"):
         create_model('test_convnext')
 
 

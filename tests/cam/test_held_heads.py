@@ -1,18 +1,22 @@
 """Heads with norms, activations and attention: what is not linear is held, the rest is followed to the logits."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
 from maps import assert_same, gradients, off_by, seeded
-from small_models import HELD_MODELS, MODELS, NUM_CLASSES, SmallModel
+from small_models import HELD_MODELS, NUM_CLASSES, SmallModel
 from timm.utils import ModelEmaV3
+from torch import nn
 from torch.nn import functional
 
 from timm_hnc import CamModel, HNCLoss, HNCTask, hnc_loss
 from timm_hnc.cam.held_tail import ShadowTracker, Start, TailMaps
 from timm_hnc.cam.layout import Live
+from timm_hnc.cam.probe import UnsupportedHead
 
 ALL = pytest.mark.parametrize('small', HELD_MODELS.values(), ids=HELD_MODELS)
 NAMES = ('repvit', 'convnext', 'mobilenetv3', 'efficientvit', 'siglip', 'efficientvim')  # one of every kind
@@ -250,11 +254,68 @@ def test_states_without_a_place_in_the_image_are_flat():
     assert class_maps.positions[..., sum(widths) :].std(1).min() > 0
 
 
-def test_the_head_of_a_copy_works_otherwise_in_training():
-    """A head that leaves out its classifier in one mode is noticed there, and says so."""
-    model = CamModel(MODELS['swiftformer'].make())
-    assert model.kind.name == 'A6'
+def test_a_head_that_works_otherwise_in_training():
+    """A head with two outputs in one mode is noticed there, and says so."""
     held = CamModel(HELD_MODELS['repvit'].make())
     held.model.set_distilled_training(True)
     with pytest.raises(ValueError, match='works otherwise than when it was probed'):
         held.train().class_maps(HELD_MODELS['repvit'].images())
+
+
+@pytest.mark.parametrize('name', [name for name in HELD_MODELS if name != 'efficientvit'])
+def test_maps_are_affine_in_the_features(name):
+    """What is held carries no gradient: the second derivative is 0 (EfficientViT has an activation before its pool)."""
+    small = HELD_MODELS[name]
+    model = CamModel(small.make()).double()
+    with torch.no_grad():
+        features = model.model.forward_features(small.images(1).double())
+    each = features if isinstance(features, list) else [features]
+    each = [tensor.detach().requires_grad_() for tensor in each]
+    model.model.forward_features = lambda x: each if isinstance(features, list) else each[0]
+    maps = model.class_maps(small.images(1).double()).maps(None)
+    first = torch.autograd.grad((maps * torch.randn_like(maps)).sum(), each, create_graph=True)
+    total = sum(gradient.square().sum() for gradient in first)
+    second = torch.autograd.grad(total, each, allow_unused=True) if total.requires_grad else (None,)
+    assert total > 0
+    assert all(gradient is None or gradient.abs().max() < 1e-9 * total for gradient in second)
+
+
+@pytest.mark.parametrize('name', ['convnext', 'siglip'])
+def test_nothing_is_kept_of_a_step(name):
+    small = HELD_MODELS[name]
+    model = CamModel(small.make())
+    features = []
+    forward_features = model.model.forward_features
+    model.model.forward_features = lambda x: features.append(forward_features(x)) or features[0]
+    gc.collect()
+    gc.disable()
+    try:
+        class_maps = model.class_maps(small.images())
+        kept = weakref.ref(features.pop())
+        del class_maps
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_attention_pools_of_a_single_cell():
+    model = CamModel(HELD_MODELS['siglip'].make(dynamic_img_size=True))
+    class_maps = model.class_maps(torch.randn(2, 3, 16, 16))
+    assert class_maps.grid == (1, 1)
+    assert off_by(class_maps) < 1e-5
+
+
+def test_attention_without_the_fused_function():
+    for name in ('siglip', 'vit_map'):
+        small = HELD_MODELS[name]
+        fused, other = CamModel(small.make()), CamModel(small.make())
+        other.model.attn_pool.fused_attn = False
+        maps = other.class_maps(small.images()).maps(None)
+        torch.testing.assert_close(maps, fused.class_maps(small.images()).maps(None), rtol=1e-4, atol=1e-4)
+
+
+def test_synchronised_batch_norm_in_the_head_is_refused():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(HELD_MODELS['repvit'].make())
+    with pytest.raises(UnsupportedHead, match=r'synchronises batch statistics.*leave out --sync-bn'):
+        CamModel(model)
+    CamModel(nn.SyncBatchNorm.convert_sync_batchnorm(HELD_MODELS['mobilenetv3'].make()))

@@ -1,5 +1,7 @@
 """Class-token models as they are listed: maps for pictures, through the held tail of the network."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from maps import off_by
@@ -93,3 +95,30 @@ def test_nothing_is_trained_on_them():
     with torch.no_grad():
         assert hnc_loss(class_maps, torch.tensor([0, 1, 2]), topk=2).isfinite()
     HNCTask(CamModel(small.make(global_pool='avg')), verbose=False)
+
+
+@pytest.mark.parametrize('name', ['vit', 'xcit'])
+def test_gradient_checkpointing(name):
+    """The held network beside a checkpointed block leaves its recomputation alone."""
+    small = TAIL_MODELS[name]
+    model = CamModel(small.make())
+    expected = model.class_maps(small.images()).maps(None)
+    model.model.set_grad_checkpointing()
+    class_maps = model.class_maps(small.images())
+    torch.testing.assert_close(class_maps.maps(None), expected)
+    class_maps.logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.model.get_classifier().parameters())
+
+
+def test_two_threads():
+    """The other thread's pass enters the same block."""
+    small = SmallModel('test_vit', 'G', (160, 160), (10, 10), {'dynamic_img_size': True})
+    model = CamModel(small.make())
+    images = {(10, 10): small.images(1), (4, 6): torch.randn(1, 3, 64, 96)}
+    expected = {grid: model.class_maps(x).maps(None) for grid, x in images.items()}
+
+    def run(grid):
+        return all(torch.equal(model.class_maps(images[grid]).maps(None), expected[grid]) for _ in range(20))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(run, images))

@@ -2,13 +2,22 @@
 
 import pytest
 import torch
-from test_probe_unknown_models import IMAGES, Tiny, accepted, assert_exact, assert_maps_move_with_the_patches, images
+from test_probe_unknown_models import (
+    IMAGES,
+    Tiny,
+    accepted,
+    assert_exact,
+    assert_maps_move_with_the_patches,
+    images,
+    with_patches_moved,
+)
 from torch import nn
 from torch.nn import functional
 
 from timm_hnc import CamModel
-from timm_hnc.cam.probe import UnsupportedHead, probe_head
+from timm_hnc.cam.probe import UnsupportedHead
 
+MANY = [shape for shape in IMAGES if shape[0] > 1]  # a batch norm does not train on one image
 TRAINING = pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
 
 
@@ -31,7 +40,6 @@ class Custom(Tiny):
         self.shift = nn.Parameter(torch.zeros(5))
         self.query = nn.Parameter(torch.randn(8, 1))
         self.attention = nn.Conv2d(8, 1, 1)
-        self.kernel = nn.Conv2d(8, 8, (4, 6))
         self.shifted_kernel = nn.Conv2d(8, 8, (4, 6), stride=7, padding=(2, 3))
         self.local = nn.Conv2d(8, 8, 3, padding=1)
         self.along_channels = nn.Conv1d(1, 1, 3, padding=1)
@@ -73,6 +81,10 @@ def mean_and_squares(m, x):
     return m.fc(mean.tanh() + x.square().mean(1))
 
 
+def normed(m, x):
+    return m.layer_norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def attention_pool(m, x):
     weights = (tokens_of(x) @ m.query).softmax(1)
     return m.fc((weights.transpose(1, 2) @ tokens_of(x))[:, 0])
@@ -88,6 +100,7 @@ EXACT = {
         'sum pool': lambda m, x: m.fc(x.sum((2, 3))),
         'sum by area': lambda m, x: m.fc(x.sum((2, 3)) / (x.shape[2] * x.shape[3])),
         'scaled pool': lambda m, x: m.fc(m.pool(x) * 1.5),
+        'generalized mean without a clamp': lambda m, x: m.fc(m.pool(x.relu().pow(3)).pow(1 / 3)),
         'activation before the pool': lambda m, x: m.fc(m.pool(x.relu())),
         'in-place before the pool': lambda m, x: m.fc(m.pool(x.relu_().add_(1.0))),
         'dropout before the pool, and a sum': lambda m, x: m.fc(functional.dropout(x, 0.5, m.training).sum((2, 3))),
@@ -110,7 +123,6 @@ EXACT = {
     },
     'D': {
         'activation behind the pool': lambda m, x: m.fc(m.pool(x).tanh()),
-        'generalized mean without a clamp': lambda m, x: m.fc(m.pool(x.relu().pow(3)).pow(1 / 3)),
         'gate of channels': lambda m, x: m.fc(m.pool(x) * m.hidden(m.pool(x)).sigmoid()),
         'gate before the pool': lambda m, x: m.fc(m.pool(x * m.hidden(m.pool(x)).sigmoid()[:, :, None, None])),
         'gate along the channels': lambda m, x: m.fc(m.pool(x) * m.along_channels(m.pool(x)[:, None]).sigmoid()[:, 0]),
@@ -203,7 +215,7 @@ def test_means_over_positions_are_accepted(kind, function, training):
     cam_model = accepted(model_of(function))
     assert cam_model.head.kind == kind
     assert cam_model.kind.trainable
-    assert_exact(cam_model, training)
+    assert_exact(cam_model, training, MANY if kind == 'B' else IMAGES)
     if kind not in OF_PLACES:
         assert_maps_move_with_the_patches(cam_model)
 
@@ -216,7 +228,9 @@ def test_all_else_is_refused(function):
     assert '\n' not in str(error.value)
 
 
-# --- heads that once had other maps than the real ones ---
+# --- heads that look like others ---
+
+FRESH = pytest.mark.xfail(strict=True, reason='a plain head is told by its values and by the names of its operations')
 
 ONLY_IN_TRAINING = {
     'dropout before the pool': lambda m, x: m.fc(m.pool(functional.dropout(x, 0.5, m.training))),
@@ -246,9 +260,13 @@ MISPLACED = {
     'mixed by a linear layer over positions': lambda m, x: m.fc(m.mixing(x.flatten(2)).mean(2).tanh()),
 }
 CHANGED_BEHIND_ITS_BACK = {
-    'through a view': lambda m, x: m.fc(relu_through_a_view(m.pool(x))),
-    'features behind the pool': mean_and_squares,
-    'a kernel that sticks out': lambda m, x: m.fc(m.shifted_kernel(x).flatten(1)),
+    'through a view': (lambda m, x: m.fc(relu_through_a_view(m.pool(x))), 'NCHW'),
+    'features behind the pool': (mean_and_squares, 'NLC'),
+    'a kernel that sticks out': (lambda m, x: m.fc(m.shifted_kernel(x).flatten(1)), 'NCHW'),
+}
+NORM_IN_FRONT = {
+    'then a convolution': lambda m, x: m.fc(m.pool(m.local(normed(m, x))).tanh()),
+    'added': lambda m, x: m.fc(m.pool(x + normed(m, x)).tanh()),
 }
 
 
@@ -260,24 +278,28 @@ def refused_or_exact(function, training, **attributes):
     assert_exact(cam_model, training)
 
 
-def params(heads, reasons):
-    """Heads by name, those with a reason expected to fail."""
-    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in reasons.items()}
+def params(heads, marks):
     return [pytest.param(function, id=name, marks=marks.get(name, ())) for name, function in heads.items()]
 
 
 @pytest.mark.parametrize('function', ONLY_IN_TRAINING.values(), ids=ONLY_IN_TRAINING)
-@TRAINING
-def test_heads_that_work_otherwise_in_training(function, training):
-    refused_or_exact(function, training)
+def test_heads_that_work_otherwise_in_training_are_exact_in_evaluation(function):
+    refused_or_exact(function, training=False)
 
 
-@pytest.mark.parametrize('function', INITIALLY_NOTHING.values(), ids=INITIALLY_NOTHING)
+@pytest.mark.xfail(strict=True, reason='a plain head is tried out in evaluation mode alone')
+@pytest.mark.parametrize('function', ONLY_IN_TRAINING.values(), ids=ONLY_IN_TRAINING)
+def test_heads_that_work_otherwise_in_training(function):
+    refused_or_exact(function, training=True)
+
+
+@pytest.mark.parametrize('function', params(INITIALLY_NOTHING, {'identity': FRESH, 'copied weight': FRESH}))
 def test_layers_that_do_nothing_yet(function):
     """Accepted fresh, so exact after training."""
     refused_or_exact(function, training=False)
 
 
+@FRESH
 def test_a_classifier_of_zeros_hides_nothing():
     class Zeros(Custom):
         def __init__(self):
@@ -285,9 +307,13 @@ def test_a_classifier_of_zeros_hides_nothing():
             nn.init.zeros_(self.fc.weight)
             nn.init.zeros_(self.fc.bias)
 
-    refused_or_exact(lambda m, x: m.fc(m.hidden(m.pool(x))), False, __init__=Zeros.__init__)
+        def head(self, x):
+            return self.fc(self.hidden(self.pool(x)))
+
+    assert_exact(accepted(Zeros), training=False)
 
 
+@pytest.mark.xfail(strict=True, reason='held values take part as contents, as if they came from everywhere')
 @pytest.mark.parametrize('function', EVENLY_SPREAD.values(), ids=EVENLY_SPREAD)
 def test_contents_that_cannot_be_told_apart_by_position_are_refused(function):
     """The mean of such maps is the logit, with a part of it spread evenly as if it came from nowhere."""
@@ -295,15 +321,56 @@ def test_contents_that_cannot_be_told_apart_by_position_are_refused(function):
         CamModel(model_of(function)())
 
 
+@pytest.mark.xfail(strict=True, reason='the grid is taken for that of the image, whatever was done to it')
 @pytest.mark.parametrize('function', MISPLACED.values(), ids=MISPLACED)
 def test_positions_that_lie_elsewhere_are_refused(function):
     with pytest.raises(UnsupportedHead):
         CamModel(model_of(function)())
 
 
-@pytest.mark.parametrize('layout', ['NCHW', 'NLC'])
-@pytest.mark.parametrize('function', CHANGED_BEHIND_ITS_BACK.values(), ids=CHANGED_BEHIND_ITS_BACK)
+@pytest.mark.parametrize(('function', 'layout'), CHANGED_BEHIND_ITS_BACK.values(), ids=CHANGED_BEHIND_ITS_BACK)
 def test_values_that_do_not_fit_are_refused(function, layout):
-    if (layout == 'NLC') == (function is mean_and_squares):
-        with pytest.raises(UnsupportedHead, match='not the means of its maps'):
-            CamModel(model_of(function, layout=layout)())
+    with pytest.raises(UnsupportedHead, match='not the means of its maps'):
+        CamModel(model_of(function, layout=layout)())
+
+
+@pytest.mark.xfail(strict=True, reason='a dimension of size 1 is forgotten when a map of 1 x n is laid out anew')
+@pytest.mark.parametrize('shape', [(2, 4, 24), (2, 16, 4)], ids=['1 x 6', '4 x 1'])
+@pytest.mark.parametrize('function', NORM_IN_FRONT.values(), ids=NORM_IN_FRONT)
+def test_a_norm_of_channels_in_front_of_the_pool_on_narrow_images(function, shape):
+    assert_exact(accepted(model_of(function)), False, [shape])
+
+
+@pytest.mark.parametrize('function', NORM_IN_FRONT.values(), ids=NORM_IN_FRONT)
+@TRAINING
+def test_a_norm_of_channels_in_front_of_the_pool(function, training):
+    assert_exact(accepted(model_of(function)), training, [(3, 16, 24), (1, 16, 24), (2, 24, 16)])
+
+
+@TRAINING
+def test_images_of_one_cell(training):
+    function = EXACT['D']['gate of channels']
+    assert_exact(accepted(model_of(function)), training, [(2, 4, 4), (1, 4, 4)])
+
+
+@pytest.mark.xfail(strict=True, reason='class_maps() calls forward_features() and forward_head(), never forward()')
+@pytest.mark.parametrize('function', [EXACT['A']['temperature'], EXACT['D']['gate of channels']])
+def test_a_forward_pass_that_does_more_than_its_head(function):
+    refused_or_exact(function, False, forward=lambda m, x: 2 * m.forward_head(m.forward_features(x)))
+
+
+@pytest.mark.xfail(strict=True, reason='the head of the model itself is run on random features')
+def test_a_head_that_draws_random_numbers_leaves_the_random_state():
+    model = model_of(EXACT['A']['dropout always'])()
+    random_state = torch.get_rng_state()
+    CamModel(model)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.xfail(strict=True, reason='positions of the other images take part in a mean over the batch')
+def test_maps_hold_no_positions_of_other_images():
+    cam_model = accepted(model_of(lambda m, x: m.fc(m.pool(x) - m.pool(x).mean(0))))
+    x = images((2, 16, 24))
+    maps = cam_model.class_maps(x).maps(None)
+    x[1] = with_patches_moved(x, torch.arange(23, -1, -1))[1]
+    torch.testing.assert_close(cam_model.class_maps(x).maps(None)[0], maps[0])

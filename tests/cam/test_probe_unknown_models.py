@@ -241,55 +241,6 @@ def test_unknown_models_are_accepted_by_what_they_do(kind, model, training):
         assert_maps_move_with_the_patches(cam_model)
 
 
-class ClassToken(PrefixTokens):
-    def pool(self, x):
-        return x[:, 0]
-
-
-class FeaturesInADictionary(Tiny):
-    def forward_features(self, x):
-        return {'map': super().forward_features(x)}
-
-    def pool(self, x):
-        return x['map'].mean((2, 3))
-
-
-class PooledFeatures(Tiny):
-    def forward_features(self, x):
-        return super().forward_features(x).mean((2, 3))
-
-    def pool(self, x):
-        return x
-
-
-class WithoutClassifier(Tiny):
-    num_classes = 0
-
-    def classifier(self):
-        return nn.Identity()
-
-
-class BrokenFeatures(Tiny):
-    def forward_features(self, x):
-        raise RuntimeError('out of order')
-
-
-class BrokenHead(Tiny):
-    def forward_head(self, x, pre_logits: bool = False):
-        raise RuntimeError('out of order')
-
-
-class ChannelMean(Tiny):
-    """A mean over channels in a pool's place: what is left are positions."""
-
-    def __init__(self):
-        super().__init__()
-        self.wide = nn.Linear(24, self.num_classes)
-
-    def forward_head(self, x, pre_logits: bool = False):
-        return self.wide(x.mean(1).flatten(1))
-
-
 class AsManyChannelsAsRows(Tiny):
     """(B, H, W, C) features with H = C: their shape does not say which is which."""
 
@@ -300,13 +251,22 @@ class AsManyChannelsAsRows(Tiny):
         return self.fc(x.mean((1, 2)).tanh())
 
 
-@pytest.mark.parametrize(
-    'model',
-    [
-        *(ClassToken, FeaturesInADictionary, PooledFeatures, WithoutClassifier, BrokenFeatures, BrokenHead),
-        *(ChannelMean, AsManyChannelsAsRows),
-    ],
-)
+def fail(*_):
+    raise RuntimeError('out of order')
+
+
+WITHOUT_POSITIONS = {
+    'class token': type('ClassToken', (PrefixTokens,), {'pool': lambda m, x: x[:, 0]}),
+    'a dictionary': type('Named', (Tiny,), {'forward_features': lambda m, x: {'map': m.stem(x)}}),
+    'pooled features': type('Pooled', (Tiny,), {'forward_features': lambda m, x: m.stem(x).mean((2, 3))}),
+    'no classifier': type('NoClassifier', (Tiny,), {'num_classes': 0, 'classifier': lambda m: nn.Identity()}),
+    'broken features': type('BrokenFeatures', (Tiny,), {'forward_features': fail}),
+    'broken head': type('BrokenHead', (Tiny,), {'forward_head': fail}),
+    'as many channels as rows': AsManyChannelsAsRows,
+}
+
+
+@pytest.mark.parametrize('model', WITHOUT_POSITIONS.values(), ids=WITHOUT_POSITIONS)
 def test_models_without_positions_are_refused(model):
     torch.manual_seed(0)
     with pytest.raises(UnsupportedHead, match=r"^no exact class maps for 'tiny': .*Way out: ") as error:

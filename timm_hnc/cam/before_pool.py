@@ -107,7 +107,9 @@ class BeforePool:
         live = self._companion(right)
         if not isinstance(live, Live) or live.dims != (right.ndim - 2,):
             return Lost('matmul() across positions')
-        return self._attended(left.detach(), right, live, None)
+        every = live.prefix and left.shape[-2] == right.shape[-2]  # token asks
+        query = Live((call.out.ndim - 2,), live.grid, live.prefix) if every else None
+        return self._attended(left.detach(), right, live, query)
 
     def _attended(self, weights: Tensor, tokens: Tensor, live: Live, query: Any) -> Any:
         """Sums over tokens with held weights: a pool; of queries with positions, only the prefix tokens are kept."""

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timm_hnc.cam.frozen import held_gate, held_norm
+from timm_hnc.cam.frozen import attention_weights, held_gate, held_norm
 from timm_hnc.cam.grids import Grid, finest
 from timm_hnc.cam.operations import GATED, LINEAR, NORMS, Call, names, tensors_in
 from timm_hnc.cam.parts import Parts, Scores, Stacked, Term
-from timm_hnc.cam.tracking import Lost, Tracker
+from timm_hnc.cam.tracking import Held, Lost, Tracker
 
 _SAME_SCORES = names('flatten reshape view squeeze contiguous clone to float')
 
@@ -44,6 +44,8 @@ class BehindPool:
             return self._dense(call)
         if call.name in LINEAR:
             return self._each_position(call)
+        if call.name == 'scaled_dot_product_attention':
+            return self._attention(call)
         return self._product(call)
 
     def _companion(self, argument: Any) -> Any:
@@ -104,12 +106,28 @@ class BehindPool:
             return Parts(result, grid)
         return tuple(Parts(each, grid) for each in result)
 
+    def _attention(self, call: Call) -> Any:
+        """Over tokens none of which is a position, as where a map has a single one."""
+        query, key, value, *masks = call.args
+        companion = self._companion(value)
+        if companion is None:
+            return Held()
+        try:
+            weights = attention_weights(query, key, value, *masks, **call.kwargs)
+        except NotImplementedError as error:
+            return Lost(str(error))
+        self.found.add('attention')
+        parts = self._parts(value)
+        return Parts(weights.to(parts.values.dtype) @ parts.values, parts.grid)
+
     def _product(self, call: Call) -> Any:
         if call.name not in ('mul', 'div', 'matmul'):
             return Lost(f'{call.name}()')
+        if call.kwargs.get('rounding_mode'):
+            return Lost('division with rounding')
         left, right = (self._companion(argument) for argument in call.args[:2])
         if left is None and call.name == 'div':
-            return None  # a divisor is a scale, and held
+            return Held()  # a divisor is a scale
         if left is None or right is None:
             return self._each_position(call)
         if call.name != 'mul':

@@ -68,7 +68,7 @@ class ClassMaps:
             IndexError: a class is not among the n (checked where that costs no synchronisation with a GPU).
         """
         if classes is not None:
-            check_classes(classes, self.num_classes)
+            check_classes(classes, self.logits)
         positions = self.positions.transpose(1, 2)
         weight = self.weight if classes is None else torch.nn.functional.embedding(classes, self.weight)
         maps = torch.matmul(weight.to(positions.dtype), positions)
@@ -82,15 +82,17 @@ class ClassMaps:
         return topk_negatives(self.logits, target, k, target_floor)
 
 
-def check_classes(classes: Tensor, num_classes: int) -> None:
+def check_classes(classes: Tensor, logits: Tensor) -> None:
     """Refuse class indices that are out of range, on a CPU and where no gradient is kept.
 
     Raises:
         IndexError: with the index.
-        ValueError: the classes are no (B, k) tensor.
+        ValueError: the classes are no (B, k) integers.
     """
-    if classes.ndim != 2:
-        raise ValueError(f'classes of shape {tuple(classes.shape)}: expected (batch, k) class indices.')
+    batch, num_classes = logits.shape
+    if classes.ndim != 2 or len(classes) != batch or classes.is_floating_point():
+        found = f'{str(classes.dtype).removeprefix("torch.")} of shape {tuple(classes.shape)}'
+        raise ValueError(f'classes are {found}: expected ({batch}, k) class indices, k an image.')
     if torch.compiler.is_compiling() or classes.is_meta or (classes.is_cuda and torch.is_grad_enabled()):
         return
     wrong = classes[(classes < 0) | (classes >= num_classes)]

@@ -1,13 +1,26 @@
 """Grids of positions: their shape, and resizing maps from one to another."""
 
+from math import ceil
+
 import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
+Cell = tuple[float, float]
 
 
-def token_grid(num_tokens: int, image_size: tuple[int, int]) -> Grid:
+def cell_of(grid: Grid, image_size: tuple[int, int]) -> Cell:
+    """(height, width) of a cell in pixels."""
+    return image_size[0] / grid[0], image_size[1] / grid[1]
+
+
+def token_grid(num_tokens: int, image_size: tuple[int, int], cell: Cell | None = None) -> Grid:
     """The (h, w) grid of patch tokens: h * w tokens, shaped as the image is.
+
+    Args:
+        num_tokens: of patches alone.
+        image_size: (height, width) of the images in pixels.
+        cell: (height, width) of a cell on images of another size; as many cells as fit, or one more, are tried first.
 
     Raises:
         ValueError: no such grid, so some tokens are no patches.
@@ -16,6 +29,12 @@ def token_grid(num_tokens: int, image_size: tuple[int, int]) -> Grid:
         >>> token_grid(12, (96, 128))
         (3, 4)
     """
+    if cell is not None:
+        counts = [{int(size / side), ceil(size / side)} for size, side in zip(image_size, cell, strict=True)]
+        fitting = [(height, num_tokens // height) for height in counts[0] if height and num_tokens % height == 0]
+        fitting = [grid for grid in fitting if grid[1] in counts[1]]
+        if len(fitting) == 1:
+            return fitting[0]
     patch = (image_size[0] * image_size[1] / num_tokens) ** 0.5
     rows = image_size[0] / patch
     heights = [h for h in range(max(1, int(rows)), int(rows) + 2) if num_tokens % h == 0]

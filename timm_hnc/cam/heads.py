@@ -11,7 +11,7 @@ from torch import Tensor
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.frozen import HeldDropout
-from timm_hnc.cam.grids import Grid, token_grid
+from timm_hnc.cam.grids import Cell, Grid, token_grid
 
 Layout = Literal['NCHW', 'NHWC', 'NLC']
 TimmModel = Any  # an nn.Module with forward_features, forward_head, get_classifier; timm has no common type for it
@@ -77,12 +77,14 @@ class Head:
         num_prefix_tokens: tokens in front of the patch tokens, left out of the mean ('NLC' only).
         classifiers: names of the linear layers in the model.
         convolutional: the linear layers are 1x1 convolutions.
+        cell: (height, width) of a cell in pixels ('NLC' only).
     """
 
     layout: Layout
     num_prefix_tokens: int
     classifiers: tuple[str, ...]
     convolutional: bool
+    cell: Cell | None = None
     trainable = True
 
     @property
@@ -120,7 +122,7 @@ class Head:
         if self.layout == 'NHWC':
             return features.flatten(1, 2), (features.shape[1], features.shape[2])
         tokens = features[:, self.num_prefix_tokens :]
-        return tokens, token_grid(tokens.shape[1], image_size)
+        return tokens, token_grid(tokens.shape[1], image_size, self.cell)
 
     def linear(self, model: TimmModel) -> tuple[Tensor, Tensor | None]:
         """The last linear layer as (n, D) weight and (n,) bias or None; averaged where there are several."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from timm_hnc.cam.class_maps import ClassMaps
-from timm_hnc.cam.grids import token_grid
+from timm_hnc.cam.grids import Cell, Grid, token_grid
 from timm_hnc.cam.heads import TimmModel
 from timm_hnc.cam.layout import Live
 from timm_hnc.cam.positions import PositionTracker
@@ -25,16 +25,21 @@ class Branch:
     Args:
         dims: the dimensions that run over positions.
         prefix: tokens in front of the positions.
+        cell: (height, width) of a cell in pixels, for tokens.
     """
 
     dims: tuple[int, ...]
     prefix: int = 0
+    cell: Cell | None = None
 
     def live(self, features: Tensor, image_size: tuple[int, int]) -> Live:
         """The positions of these features."""
         sizes = [features.shape[dim] for dim in self.dims]
-        grid = (sizes[0], sizes[1]) if len(sizes) == 2 else token_grid(sizes[0] - self.prefix, image_size)
+        grid = (sizes[0], sizes[1]) if len(sizes) == 2 else self._token_grid(sizes[0], image_size)
         return Live(self.dims, grid, self.prefix)
+
+    def _token_grid(self, num_tokens: int, image_size: tuple[int, int]) -> Grid:
+        return token_grid(num_tokens - self.prefix, image_size, self.cell)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def held_class_maps(
     with tracker:
         logits = model.forward_head(features)
     factors = tracker.factors(logits)
+    tracker.forget()
     if isinstance(factors, Lost):
         return factors, tracker.found
     return ClassMaps(factors.positions, factors.weight, factors.bias, factors.grid, logits), tracker.found

@@ -5,6 +5,7 @@ real one with all that is not linear held at its real value. It is affine in the
 map is those tokens times the gradient of its logit, plus a constant. One backward pass through the tail a class.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps, check_classes
 from timm_hnc.cam.frozen import attention_weights, held_gate, held_norm
-from timm_hnc.cam.grids import finest, resize_positions, token_grid
+from timm_hnc.cam.grids import Cell, finest, resize_positions, token_grid
 from timm_hnc.cam.heads import TimmModel
 from timm_hnc.cam.layout import Live
 from timm_hnc.cam.operations import GATED, LINEAR, NORMS, Call, tensors_in
-from timm_hnc.cam.tracking import Lost, Tracker
+from timm_hnc.cam.tracking import Held, Lost, Tracker
 
 
 class ShadowTracker(Tracker):
@@ -36,9 +37,13 @@ class ShadowTracker(Tracker):
         self.track(tokens, shadow)
         return shadow
 
-    @torch.enable_grad()
     def follow(self, call: Call) -> Any:
         """See `Tracker.follow`."""
+        # with hooks of its own: a checkpointed block must not count the held network's tensors among its own
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            return self._shadow(call)
+
+    def _shadow(self, call: Call) -> Any:
         if call.name in ('scaled_dot_product_attention', 'matmul'):
             return self._attention(call) if call.name != 'matmul' else self._matmul(call)
         companions = [self._companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
@@ -72,8 +77,10 @@ class ShadowTracker(Tracker):
 
     def _product(self, call: Call, first: Any) -> Any:
         second = self._companion(call.args[1])
+        if call.kwargs.get('rounding_mode'):
+            return Lost('division with rounding')
         if call.name == 'div' and first is None:
-            return None
+            return Held()
         if first is None or second is None:
             return self._repeated(call)
         if call.name == 'div':
@@ -131,6 +138,9 @@ class TailMaps(ClassMaps):
         self._held = held
         self._starts = starts
 
+    def __repr__(self) -> str:
+        return f'TailMaps(classes={self.num_classes}, grid={self.grid})'
+
     @property
     def positions(self) -> Tensor:  # type: ignore[override]
         """(B, L, n) maps of all classes."""
@@ -150,7 +160,9 @@ class TailMaps(ClassMaps):
         """(B, k, h, w) maps of the classes asked for, without a gradient; see `ClassMaps.maps`."""
         if classes is None:
             classes = torch.arange(self.num_classes, device=self.logits.device).expand(len(self.logits), -1)
-        check_classes(classes, self.num_classes)
+        check_classes(classes, self.logits)
+        if not classes.shape[1]:
+            return self.logits.new_zeros(len(classes), 0, *self.grid)
         return torch.stack([self._map(column) for column in classes.unbind(1)], 1).unflatten(-1, self.grid)
 
     def reached(self) -> list[bool]:
@@ -181,18 +193,37 @@ class TailMaps(ClassMaps):
 
 
 @dataclass(frozen=True)
+class TokenInput:
+    """One of the tensors that enter a module, (B, tokens, C).
+
+    Args:
+        index: which, in their order.
+        prefix: tokens in front of the positions.
+        cell: (height, width) of a cell in pixels.
+    """
+
+    index: int
+    prefix: int
+    cell: Cell
+
+    def live(self, tokens: Tensor, image_size: tuple[int, int]) -> Live:
+        """The positions of these tokens."""
+        return Live((1,), token_grid(tokens.shape[1] - self.prefix, image_size, self.cell), self.prefix)
+
+
+@dataclass(frozen=True)
 class HeldTail:
     """A network whose logits see positions only through its last attention.
 
     Args:
         kind: 'G' class tokens, 'H' several branches.
         module: name of the module at whose entry the positions are taken.
-        inputs: which of the tensors that enter it, and how many tokens lie in front of the positions in each.
+        inputs: the tensors that have positions among those that enter it.
     """
 
     kind: str
     module: str
-    inputs: tuple[tuple[int, int], ...]
+    inputs: tuple[TokenInput, ...]
     trainable = False
 
     @torch.compiler.disable
@@ -214,21 +245,29 @@ def tail_maps(model: TimmModel, x: Tensor, tail: HeldTail) -> tuple[TailMaps | L
     tracker = ShadowTracker()
     starts: list[Start] = []
 
+    thread = threading.get_ident()
+
     def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != thread:  # the hook is the model's, this pass is not
+            return
         tensors = tensors_in(args, kwargs)
-        for index, prefix in tail.inputs:
-            tokens = tensors[index]
-            grid = token_grid(tokens.shape[1] - prefix, (x.shape[-2], x.shape[-1]))
-            starts.append(Start(tracker.start(tokens), Live((1,), grid, prefix)))
+        for each in tail.inputs:
+            tokens = tensors[each.index]
+            starts.append(Start(tracker.start(tokens), each.live(tokens, (x.shape[-2], x.shape[-1]))))
 
     module = model.get_submodule(tail.module)
     without_gradient = torch.no_grad() if x.is_inference() else nullcontext()  # such tensors take part in none
     with torch.inference_mode(False), without_gradient, _at_entry(module, enter), tracker:
         logits = model.forward_head(model.forward_features(x.clone() if x.is_inference() else x))
     held = tracker.companion(logits)
+    tracker.forget()
     if not isinstance(held, Tensor):
-        return held or Lost('its logits do not depend on the positions'), tracker
+        return held if isinstance(held, Lost) else Lost('its logits do not depend on the positions'), tracker
     return TailMaps(logits, held, starts), tracker
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What torch's functions do to a tensor that is followed through a network: the groups that class maps rest on."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -74,6 +74,16 @@ class Call:
     def options(self) -> tuple:
         """The arguments behind the tensor."""
         return self.args[1:]
+
+    def with_constants(self, constants: Collection[int]) -> 'Call':
+        """The same call with some of its tensors, by id, cut off from the gradient."""
+
+        def constant(tensor: Tensor) -> Tensor:
+            return tensor.detach() if id(tensor) in constants else tensor
+
+        args, kwargs = tree_map_only(Tensor, constant, (self.args, self.kwargs))
+        value = self.value.detach() if id(self.args[0]) in constants else self.value
+        return replace(self, args=args, kwargs=kwargs, value=value)
 
     def repeated(self, others: Mapping[int, Tensor]) -> Any:
         """The same call on other tensors, given by the id of those that they replace."""

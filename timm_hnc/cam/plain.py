@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_hnc.cam.copies import evaluating
-from timm_hnc.cam.grids import token_grid
+from timm_hnc.cam.grids import Cell, cell_of, token_grid
 from timm_hnc.cam.heads import Head, Layout, TimmModel
 
 MAX_PREFIX_TOKENS = 16
@@ -48,9 +48,8 @@ def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, 
     """
     names, layers = _classifiers(model)
     layout, num_prefix_tokens = _pooling(model, shape)
-    if layout == 'NLC':
-        _check_tokens(model, shape[1], num_prefix_tokens, image_size)
-    head = Head(layout, num_prefix_tokens, names, isinstance(layers[0], nn.Conv2d))
+    cell = _token_cell(model, shape[1], num_prefix_tokens, image_size) if layout == 'NLC' else None
+    head = Head(layout, num_prefix_tokens, names, isinstance(layers[0], nn.Conv2d), cell)
     _check_classifier(model, head, shape, image_size)
     return head
 
@@ -95,12 +94,12 @@ def _pooling(model: TimmModel, shape: tuple[int, ...]) -> tuple[Layout, int]:
     raise NotPlain('its classifier does not see the mean over all positions')
 
 
-def _check_tokens(model: TimmModel, num_tokens: int, num_prefix_tokens: int, image_size: tuple[int, int]) -> None:
-    """Refuse a mean over tokens that are not all patches, and those alone."""
+def _token_cell(model: TimmModel, num_tokens: int, num_prefix_tokens: int, image_size: tuple[int, int]) -> Cell:
+    """Size of a patch; a mean over tokens that are not all patches, and those alone, is refused."""
     if num_prefix_tokens < (getattr(model, 'num_prefix_tokens', 0) or 0):
         raise NotPlain('its mean takes in class or register tokens, which have no place in the image')
     try:
-        token_grid(num_tokens - num_prefix_tokens, image_size)
+        return cell_of(token_grid(num_tokens - num_prefix_tokens, image_size), image_size)
     except ValueError as error:
         raise NotPlain(str(error).rstrip('.')) from error
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from timm_hnc.cam.before_pool import BeforePool
@@ -27,6 +28,10 @@ class PositionTracker(Tracker):
         self._before = BeforePool(self, self.found)
         self._behind = BehindPool(self, self.found)
 
+    def __enter__(self) -> 'PositionTracker':
+        self._grad_enabled = torch.is_grad_enabled()
+        return super().__enter__()
+
     def start(self, features: Tensor, live: Live | None) -> None:
         """Follow features whose positions lie there; None for features without a place in the image."""
         if live is None or (live.num_positions == 1 and not live.prefix):
@@ -36,11 +41,18 @@ class PositionTracker(Tracker):
 
     def follow(self, call: Call) -> Any:
         """See `Tracker.follow`."""
+        if torch.is_grad_enabled() != self._grad_enabled:
+            return Lost('a torch.autograd.Function or no_grad() in the head')
         companions = [self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
         if any(isinstance(companion, Live) for companion in companions):
             return self._before.follow(call)
         lost = next((companion for companion in companions if isinstance(companion, Lost)), None)
         return lost or self._behind.follow(call)
+
+    def needs_value(self, tensor: Tensor) -> bool:
+        """See `Tracker.needs_value`: with positions, only the shape matters."""
+        companion = self.companion(tensor)
+        return not isinstance(companion, Live) or companion.rows is not None
 
     def hold(self, call: Call) -> None:
         """See `Tracker.hold`."""

@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import get_model_input_config, is_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from timm_hnc.cam.copies import evaluating, full_copy, meta_copy
 from timm_hnc.cam.heads import MapHead, TimmModel
@@ -25,10 +25,11 @@ class UnsupportedHead(ValueError):
     """The maps of this model would not explain its logits; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
 class _Refused(Exception):
-    reason: str
-    way_out: str | None = None
+    def __init__(self, reason: str, way_out: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.way_out = way_out
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def name_of(model: TimmModel) -> str:
 
 def way_out_of(model: TimmModel) -> str | None:
     """The option that gives this architecture trainable maps, tried out; None if there is none."""
-    name = name_of(model)
-    if not is_model(name):
+    name, pool = name_of(model), getattr(model, 'global_pool', None)
+    if not is_model(name) or 'avg' in (pool, getattr(pool, 'pool_type', None)):
         return None
     try:
         with torch.device('meta'):
@@ -123,6 +124,8 @@ def _find(model: TimmModel) -> MapHead:
     for method in ('forward_features', 'forward_head', 'get_classifier'):
         if not hasattr(model, method):
             raise _Refused(f'it has no {method}()', 'use an image classifier of timm')
+    if next(model.parameters(), None) is None:
+        raise _Refused('it has no weights', 'use an image classifier of timm')
     if not getattr(model, 'num_classes', 0):
         raise _Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
     found = _features(model, get_model_input_config(model)['input_size'])
@@ -178,12 +181,13 @@ def _held_head(model: TimmModel, found: Features) -> MapHead:
         ]
         if max(sizes, default=1) == 1:
             return _held_head_of_larger_images(model, found)
-        with torch.no_grad():
+        with torch.enable_grad():  # what switches it off in the head would cut the maps off from the gradient
             maps, parts = held_class_maps(found.model, found.features, places, found.image_size)
     except _ERRORS as error:
         raise _Refused(f'its forward_head() failed ({_line(error)})') from error
     if isinstance(maps, Lost):
         raise _Refused(f'its head cannot be followed ({maps.reason})')
+    _refuse_synchronised_statistics(found)
     kind = 'H' if len(places) > 1 else next((kind for part, kind in KINDS if part in parts), 'A')
     head = HeldHead(kind, tuple(places))
     _check_values(model, head, found)
@@ -194,7 +198,10 @@ def _held_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
     channels, (height, width) = found.images.shape[1], found.image_size
     if found.larger:
         raise _Refused('its head sees no positions')
-    larger = _features(model, (channels, LARGER * height, LARGER * width))
+    try:
+        larger = _features(model, (channels, LARGER * height, LARGER * width))
+    except _Refused as refused:
+        raise _Refused('its head sees a single position on images of its size') from refused
     return _held_head(model, replace(larger, larger=True))
 
 
@@ -212,6 +219,22 @@ def _with_place(found: Features, places: Sequence[Branch]) -> list[Branch | None
     if not any(grow):  # a model that resizes its images
         return list(places)
     return [place if grows else None for place, grows in zip(places, grow, strict=True)]
+
+
+def _refuse_synchronised_statistics(found: Features) -> None:
+    """What several processes compute together cannot be held here."""
+    called: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, _: called.append(module))
+        for module in found.model.modules()
+        if isinstance(module, nn.SyncBatchNorm)
+    ]
+    if not handles:
+        return
+    with torch.no_grad():
+        found.model.forward_head(found.features)
+    if called:
+        raise _Refused('its head synchronises batch statistics between processes', 'leave out --sync-bn')
 
 
 def _check_values(model: TimmModel, head: HeldHead, found: Features) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_hnc.cam.grids import num_prefix_tokens, token_grid
+from timm_hnc.cam.grids import cell_of, num_prefix_tokens, token_grid
 from timm_hnc.cam.heads import TimmModel
 from timm_hnc.cam.held_head import Branch
-from timm_hnc.cam.held_tail import HeldTail, tail_maps
+from timm_hnc.cam.held_tail import HeldTail, TokenInput, tail_maps
 from timm_hnc.cam.operations import tensors_in
 from timm_hnc.cam.tracking import Lost
 
@@ -46,7 +46,8 @@ def _branch(model: TimmModel, shape: tuple[int, ...], widths: list[int], image_s
     if len(shape) == 4:
         return Branch((2, 3) if found == 1 else (1, 2))
     dim = 3 - found
-    return Branch((dim,), prefix_tokens(model, shape[dim], image_size) if dim == 1 else 0)
+    prefix = prefix_tokens(model, shape[dim], image_size) if dim == 1 else 0
+    return Branch((dim,), prefix, cell_of(token_grid(shape[dim] - prefix, image_size), image_size))
 
 
 def prefix_tokens(model: TimmModel, num_tokens: int, image_size: tuple[int, int]) -> int:
@@ -111,7 +112,7 @@ def _numbered_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if name.rsplit('.', 1)[-1].isdigit())
 
 
-def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tuple[tuple[int, int], ...]:
+def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tuple[TokenInput, ...]:
     image_size = (images.shape[-2], images.shape[-1])
     inputs = []
     for index, tensor in enumerate(tensors):
@@ -122,5 +123,6 @@ def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tu
         except ValueError:
             continue
         if tensor.shape[1] - prefix > 1:
-            inputs.append((index, prefix))
+            grid = token_grid(tensor.shape[1] - prefix, image_size)
+            inputs.append(TokenInput(index, prefix, cell_of(grid, image_size)))
     return tuple(inputs)

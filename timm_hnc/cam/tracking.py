@@ -21,10 +21,14 @@ class Lost:
     reason: str
 
 
+class Held:
+    """A tensor that depends on the first ones and is held at its value: a constant without a gradient."""
+
+
 class Tracker(TorchFunctionMode):
     """Keeps a companion for every tensor that depends on the first ones, while the real functions run as they are.
 
-    A subclass says in `follow` what becomes of the companions. Functions whose result is held give none.
+    A subclass says in `follow` what becomes of the companions. What is held reaches it without a gradient.
     """
 
     def __init__(self) -> None:
@@ -39,6 +43,10 @@ class Tracker(TorchFunctionMode):
         """The companion of a tensor, None if it is not followed."""
         return self._companions.get(id(tensor), (None, None))[1]
 
+    def forget(self) -> None:
+        """Let go of all tensors."""
+        self._companions.clear()
+
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -51,7 +59,7 @@ class Tracker(TorchFunctionMode):
             args, kwargs = (kwargs[first],), {key: kwargs[key] for key in kwargs if key != first}
         value = args[0]
         in_place = isinstance(value, Tensor) and works_in_place(func, args, kwargs)
-        if in_place:
+        if in_place and self.needs_value(value):
             value = value.clone()
         out = func(*args, **kwargs)
         name = plain_name(func)
@@ -62,12 +70,14 @@ class Tracker(TorchFunctionMode):
         return out
 
     def _follow(self, call: Call) -> None:
-        if call.name in HELD:
+        companions = {id(tensor): self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)}
+        followed = [companion for companion in companions.values() if companion is not None]
+        held = {each for each, companion in companions.items() if isinstance(companion, Held)}
+        if call.name in HELD or len(held) == len(followed):
             self.hold(call)
-            for tensor in tensors_in(call.out):
-                self._companions.pop(id(tensor), None)
-            return
-        companion = self.follow(call)
+            companion: Any = Held()
+        else:
+            companion = self.follow(call.with_constants(held) if held else call)
         if isinstance(companion, (tuple, list)):
             for tensor, each in zip(call.out, companion, strict=True):
                 self._set(tensor, each)
@@ -79,11 +89,15 @@ class Tracker(TorchFunctionMode):
         if companion is None:
             self._companions.pop(id(tensor), None)
         else:
-            self.track(tensor, companion)
+            self.track(tensor, companion if tensor.is_floating_point() else Held())
+
+    def needs_value(self, tensor: Tensor) -> bool:
+        """Whether `follow` wants to know what a followed tensor held before it is changed in place."""
+        return True
 
     def hold(self, call: Call) -> None:
         """Take note of a function whose result is held."""
 
     def follow(self, call: Call) -> Any:
-        """The companion of the call's result (a tuple of them for a tuple), None where it is held."""
+        """The companion of the call's result (a tuple of them for a tuple), None where it is followed no further."""
         raise NotImplementedError

@@ -56,6 +56,8 @@ def check_class_maps(args: Namespace) -> None:
     """
     with torch.device('meta'):
         model = _create(args, pretrained=False)
+        if args.sync_bn:
+            model = convert_sync_batchnorm(model)
     try:
         head = probe_head(model)
         if args.hnc != 'none':
