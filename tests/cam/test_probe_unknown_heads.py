@@ -354,7 +354,7 @@ def test_images_of_one_cell(training):
 
 
 @pytest.mark.xfail(strict=True, reason='class_maps() calls forward_features() and forward_head(), never forward()')
-@pytest.mark.parametrize('function', [EXACT['A']['temperature'], EXACT['D']['gate of channels']])
+@pytest.mark.parametrize('function', [EXACT['A']['temperature'], EXACT['D']['gate of channels']], ids=['A', 'D'])
 def test_a_forward_pass_that_does_more_than_its_head(function):
     refused_or_exact(function, False, forward=lambda m, x: 2 * m.forward_head(m.forward_features(x)))
 

@@ -58,8 +58,7 @@ def held_gate(call: Call, parts: Tensor) -> Tensor:
     value, out = wide(call.value.detach()), wide(call.out.detach())
     zero = value == 0
     gate = torch.where(zero, 0, out / torch.where(zero, 1, value))
-    held = wide(parts) * gate + torch.where(zero, out, 0)
-    return held.to(call.out.dtype)
+    return (wide(parts) * gate).to(call.out.dtype)
 
 
 def held_norm(call: Call, parts: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ def _layer_norm(
 ) -> Tensor:
     dims = tuple(range(-len(shape), 0))
     scale = (value.var(dims, correction=0, keepdim=True) + eps).rsqrt()
-    return _affine((parts - parts.mean(dims, keepdim=True)) * scale, weight, bias)
+    return _affine(parts - parts.mean(dims, keepdim=True), scale, weight, bias)
 
 
 def _rms_norm(
@@ -88,7 +87,7 @@ def _rms_norm(
 ) -> Tensor:
     dims = tuple(range(-len(shape), 0))
     eps = torch.finfo(call.value.dtype).eps if eps is None else eps
-    return _affine(parts * (value.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, None)
+    return _affine(parts, (value.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, None)
 
 
 def _batch_norm(
@@ -110,7 +109,7 @@ def _batch_norm(
     else:
         variance, mean = running_var.detach(), running_mean.detach()
     scale = (wide(variance) + eps).rsqrt()
-    return _affine((parts - wide(mean).view(shape)) * scale.view(shape), weight, bias, shape)
+    return _affine(parts - wide(mean).view(shape), scale.view(shape), weight, bias, shape)
 
 
 def _group_norm(
@@ -127,16 +126,19 @@ def _group_norm(
     scale = (value.flatten(1).unflatten(1, grouped).var(-1, correction=0, keepdim=True) + eps).rsqrt()
     leading = parts.ndim - value.ndim + 1
     flat = parts.flatten(leading).unflatten(leading, grouped)
-    normed = ((flat - flat.mean(-1, keepdim=True)) * scale).reshape(parts.shape)
-    return _affine(normed, weight, bias, (-1, *(1,) * (value.ndim - 2)))
+    centred = (flat - flat.mean(-1, keepdim=True)).reshape(parts.shape)
+    every = scale.expand(*scale.shape[:-1], value[0].numel() // groups).reshape(value.shape)
+    return _affine(centred, every, weight, bias, (-1, *(1,) * (value.ndim - 2)))
 
 
-def _affine(normed: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...] | None = None) -> Tensor:
+def _affine(
+    centred: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...] | None = None
+) -> Tensor:
     if weight is not None:
-        normed = normed * (weight if shape is None else weight.view(shape))
-    if bias is not None:
-        normed = normed + (bias if shape is None else bias.view(shape))
-    return normed
+        scale = scale * (weight if shape is None else weight.view(shape))
+    if bias is None:
+        return centred * scale
+    return torch.addcmul(bias if shape is None else bias.view(shape), centred, scale)
 
 
 _NORMS: dict[str, Callable[..., Tensor]] = {
