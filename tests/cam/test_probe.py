@@ -82,7 +82,6 @@ def test_a_sample_of_timm(name):
     assert found(name) == expected(name)
 
 
-@pytest.mark.xfail(strict=True, reason='states without a place are asked for the grid of their tokens')
 @pytest.mark.parametrize('name', ['efficientvim_m4', 'efficientvim_m4_dist'])
 def test_states_of_any_number_are_no_tokens(name):
     assert found(name) == expected(name)

@@ -226,7 +226,8 @@ ALIKE = {
     'A4': (Tokens,),
     'A5': (PrefixTokens,),
     'A6': (TwoAveraged,),
-    'A': (ClassTokenInTheMean, ChannelsBeforeTokens, HiddenLayerClassifier, NormalizedWeights, SpectralNorm),
+    'A': (ClassTokenInTheMean, ChannelsBeforeTokens, NormalizedWeights, SpectralNorm),
+    'D': (HiddenLayerClassifier,),
     'H': (SeveralFeatures, TwoGrids, MapAndState),
 }
 
@@ -369,10 +370,7 @@ def test_transformers_are_accepted_by_what_reaches_the_logits(model, kind, train
     [
         SoftmaxOfTheToken,
         ClampedToken,
-        pytest.param(
-            AttentionOverChannels,
-            marks=pytest.mark.xfail(strict=True, reason='24 channels are taken for a grid of 4 x 6 tokens'),
-        ),
+        AttentionOverChannels,
     ],
 )
 def test_transformers_without_maps_are_refused(model):

@@ -12,7 +12,7 @@ from timm_hnc.cam.operations import GATED, NORMS, RESHAPING, Call, names, tensor
 from timm_hnc.cam.parts import Parts
 from timm_hnc.cam.tracking import Lost, Tracker
 
-_SPATIAL = names('conv2d interpolate pad avg_pool2d adaptive_avg_pool2d max_pool2d')
+_SPATIAL = names('conv2d interpolate avg_pool2d adaptive_avg_pool2d max_pool2d')
 _BY_ELEMENT = names('linear add sub mul div neg contiguous clone to type type_as float double half bfloat16')
 
 
@@ -21,7 +21,7 @@ class BeforePool:
 
     Args:
         tracker: knows the companions.
-        found: notes 'attention' and 'convolution'.
+        found: notes what lies in front of the pool or is the pool.
     """
 
     def __init__(self, tracker: Tracker, found: set[str]) -> None:
@@ -59,21 +59,25 @@ class BeforePool:
         tensors = tensors_in(call.args[:2])
         lives = [(tensor, c) for tensor in tensors if isinstance(c := self._companion(tensor), Live)]
         value, live = lives[0]
-        if call.out.ndim != value.ndim or any(call.out.shape[dim] != value.shape[dim] for dim in live.dims):
+        across = call.name == 'linear' and value.ndim - 1 in live.dims
+        if across or call.out.ndim != value.ndim or any(call.out.shape[dim] != value.shape[dim] for dim in live.dims):
             return Lost(f'{call.name}() across positions')
-        if any((other.dims, other.grid, other.prefix) != (live.dims, live.grid, live.prefix) for _, other in lives):
+        if any(_place(other, tensor) != _place(live, value) for tensor, other in lives):
             return Lost(f'{call.name}() of different positions')
+        if call.name == 'dropout' and call.out is not call.value:
+            self.found.add('dropout in front of the pool')
         return _with_rows(call, live) if len(lives) == 1 else replace(live, rows=None, layer=None)
 
     def _new_map(self, live: Live, call: Call) -> Any:
-        if live.dims != (call.value.ndim - 2, call.value.ndim - 1) or live.prefix:
+        spatial = (call.value.ndim - 2, call.value.ndim - 1)
+        if live.prefix or call.value.shape[-2:] != live.grid or not set(live.dims) <= set(spatial):
             return Lost(f'{call.name}() of tokens')
         if call.name == 'conv2d':
             self.found.add('convolution')
             if tuple(call.out.shape[2:]) == (1, 1):
                 return _pool_by_kernel(live, call)
         height, width = call.out.shape[-2:]
-        return Live(live.dims, (height, width))
+        return Live(spatial, (height, width))
 
     def _behind_prefix(self, call: Call) -> Any:
         """Tokens put in front of tokens with positions."""
@@ -134,6 +138,11 @@ class BeforePool:
         return Parts(values, live.grid)
 
 
+def _place(live: Live, value: Tensor) -> tuple:
+    """What two tensors with the same positions have in common, whichever dimensions of size 1 are named."""
+    return live.grid, live.prefix, tuple(dim for dim in live.dims if value.shape[dim] > 1)
+
+
 def _without(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in kwargs if key not in ('query', 'key', 'value')}
 
@@ -183,7 +192,7 @@ def _pool_by_kernel(live: Live, call: Call) -> Any:
     if tuple(weight.shape[1:]) != tuple(call.value.shape[1:]):
         return Live(live.dims, (1, 1))
     slices = weight.flatten(2).permute(2, 1, 0)  # (positions, in, out)
-    values = live.positions(call.value) @ slices * live.num_positions
+    values = replace(live, dims=(2, 3)).positions(call.value) @ slices * live.num_positions
     if bias is not None:
         values = values + bias
     return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)

@@ -53,7 +53,10 @@ class BehindPool:
 
     def _parts(self, tensor: Tensor) -> Parts:
         companion = self._companion(tensor)
-        return companion.carried_out(tensor.shape) if isinstance(companion, Scores) else companion
+        if isinstance(companion, Scores):
+            self.found.add('hidden layer')
+            return companion.carried_out(tensor.shape)
+        return companion
 
     def _gate(self, call: Call) -> Any:
         if call.name == 'dropout' and call.out is call.value:
@@ -95,6 +98,8 @@ class BehindPool:
         followed = [t for t in tensors_in(call.args, call.kwargs) if self._companion(t) is not None]
         if any(isinstance(self._companion(tensor), Stacked) for tensor in followed):
             return Lost(f'{call.name}() of several classifiers')
+        if call.name in ('mean', 'sum') and _dim(call) in (None, 0):
+            return Lost(f'{call.name}() over images')
         parts = [self._parts(tensor) for tensor in followed]
         grid = finest([each.grid for each in parts])
 

@@ -68,7 +68,7 @@ class ClassMaps:
             IndexError: a class is not among the n (checked where that costs no synchronisation with a GPU).
         """
         if classes is not None:
-            check_classes(classes, self.logits)
+            check_classes(classes, len(self.positions), self.num_classes)
         positions = self.positions.transpose(1, 2)
         weight = self.weight if classes is None else torch.nn.functional.embedding(classes, self.weight)
         maps = torch.matmul(weight.to(positions.dtype), positions)
@@ -82,14 +82,13 @@ class ClassMaps:
         return topk_negatives(self.logits, target, k, target_floor)
 
 
-def check_classes(classes: Tensor, logits: Tensor) -> None:
+def check_classes(classes: Tensor, batch: int, num_classes: int) -> None:
     """Refuse class indices that are out of range, on a CPU and where no gradient is kept.
 
     Raises:
         IndexError: with the index.
         ValueError: the classes are no (B, k) integers.
     """
-    batch, num_classes = logits.shape
     if classes.ndim != 2 or len(classes) != batch or classes.is_floating_point():
         found = f'{str(classes.dtype).removeprefix("torch.")} of shape {tuple(classes.shape)}'
         raise ValueError(f'classes are {found}: expected ({batch}, k) class indices, k an image.')

@@ -1,6 +1,6 @@
 """Heads with norms, hidden layers, activations or attention: maps by holding what is not linear (kinds B to H)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,16 @@ from timm_hnc.cam.positions import PositionTracker
 from timm_hnc.cam.tracking import Lost
 
 # the kind is the first of these that the head has
-KINDS = (('attention', 'F'), ('convolution', 'E'), ('gate', 'D'), ('norm', 'C'), ('batch norm', 'B'))
+KINDS = (
+    *(
+        ('attention', 'F'),
+        ('convolution', 'E'),
+        ('gate', 'D'),
+        ('norm', 'C'),
+        ('batch norm', 'B'),
+        ('hidden layer', 'D'),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -79,14 +88,30 @@ def _followed(
     return held_class_maps(model, features, branches, image_size)[0]
 
 
-def held_class_maps(
-    model: TimmModel, features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
-) -> tuple[ClassMaps | Lost, set[str]]:
-    """Run a head and follow its features; also what lies between features and logits."""
+def followed_calls(
+    run: Callable[[], Tensor], features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
+) -> list[str]:
+    """Names of the functions that `run` calls on what comes of the features, in order."""
+    tracker = _tracker(features, branches, image_size)
+    with tracker:
+        run()
+    tracker.forget()
+    return tracker.calls
+
+
+def _tracker(features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]) -> PositionTracker:
     tracker = PositionTracker()
     each = features if isinstance(features, (list, tuple)) else [features]
     for tensor, branch in zip(each, branches, strict=True):
         tracker.start(tensor, None if branch is None else branch.live(tensor, image_size))
+    return tracker
+
+
+def held_class_maps(
+    model: TimmModel, features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
+) -> tuple[ClassMaps | Lost, set[str]]:
+    """Run a head and follow its features; also what lies between features and logits."""
+    tracker = _tracker(features, branches, image_size)
     with tracker:
         logits = model.forward_head(features)
     factors = tracker.factors(logits)

@@ -160,7 +160,7 @@ class TailMaps(ClassMaps):
         """(B, k, h, w) maps of the classes asked for, without a gradient; see `ClassMaps.maps`."""
         if classes is None:
             classes = torch.arange(self.num_classes, device=self.logits.device).expand(len(self.logits), -1)
-        check_classes(classes, self.logits)
+        check_classes(classes, *self.logits.shape)
         if not classes.shape[1]:
             return self.logits.new_zeros(len(classes), 0, *self.grid)
         return torch.stack([self._map(column) for column in classes.unbind(1)], 1).unflatten(-1, self.grid)

@@ -31,6 +31,8 @@ HELD = names("""
     new_zeros new_ones new_tensor zeros_like ones_like empty_like rand_like randn_like bernoulli argmax topk gt lt ge le
     eq ne
 """)
+# here a held tensor would be content, which has its positions no more, not a scale
+JOINING = names('add sub cat concat stack')
 NORMS = names('layer_norm rms_norm batch_norm group_norm')
 # only these lay elements out anew, so that positions may end in other dimensions
 RESHAPING = names("""

@@ -24,7 +24,7 @@ class PositionTracker(Tracker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[str] = set()  # of 'gate', 'norm', 'batch norm', 'attention', 'convolution'
+        self.found: set[str] = set()  # what lies between features and logits, see held_head.KINDS
         self._before = BeforePool(self, self.found)
         self._behind = BehindPool(self, self.found)
 

@@ -9,9 +9,10 @@ import torch
 from timm.models import get_model_input_config, is_model
 from torch import Tensor, nn
 
+from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.copies import evaluating, full_copy, meta_copy
-from timm_hnc.cam.heads import MapHead, TimmModel
-from timm_hnc.cam.held_head import KINDS, Branch, HeldHead, held_class_maps
+from timm_hnc.cam.heads import Head, MapHead, TimmModel
+from timm_hnc.cam.held_head import KINDS, Branch, HeldHead, followed_calls, held_class_maps
 from timm_hnc.cam.plain import NotPlain, agree, plain_head
 from timm_hnc.cam.search import BATCH, branches, find_tail
 from timm_hnc.cam.tracking import Lost
@@ -72,7 +73,8 @@ def probe_head(model: TimmModel) -> MapHead:
         UnsupportedHead: the model has no exact class maps, as far as this goes.
     """
     try:
-        return _find(model)
+        with torch.random.fork_rng(devices=[]):  # a head may draw
+            return _find(model)
     except _Refused as refused:
         way_out = refused.way_out or way_out_of(model) or ELSE
         raise UnsupportedHead(
@@ -166,9 +168,38 @@ def _plain(model: TimmModel, found: Features) -> MapHead:
     if len(found.shapes) > 1:
         raise _Refused('it has several branches')
     try:
-        return plain_head(model, found.shapes[0], found.image_size)
+        head = plain_head(model, found.shapes[0], found.image_size)
     except NotPlain as error:
         raise _Refused(str(error)) from error
+    _check_plain_in_training(head, found)
+    return head
+
+
+def _check_plain_in_training(head: Head, found: Features) -> None:
+    """Refuse as plain what is more than a pool and the classifier in training, or not because of its weights alone."""
+    place = Branch({'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': (1,)}[head.layout], head.num_prefix_tokens, head.cell)
+    _refuse_other_forward(found, [place])
+    maps, parts = _followed(found, [place], training=True)
+    layers = [found.model.get_submodule(name) for name in head.classifiers]
+    own = any(maps.weight is layer.weight or maps.weight._base is layer.weight for layer in layers)
+    if parts or not (own or len(layers) > 1) or maps.positions.shape[2] != layers[0].weight.shape[1]:
+        raise _Refused('its head is more than a mean in front of its linear layer')
+
+
+def _followed(found: Features, places: Sequence[Branch | None], training: bool = False) -> tuple[ClassMaps, set[str]]:
+    """Maps of the copy's features, and what lies between features and logits."""
+    mode = ' in training' if training else ''
+    found.model.train(training)
+    try:
+        with torch.enable_grad():  # what switches it off in the head would cut the maps off from the gradient
+            maps, parts = held_class_maps(found.model, found.features, places, found.image_size)
+    except _ERRORS as error:
+        raise _Refused(f'its forward_head() failed{mode} ({_line(error)})') from error
+    finally:
+        found.model.eval()
+    if isinstance(maps, Lost):
+        raise _Refused(f'its head cannot be followed{mode} ({maps.reason})')
+    return maps, parts
 
 
 def _held_head(model: TimmModel, found: Features) -> MapHead:
@@ -179,19 +210,34 @@ def _held_head(model: TimmModel, found: Features) -> MapHead:
             for place, shape in zip(places, found.shapes, strict=True)
             if place
         ]
-        if max(sizes, default=1) == 1:
-            return _held_head_of_larger_images(model, found)
-        with torch.enable_grad():  # what switches it off in the head would cut the maps off from the gradient
-            maps, parts = held_class_maps(found.model, found.features, places, found.image_size)
     except _ERRORS as error:
-        raise _Refused(f'its forward_head() failed ({_line(error)})') from error
-    if isinstance(maps, Lost):
-        raise _Refused(f'its head cannot be followed ({maps.reason})')
+        raise _Refused(f'its features have no positions ({_line(error)})') from error
+    if max(sizes, default=1) == 1:
+        return _held_head_of_larger_images(model, found)
+    _, parts = _followed(found, places)
+    _followed(found, places, training=True)
+    _refuse_other_forward(found, places)
     _refuse_synchronised_statistics(found)
     kind = 'H' if len(places) > 1 else next((kind for part, kind in KINDS if part in parts), 'A')
     head = HeldHead(kind, tuple(places))
     _check_values(model, head, found)
     return head
+
+
+def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> None:
+    """A forward() that does more to the features than forward_head() has other logits."""
+    model, features = found.model, found.features
+    model.forward_features = lambda *args, **kwargs: features
+    try:
+        with torch.enable_grad():
+            whole = followed_calls(lambda: model(found.images), features, places, found.image_size)
+            head = followed_calls(lambda: model.forward_head(features), features, places, found.image_size)
+    except _ERRORS as error:
+        raise _Refused(f'its forward() failed ({_line(error)})') from error
+    finally:
+        del model.forward_features
+    if whole and whole != head:
+        raise _Refused('its forward() does more than its forward_head()')
 
 
 def _held_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_hnc.cam.grids import cell_of, num_prefix_tokens, token_grid
+from timm_hnc.cam.grids import Cell, cell_of, num_prefix_tokens, token_grid
 from timm_hnc.cam.heads import TimmModel
 from timm_hnc.cam.held_head import Branch
 from timm_hnc.cam.held_tail import HeldTail, TokenInput, tail_maps
@@ -46,8 +46,17 @@ def _branch(model: TimmModel, shape: tuple[int, ...], widths: list[int], image_s
     if len(shape) == 4:
         return Branch((2, 3) if found == 1 else (1, 2))
     dim = 3 - found
-    prefix = prefix_tokens(model, shape[dim], image_size) if dim == 1 else 0
-    return Branch((dim,), prefix, cell_of(token_grid(shape[dim] - prefix, image_size), image_size))
+    if dim == 2:
+        return Branch((2,), cell=_cell(shape[2], image_size))
+    prefix = prefix_tokens(model, shape[1], image_size)
+    return Branch((1,), prefix, _cell(shape[1] - prefix, image_size))
+
+
+def _cell(num_tokens: int, image_size: tuple[int, int]) -> Cell | None:
+    try:
+        return cell_of(token_grid(num_tokens, image_size), image_size)
+    except ValueError:  # states without a place in the image
+        return None
 
 
 def prefix_tokens(model: TimmModel, num_tokens: int, image_size: tuple[int, int]) -> int:
@@ -116,7 +125,7 @@ def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tu
     image_size = (images.shape[-2], images.shape[-1])
     inputs = []
     for index, tensor in enumerate(tensors):
-        if tensor.ndim != 3 or len(tensor) != len(images) or not tensor.is_floating_point():
+        if tensor.ndim != 3 or len(tensor) != len(images) or tensor.shape[2] not in _widths(model):
             continue
         try:
             prefix = prefix_tokens(model, tensor.shape[1], image_size)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from timm_hnc.cam.operations import HELD, Call, plain_name, tensors_in, works_in_place
+from timm_hnc.cam.operations import HELD, JOINING, Call, plain_name, tensors_in, works_in_place
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Tracker(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls: list[str] = []  # names of the functions that were called on what is followed
         self._companions: dict[int, tuple[Tensor, Any]] = {}  # by id; the tensor is kept so that its id stays its own
 
     def track(self, tensor: Tensor, companion: Any) -> None:
@@ -70,12 +71,15 @@ class Tracker(TorchFunctionMode):
         return out
 
     def _follow(self, call: Call) -> None:
+        self.calls.append(call.name)
         companions = {id(tensor): self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)}
         followed = [companion for companion in companions.values() if companion is not None]
         held = {each for each, companion in companions.items() if isinstance(companion, Held)}
         if call.name in HELD or len(held) == len(followed):
             self.hold(call)
             companion: Any = Held()
+        elif held and call.name in JOINING:
+            companion = Lost(f'{call.name}() of what is no mean over positions')
         else:
             companion = self.follow(call.with_constants(held) if held else call)
         if isinstance(companion, (tuple, list)):
