@@ -19,6 +19,7 @@ from collections.abc import Callable
 import timm
 import torch
 from timm.task import ClassificationTask
+from timm.utils import ParseKwargs
 
 import timm_hnc
 
@@ -49,7 +50,8 @@ def build_step(model: torch.nn.Module, variant: str, args: argparse.Namespace, c
 def build_model(args: argparse.Namespace, classes: int) -> torch.nn.Module:
     """The network, in training mode and channels-last."""
     torch.manual_seed(0)
-    model = timm.create_model(args.model, num_classes=classes).to(args.device, memory_format=torch.channels_last)
+    model = timm.create_model(args.model, num_classes=classes, **args.model_kwargs)
+    model = model.to(args.device, memory_format=torch.channels_last)
     return model.train()
 
 
@@ -104,6 +106,7 @@ def median_interval(values: list[float]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='resnet50')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='as in timm: name=value ...')
     parser.add_argument('--classes', type=int, nargs='+', default=[1000, 21843])
     parser.add_argument('--variants', nargs='+', default=['mse'], choices=('mse', 'kd'))
     parser.add_argument('--topk', type=int, default=100)

@@ -59,10 +59,15 @@ class Scores:
         """The linear layers at every position, in the shape of the tensor."""
         grid = self.grid
         values = [
-            resize_positions(functional.linear(term.parts.values.flatten(2), *term.factors), term.parts.grid, grid)
+            resize_positions(_linear(term.parts.values.flatten(2), *term.factors), term.parts.grid, grid)
             for term in self.terms
         ]
         return Parts(sum(values[1:], values[0]).reshape(-1, *shape), grid)
+
+
+def _linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer of (positions, B, D); with the batch in front, as channels-last features lie in memory."""
+    return functional.linear(values.transpose(0, 1), weight, bias).transpose(0, 1)
 
 
 @dataclass(frozen=True)
