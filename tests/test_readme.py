@@ -50,7 +50,7 @@ def test_training_commands_parse(command):
 
 
 def test_kind_of_a_class_token_model(capsys):
-    (block,) = [block for block in python_blocks() if 'model.kind' in block]
+    (block,) = [block for block in python_blocks() if 'print(model.kind)' in block]
     exec(block.replace('vit_base_patch16_224', 'test_vit'), {'timm_hnc': timm_hnc})
     assert capsys.readouterr().out.strip() in block
 
