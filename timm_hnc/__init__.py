@@ -1,5 +1,6 @@
 """Class activation maps that explain the logits of timm models, and the HNC loss that trains on them (ECCV 2020)."""
 
+import timm_hnc.models  # noqa: F401  # registers the CIFAR networks with timm
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.model import create_model
 from timm_hnc.hub import save_pretrained

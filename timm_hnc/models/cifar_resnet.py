@@ -1,0 +1,341 @@
+"""ResNets and ResNeXts for 32 x 32 images.
+
+Papers:
+    * Deep Residual Learning for Image Recognition, section 4.2 - https://arxiv.org/abs/1512.03385
+    * Aggregated Residual Transformations for Deep Neural Networks, section 5.3 - https://arxiv.org/abs/1611.05431
+"""
+
+from itertools import islice, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_device_dtype, get_norm_layer
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
+from torch import Tensor, nn
+
+from timm_hnc.models.cifar_common import cifar_cfg, init_weights, linear_rates
+
+__all__ = ['CifarResNet', 'PadShortcut']  # register_model adds the networks
+
+
+class PadShortcut(nn.Module):
+    """Shortcut without parameters: every stride-th pixel, and channels of zeros behind those of the input.
+
+    Option A of He et al. (2016, https://arxiv.org/abs/1512.03385), section 4.2.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output, at least in_channels.
+        stride: of the block that is bridged.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        if out_channels < in_channels:
+            raise ValueError(f'a shortcut pads channels and drops none: {in_channels} to {out_channels} asked for.')
+        self.padding = out_channels - in_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.padding))
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return f'padding={self.padding}, stride={self.stride}'
+
+
+class CifarResNet(nn.Module):
+    """ResNet or ResNeXt of a 3x3 stem and stages at full, half, quarter ... resolution, from timm's blocks.
+
+    ResNets are those of He et al. (2016, https://arxiv.org/abs/1512.03385), section 4.2; ResNeXts those of Xie et al.
+    (2017, https://arxiv.org/abs/1611.05431), section 5.3. Has the interface of timm's ResNet, with one feature a stage.
+
+    Args:
+        block: timm's BasicBlock or Bottleneck.
+        layers: number of blocks of every stage.
+        num_classes: 0 leaves the classifier out.
+        in_chans: channels of the images.
+        global_pool: 'avg', 'max', 'avgmax', 'catavgmax' or '' for none.
+        channels: `planes` of every stage's blocks, whose outputs have block.expansion times as many.
+        stem_width: channels of the stem.
+        cardinality: groups of a Bottleneck's 3x3 convolution.
+        base_width: width of one group where a stage has 64 planes.
+        pad_shortcut: shortcuts between stages have no parameters (option A); else they are 1x1 convolutions with batch
+            norm (option B).
+        act_layer: activation.
+        norm_layer: normalisation.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        device: as in torch.
+        dtype: as in torch.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: tuple[int, ...],
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        channels: tuple[int, ...] = (16, 32, 64),
+        stem_width: int = 16,
+        cardinality: int = 1,
+        base_width: int = 64,
+        pad_shortcut: bool = True,
+        act_layer: LayerType = nn.ReLU,
+        norm_layer: LayerType = nn.BatchNorm2d,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        self.conv1 = nn.Conv2d(in_chans, stem_width, kernel_size=3, padding=1, bias=False, **dd)
+        self.bn1 = norm(stem_width, **dd)
+        self.act1 = act(inplace=True)
+
+        self.stage_names = tuple(f'layer{number}' for number in range(1, len(layers) + 1))
+        self.feature_info: list[dict[str, Any]] = []
+        widths = (stem_width, *(planes * block.expansion for planes in channels))
+        rates = iter(linear_rates(drop_path_rate, sum(layers)))
+        options: dict[str, Any] = {'cardinality': cardinality, 'base_width': base_width, 'act_layer': act}
+        for index, (name, (before, after)) in enumerate(zip(self.stage_names, pairwise(widths), strict=True)):
+            stride = 1 if index == 0 else 2
+            shortcut = make_shortcut(before, after, stride, pad_shortcut, norm_layer=norm, **dd)
+            stage = nn.Sequential()
+            for rate in islice(rates, layers[index]):
+                path = DropPath(rate) if rate else None
+                stage.append(
+                    block(before, channels[index], stride, shortcut, drop_path=path, norm_layer=norm, **options, **dd)
+                )
+                before, stride, shortcut = after, 1, None
+            self.add_module(name, stage)
+            self.feature_info.append({'num_chs': after, 'reduction': 2**index, 'module': name})
+
+        self.num_features = widths[-1]
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        init_weights(self)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
+        return {'stem': r'^(?:conv1|bn1)', 'blocks': r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)'}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block in the backward pass instead of keeping what is inside it."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
+        """The classifier, or its name."""
+        return 'fc' if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier in place.
+
+        Args:
+            num_classes: 0 leaves the classifier out.
+            global_pool: None keeps the pooling.
+        """
+        dd = get_device_dtype(self)
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        init_weights(self.fc)
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features, and the outputs of stages.
+
+        Args:
+            x: (B, C, H, W) images.
+            indices: the last n stages if int, all if None, those with these numbers otherwise.
+            norm: without effect: nothing follows the last stage but pooling.
+            stop_early: leave out the stages behind the last one taken.
+            output_fmt: 'NCHW'.
+            intermediates_only: leave out the features.
+
+        Returns:
+            What the last stage run gave and the list of stages' outputs, or the list alone.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f'output_fmt is {output_fmt!r}: only NCHW is known.')
+        taken, last = feature_take_indices(len(self.stage_names), indices)
+        intermediates = []
+        x = self.act1(self.bn1(self.conv1(x)))
+        for index, stage in enumerate(self._stages()[: last + 1 if stop_early else None]):
+            x = self._run([stage], x)
+            if index in taken:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what `forward_intermediates` with these indices does not need.
+
+        Args:
+            indices: as in `forward_intermediates`.
+            prune_norm: without effect.
+            prune_head: remove the classifier and the pooling even where the last stage stays.
+
+        Returns:
+            The numbers of the stages taken.
+        """
+        taken, last = feature_take_indices(len(self.stage_names), indices)
+        for name in self.stage_names[last + 1 :]:
+            setattr(self, name, nn.Sequential())
+        prune_end = last < len(self.stage_names) - 1
+        if prune_end:
+            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
+        if prune_head or prune_end:
+            self.reset_classifier(0, '')
+        return list(taken)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) images to the last stage's output, at a quarter of the resolution where there are 3 stages."""
+        return self._run(self._stages(), self.act1(self.bn1(self.conv1(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pooling, dropout and, unless pre_logits, the classifier."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) images to (B, num_classes) logits."""
+        return self.forward_head(self.forward_features(x))
+
+    def _stages(self) -> list[nn.Module]:
+        return [getattr(self, name) for name in self.stage_names]
+
+    def _run(self, stages: list[nn.Module], x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(stages, x, flatten=True)
+        for stage in stages:
+            x = stage(x)
+        return x
+
+
+def make_shortcut(
+    in_channels: int, out_channels: int, stride: int, pad: bool, norm_layer: type[nn.Module], **dd: Any
+) -> nn.Module | None:
+    """The shortcut of a stage's first block: None where the identity does, else option A (pad) or B.
+
+    Args:
+        in_channels: of the block's input.
+        out_channels: of its output.
+        stride: of the block.
+        pad: subsample and pad with zeros; else a 1x1 convolution with a norm.
+        norm_layer: class of that norm.
+        **dd: device and dtype.
+    """
+    if stride == 1 and in_channels == out_channels:
+        return None
+    if pad:
+        return PadShortcut(in_channels, out_channels, stride)
+    return downsample_conv(in_channels, out_channels, kernel_size=1, stride=stride, norm_layer=norm_layer, **dd)
+
+
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> CifarResNet:
+    feature_cfg = {'out_indices': (0, 1, 2)}
+    return build_model_with_cfg(CifarResNet, variant, pretrained, feature_cfg=feature_cfg, **{**defaults, **kwargs})
+
+
+def _resnet(variant: str, pretrained: bool, blocks: int, kwargs: dict[str, Any]) -> CifarResNet:
+    return _create(variant, pretrained, {'block': BasicBlock, 'layers': (blocks, blocks, blocks)}, kwargs)
+
+
+def _resnext(variant: str, pretrained: bool, cardinality: int, kwargs: dict[str, Any]) -> CifarResNet:
+    defaults = {
+        'block': Bottleneck,
+        'layers': (3, 3, 3),
+        'channels': (64, 128, 256),
+        'stem_width': 64,
+        'cardinality': cardinality,
+        'base_width': 64,
+        'pad_shortcut': False,
+    }
+    return _create(variant, pretrained, defaults, kwargs)
+
+
+_RESNET = cifar_cfg(first_conv='conv1', classifier='fc', paper_ids='arXiv:1512.03385')
+_RESNEXT = cifar_cfg(first_conv='conv1', classifier='fc', paper_ids='arXiv:1611.05431')
+
+default_cfgs = generate_default_cfgs(
+    {
+        'cifar_resnet20': _RESNET,
+        'cifar_resnet32': _RESNET,
+        'cifar_resnet44': _RESNET,
+        'cifar_resnet56': _RESNET,
+        'cifar_resnet110': _RESNET,
+        'cifar_resnext29_8x64d': _RESNEXT,
+        'cifar_resnext29_16x64d': _RESNEXT,
+    }
+)
+
+
+@register_model
+def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-20 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
+    return _resnet('cifar_resnet20', pretrained, 3, kwargs)
+
+
+@register_model
+def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-32 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
+    return _resnet('cifar_resnet32', pretrained, 5, kwargs)
+
+
+@register_model
+def cifar_resnet44(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-44 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
+    return _resnet('cifar_resnet44', pretrained, 7, kwargs)
+
+
+@register_model
+def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-56 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
+    return _resnet('cifar_resnet56', pretrained, 9, kwargs)
+
+
+@register_model
+def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-110 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
+    return _resnet('cifar_resnet110', pretrained, 18, kwargs)
+
+
+@register_model
+def cifar_resnext29_8x64d(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNeXt-29, 8 x 64d, of Xie et al. (2017), https://arxiv.org/abs/1611.05431."""
+    return _resnext('cifar_resnext29_8x64d', pretrained, 8, kwargs)
+
+
+@register_model
+def cifar_resnext29_16x64d(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNeXt-29, 16 x 64d, of Xie et al. (2017), https://arxiv.org/abs/1611.05431."""
+    return _resnext('cifar_resnext29_16x64d', pretrained, 16, kwargs)
