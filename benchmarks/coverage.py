@@ -16,7 +16,6 @@ Rows are added to --output as they are made and made only once, so that an inter
 
 import argparse
 import csv
-import fnmatch
 import multiprocessing
 import os
 import time
@@ -37,6 +36,7 @@ from timm_hnc.cam.search import BATCH
 from timm_hnc.cam.tracking import Tracker
 
 NUM_CLASSES = 10
+OUR_OWN = 'cifar_*'
 COLUMNS = (
     *('name', 'module', 'params', 'flags', 'kind', 'trainable', 'head_float32', 'head_float64'),
     *('whole_float32', 'whole_float64', 'step', 'avg_kind', 'avg_head_float32', 'avg_head_float64'),
@@ -234,7 +234,7 @@ def main() -> None:
         print(table(rows))
         return
     done = {row['name'] for row in rows}
-    names = [name for name in timm.list_models() if fnmatch.fnmatch(name, args.names) and name not in done]
+    names = [name for name in timm.list_models(args.names, exclude_filters=OUR_OWN) if name not in done]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open('a', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS)
