@@ -10,6 +10,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 
 from timm_hnc.command_line import flag_of, require_one_of, require_range
+from timm_hnc.data.noise import LabelNoise
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.options import check_input_options, check_precision, check_task
 from timm_hnc.training.flags import build_parser
@@ -77,6 +78,7 @@ def check_train_options(args: argparse.Namespace, explicit: frozenset[str]) -> N
     check_precision(args)
     check_task(args)
     _check_hnc(args, explicit)
+    _check_label_noise(args)
     _check_splits(args)
     _check_train_sizes(args)
     _check_mixing(args)
@@ -102,6 +104,19 @@ def _check_hnc(args: argparse.Namespace, explicit: frozenset[str]) -> None:
     for dest in HNC_DESTS:
         if dest in explicit and getattr(args, dest) != parser.get_default(dest):
             raise UsageError(f'{flag_of(dest)} {getattr(args, dest)}: does nothing without --hnc mse or --hnc kd.')
+
+
+def _check_label_noise(args: argparse.Namespace) -> None:
+    if args.label_noise is None:
+        return
+    try:
+        LabelNoise.parse(args.label_noise)
+    except ValueError as error:
+        raise UsageError(f'--label-noise {args.label_noise}: {error}') from error
+    if args.task == 'multilabel':
+        raise UsageError(f'--label-noise {args.label_noise}: for --task classification only.')
+    if args.dataset and args.dataset.lower().startswith(('hfids/', 'wds/', 'tfds/')):
+        raise UsageError(f'--label-noise {args.label_noise}: {args.dataset} is streamed, its images have no index.')
 
 
 def _check_splits(args: argparse.Namespace) -> None:

@@ -75,6 +75,12 @@ def _add_hnc_options(parser: argparse.ArgumentParser) -> None:
     add('--hnc-alpha', type=float, default=0.0, metavar='X', help='value that mse draws the maps to')
     add('--hnc-reduction', choices=('sum', 'mean'), default='sum', help='over the K maps of an image')
     add('--cam-images', type=int, default=8, metavar='N', help='validation images whose CAMs are drawn')
+    add(
+        '--label-noise',
+        type=str,
+        metavar='TYPE:RATE',
+        help='wrong training labels: symmetric:0.4 (any class) or asymmetric:0.3 (the next class)',
+    )
 
 
 def _add_loss_options(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import Dataset
 
 from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.noise import LabelNoise, NoisyLabels
 from timm_hnc.data.transforms import use_padded_crop
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.loaders import dataset_options, loader_options
@@ -21,7 +22,7 @@ def create_train_dataset(args: Namespace, data_config: dict[str, Any]) -> Datase
         UsageError: an option is wrong.
         DataError: the data is missing or does not fit.
     """
-    return create_dataset(
+    dataset = create_dataset(
         split=args.train_split,
         is_training=True,
         seed=args.seed,
@@ -29,6 +30,9 @@ def create_train_dataset(args: Namespace, data_config: dict[str, Any]) -> Datase
         num_samples=args.train_num_samples,
         **dataset_options(args, data_config),
     )
+    if args.label_noise is None:
+        return dataset
+    return NoisyLabels(dataset, LabelNoise.parse(args.label_noise), args.num_classes, args.seed)
 
 
 def create_mixup(args: Namespace) -> Mixup | None:

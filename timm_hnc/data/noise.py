@@ -1,0 +1,103 @@
+"""Training labels that are wrong on purpose (section 4.5 of the paper), the same ones in every process and epoch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+KINDS = ('symmetric', 'asymmetric')
+
+
+@dataclass(frozen=True)
+class LabelNoise:
+    """How labels become wrong.
+
+    Args:
+        kind: 'symmetric', drawn anew from all classes, its own included; 'asymmetric', the next class, circularly.
+        rate: probability in [0, 1] that this happens to a label.
+
+    Raises:
+        ValueError: the kind is unknown, or the rate is no probability.
+    """
+
+    kind: str
+    rate: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"label noise '{self.kind}' is unknown: expected {' or '.join(KINDS)}.")
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f'label noise at rate {self.rate}: expected a probability, 0 to 1.')
+
+    @classmethod
+    def parse(cls, text: str) -> 'LabelNoise':
+        """Noise written as 'symmetric:0.4'.
+
+        Raises:
+            ValueError: the text has another form.
+        """
+        kind, _, rate = text.partition(':')
+        try:
+            return cls(kind, float(rate))
+        except ValueError as error:
+            if str(error).startswith('label noise'):
+                raise
+            raise ValueError(f"label noise '{text}': expected TYPE:RATE, such as symmetric:0.4.") from error
+
+    def label(self, label: int, index: int, num_classes: int, seed: int) -> int:
+        """What becomes of the label of one sample: a function of its arguments alone.
+
+        Args:
+            label: the true class.
+            index: of the sample in its data set.
+            num_classes: n.
+            seed: of the run.
+        """
+        generator = np.random.default_rng((seed, index))
+        if generator.random() >= self.rate:
+            return label
+        return int(generator.integers(num_classes)) if self.kind == 'symmetric' else (label + 1) % num_classes
+
+
+class NoisyLabels(Dataset):
+    """A data set with noisy labels; everything else of it is as it was.
+
+    Args:
+        dataset: of (image, class index) samples, accessed by index.
+        noise: what happens to the labels.
+        num_classes: n.
+        seed: of the run.
+
+    Example:
+        >>> noisy = NoisyLabels([('image', 3)], LabelNoise('asymmetric', 1.0), num_classes=4, seed=0)
+        >>> noisy[0]
+        ('image', 0)
+    """
+
+    def __init__(self, dataset: Any, noise: LabelNoise, num_classes: int, seed: int) -> None:
+        self.dataset = dataset
+        self.noise = noise
+        self.num_classes = num_classes
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.dataset[index]
+        return image, self.noise.label(label, int(index), self.num_classes, self.seed)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def transform(self) -> Any:
+        """The data set's own; timm's loader sets it."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    @property
+    def reader(self) -> Any:
+        """The data set's reader, or the data set where it is its own."""
+        return getattr(self.dataset, 'reader', self.dataset)
