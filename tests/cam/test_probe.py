@@ -19,6 +19,7 @@ from small_models import (
     make_on_meta,
     perturb,
 )
+from timm.layers import set_fast_norm
 from torch import nn
 
 from timm_hnc import CamModel
@@ -347,3 +348,17 @@ def test_weights_are_not_copied(small, monkeypatch):
     with pytest.raises(AssertionError, match='was copied'):
         copy.deepcopy(model)
     CamModel(model)
+
+
+def test_fast_norms():
+    """They ask whether autocast is on, which the meta device does not know."""
+    set_fast_norm(True)
+    try:
+        assert probe_head(make_on_meta('test_convnext')).kind == 'C'
+        model = CamModel(perturb(timm.create_model('test_convnext', num_classes=NUM_CLASSES)).eval())
+        with torch.autocast('cpu', torch.bfloat16):
+            class_maps = model.class_maps(torch.randn(2, 3, 64, 64))
+        means = class_maps.maps(None).float().mean((2, 3))
+        torch.testing.assert_close(means, class_maps.logits.float(), rtol=3e-2, atol=3e-1)
+    finally:
+        set_fast_norm(False)

@@ -29,7 +29,11 @@ def meta_copy(model: TimmModel) -> TimmModel:
     for tensor in _tensors(model):
         empty = torch.empty_like(tensor, device='meta')
         tensors[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, tensors)
+    copied = copy.deepcopy(model, tensors)
+    for module in copied.modules():
+        if hasattr(module, '_fast_norm'):  # timm's fast norms ask for autocast, which the meta device does not know
+            module._fast_norm = False
+    return copied
 
 
 def full_copy(model: TimmModel) -> TimmModel:
