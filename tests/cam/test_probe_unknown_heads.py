@@ -355,3 +355,12 @@ def test_a_head_that_draws_random_numbers_leaves_the_random_state():
 def test_a_mean_over_images_is_refused():
     with pytest.raises(UnsupportedHead, match=r'mean\(\) over images'):
         CamModel(model_of(lambda m, x: m.fc(m.pool(x) - m.pool(x).mean(0)))())
+
+
+@TRAINING
+def test_a_window_as_large_as_the_map(training):
+    """nn.AvgPool2d as the pool is exact on images of its size; a maximum is refused."""
+    cam_model = accepted(model_of(lambda m, x: m.fc(functional.avg_pool2d(x, (4, 6)).flatten(1).tanh())))
+    assert_exact(cam_model, training, [(2, 16, 24)])
+    with pytest.raises(UnsupportedHead, match=r'max_pool2d\(\) to a single cell'):
+        CamModel(model_of(lambda m, x: m.fc(functional.max_pool2d(x, (4, 6)).flatten(1).tanh()))())

@@ -76,6 +76,8 @@ class BeforePool:
             self.found.add('convolution')
             if tuple(call.out.shape[2:]) == (1, 1):
                 return _pool_by_kernel(live, call)
+        elif tuple(call.out.shape[2:]) == (1, 1) and live.num_positions > 1:
+            return _pool_by_window(live, call)
         height, width = call.out.shape[-2:]
         return Live(spatial, (height, width))
 
@@ -111,8 +113,8 @@ class BeforePool:
         live = self._companion(right)
         if not isinstance(live, Live) or live.dims != (right.ndim - 2,):
             return Lost('matmul() across positions')
-        every = live.prefix and left.shape[-2] == right.shape[-2]  # token asks
-        query = Live((call.out.ndim - 2,), live.grid, live.prefix) if every else None
+        all_tokens_ask = live.prefix and left.shape[-2] == right.shape[-2]
+        query = Live((call.out.ndim - 2,), live.grid, live.prefix) if all_tokens_ask else None
         return self._attended(left.detach(), right, live, query)
 
     def _attended(self, weights: Tensor, tokens: Tensor, live: Live, query: Any) -> Any:
@@ -183,6 +185,15 @@ def _pool(live: Live, call: Call) -> Any:
     if live.prefix or call.name == 'sum':
         values = values * live.num_positions + tokens[: live.prefix].sum(0)
         values = values / len(tokens) if call.name != 'sum' else values
+    return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)
+
+
+def _pool_by_window(live: Live, call: Call) -> Parts | Lost:
+    """An average pool whose window is the whole map."""
+    kernel = call.options[0] if call.options else call.kwargs.get('kernel_size')
+    if call.name != 'avg_pool2d' or (kernel not in (live.grid, list(live.grid)) and live.grid != (kernel, kernel)):
+        return Lost(f'{call.name}() to a single cell')
+    values = replace(live, dims=(2, 3)).positions(call.value)
     return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)
 
 
