@@ -326,3 +326,17 @@ def test_images_that_cannot_be_decoded_are_counted(fails, run, tmp_path, capsys)
     )
     assert code == 1
     assert 'the validation set is empty: see --val-split and --data-dir' in line
+
+
+def test_a_run_with_a_holdout_validates_on_it_again(images, tmp_path, capsys):
+    run = train(*('--data-dir', images, *SMALL, '--holdout', 0.3, '--output', tmp_path, '--experiment', 'run'))
+    options = arguments(run)
+    assert (options['val_split'], options['holdout']) == ('train', 0.3)
+    figures = validate(capsys, '--checkpoint', run, *HERE)
+    assert {name: figures[name] for name in ('top1', 'loss')} == pytest.approx(
+        {name: result(run)['final'][name] for name in ('top1', 'loss')}, rel=1e-5
+    )
+    whole = validate(capsys, '--checkpoint', run, '--split', 'train', *HERE)
+    assert whole['loss'] != figures['loss']
+    again = validate(capsys, '--checkpoint', run, '--split', 'train', '--holdout', 0.3, '--seed', 42, *HERE)
+    assert again['loss'] == figures['loss']

@@ -35,6 +35,8 @@ def fails(tmp_path, capsys):
         ('--label-noise symmetric:1.5', '--label-noise symmetric:1.5: label noise at rate 1.5: expected a probability'),
         ('--label-noise pairs:0.1', "--label-noise pairs:0.1: label noise 'pairs' is unknown"),
         ('--label-noise asymmetric:0.1 --task multilabel', 'for --task classification only'),
+        ('--holdout 1', '--holdout 1.0: expected'),
+        ('--holdout 0.1 --dataset hfids/x', '--holdout 0.1: hfids/x is streamed, its images have no index'),
         ('--label-noise asymmetric:0.1 --dataset wds/x', 'wds/x is streamed, its images have no index'),
         ('--loss softmax', 'loss'),
         ('--model resnet5O', "--model 'resnet5O' is no model of timm's. Near: resnet5"),

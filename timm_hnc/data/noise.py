@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+
+from timm_hnc.data.wrapped import WrappedDataset
 
 KINDS = ('symmetric', 'asymmetric')
 
@@ -60,7 +61,7 @@ class LabelNoise:
         return int(generator.integers(num_classes)) if self.kind == 'symmetric' else (label + 1) % num_classes
 
 
-class NoisyLabels(Dataset):
+class NoisyLabels(WrappedDataset):
     """A data set with noisy labels; everything else of it is as it was.
 
     Args:
@@ -76,7 +77,7 @@ class NoisyLabels(Dataset):
     """
 
     def __init__(self, dataset: Any, noise: LabelNoise, num_classes: int, seed: int) -> None:
-        self.dataset = dataset
+        super().__init__(dataset)
         self.noise = noise
         self.num_classes = num_classes
         self.seed = seed
@@ -84,20 +85,3 @@ class NoisyLabels(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = self.dataset[index]
         return image, self.noise.label(label, int(index), self.num_classes, self.seed)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @property
-    def transform(self) -> Any:
-        """The data set's own; timm's loader sets it."""
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
-
-    @property
-    def reader(self) -> Any:
-        """The data set's reader, or the data set where it is its own."""
-        return getattr(self.dataset, 'reader', self.dataset)

@@ -8,6 +8,7 @@ from timm.data import create_loader
 from torch.utils.data import Dataset
 
 from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.holdout import split_off
 
 
 def image_mode(args: Namespace, data_config: dict[str, Any]) -> str:
@@ -36,14 +37,15 @@ def dataset_options(args: Namespace, data_config: dict[str, Any]) -> dict[str, A
 def create_eval_dataset(
     args: Namespace, data_config: dict[str, Any], split: str, num_samples: int | None, **kwargs: Any
 ) -> Dataset:
-    """The validation data set that the options name.
+    """The validation data set that the options name: of a split, or of what --holdout keeps of it.
 
     Raises:
         UsageError: an option is wrong.
         DataError: the data is missing or does not fit.
     """
     options = dataset_options(args, data_config)
-    return create_dataset(split=split, is_training=False, num_samples=num_samples, **options, **kwargs)
+    dataset = create_dataset(split=split, is_training=False, num_samples=num_samples, **options, **kwargs)
+    return split_off(dataset, args.holdout, args.seed)[1] if args.holdout else dataset
 
 
 def loader_options(

@@ -91,6 +91,7 @@ def check_validate_options(args: argparse.Namespace) -> None:
     require_one_of(args, 'crop_mode', (None, '', 'squash', 'border', 'center'))
     require_one_of(args, 'results_format', ('csv', 'json'))
     check_input_options(args)
+    check_holdout(args)
     check_precision(args)
     check_task(args)
     if args.task == 'multilabel':
@@ -128,6 +129,22 @@ def check_input_options(args: argparse.Namespace) -> None:
             )
     if args.std is not None and min(args.std) <= 0:
         raise UsageError(f'--std {min(args.std)}: expected more than 0.')
+
+
+def check_holdout(args: argparse.Namespace) -> None:
+    """Refuse a share that is none, and data whose images cannot be told apart.
+
+    Raises:
+        UsageError: with the flag and its value.
+    """
+    require_range(args, 'holdout', low=0, below=1)
+    if args.holdout and is_streamed(args.dataset):
+        raise UsageError(f'--holdout {args.holdout:g}: {args.dataset} is streamed, its images have no index.')
+
+
+def is_streamed(dataset: str) -> bool:
+    """Whether a data set of this name is read from front to back, not by index."""
+    return dataset.lower().startswith(('hfids/', 'wds/', 'tfds/'))
 
 
 def check_data_named(args: argparse.Namespace) -> None:
@@ -184,6 +201,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add('--input-img-mode', type=str, metavar='MODE', help='PIL mode that images are converted to')
     add('--input-key', type=str, metavar='KEY', help='field of the data set that holds the image')
     add('--target-key', type=str, metavar='KEY', help='field that holds the label; a,b,c for one binary field a class')
+    add(
+        '--holdout',
+        type=float,
+        default=0.0,
+        metavar='SHARE',
+        help='keep this share of the training split for validation',
+    )
     add('--dataset-trust-remote-code', action='store_true', help="run code that comes with the Hub's data set")
 
 

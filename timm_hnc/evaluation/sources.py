@@ -64,8 +64,11 @@ def use_run_data(args: Namespace, explicit: frozenset[str]) -> None:
         if name not in explicit and name in options:
             setattr(args, name, options[name])
     args.data_dir = options.get('data_dir')
-    if 'split' not in explicit:
-        args.split = options.get('val_split') or args.split
+    if 'split' in explicit:
+        return
+    args.split = options.get('val_split') or args.split
+    if options.get('holdout') and 'holdout' not in explicit:
+        args.holdout, args.seed = options['holdout'], options['seed']
 
 
 def find_sources(args: Namespace, explicit: frozenset[str]) -> list[Source]:

@@ -12,7 +12,13 @@ from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm_hnc.command_line import flag_of, require_one_of, require_range
 from timm_hnc.data.noise import LabelNoise
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.options import check_input_options, check_precision, check_task
+from timm_hnc.evaluation.options import (
+    check_holdout,
+    check_input_options,
+    check_precision,
+    check_task,
+    is_streamed,
+)
 from timm_hnc.training.flags import build_parser
 from timm_hnc.training.loss_options import check_loss, mixup_active
 
@@ -75,6 +81,7 @@ def check_train_options(args: argparse.Namespace, explicit: frozenset[str]) -> N
         require_one_of(args, dest, allowed)
     require_range(args, 'model_ema_decay', low=0, high=1)
     check_input_options(args)
+    check_holdout(args)
     check_precision(args)
     check_task(args)
     _check_hnc(args, explicit)
@@ -115,7 +122,7 @@ def _check_label_noise(args: argparse.Namespace) -> None:
         raise UsageError(f'--label-noise {args.label_noise}: {error}') from error
     if args.task == 'multilabel':
         raise UsageError(f'--label-noise {args.label_noise}: for --task classification only.')
-    if args.dataset and args.dataset.lower().startswith(('hfids/', 'wds/', 'tfds/')):
+    if is_streamed(args.dataset):
         raise UsageError(f'--label-noise {args.label_noise}: {args.dataset} is streamed, its images have no index.')
 
 

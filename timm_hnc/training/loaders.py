@@ -8,6 +8,7 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import Dataset
 
 from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.holdout import split_off
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
 from timm_hnc.data.transforms import use_padded_crop
 from timm_hnc.errors import DataError
@@ -30,9 +31,9 @@ def create_train_dataset(args: Namespace, data_config: dict[str, Any]) -> Datase
         num_samples=args.train_num_samples,
         **dataset_options(args, data_config),
     )
-    if args.label_noise is None:
-        return dataset
-    return NoisyLabels(dataset, LabelNoise.parse(args.label_noise), args.num_classes, args.seed)
+    if args.label_noise is not None:
+        dataset = NoisyLabels(dataset, LabelNoise.parse(args.label_noise), args.num_classes, args.seed)
+    return split_off(dataset, args.holdout, args.seed)[0] if args.holdout else dataset
 
 
 def create_mixup(args: Namespace) -> Mixup | None:

@@ -62,6 +62,8 @@ def _refused(args: argparse.Namespace) -> dict[str, str]:
 
 def _complete(args: argparse.Namespace, explicit: frozenset[str]) -> None:
     args.data_dir = args.data_dir or args.data
+    if args.holdout:
+        args.val_split = args.train_split
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     if args.hnc_weight is None and args.hnc != 'none':
         args.hnc_weight = DEFAULT_WEIGHTS[args.hnc]

@@ -1,0 +1,33 @@
+"""A data set around a data set, as timm's loaders and our checks see it."""
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+
+class WrappedDataset(Dataset):
+    """Passes on what timm's loader sets and what names of classes are read from.
+
+    Args:
+        dataset: of samples accessed by index, such as timm's ImageDataset.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def transform(self) -> Any:
+        """The data set's own; timm's loader sets it."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    @property
+    def reader(self) -> Any:
+        """The data set's reader, or the data set where it is its own."""
+        return getattr(self.dataset, 'reader', self.dataset)
