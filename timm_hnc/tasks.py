@@ -1,4 +1,4 @@
-"""timm's training tasks with the HNC loss added to their criterion (Eq. 7 and Eq. 9 of the paper)."""
+"""timm's training tasks for losses on class maps, and with the HNC loss beside them (Eq. 7 and Eq. 9 of the paper)."""
 
 import math
 from collections.abc import Callable
@@ -9,19 +9,89 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_hnc.cam import CamModel
+from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.probe import check_trainable
 from timm_hnc.losses import HNCLoss
+from timm_hnc.losses.base import Loss
+from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 
 
-class HNCTask(ClassificationTask):
+class ClassMapTask(ClassificationTask):
+    """Single-label classification by a criterion that may look at class maps (`timm_hnc.losses`).
+
+    Args:
+        cam_model: the model to train.
+        criterion: a `Loss` with whatever it needs, or a function of logits and target;
+            timm's `create_classification_loss(**criterion_kwargs)` if None.
+        criterion_kwargs: for that function.
+        device: of the task's tensors.
+        dtype: of the task's tensors.
+        verbose: log the losses in use.
+
+    Raises:
+        TypeError: the model is no CamModel.
+        ValueError: the model's class maps cannot be trained on, or the criterion does not go with it.
+    """
+
+    def __init__(
+        self,
+        cam_model: CamModel,
+        criterion: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion_kwargs: dict[str, Any] | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(cam_model, CamModel):
+            task = type(self).__name__
+            raise TypeError(f'the model is a {type(cam_model).__name__}: wrap it, {task}(CamModel(model), ...).')
+        check_trainable(cam_model.model, cam_model.head)
+        if isinstance(criterion, Loss):
+            check_classifier(cam_model, criterion)
+        super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Forward pass and loss.
+
+        Args:
+            input: (B, C, H, W) images.
+            target: (B,) class indices, or (B, n) values, one a class.
+
+        Returns:
+            'loss' to train on and 'output' (B, n) logits.
+        """
+        criterion, plain = self.criterion_and_maps(input, target)
+        return {'loss': criterion, 'output': plain.logits[: len(input)]}
+
+    def criterion_and_maps(self, input: Tensor, target: Tensor) -> tuple[Tensor, ClassMaps]:
+        """The criterion of a batch, and the class maps of the classifier that is exported.
+
+        The maps are of twice the images where the criterion needs two views.
+        """
+        loss = self.criterion if isinstance(self.criterion, Loss) else None
+        if loss is not None and loss.needs == 'two_views':
+            input = torch.cat([input, input.flip(-1)])
+        class_maps = self.trainable_module(input, return_class_maps=True)
+        if loss is None or loss.needs == 'logits':
+            return self.criterion(class_maps.logits, target), class_maps
+        return loss(class_maps, target), loss.as_plain(class_maps)
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The plain timm model, so that checkpoints load where timm_hnc is not installed."""
+        module = super().get_eval_model(module, ema)
+        model = unwrap_model(module) if module is not None else None
+        return model.model if isinstance(model, CamModel) else module
+
+
+class HNCTask(ClassMapTask):
     """Single-label classification: criterion + hnc_weight * HNC (Eq. 7).
 
     Args:
         cam_model: the model to train.
-        criterion: loss of the logits; timm's `create_classification_loss(**criterion_kwargs)` if None.
-        criterion_kwargs: for that function. With `soft_targets` its `smoothing` tells the task which value mixup and
+        criterion: as `ClassMapTask`.
+        criterion_kwargs: for timm's criterion. With `soft_targets` its `smoothing` tells the task which value mixup and
             cutmix give to absent classes.
         hnc: the HNC loss.
         hnc_weight: its weight (lambda); 0.0007 for mse and 0.0065 for kd if None.
@@ -54,9 +124,6 @@ class HNCTask(ClassificationTask):
         target_floor: float | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(cam_model, CamModel):
-            raise TypeError(f'the model is a {type(cam_model).__name__}: wrap it, HNCTask(CamModel(model), ...).')
-        check_trainable(cam_model.model, cam_model.head)
         hnc = hnc if hnc is not None else HNCLoss()
         hnc_weight = DEFAULT_WEIGHTS[hnc.variant] if hnc_weight is None else hnc_weight
         if not (math.isfinite(hnc_weight) and hnc_weight >= 0):
@@ -82,36 +149,42 @@ class HNCTask(ClassificationTask):
         Returns:
             'loss' to train on, 'output' (B, n) logits, and the loss's parts 'criterion' and 'hnc' for logging.
         """
-        class_maps = self.trainable_module(input, return_class_maps=True)
-        criterion = self.criterion(class_maps.logits, target)
-        hnc = self.hnc(class_maps, target, self.target_floor)
+        criterion, plain = self.criterion_and_maps(input, target)
+        views = len(plain.logits) // len(input)
+        hnc = self.hnc(plain, target.repeat(views, *[1] * (target.ndim - 1)), self.target_floor)
         return {
             'loss': criterion + self.hnc_weight * hnc,
-            'output': class_maps.logits,
+            'output': plain.logits[: len(input)],
             'criterion': criterion.detach(),
             'hnc': hnc.detach(),
         }
 
-    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain timm model, so that checkpoints load where timm_hnc is not installed."""
-        module = super().get_eval_model(module, ema)
-        model = unwrap_model(module) if module is not None else None
-        return model.model if isinstance(model, CamModel) else module
 
-
-class HNCMultiLabelTask(HNCTask, MultiLabelClassificationTask):
-    """Several labels an image: criterion (BCE by default) + hnc_weight * HNC (Eq. 9).
-
-    Takes what `HNCTask` takes, and `threshold`, the probability from which the evaluator's F1 counts a label.
-    Targets are dense floats of shape (B, n).
-    """
+class _DenseTargets:
+    """What tasks of several labels check before everything else."""
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """As `HNCTask.forward`, for dense floating-point targets (B, n).
+        """As for a single label, for dense floating-point targets (B, n).
 
         Raises:
             ValueError: the target is of another kind.
         """
         if target.ndim != 2 or not target.is_floating_point():
             raise ValueError(f'several labels need dense float targets (batch, classes), got {tuple(target.shape)}.')
-        return super().forward(input, target)
+        return super().forward(input, target)  # type: ignore[misc]  # the task behind it
+
+
+class ClassMapMultiLabelTask(_DenseTargets, ClassMapTask, MultiLabelClassificationTask):
+    """Several labels an image: a criterion that may look at class maps, BCE by default.
+
+    Takes what `ClassMapTask` takes, and `threshold`, the probability from which the evaluator's F1 counts a label.
+    Targets are dense floats of shape (B, n).
+    """
+
+
+class HNCMultiLabelTask(_DenseTargets, HNCTask, MultiLabelClassificationTask):
+    """Several labels an image: criterion (BCE by default) + hnc_weight * HNC (Eq. 9).
+
+    Takes what `HNCTask` takes, and `threshold`, the probability from which the evaluator's F1 counts a label.
+    Targets are dense floats of shape (B, n).
+    """

@@ -33,7 +33,7 @@ class DigitsReader:
         held_out = np.arange(len(targets)) % VALIDATION_EVERY == 0
         self.indices = np.flatnonzero(held_out if split == 'validation' else ~held_out)
         self.images = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)  # ink comes as 0 to 16
-        self.targets = [int(target) for target in targets]
+        self.targets = [int(target) for target in targets[self.indices]]
         self.class_to_idx = {str(digit): digit for digit in range(10)}
 
     def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
@@ -41,7 +41,7 @@ class DigitsReader:
         file = io.BytesIO()
         Image.fromarray(self.images[position]).save(file, 'PNG')
         file.seek(0)
-        return file, self.targets[position]
+        return file, self.targets[index]
 
     def __len__(self) -> int:
         return len(self.indices)

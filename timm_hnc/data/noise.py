@@ -84,4 +84,8 @@ class NoisyLabels(WrappedDataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = self.dataset[index]
-        return image, self.noise.label(label, int(index), self.num_classes, self.seed)
+        return image, self.label(int(index), label)
+
+    def label(self, index: int, label: int) -> int:
+        """What becomes of the true label of a sample."""
+        return self.noise.label(label, index, self.num_classes, self.seed)

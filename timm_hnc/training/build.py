@@ -22,13 +22,17 @@ from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.losses import HNCLoss
-from timm_hnc.tasks import HNCMultiLabelTask, HNCTask
+from timm_hnc.losses.base import Loss
+from timm_hnc.losses.export import exported
+from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.checkpoints import CheckpointFolder
 from timm_hnc.training.loaders import create_mixup, create_train_dataset, create_train_loader
+from timm_hnc.training.losses import create_run_loss, needs_class_maps
 from timm_hnc.training.models import create_model
-from timm_hnc.training.options import loss_kwargs
+from timm_hnc.training.options import loss_kwargs, mixup_active
 
 _logger = logging.getLogger(__name__)
+LOSS_GROUP = 'of_the_loss'  # key of the optimizer's group that holds what the loss learns
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Run:
         accelerator: device, precision and processes.
         folder: the run folder.
         model: the plain timm model, unwrapped; its parameters are those that train.
+        loss: of timm_hnc.losses, None for timm's.
         task: model and losses, as Accelerate wrapped them.
         ema: moving average of the model, or None.
         optimizer: as Accelerate wrapped it.
@@ -59,6 +64,7 @@ class Run:
     accelerator: Accelerator
     folder: Path
     model: Any
+    loss: Loss | None
     task: Any
     ema: ModelEmaV3 | None
     optimizer: Any
@@ -89,9 +95,14 @@ class Run:
         return self.args.eval_metric if self.eval_loader is not None else 'loss'
 
     @property
-    def evaluated_model(self) -> Any:
-        """The weights that are evaluated, saved and drawn: the moving average, unless it lives on the CPU alone."""
+    def averaged_model(self) -> Any:
+        """The weights that count: the moving average, unless it lives on the CPU alone."""
         return self.model if self.ema is None or self.args.model_ema_force_cpu else self.ema.module
+
+    @property
+    def evaluated_model(self) -> Any:
+        """What is evaluated, saved and drawn: the weights that count, with the classifier that the loss exports."""
+        return exported(self.averaged_model, self.loss)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -130,12 +141,16 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
         batch_size = args.validation_batch_size or args.batch_size
         eval_loader = create_eval_loader(eval_set, args, data_config, batch_size, device, distributed)
     _resolve_learning_rate(args, train_loader, accelerator.num_processes)
-    task, optimizer = accelerator.prepare(create_task(args, model, accelerator), _create_optimizer(args, model))
+    loss = create_run_loss(args, model, train_set)
+    task, optimizer = accelerator.prepare(
+        create_task(args, model, loss, accelerator), _create_optimizer(args, model, loss)
+    )
     run = Run(
         args=args,
         accelerator=accelerator,
         folder=checkpoints.folder,
         model=model,
+        loss=loss,
         task=task,
         ema=_create_ema(args, model),
         optimizer=optimizer,
@@ -153,25 +168,41 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     return run
 
 
-def create_task(args: Namespace, model: Any, accelerator: Accelerator) -> Any:
-    """The task that trains the model: timm's own without HNC, ours with it."""
-    options: dict[str, Any] = dict(
-        criterion_kwargs=loss_kwargs(args), device=accelerator.device, verbose=accelerator.is_main_process
-    )
-    if args.task == 'multilabel':
+def create_task(args: Namespace, model: Any, loss: Loss | None, accelerator: Accelerator) -> Any:
+    """The task that trains the model: timm's own for losses on logits, ours for those on class maps.
+
+    Args:
+        args: options of the run.
+        model: plain timm model.
+        loss: of timm_hnc.losses, None for timm's.
+        accelerator: device of the task.
+    """
+    multi_label = args.task == 'multilabel'
+    options: dict[str, Any] = dict(device=accelerator.device, verbose=accelerator.is_main_process)
+    options |= dict(criterion_kwargs=loss_kwargs(args)) if loss is None else dict(criterion=loss)
+    if multi_label:
         options['threshold'] = args.multilabel_threshold
+    if not needs_class_maps(args):
+        return (MultiLabelClassificationTask if multi_label else ClassificationTask)(model, **options)
     if args.hnc == 'none':
-        return (MultiLabelClassificationTask if args.task == 'multilabel' else ClassificationTask)(model, **options)
+        return (ClassMapMultiLabelTask if multi_label else ClassMapTask)(CamModel(model), **options)
     hnc = HNCLoss(args.hnc, args.hnc_topk, args.hnc_alpha, args.hnc_reduction)
-    kind = HNCMultiLabelTask if args.task == 'multilabel' else HNCTask
+    if loss is not None and mixup_active(args):
+        options['target_floor'] = args.smoothing / (2 if multi_label else args.num_classes)
+    kind = HNCMultiLabelTask if multi_label else HNCTask
     return kind(CamModel(model), hnc=hnc, hnc_weight=args.hnc_weight, **options)
 
 
-def _create_optimizer(args: Namespace, model: Any) -> torch.optim.Optimizer:
+def _create_optimizer(args: Namespace, model: Any, loss: Loss | None) -> torch.optim.Optimizer:
     try:
-        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError(f'--opt {args.opt} cannot be made with these options: {first_lines(error)}') from error
+    learned = list(loss.parameters()) if loss is not None else []
+    if loss is not None and learned:
+        settings = {name: value for name, value in loss.parameter_options.items() if name in optimizer.defaults}
+        optimizer.add_param_group({'params': learned, 'lr': args.loss_lr, **settings, LOSS_GROUP: True})
+    return optimizer
 
 
 def _create_ema(args: Namespace, model: Any) -> ModelEmaV3 | None:

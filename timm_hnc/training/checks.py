@@ -21,6 +21,7 @@ from timm_hnc.evaluation.options import (
 )
 from timm_hnc.training.flags import build_parser
 from timm_hnc.training.loss_options import check_loss, mixup_active
+from timm_hnc.training.losses import check_loss_by_name
 
 HNC_DESTS = ('hnc_weight', 'hnc_topk', 'hnc_alpha', 'hnc_reduction')
 SCHEDULERS = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'plateau', 'none')
@@ -50,7 +51,7 @@ LOWER_BOUNDS = {
     'tta': 0,
 }
 # a number of 0 or more
-RATES = ('lr', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'clip_grad', 'epoch_repeats')
+RATES = ('lr', 'loss_lr', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'clip_grad', 'epoch_repeats')
 
 CHOICES = {
     'train_crop_mode': (None, '', 'rrc', 'rkrc', 'rkrr', 'pad'),
@@ -92,6 +93,7 @@ def check_train_options(args: argparse.Namespace, explicit: frozenset[str]) -> N
     _check_distributed(args)
     _check_run(args)
     check_loss(args)
+    check_loss_by_name(args)
     _check_optimizer(args)
     _check_schedule(args)
 

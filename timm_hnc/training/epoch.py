@@ -19,7 +19,7 @@ from torch import Tensor
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
-from timm_hnc.training.build import Run
+from timm_hnc.training.build import LOSS_GROUP, Run
 
 _logger = logging.getLogger(__name__)
 _EPOCH_SEED_STRIDE = 100_003
@@ -167,8 +167,8 @@ def _log(run: Run, epoch: int, update: int, averages: Averages, seconds: float) 
 
 
 def learning_rate(optimizer: Any) -> float:
-    """Mean over the parameter groups."""
-    rates = [group['lr'] for group in optimizer.param_groups]
+    """Mean over the parameter groups of the model."""
+    rates = [group['lr'] for group in optimizer.param_groups if LOSS_GROUP not in group]
     return sum(rates) / len(rates)
 
 

@@ -68,8 +68,8 @@ def _synchronise_batch_norm(run: Run, model: Any) -> None:
 def _evaluate_epoch(run: Run) -> dict[str, float] | None:
     if run.eval_loader is None:
         return None
-    if run.evaluated_model is not run.model:
-        _synchronise_batch_norm(run, run.evaluated_model)
+    if run.averaged_model is not run.model:
+        _synchronise_batch_norm(run, run.averaged_model)
     return evaluate_run(run, run.evaluated_model)
 
 
@@ -96,6 +96,8 @@ def _write_checkpoint(run: Run, folder: Path) -> None:
     state = {'model': run.model.state_dict(), 'optimizer': run.optimizer.optimizer.state_dict()}
     if run.ema is not None:
         state['ema'] = run.ema.module.state_dict()
+    if run.loss is not None:
+        state['loss'] = run.loss.state_dict()
     if run.accelerator.scaler is not None:
         state['scaler'] = run.accelerator.scaler.state_dict()
     torch.save(state, folder / 'training_state.pt')
@@ -126,6 +128,8 @@ def restore(run: Run, checkpoint: Path) -> None:
         run.model.load_state_dict(state['model'])
         if run.ema is not None:
             run.ema.module.load_state_dict(state.get('ema', state['model']))
+        if run.loss is not None:
+            run.loss.load_state_dict(state['loss'])
         if not run.args.no_resume_opt:
             run.optimizer.optimizer.load_state_dict(state['optimizer'])
             if run.accelerator.scaler is not None and 'scaler' in state:
@@ -171,7 +175,7 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
         _load_best(run, model)
         final = evaluate_run(run, model) if run.eval_loader is not None else None
         loss = 'without HNC' if run.args.hnc == 'none' else f'HNC {run.args.hnc}, weight {run.args.hnc_weight:g}'
-        pictures.draw('best', f'{run.args.model}, {best_name}, {loss}')
+        pictures.draw('best', model, f'{run.args.model}, {best_name}, {loss}')
     skipped = torch.tensor(run.skipped.count, device=run.accelerator.device)
     run.skipped.stop()
     result = {

@@ -13,7 +13,9 @@ from timm_hnc.evaluation.options import (
     add_loader_options,
     add_task_options,
 )
+from timm_hnc.losses.factory import LOSSES
 
+LOSS_LR = 0.5  # of the centers of center loss, their paper's alpha
 HNC_VARIANTS = ('none', 'mse', 'kd')
 
 
@@ -84,8 +86,16 @@ def _add_hnc_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_loss_options(parser: argparse.ArgumentParser) -> None:
-    add = _group(parser, 'loss of the logits')
-    add('--loss', choices=LOSS_TYPES, help='ce, or bce for several labels, if left out')
+    add = _group(parser, 'loss')
+    add(
+        '--loss',
+        choices=(*LOSS_TYPES, *LOSSES),
+        metavar='NAME',
+        help=f'ce, or bce for several labels, if left out; timm: {", ".join(LOSS_TYPES)}; '
+        f'with options in --loss-kwargs: {", ".join(LOSSES)}',
+    )
+    add('--loss-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='options of such a loss')
+    add('--loss-lr', type=float, default=LOSS_LR, metavar='X', help='learning rate of what the loss itself learns')
     add('--smoothing', type=float, default=0.1, metavar='X', help='label smoothing; 0 for several labels')
     add('--bce-loss', action='store_true', help='the older way to say --loss bce')
     add('--bce-sum', action='store_true', help='bce: sum over classes')

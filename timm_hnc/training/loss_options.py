@@ -9,6 +9,7 @@ from torch import Tensor
 
 from timm_hnc.command_line import flag_of, require_range
 from timm_hnc.errors import UsageError
+from timm_hnc.losses.factory import LOSSES
 
 NUMBERS = ('bce_target_thresh', 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip', 'poly_epsilon', 'poly_gamma')
 
@@ -81,6 +82,8 @@ def check_loss(args: argparse.Namespace) -> None:
         require_range(args, dest)
         if getattr(args, dest) <= 0:
             raise UsageError(f'{flag_of(dest)} {getattr(args, dest)}: expected more than 0.')
+    if loss in LOSSES:
+        return
     if loss == 'jsd' and args.aug_splits < 2:
         raise UsageError(f'--loss jsd: needs --aug-splits of 2 or more, got {args.aug_splits}.')
     if loss == 'db' and not args.class_stats:

@@ -18,6 +18,7 @@ from timm_hnc.training.build import build_run
 from timm_hnc.training.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 from timm_hnc.training.environment import create_accelerator
 from timm_hnc.training.fit import fit, restore, start_schedule
+from timm_hnc.training.losses import needs_class_maps
 from timm_hnc.training.models import check_class_maps, check_model_name
 from timm_hnc.training.options import parse_train_options
 from timm_hnc.training.results import start_trackers, write_args
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, explicit = parse_train_options(argv)
     check_data_named(args)
     check_model_name(args.model)
-    if args.hnc != 'none' or (args.cam_images and 'cam_images' in explicit):
+    if needs_class_maps(args) or (args.cam_images and 'cam_images' in explicit):
         check_class_maps(args)
     accelerator = create_accelerator(args, explicit)
     folder, checkpoint = _run_folder(args, accelerator)

@@ -12,8 +12,10 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.models import is_model, parse_model_name
 from torch import nn
 
-from timm_hnc.cam.probe import UnsupportedHead, check_trainable, probe_head
+from timm_hnc.cam import CamModel
+from timm_hnc.cam.probe import UnsupportedHead, check_trainable
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.training.losses import check_loss_fits, needs_class_maps
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def _model_options(args: Namespace) -> dict[str, Any]:
 
 
 def check_class_maps(args: Namespace) -> None:
-    """Refuse a model without exact class maps, for HNC trainable ones, before any weights or data are read.
+    """Refuse a model without exact class maps, for losses trainable ones, before any weights or data are read.
 
     Raises:
         UsageError: no such class maps, or timm refuses the model's options.
@@ -59,11 +61,13 @@ def check_class_maps(args: Namespace) -> None:
         if args.sync_bn:
             model = convert_sync_batchnorm(model)
     try:
-        head = probe_head(model)
-        if args.hnc != 'none':
-            check_trainable(model, head)
+        cam_model = CamModel(model)
+        if needs_class_maps(args):
+            check_trainable(model, cam_model.head)
     except UnsupportedHead as error:
-        raise UsageError(f'--hnc {args.hnc}: {error}' if args.hnc != 'none' else f'--cam-images: {error}') from error
+        flag = f'--hnc {args.hnc}' if args.hnc != 'none' else f'--loss {args.loss}'
+        raise UsageError(f'{flag if needs_class_maps(args) else "--cam-images"}: {error}') from error
+    check_loss_fits(args, cam_model)
 
 
 def create_model(args: Namespace) -> Any:

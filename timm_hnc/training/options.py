@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from timm_hnc.command_line import given_on_command_line, parse_options, refuse
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.options import COMPILE_ADVICE, NAFLEX_ADVICE
+from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.training.checks import HNC_DESTS, check_train_options
 from timm_hnc.training.flags import build_parser
@@ -74,6 +75,8 @@ def _complete(args: argparse.Namespace, explicit: frozenset[str]) -> None:
         if given and args.loss not in (None, loss):
             raise UsageError(f'{flag}: contradicts the loss {args.loss}, give one of the two.')
         args.loss = loss if given else args.loss
+    if args.loss in LOSSES and 'smoothing' not in explicit:
+        args.smoothing = 0.0
     if args.bce_pos_weight is not None:
         weight = str(args.bce_pos_weight)
         if args.loss_pos_weight not in (None, weight):

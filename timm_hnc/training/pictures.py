@@ -50,16 +50,16 @@ class CamPictures:
     def _statistic(self, name: str) -> Tensor:
         return torch.tensor(self.run.data_config[name]).view(1, -1, 1, 1)
 
-    def draw(self, name: str, title: str) -> None:
-        """Write cams/<name>.png of the weights that are evaluated."""
+    def draw(self, name: str, model: Any, title: str) -> None:
+        """Write cams/<name>.png of a model of the run's architecture."""
         if self.samples is None:
             return
         run, (inputs, targets) = self.run, self.samples
         device = run.accelerator.device
-        model = CamModel(run.evaluated_model)
-        with evaluating(model):
+        cam_model = CamModel(model)
+        with evaluating(cam_model):
             picture = draw_cams(
-                model,
+                cam_model,
                 inputs.to(device, run.input_dtype),
                 (inputs * self._statistic('std') + self._statistic('mean')).clamp(0, 1),
                 targets.to(device),

@@ -1,0 +1,111 @@
+"""What every criterion in this folder declares, so that tasks and train.py can use it without knowing it."""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from timm_hnc.cam import ClassMaps
+
+Needs = Literal['logits', 'class_maps', 'two_views']
+SINGLE_LABEL, MULTI_LABEL = 'classification', 'multilabel'
+
+
+class Loss(nn.Module):
+    """A criterion: the mean over a batch of what a model's output is worth.
+
+    A subclass declares its needs and writes `forward`:
+
+    - `needs = 'logits'`: forward(logits (B, n), target);
+    - `needs = 'class_maps'`: forward(class_maps, target), for losses on features or maps;
+    - `needs = 'two_views'`: forward(class_maps, target) with the maps of 2 * B images, the batch and behind it its
+      mirror images, and the targets of B.
+
+    The target is (B,) class indices, or (B, n) floats for several labels and where `soft_targets` says so. The result
+    is a scalar in float32 or float64, whatever the type of the input.
+
+    Learned parts are parameters of the loss. They train with a rate of their own (`--loss-lr`) and the optimizer's
+    settings in `parameter_options`.
+    """
+
+    needs: ClassVar[Needs] = 'logits'
+    tasks: ClassVar[tuple[str, ...]] = (SINGLE_LABEL,)
+    counts_for: ClassVar[tuple[str, ...]] = ()
+    """Tasks in which it wants `class_counts` and `num_samples` of the training data."""
+    soft_targets: ClassVar[bool] = False
+    """It takes the targets of mixup and cutmix, and label smoothing."""
+    needs_features: ClassVar[bool] = False
+    """It uses `features(class_maps)`: for heads that are a mean over positions and one linear layer."""
+    parameter_options: ClassVar[dict[str, float]] = {'weight_decay': 0.0, 'momentum': 0.0}
+
+    export_note: ClassVar[str] = ''
+    """What the exported classifier is, for people who use it, where scores are changed."""
+
+    smoothing: float = 0.0
+
+    def plain_classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The linear layer by which the trained model classifies, where the loss makes scores in another way.
+
+        Args:
+            weight: (n, D) of the model's classifier.
+            bias: (n,) or None.
+
+        Returns:
+            Weight and bias of the same shapes, with their gradient.
+        """
+        return weight, bias
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether `plain_classifier` is another one than the model's."""
+        return type(self).plain_classifier is not Loss.plain_classifier
+
+    def as_plain(self, class_maps: ClassMaps) -> ClassMaps:
+        """Class maps and logits of the classifier that will be exported; the same where scores are not changed."""
+        if not self.changes_scores:
+            return class_maps
+        weight, bias = self.plain_classifier(class_maps.weight, class_maps.bias)
+        return ClassMaps(class_maps.positions, weight, bias, class_maps.grid)
+
+
+def raised(tensor: Tensor) -> Tensor:
+    """Half types as float32, others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def features(class_maps: ClassMaps) -> Tensor:
+    """(B, D) vectors that enter the classifier, in float32 or float64."""
+    return raised(class_maps.positions.mean(1))
+
+
+def soft(target: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
+    """Targets as (B, n) probabilities.
+
+    Args:
+        target: (B,) class indices, smoothed here; or (B, n) probabilities, smoothed already.
+        num_classes: n.
+        smoothing: probability that is spread over all classes.
+    """
+    if target.ndim == 2:
+        return raised(target)
+    one_hot = functional.one_hot(target, num_classes).to(torch.get_default_dtype())
+    return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+def unused_bias(class_maps: ClassMaps) -> Tensor | float:
+    """Zero, with the classifier's bias in its graph: processes wait for the gradient of every parameter."""
+    return 0.0 if class_maps.bias is None else 0.0 * raised(class_maps.bias).sum()
+
+
+def at_least(low: float, **option: float) -> float:
+    """The number itself.
+
+    Raises:
+        ValueError: it is below that, or not finite.
+    """
+    [(name, value)] = option.items()
+    if not (math.isfinite(value) and value >= low):
+        raise ValueError(f'{name} = {value}: expected a finite number of {low:g} or more.')
+    return value

@@ -1,0 +1,120 @@
+"""Losses by name, with what they can be told."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from timm_hnc.losses.anchor import AnchorLoss
+from timm_hnc.losses.attention_consistency import AttentionConsistencyLoss
+from timm_hnc.losses.base import MULTI_LABEL, SINGLE_LABEL, Loss
+from timm_hnc.losses.center import CenterLoss
+from timm_hnc.losses.focal import ClassBalancedFocalLoss, FocalLoss
+from timm_hnc.losses.guided_complement import GuidedComplementEntropyLoss
+from timm_hnc.losses.lgm import LargeMarginGaussianLoss
+from timm_hnc.losses.margin import AdditiveAngularMarginLoss, ASoftmaxLoss, LargeMarginCosineLoss
+from timm_hnc.losses.max_entropy import MaxEntropyLoss
+from timm_hnc.losses.weighted_sigmoid import WeightedSigmoidLoss
+
+LOSSES: dict[str, type[Loss]] = {
+    'focal': FocalLoss,
+    'cb-focal': ClassBalancedFocalLoss,
+    'center': CenterLoss,
+    'lgm': LargeMarginGaussianLoss,
+    'a-softmax': ASoftmaxLoss,
+    'lmc': LargeMarginCosineLoss,
+    'aam': AdditiveAngularMarginLoss,
+    'anchor': AnchorLoss,
+    'weighted-sigmoid': WeightedSigmoidLoss,
+    'attention-consistency': AttentionConsistencyLoss,
+    'guided-complement': GuidedComplementEntropyLoss,
+    'max-entropy': MaxEntropyLoss,
+}
+# what a constructor gets from the model and the data; its other arguments are the user's
+_GIVEN = ('num_classes', 'num_features', 'class_counts', 'num_samples', 'multi_label')
+
+
+def loss_options(name: str) -> dict[str, Any]:
+    """The options of a loss that a user sets, with their defaults."""
+    parameters = inspect.signature(LOSSES[name]).parameters
+    return {option: parameter.default for option, parameter in parameters.items() if option not in _GIVEN}
+
+
+def create_loss(
+    name: str,
+    *,
+    num_classes: int,
+    num_features: int,
+    class_counts: Tensor | None = None,
+    num_samples: int | None = None,
+    multi_label: bool = False,
+    smoothing: float = 0.0,
+    **options: Any,
+) -> Loss:
+    """A loss by its name.
+
+    Args:
+        name: one of LOSSES.
+        num_classes: n.
+        num_features: D, inputs of the classifier.
+        class_counts: (n,) training samples of every class, for losses that want them (`Loss.counts_for`).
+        num_samples: of the training data.
+        multi_label: several labels an image.
+        smoothing: label smoothing, for losses that take soft targets.
+        **options: of the loss, see `loss_options`.
+
+    Raises:
+        ValueError: the loss, the task or an option is unknown, a value means nothing, or counts are missing.
+
+    Example:
+        >>> create_loss('lmc', num_classes=100, num_features=64, scale=30.0)
+        LargeMarginCosineLoss(margin=0.35, scale=30.0)
+    """
+    if name not in LOSSES:
+        raise ValueError(f"loss '{name}' is unknown: expected one of {', '.join(LOSSES)}.")
+    kind, task = LOSSES[name], MULTI_LABEL if multi_label else SINGLE_LABEL
+    if task not in kind.tasks:
+        raise ValueError(f"loss '{name}' is for {' and '.join(kind.tasks)} only.")
+    if smoothing and not kind.soft_targets:
+        raise ValueError(f"loss '{name}' takes no label smoothing.")
+    if task in kind.counts_for and (class_counts is None or num_samples is None):
+        raise ValueError(f"loss '{name}' needs the class counts of the training data.")
+    allowed = loss_options(name)
+    for option in options:
+        if option not in allowed:
+            known = f'one of {", ".join(allowed)}' if allowed else 'none'
+            raise ValueError(f"loss '{name}' has no option '{option}': expected {known}.")
+    given = dict(
+        num_classes=num_classes,
+        num_features=num_features,
+        class_counts=class_counts,
+        num_samples=num_samples,
+        multi_label=multi_label,
+    )
+    wanted = inspect.signature(kind).parameters
+    try:
+        loss = kind(**{key: value for key, value in given.items() if key in wanted}, **options)
+    except TypeError as error:
+        raise ValueError(f"loss '{name}': {error}.") from error
+    loss.smoothing = smoothing
+    return loss
+
+
+def try_loss(name: str, multi_label: bool, smoothing: float, options: dict[str, Any]) -> Loss:
+    """The loss as it would be for three classes and two features, to see that it can be made.
+
+    Raises:
+        ValueError: as `create_loss`.
+    """
+    counts = torch.ones(3)
+    return create_loss(
+        name,
+        num_classes=3,
+        num_features=2,
+        class_counts=counts,
+        num_samples=3,
+        multi_label=multi_label,
+        smoothing=smoothing,
+        **options,
+    )

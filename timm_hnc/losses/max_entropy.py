@@ -1,0 +1,33 @@
+"""Maximum-entropy fine-grained classification (Dubey et al., NeurIPS 2018)."""
+
+from torch import Tensor
+
+from timm_hnc.losses.base import Loss, at_least, raised, soft
+
+
+class MaxEntropyLoss(Loss):
+    r"""Cross-entropy minus :math:`\gamma` times the entropy of the predicted probabilities.
+
+    Args:
+        gamma: weight of the entropy, 1 in most of the paper's experiments; 0 is cross-entropy.
+
+    Raises:
+        ValueError: gamma is negative.
+    """
+
+    soft_targets = True
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        super().__init__()
+        self.gamma = at_least(0, gamma=gamma)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch, a scalar."""
+        log_probability = raised(logits).log_softmax(1)
+        target = soft(target, logits.shape[1], self.smoothing).to(log_probability.dtype)
+        entropy = -(log_probability.exp() * log_probability).sum(1)
+        return (-(target * log_probability).sum(1) - self.gamma * entropy).mean()
+
+    def extra_repr(self) -> str:
+        """The options, for print(task)."""
+        return f'gamma={self.gamma}'
