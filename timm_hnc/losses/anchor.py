@@ -10,7 +10,8 @@ class AnchorLoss(Loss):
     r"""Binary cross-entropy that weighs a class by how far its probability is above that of the image's class.
 
     With sigmoids q: :math:`-\log q_y - \sum_{k \ne y} (1 + q_k - (q_y - \delta))^\gamma \log(1 - q_k)`.
-    The anchor :math:`q_y` carries no gradient in the weight.
+    The anchor :math:`q_y` carries no gradient in the weight. The authors' code also keeps the anchor at 0 or above and
+    begins with five epochs of cross-entropy; the formula does neither.
 
     Args:
         gamma: exponent, 0.5 in the paper.

@@ -1,6 +1,7 @@
 """What every criterion in this folder declares, so that tasks and train.py can use it without knowing it."""
 
 import math
+from contextlib import nullcontext
 from typing import ClassVar, Literal
 
 import torch
@@ -80,18 +81,25 @@ def features(class_maps: ClassMaps) -> Tensor:
     return raised(class_maps.positions.mean(1))
 
 
-def soft(target: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
+def soft(target: Tensor, like: Tensor, smoothing: float = 0.0) -> Tensor:
     """Targets as (B, n) probabilities.
 
     Args:
         target: (B,) class indices, smoothed here; or (B, n) probabilities, smoothed already.
-        num_classes: n.
+        like: (B, n) logits, whose type the targets get.
         smoothing: probability that is spread over all classes.
     """
     if target.ndim == 2:
-        return raised(target)
-    one_hot = functional.one_hot(target, num_classes).to(torch.get_default_dtype())
-    return one_hot * (1 - smoothing) + smoothing / num_classes
+        return target.to(like.dtype)
+    one_hot = functional.one_hot(target, like.shape[1]).to(like.dtype)
+    return one_hot * (1 - smoothing) + smoothing / like.shape[1]
+
+
+def linear_in_full(vectors: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`functional.linear` that autocast leaves in the type of its inputs."""
+    # the meta device knows no autocast
+    with nullcontext() if vectors.is_meta else torch.autocast(vectors.device.type, enabled=False):
+        return functional.linear(vectors, weight, bias)
 
 
 def unused_bias(class_maps: ClassMaps) -> Tensor | float:

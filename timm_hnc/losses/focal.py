@@ -37,7 +37,7 @@ class FocalLoss(Loss):
         log_probability = logits.log_softmax(1)
         # log(1 - p): exact where p is near 1, and without a gradient that is 0 / 0
         others = torch.log(-torch.expm1(log_probability.clamp(max=-1e-7)))
-        target = soft(target, logits.shape[1], self.smoothing).to(logits.dtype)
+        target = soft(target, logits, self.smoothing)
         return -target * (self.gamma * others).exp() * log_probability
 
     def extra_repr(self) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.losses.base import Loss, Needs, at_least, features, raised, unused_bias
+from timm_hnc.losses.base import Loss, Needs, at_least, features, linear_in_full, raised, unused_bias
 
 
 class LargeMarginGaussianLoss(Loss):
@@ -40,7 +40,7 @@ class LargeMarginGaussianLoss(Loss):
         own = (vectors - means[target]).square().sum(1) / 2
         weight, bias = self.plain_classifier(means, None)
         # -d_k but for |x|^2 / 2, which the softmax does not see
-        scores = functional.linear(vectors.float() if vectors.dtype != weight.dtype else vectors, weight, bias)
+        scores = linear_in_full(vectors, weight, bias)
         margin = functional.one_hot(target, len(means)) * (self.margin * own)[:, None]
         criterion = functional.cross_entropy(scores - margin, target)
         return criterion + self.likelihood_weight * own.mean() + unused_bias(class_maps)

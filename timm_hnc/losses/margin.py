@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.losses.base import Loss, Needs, at_least, features, raised, unused_bias
+from timm_hnc.losses.base import Loss, Needs, at_least, features, linear_in_full, raised, unused_bias
 
 _EDGE = 1e-7  # acos has no gradient at 1 and -1
+_SHORT = 1e-6  # vectors below this length are divided by it: an angle's gradient grows as 1 / length
 
 
 class AngularLoss(Loss):
@@ -32,12 +33,10 @@ class AngularLoss(Loss):
     def forward(self, class_maps: ClassMaps, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
         vectors = features(class_maps)
-        with torch.autocast(vectors.device.type, enabled=False):
-            rows = functional.normalize(raised(class_maps.weight).to(vectors.dtype))
-            cosine = functional.linear(functional.normalize(vectors), rows)
-            own = cosine.gather(1, target[:, None])
-            changed = cosine.scatter(1, target[:, None], self.with_margin(own))
-            scores = changed * self.scale_of(vectors)
+        rows = functional.normalize(raised(class_maps.weight).to(vectors.dtype), eps=_SHORT)
+        cosine = linear_in_full(functional.normalize(vectors, eps=_SHORT), rows)
+        own = cosine.gather(1, target[:, None])
+        scores = cosine.scatter(1, target[:, None], self.with_margin(own)) * self.scale_of(vectors)
         return functional.cross_entropy(scores, target) + unused_bias(class_maps)
 
     def with_margin(self, cosine: Tensor) -> Tensor:
@@ -50,7 +49,7 @@ class AngularLoss(Loss):
 
     def plain_classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows of length 1 and no bias."""
-        return functional.normalize(weight), None if bias is None else torch.zeros_like(bias)
+        return functional.normalize(weight, eps=_SHORT), None if bias is None else torch.zeros_like(bias)
 
 
 class ASoftmaxLoss(AngularLoss):
@@ -74,7 +73,7 @@ class ASoftmaxLoss(AngularLoss):
 
     def __init__(self, margin: int = 4, base: float = 1000.0, gamma: float = 0.12, min_weight: float = 5.0) -> None:
         super().__init__()
-        if margin < 1 or margin != int(margin):
+        if not (math.isfinite(margin) and margin >= 1 and margin == int(margin)):
             raise ValueError(f'margin = {margin}: expected a whole number of 1 or more, it multiplies the angle.')
         self.margin = int(margin)
         self.base = at_least(0, base=base)
@@ -95,7 +94,7 @@ class ASoftmaxLoss(AngularLoss):
 
     def scale_of(self, vectors: Tensor) -> Tensor:
         """The length of the features."""
-        return vectors.square().sum(1, keepdim=True).clamp(min=1e-12).sqrt()
+        return vectors.square().sum(1, keepdim=True).clamp(min=_SHORT**2).sqrt()
 
     def extra_repr(self) -> str:
         """The options, for print(task)."""
@@ -117,6 +116,8 @@ class LargeMarginCosineLoss(AngularLoss):
         super().__init__()
         self.margin = at_least(0, margin=margin)
         self.scale = at_least(0, scale=scale)
+        if scale == 0:
+            raise ValueError(f'scale = {scale}: expected a number above 0, all scores would be 0.')
 
     def with_margin(self, cosine: Tensor) -> Tensor:
         """See `AngularLoss.with_margin`."""

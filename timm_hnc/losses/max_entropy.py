@@ -24,7 +24,7 @@ class MaxEntropyLoss(Loss):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
         log_probability = raised(logits).log_softmax(1)
-        target = soft(target, logits.shape[1], self.smoothing).to(log_probability.dtype)
+        target = soft(target, log_probability, self.smoothing)
         entropy = -(log_probability.exp() * log_probability).sum(1)
         return (-(target * log_probability).sum(1) - self.gamma * entropy).mean()
 

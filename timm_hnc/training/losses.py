@@ -105,7 +105,7 @@ def create_run_loss(args: Namespace, model: Any, dataset: Dataset) -> Loss | Non
             class_counts=counts,
             num_samples=num_samples,
             multi_label=multi_label,
-            smoothing=args.smoothing,
+            smoothing=0.0 if mixup_active(args) else args.smoothing,  # mixup has smoothed its targets
             **args.loss_kwargs,
         )
     except ValueError as error:

@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+from loss_cases import draw
+from timm.loss import BinaryCrossEntropy
+from torch.nn import functional
+
+from timm_hnc.losses.weighted_sigmoid import WeightedSigmoidLoss
+
+COUNTS, SAMPLES = torch.tensor([0.0, 5, 50, 99, 100]), 100
+TARGET = torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0]])
+
+
+def by_the_paper(logits, sets):
+    """Eq. 8 in loops, with its signs, mean over images."""
+    total = 0.0
+    for scores, present in zip(logits.tolist(), sets, strict=True):
+        loss = 0.0
+        for o, s in enumerate(scores):
+            p = COUNTS[o].item() / SAMPLES
+            if o in present:
+                loss += math.exp(1 - p) * math.log(1 / (1 + math.exp(-s)))
+            else:
+                loss += math.exp(p) * math.log(math.exp(-s) / (1 + math.exp(-s)))
+        total += -loss / len(scores)
+    return total / len(sets)
+
+
+def test_equation_8():
+    logits = draw(4, 5, scale=3)
+    sets = [{o for o in range(5) if row[o]} for row in TARGET]
+    value = WeightedSigmoidLoss(COUNTS, SAMPLES).double()(logits, TARGET)
+    assert value.item() == pytest.approx(by_the_paper(logits, sets), rel=1e-6)
+
+
+def test_weights_are_those_of_binary_cross_entropy():
+    logits = draw(4, 5, scale=3)
+    share = COUNTS.double() / SAMPLES
+    weight = TARGET * (1 - share).exp() + (1 - TARGET) * share.exp()
+    expected = functional.binary_cross_entropy_with_logits(logits, TARGET.double(), weight)
+    value = WeightedSigmoidLoss(COUNTS, SAMPLES)(logits, TARGET)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (value, expected)), rtol=1e-6, atol=1e-9)
+
+
+def test_smoothing_is_that_of_timm():
+    logits = draw(4, 5, scale=3, dtype=torch.float32)
+    loss = WeightedSigmoidLoss(torch.full((5,), 50), 100)  # both weights are sqrt(e)
+    loss.smoothing = 0.2
+    expected = math.sqrt(math.e) * BinaryCrossEntropy(smoothing=0.2, smooth_dense=True)(logits, TARGET)
+    torch.testing.assert_close(loss(logits, TARGET), expected)
+
+
+@pytest.mark.parametrize(
+    ('counts', 'samples'), [([1.0, 11.0], 10), ([-1.0, 3.0], 10), ([0.0, 0.0], 0), ([math.nan, 3.0], 10)]
+)
+def test_counts_that_are_no_shares_are_refused(counts, samples):
+    with pytest.raises(ValueError, match=f'{samples} samples: expected'):
+        WeightedSigmoidLoss(torch.tensor(counts), samples)
