@@ -36,7 +36,6 @@ def fails(tmp_path, capsys):
         ('--label-noise pairs:0.1', "--label-noise pairs:0.1: label noise 'pairs' is unknown"),
         ('--label-noise asymmetric:0.1 --task multilabel', 'for --task classification only'),
         ('--holdout 1', '--holdout 1.0: expected'),
-        ('--holdout 0.1 --dataset hfids/x', '--holdout 0.1: hfids/x is streamed, its images have no index'),
         ('--label-noise asymmetric:0.1 --dataset wds/x', 'wds/x is streamed, its images have no index'),
         ('--loss softmax', 'loss'),
         ('--model resnet5O', "--model 'resnet5O' is no model of timm's. Near: resnet5"),
@@ -81,6 +80,29 @@ def test_wrong_usage_has_exit_code_2(fails, images, capsys, argv, message):
 def test_a_wrong_config_file_has_exit_code_2(fails, images, tmp_path, values, message):
     (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(values))
     code, line = fails('--data-dir', images, '-c', tmp_path / 'recipe.yaml')
+    assert code == 2
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        ('--loss focal --loss-kwargs gamma=-1', "--loss 'focal': gamma = -1: expected a finite number of 0 or more."),
+        ('--loss focal --loss-kwargs delta=1', "--loss 'focal' has no option 'delta': expected one of gamma."),
+        ('--loss a-softmax --loss-kwargs margin=half', "--loss 'a-softmax': "),
+        ('--loss-kwargs gamma=2', '--loss-kwargs: for --loss focal, '),
+        ('--loss lmc --task multilabel', '--loss lmc: for --task classification only.'),
+        ('--loss weighted-sigmoid', '--loss weighted-sigmoid: for --task multilabel only.'),
+        ('--loss attention-consistency --mixup 0.2', '--loss attention-consistency: not together with --mixup'),
+        ('--loss center --smoothing 0.1', '--smoothing 0.1: --loss center takes none.'),
+        ('--loss cb-focal --dataset wds/x', 'wds/x is streamed, its classes cannot be counted: give --class-stats.'),
+        ('--loss focal --loss-lr 0.1', '--loss-lr 0.1: --loss focal learns nothing of its own.'),
+        ('--loss lmc --model convnext_atto --model-kwargs', "'convnext_atto' has a head of kind C"),
+        ('--loss center --model vit_tiny_patch16_224 --model-kwargs', '--loss center: no trainable class maps'),
+    ],
+)
+def test_losses_that_do_not_go_with_the_rest(fails, images, argv, message):
+    code, line = fails('--data-dir', images, *argv.split())
     assert code == 2
     assert message in line
 

@@ -16,6 +16,7 @@ from running import (
     summary,
     train,
     training_state,
+    validate,
 )
 from small_models import MODELS, NUM_CLASSES
 
@@ -144,3 +145,20 @@ def test_a_run_goes_on_where_it_was_saved(name, task, images, multi_label, tmp_p
         assert equal_tensors(training_state(parts)[part], training_state(whole)[part])
     assert equal_tensors(best_weights(parts), best_weights(whole))
     assert result(parts)['final'] == result(whole)['final']
+
+
+@pytest.mark.parametrize('name', [name for name, kind in LOSSES.items() if kind.export_note])
+def test_the_saved_classifier_is_the_plain_one(name, images, tmp_path, capsys):
+    options = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--loss', name, '--lr', '0.02', '--hnc', 'mse']
+    run = train(*options, '--model-ema', '--output', tmp_path, '--experiment', 'run')
+    weight, bias = (best_weights(run)[f'fc.{part}'] for part in ('weight', 'bias'))
+    trained = training_state(run)['ema']
+    if name == 'lgm':
+        assert torch.equal(weight, trained['fc.weight'])
+        torch.testing.assert_close(bias, -weight.square().sum(1) / 2)
+    else:
+        torch.testing.assert_close(weight.norm(dim=1), torch.ones(3))
+        torch.testing.assert_close(weight, trained['fc.weight'] / trained['fc.weight'].norm(dim=1, keepdim=True))
+        assert not bias.any()
+    figures = validate(capsys, '--checkpoint', run, '--workers', '0', '--device', 'cpu', '-b', '8')
+    assert figures['loss'] == pytest.approx(result(run)['final']['loss'], rel=1e-5)

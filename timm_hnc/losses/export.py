@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.probe import name_of
 from timm_hnc.losses.base import Loss
 
 
@@ -24,10 +25,10 @@ def check_classifier(cam_model: CamModel, loss: Loss) -> None:
     if not cam_model.kind.name.startswith('A') or weight is None:
         raise ValueError(
             f'{name} needs features, their mean over positions and one linear classifier: '
-            f'{type(cam_model.model).__name__} has a head of kind {cam_model.kind}.'
+            f"'{name_of(cam_model.model)}' has a head of kind {cam_model.kind}."
         )
     if classifier.bias is None and loss.plain_classifier(weight.detach().flatten(1), None)[1] is not None:
-        raise ValueError(f'{name} is exported with a bias: {type(cam_model.model).__name__} has a classifier without.')
+        raise ValueError(f'{name} is exported with a bias: {name_of(cam_model.model)} has a classifier without.')
 
 
 @torch.no_grad()

@@ -95,8 +95,8 @@ def create_loss(
     wanted = inspect.signature(kind).parameters
     try:
         loss = kind(**{key: value for key, value in given.items() if key in wanted}, **options)
-    except TypeError as error:
-        raise ValueError(f"loss '{name}': {error}.") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"loss '{name}': {str(error).rstrip('.')}.") from error
     loss.smoothing = smoothing
     return loss
 

@@ -55,7 +55,7 @@ def check_loss_by_name(args: Namespace) -> None:
     try:
         loss = try_loss(args.loss, args.task == 'multilabel', args.smoothing, args.loss_kwargs)
     except ValueError as error:
-        raise UsageError(f'--loss {args.loss}: {error}') from error
+        raise UsageError(f'--{error}') from error
     if not list(loss.parameters()):
         _check_loss_lr(args)
 
@@ -109,6 +109,6 @@ def create_run_loss(args: Namespace, model: Any, dataset: Dataset) -> Loss | Non
             **args.loss_kwargs,
         )
     except ValueError as error:
-        raise UsageError(f'--loss {args.loss}: {error}') from error
+        raise UsageError(f'--{error}') from error
     _logger.info(f'Loss: {loss}' + (f'; {loss.export_note}' if loss.export_note else ''))
     return loss
