@@ -1,0 +1,1 @@
+"""The paper's tables: what is run for them, and what came out."""

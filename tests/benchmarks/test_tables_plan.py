@@ -1,0 +1,159 @@
+"""benchmarks/tables.py: what is planned, with the paper's figures beside it."""
+
+import pytest
+from table_runs import cell_of, report, script
+from tables.paper import NOISES, PAPER
+from tables.plan import TABLES, choose, plan
+from tables.presets import PRESETS
+from tables.runs import Plan, Run, data_flags
+
+from timm_hnc.errors import UsageError
+
+
+def test_figures_of_the_paper_agree_with_its_text():
+    def gain(table, column, index=0, row='hnc-mse', other='ce'):
+        return PAPER[table][row, column][index] - PAPER[table][other, column][index]
+
+    # sections 4.1, 4.3 and 4.5, and the captions of Tables 2 and 3
+    assert gain('table1', 'cifar_resnet56', row='hnc-kd') == pytest.approx(1.07)
+    assert gain('table1', 'cifar_resnet110') == pytest.approx(1.21)
+    assert gain('table2', 'resnet101', row='hnc-kd') == pytest.approx(-1.1)
+    assert gain('table2', 'resnet152', row='hnc-kd') == pytest.approx(-1.1)
+    assert gain('table3', 'resnet50') == pytest.approx(1.1)
+    assert gain('table3', 'resnet50', row='hnc-kd') == pytest.approx(0.9)
+    assert gain('table6', 'symmetric:0.6') == pytest.approx(10.38)
+    # Table 7 repeats a row of Table 1, in two columns
+    for loss in ('ce', 'hnc-mse'):
+        assert PAPER['table7']['cifar_resnet110', loss] == PAPER['table1'][loss, 'cifar_resnet110'][:1]
+
+
+@pytest.mark.parametrize('name', PAPER)
+def test_every_figure_of_the_paper_has_a_cell_beside_it(name, tmp_path):
+    table = plan(name, 'paper')
+    assert set(table.paper) == {(cell.row, cell.column) for cell in table.cells}
+    assert all(len(figures) == len(table.metrics) for figures in table.paper.values())
+    text, _ = report(table, Plan(tmp_path))
+    digits = 1 if name in ('table2', 'table3') else 2
+    for figures in table.paper.values():
+        for figure in figures:
+            assert figure is None or f'| {figure:.{digits}f} |' in text
+
+
+@pytest.mark.parametrize(('name', 'preset'), [(name, preset) for preset in PRESETS for name in PRESETS[preset].tables])
+def test_train_py_takes_the_flags_of_the_cells(name, preset, tmp_path):
+    table, shared = plan(name, preset), Plan(tmp_path)
+    names = {}
+    for cell in table.cells:
+        assert cell.row in table.rows
+        assert cell.column in table.columns
+        names.setdefault(cell.name, set()).add(cell.flags)
+        if len(names) > 12:
+            continue  # parsing is slow
+        args = shared.options(cell)
+        hnc, loss = args.hnc, args.loss or 'ce'
+        assert cell.name.startswith(f'{args.model.split(".")[0]}-{loss if hnc == "none" else f"hnc-{hnc}"}')
+        if hnc != 'none':
+            assert f'-{args.hnc_weight:g}-k{args.hnc_topk}' in cell.name
+    assert all(len(flags) == 1 for flags in names.values()), 'runs of one name are trained alike'
+
+
+def test_cells_of_table_1(tmp_path):
+    table, shared = plan('table1', 'paper'), Plan(tmp_path)
+    assert len(table.cells) == 22
+    args = shared.options(cell_of(table, 'lmc', 'cifar_resnet110'))
+    assert (args.model, args.loss, args.hnc, args.epochs, args.batch_size) == (
+        'cifar_resnet110',
+        'lmc',
+        'none',
+        164,
+        128,
+    )
+    args = shared.options(cell_of(table, 'hnc-kd', 'cifar_resnet56'))
+    weight, topk = PRESETS['paper'].hnc['kd']
+    assert (args.loss, args.hnc, args.hnc_weight, args.hnc_topk) == (None, 'kd', weight, topk)
+
+
+def test_small_runs_are_of_one_network(tmp_path):
+    table, shared = plan('table1', 'small'), Plan(tmp_path)
+    assert list(table.columns) == ['cifar_resnet20']
+    args = shared.options(cell_of(table, 'ce', 'cifar_resnet20'))
+    assert (args.epochs, args.decay_milestones) == (30, [15, 23])
+    assert (args.amp, args.amp_dtype, args.channels_last) == (True, 'bfloat16', True)
+
+
+@pytest.mark.parametrize(('network', 'kd'), [('resnet101', 0.0065), ('resnet152', 0.0048)])
+def test_imagenet_has_the_weights_of_the_authors_code(network, kd, tmp_path):
+    table, shared = plan('table2', 'paper'), Plan(tmp_path)
+    for row, weight in (('hnc-mse', 0.0007), ('hnc-kd', kd)):
+        args = shared.options(cell_of(table, row, network))
+        assert (args.model, args.hnc_weight, args.hnc_topk, args.epochs) == (network, weight, 100, 120)
+
+
+def test_noisy_labels_hold_out_a_tenth_and_are_tested_afterwards(tmp_path):
+    table, shared = plan('table6', 'small'), Plan(tmp_path, ['--dataset', 'hfds/D', '--input-key', 'img'])
+    assert list(table.columns) == list(NOISES)
+    cell = cell_of(table, 'hnc-mse', 'asymmetric:0.3')
+    args = shared.options(cell)
+    assert (args.label_noise, args.holdout, cell.on_test) == ('asymmetric:0.3', 0.1, True)
+    command = Run(shared, cell, 0).command('test')
+    assert command[0].endswith('validate.py')
+    text = ' '.join(command)
+    assert '/last --dataset hfds/D --input-key img' in text
+    assert '--amp-dtype bfloat16 --amp --channels-last --split test' in text
+
+
+def test_tables_share_runs():
+    names = {name: {cell.name for cell in plan(name, 'paper').cells} for name in TABLES}
+    assert names['table7'] & names['table1'] == {'cifar_resnet110-ce', 'cifar_resnet110-hnc-mse-0.001-k10'}
+    assert 'cifar_resnet56-ce' in names['figure4'] & names['table1']
+    assert not names['sweep'] & names['table1']
+    figure = plan('figure4', 'paper')
+    assert cell_of(figure, '0', 'hnc-mse').name == cell_of(figure, '0', 'hnc-kd').name == 'cifar_resnet56-ce'
+
+
+def test_rows_and_columns_are_chosen_by_name():
+    table = plan('table6', 'paper')
+    assert [cell.row for cell in choose(table, ['ce', 'hnc-kd'], ['symmetric:0.4'])] == ['ce', 'hnc-kd']
+    with pytest.raises(UsageError, match=r'--rows focal: table6 has ce, hnc-mse, hnc-kd\.'):
+        choose(table, ['focal'], None)
+    with pytest.raises(UsageError, match=r'--preset small: has table1, .*, not table2\.'):
+        plan('table2', 'small')
+
+
+def test_data_is_torchvisions_or_parquet(tmp_path):
+    assert data_flags('cifar100', str(tmp_path)) == ['--data-dir', str(tmp_path)]
+    assert data_flags('', None) == []
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'train-0.parquet').touch()
+    flags = data_flags('cifar100', str(tmp_path))
+    keys = ['--input-key', 'img', '--target-key', 'fine_label', '--val-split', 'test']
+    assert flags == ['--dataset', f'hfds/{tmp_path}', *keys]
+    with pytest.raises(UsageError, match='--data-dir'):
+        data_flags('cifar100', None)
+
+
+def test_commands_of_a_dry_run(tmp_path, capsys):
+    argv = ['table1', '--preset', 'smoke', '--rows', 'ce', '--seeds', '2', '--out', str(tmp_path), '--dry-run']
+    assert script.main([*argv, '--', '--epochs', '3']) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert 'train.py -c' in first
+    assert '--epochs 3 --output' in first, 'flags behind -- come last'
+    assert first.replace('--seed 0', '--seed 1').replace('-seed0', '-seed1') == second
+    assert first.endswith('--experiment test_resnet-ce-seed0 --resume auto')
+    assert not (tmp_path / 'smoke').exists()
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['table1'], '--data-dir'),
+        (['table1', '--preset', 'smoke', '--jobs', '0'], '--jobs 0'),
+        (['table2', '--preset', 'small'], '--preset small'),
+        (['table1', '--preset', 'smoke', '--', '--hnc-topk', '0'], '--hnc-topk'),
+        (['table6', '--noise', 'symmetric:0.5', '--data-dir', 'x'], '--columns symmetric:0.5'),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(argv, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        script.main([argv[0], '--out', str(tmp_path), *argv[1:]])
+    assert not list(tmp_path.iterdir())
