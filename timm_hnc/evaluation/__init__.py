@@ -1,1 +1,5 @@
-"""What validate.py does: options, accuracy, several labels, attacks and map quality."""
+"""What validate.py does: figures of a model over a data set, on clean and on attacked images."""
+
+from timm_hnc.evaluation.attacks import Attack, attack, normalized
+
+__all__ = ['Attack', 'attack', 'normalized']

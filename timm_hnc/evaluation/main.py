@@ -6,6 +6,7 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from timm.data import resolve_data_config
 from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
 
+from timm_hnc.cam import CamModel
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.evaluation.attack_options import threat_of
+from timm_hnc.evaluation.attacks import normalized
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.options import check_data_named, parse_validate_options
 from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
+from timm_hnc.evaluation.robustness import robust_figures
 from timm_hnc.evaluation.sources import Source, find_sources, use_run_data
 
 _logger = logging.getLogger(__name__)
@@ -112,7 +117,7 @@ def _validate(args: Namespace, source: Source, accelerator: Accelerator, explici
         args, data_config, args.split, args.num_samples, seed=args.seed, load_bytes=args.tf_preprocessing
     )
     dataset.skipped_images = skipped  # type: ignore[attr-defined]  # travels to the loader's workers
-    metrics = _evaluate(model, dataset, args, data_config, accelerator)
+    metrics = _evaluate(model, source, dataset, args, data_config, accelerator)
     count = accelerator.reduce(torch.tensor(skipped.count, device=accelerator.device), 'sum')
     skipped.stop()
     return {
@@ -137,7 +142,12 @@ def _place(model: Any, args: Namespace, accelerator: Accelerator) -> Any:
 
 
 def _evaluate(
-    model: Any, dataset: Any, args: Namespace, data_config: dict[str, Any], accelerator: Accelerator
+    model: Any,
+    source: Source,
+    dataset: Any,
+    args: Namespace,
+    data_config: dict[str, Any],
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     distributed, multi_label = accelerator.num_processes > 1, args.task == 'multilabel'
     loader = create_eval_loader(
@@ -151,18 +161,27 @@ def _evaluate(
         tf_preprocessing=args.tf_preprocessing,
     )
     labels = LabelOptions(args, dataset, loader, distributed)
-    inputs = batches(loader, accelerator.device, getattr(torch, args.model_dtype or 'float32'), args.channels_last)
-    evaluator = create_evaluator(loader, accelerator.device, multi_label, args.multilabel_threshold)
-    metrics = evaluate(
-        model, inputs, evaluator, accelerator.autocast, distributed, on_batch=labels, log_interval=args.log_freq
+    inputs = partial(
+        batches, loader, accelerator.device, getattr(torch, args.model_dtype or 'float32'), args.channels_last
     )
+    evaluator = partial(create_evaluator, loader, accelerator.device, multi_label, args.multilabel_threshold)
+    metrics = evaluate(
+        model, inputs(), evaluator(), accelerator.autocast, distributed, on_batch=labels, log_interval=args.log_freq
+    )
+    robust = {}
+    if args.attack:
+        attacked = CamModel(model) if args.attack_loss == 'train' else model
+        classifier = normalized(attacked, data_config['mean'], data_config['std'])
+        threat = threat_of(args, source)
+        robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
+        robust = {name: value if name.endswith('loss') else round(value, 4) for name, value in robust.items()}
     if multi_label:
-        return {name: round(value, 4) for name, value in metrics.items()} | {'loss': metrics['loss']}
+        return {name: round(value, 4) for name, value in metrics.items()} | {'loss': metrics['loss']} | robust
     metrics |= labels.accuracy()
     result = {'loss': metrics['loss']}
     for name in ('top1', 'top5'):
         result |= {name: round(metrics[name], 4), f'{name}_err': round(100 - metrics[name], 4)}
-    return result | labels.precision_and_recall()
+    return result | labels.precision_and_recall() | robust
 
 
 def _write_results(path: str, results: Any, format: str) -> None:

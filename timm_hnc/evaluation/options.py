@@ -18,6 +18,7 @@ from timm_hnc.command_line import (
     require_range,
 )
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.attack_options import add_attack_options, attacks_of
 
 TASKS = ('classification', 'multilabel')
 
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_options(parser)
     add_input_options(parser)
     _add_evaluation_options(parser)
+    add_attack_options(parser)
     add_loader_options(parser)
     compilers = add_device_options(parser)
     compilers.add_argument('--aot-autograd', action='store_true', help=argparse.SUPPRESS)
@@ -94,6 +96,7 @@ def check_validate_options(args: argparse.Namespace) -> None:
     check_holdout(args)
     check_precision(args)
     check_task(args)
+    attacks_of(args)
     if args.task == 'multilabel':
         for dest in ('metrics_avg', 'real_labels', 'valid_labels'):
             if getattr(args, dest):

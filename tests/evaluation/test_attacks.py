@@ -1,0 +1,144 @@
+"""FGSM and PGD: against another library, by their promises, and through validate.py."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from attacked_network import EPS, LABELS, STEP, STEPS, Network, images
+from running import SMALL, WITHOUT_PICTURES, failure, train, validate
+from safetensors.torch import load_file
+
+from timm_hnc import CamModel, HNCLoss, hnc_loss
+from timm_hnc.evaluation.attack_options import fraction
+from timm_hnc.evaluation.attacks import Attack, attack, cross_entropy, normalized, with_hnc
+
+REFERENCE = load_file(Path(__file__).parent / 'torchattacks_reference.safetensors')
+PGD = Attack('pgd', EPS, STEPS, STEP, random_start=False)
+
+
+@pytest.fixture
+def classifier():
+    return normalized(Network())
+
+
+@pytest.mark.parametrize('how', [Attack('fgsm', EPS), PGD], ids=lambda how: how.name)
+def test_images_are_those_of_torchattacks(classifier, how):
+    torch.testing.assert_close(attack(classifier, images(), LABELS, how), REFERENCE[how.name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize('scale', [1.0, torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)], ids=['pixel', 'normalized'])
+@pytest.mark.parametrize('how', [Attack('fgsm', 0.1), Attack('pgd', 0.1), Attack('pgd', 0.1, restarts=3)])
+def test_promises(classifier, how, scale):
+    classifier.train()
+    classifier.model.layers[0].weight.requires_grad_(False)
+    before = images()
+    after = attack(classifier, before, LABELS, how, scale=scale, generator=torch.Generator().manual_seed(1))
+    assert ((after - before).abs() <= 0.1 * torch.as_tensor(scale) + 1e-6).all()
+    assert after.min() >= 0
+    assert after.max() <= 1
+    assert not after.requires_grad
+    assert torch.equal(before, images())
+    assert classifier.training
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    assert [p.requires_grad for p in classifier.parameters()][:2] == [False, True]
+    worse = cross_entropy(classifier, after, LABELS) - cross_entropy(classifier, before, LABELS)
+    assert (worse > 0).all()
+
+
+def test_more_restarts_are_never_weaker(classifier):
+    losses = []
+    for restarts in (1, 4):
+        how = Attack('pgd', 0.1, steps=2, restarts=restarts)
+        found = attack(classifier, images(), LABELS, how, generator=torch.Generator().manual_seed(3))
+        losses.append(cross_entropy(classifier, found, LABELS))
+    assert (losses[1] >= losses[0]).all()
+    assert (losses[1] > losses[0]).any()
+
+
+def test_nothing_is_done_within_eps_0(classifier):
+    for name in ('fgsm', 'pgd'):
+        assert torch.equal(attack(classifier, images(), LABELS, Attack(name, 0.0)), images())
+
+
+def test_label_sets(classifier):
+    sets = torch.eye(5)[LABELS] + torch.eye(5)[(LABELS + 1) % 5]
+    found = attack(classifier, images(), sets, PGD)
+    assert (cross_entropy(classifier, found, sets) > cross_entropy(classifier, images(), sets)).all()
+
+
+def test_the_training_loss_is_eq_7():
+    import timm
+
+    torch.manual_seed(0)
+    model = CamModel(timm.create_model('test_resnet', num_classes=5)).eval()
+    classifier = normalized(model)
+    pictures = torch.rand(4, 3, 48, 48)
+    hnc = HNCLoss('kd', topk=2)
+    value = with_hnc(hnc, 0.5)(classifier, pictures, LABELS[:4]).sum() / 4
+    maps = model.class_maps(classifier.normalize(pictures))
+    expected = torch.nn.functional.cross_entropy(maps.logits, LABELS[:4]) + 0.5 * hnc_loss(maps, LABELS[:4], 'kd', 2)
+    torch.testing.assert_close(value, expected)
+
+
+def test_normalisation_is_inside(classifier):
+    inputs = (images() - torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(
+        1, 3, 1, 1
+    )
+    torch.testing.assert_close(classifier(images()), classifier.model(inputs))
+    torch.testing.assert_close(classifier.restore(inputs), images())
+
+
+def test_what_cannot_be_attacked(classifier):
+    with pytest.raises(ValueError, match=r'images with values from -1 to 1: expected \[0, 1\]'):
+        attack(classifier, images() * 2 - 1, LABELS, PGD)
+    with pytest.raises(ValueError, match='the loss has no gradient with respect to the images'):
+        attack(classifier, images(), LABELS, PGD, loss=lambda model, x, y: model(x.detach()).sum(1))
+    for wrong in ({'eps': -0.1}, {'eps': 1.5}, {'eps': 0.1, 'steps': 0}, {'eps': 0.1, 'step_size': 0.0}):
+        with pytest.raises(ValueError, match='expected'):
+            Attack('pgd', **wrong)
+
+
+def test_fractions():
+    assert fraction('8/255') == 8 / 255
+    assert fraction('0.05') == 0.05
+    with pytest.raises(ValueError, match='8/0'):
+        fraction('8/0')
+
+
+@pytest.fixture(scope='module')
+def run(images, tmp_path_factory):
+    root = tmp_path_factory.mktemp('attacked')
+    options = [*SMALL, *WITHOUT_PICTURES, '--epochs', 2, '--lr', 0.02, '--hnc', 'mse', '--output', root]
+    return train('--data-dir', images, *options, '--experiment', 'run')
+
+
+HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']
+
+
+def test_figures_beside_those_of_clean_images(run, capsys):
+    attacks = ['--attack', 'fgsm', 'pgd', '--attack-eps', '0', '8/255', '--attack-steps', 3]
+    figures = validate(capsys, '--checkpoint', run, *HERE, *attacks)
+    for name in ('fgsm', 'pgd'):
+        assert figures[f'{name}_0_top1'] == figures['top1']
+        assert figures[f'{name}_0.0313725_loss'] > figures['loss']
+    normalized_units = validate(
+        *(capsys, '--checkpoint', run, *HERE, '--attack', 'fgsm', '--attack-eps', '8/255'),
+        *('--attack-space', 'normalized', '--attack-loss', 'train'),
+    )
+    # one unit of the normalised input is less than one of a pixel
+    assert figures['loss'] < normalized_units['fgsm_0.0313725_loss'] < figures['fgsm_0.0313725_loss']
+
+
+def test_wrong_attacks(run, images, capsys):
+    for argv, message in (
+        ('--attack fgsm --attack-eps 1.5', '--attack: eps = 1.5: expected 0 to 1'),
+        ('--attack fgsm --attack-eps -0.1', '--attack: eps = -0.1: expected 0 to 1'),
+        ('--attack pgd --attack-steps 0', '--attack: 0 steps'),
+        ('--attack pgd --attack-loss train --torchcompile', '--attack-loss train: not together with --torchcompile'),
+        ('--attack pgd --metrics-avg micro', '--attack: not together with'),
+    ):
+        code, line = failure(capsys, 'validate', '--checkpoint', run, *HERE, *argv.split())
+        assert (code, message in line) == (2, True), line
+    argv = ['--model', 'test_resnet', '--data-dir', images, '--num-classes', '3', '--img-size', '32', *HERE]
+    code, line = failure(capsys, 'validate', *argv, '--attack', 'fgsm', '--attack-loss', 'train')
+    assert code == 1, line
