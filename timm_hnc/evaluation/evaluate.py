@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 
 from timm_hnc.cam.copies import evaluating
 from timm_hnc.errors import DataError
+from timm_hnc.evaluation.multilabel import MultiLabelEvaluator
 
 _logger = logging.getLogger(__name__)
 
@@ -23,12 +24,12 @@ def create_evaluator(
     Args:
         loader: the validation loader.
         device: of the model.
-        multi_label: several labels an image: mAP and F1 instead of top-1 and top-5.
+        multi_label: several labels an image: mAP, precision, recall and F1 instead of top-1 and top-5.
         threshold: probability from which F1 counts a label.
     """
     limit = evaluation_sample_limit(loader)
     if multi_label:
-        return MultiLabelClassificationEvaluator(device, max_samples=limit, threshold=threshold)
+        return MultiLabelEvaluator(device, max_samples=limit, threshold=threshold)
     return ClassificationEvaluator(device, max_samples=limit)
 
 

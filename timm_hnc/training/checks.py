@@ -7,11 +7,12 @@ import warnings
 import torch
 from timm.optim import get_optimizer_info
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
+from timm.task import ClassificationEvaluator
 
 from timm_hnc.command_line import flag_of, require_one_of, require_range
 from timm_hnc.data.noise import LabelNoise
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.multilabel import MultiLabelEvaluator
 from timm_hnc.evaluation.options import (
     check_holdout,
     check_input_options,
@@ -187,7 +188,7 @@ def _check_distributed(args: argparse.Namespace) -> None:
 
 
 def _check_run(args: argparse.Namespace) -> None:
-    evaluator = MultiLabelClassificationEvaluator if args.task == 'multilabel' else ClassificationEvaluator
+    evaluator = MultiLabelEvaluator if args.task == 'multilabel' else ClassificationEvaluator
     if args.eval_metric not in evaluator.metric_names:
         raise UsageError(
             f'--eval-metric {args.eval_metric}: expected one of {", ".join(evaluator.metric_names)} '

@@ -1,0 +1,83 @@
+"""Precision, recall and F1 of several labels an image, by class and over all (Table 4 of the paper)."""
+
+from typing import Any
+
+import torch
+import torch.distributed
+from timm.task import MultiLabelClassificationEvaluator
+from torch import Tensor
+from torch.nn import functional
+
+TOP = 3
+_FIGURES = ('c_p', 'c_r', 'c_f1', 'o_p', 'o_r', 'o_f1')
+
+
+class MultiLabelEvaluator(MultiLabelClassificationEvaluator):
+    """timm's evaluator (mAP, F1) with the figures of the multi-label literature, in percent.
+
+    c_p and c_r are the means over classes of precision and recall, o_p and o_r those of all labels together; c_f1 and
+    o_f1 are the harmonic means of the two. A class that is never predicted has precision 0, one that never occurs
+    recall 0, as in scikit-learn with zero_division=0. Predicted are labels at or above the threshold; with `_top3`
+    behind the name, the three with the highest scores.
+    """
+
+    metric_names: tuple[str, ...] = (  # type: ignore[assignment]  # timm's is of five
+        *MultiLabelClassificationEvaluator.metric_names,
+        *_FIGURES,
+        *(f'{name}_top{TOP}' for name in _FIGURES),
+    )
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        super().reset()
+        self.hits: Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Count a batch of (B, n) logits and targets."""
+        before = len(self.outputs)
+        super().update(output, target)
+        if len(self.outputs) == before:
+            return  # nothing but the sampler's padding
+        scores, present = self.outputs[-1], self.targets[-1]
+        highest = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
+        predicted = torch.stack(
+            [scores.sigmoid() >= self.threshold, functional.one_hot(highest, scores.shape[1]).sum(1).bool()]
+        )
+        # (2 ways to predict, [true positives, predicted, present], n)
+        hits = torch.stack([(predicted & present).sum(1), predicted.sum(1), present.sum(0).expand(2, -1)], 1)
+        self.hits = hits if self.hits is None else self.hits + hits
+
+    def compute(self, distributed: bool = False) -> Any:
+        """The figures, over all processes if they are several."""
+        metrics = super().compute(distributed=distributed)
+        hits = self.hits
+        if distributed:
+            hits = self._of_all_processes()
+        for suffix, way in zip(('', f'_top{TOP}'), hits if hits is not None else torch.zeros(2, 3, 1), strict=True):
+            metrics.update({f'{name}{suffix}': value for name, value in _figures(way.double()).items()})
+        return metrics
+
+    def _of_all_processes(self) -> Tensor:
+        sizes = torch.tensor(0 if self.hits is None else self.hits.shape[-1], device=self.device)
+        torch.distributed.all_reduce(sizes, torch.distributed.ReduceOp.MAX)
+        # a process may have had nothing but padding
+        hits = torch.zeros(2, 3, int(sizes), dtype=torch.long) if self.hits is None else self.hits
+        hits = hits.to(self.device)
+        torch.distributed.all_reduce(hits)
+        return hits.cpu()
+
+
+def _figures(hits: Tensor) -> dict[str, float]:
+    """Of (3, n) true positives, predicted and present labels."""
+    correct, predicted, present = hits
+    figures = {
+        'c_p': (correct / predicted.clamp(min=1)).mean().item(),
+        'c_r': (correct / present.clamp(min=1)).mean().item(),
+        'o_p': (correct.sum() / predicted.sum().clamp(min=1)).item(),
+        'o_r': (correct.sum() / present.sum().clamp(min=1)).item(),
+    }
+    for kind in 'co':
+        precision, recall = figures[f'{kind}_p'], figures[f'{kind}_r']
+        figures[f'{kind}_f1'] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return {name: 100 * figures[name] for name in _FIGURES}
