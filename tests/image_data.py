@@ -124,3 +124,48 @@ def write_multi_label_parquet(root: Path) -> Path:
 def _write_split(dataset, root: Path, split: str) -> None:
     (root / 'data').mkdir(parents=True, exist_ok=True)
     dataset.to_parquet(str(root / 'data' / f'{split}-00000-of-00001.parquet'))
+
+
+def write_cub(root: Path) -> Path:
+    """CUB-200-2011's layout: index files, images of three birds, a box each."""
+    folder = root / 'CUB_200_2011'
+    names = [f'{number + 1:03d}.{name}' for number, name in enumerate(CLASSES)]
+    lines: dict[str, list[str]] = {'images': [], 'image_class_labels': [], 'train_test_split': [], 'bounding_boxes': []}
+    for split in ('train', 'validation'):
+        for name, label, content in samples(split):
+            number = len(lines['images']) + 1
+            path = folder / 'images' / names[label] / f'{name}-{split}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(io.BytesIO(content)).save(path)
+            lines['images'].append(f'{number} {path.relative_to(folder / "images")}')
+            lines['image_class_labels'].append(f'{number} {label + 1}')
+            lines['train_test_split'].append(f'{number} {int(split == "train")}')
+            lines['bounding_boxes'].append(f'{number} {number % 5}.0 2.0 10.0 20.5')
+    lines['classes'] = [f'{number + 1} {name}' for number, name in enumerate(names)]
+    for name, rows in lines.items():
+        (folder / f'{name}.txt').write_text('\n'.join(rows) + '\n')
+    return root
+
+
+def write_coco(root: Path) -> Path:
+    """MS-COCO's layout of 2014: images with none to three bright channels, an object a channel; ids with gaps."""
+    ids = (3, 17, 90)
+    for split, count in (('train2014', 41), ('val2014', 25)):
+        rng = np.random.default_rng(count)
+        images, annotations = [], []
+        for number in range(count):
+            labels = [label for label in range(3) if number & (1 << label)]
+            path = root / split / f'COCO_{split}_{number:012d}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            square(rng, {2 - label for label in labels}).save(path)
+            images.append({'id': 1000 + number, 'file_name': path.name, 'width': 32, 'height': 32})
+            for label in [*labels, *labels[:1]]:
+                box = [float(label), 1.0, 10.0, 20.5]
+                annotations.append({'image_id': 1000 + number, 'category_id': ids[label], 'bbox': box, 'iscrowd': 0})
+        categories = [
+            {'id': number, 'name': name} for number, name in zip(reversed(ids), reversed(CLASSES), strict=True)
+        ]
+        content = {'images': images, 'annotations': annotations, 'categories': categories}
+        (root / 'annotations').mkdir(exist_ok=True)
+        (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+    return root

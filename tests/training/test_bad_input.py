@@ -45,7 +45,10 @@ def fails(tmp_path, capsys):
         ('--model-kwargs nothing=3', "timm cannot make 'test_resnet' with these options"),
         ('--bn-momentum 0.1', "timm cannot make 'test_resnet' with these options"),
         ('--opt-kwargs nothing=3', '--opt sgd cannot be made with these options'),
-        ('--dataset hnc/letters', "--dataset 'hnc/letters' is unknown: timm_hnc has hnc/digits."),
+        (
+            '--dataset hnc/letters',
+            "--dataset 'hnc/letters' is unknown: timm_hnc has hnc/digits, hnc/cub200 and hnc/coco.",
+        ),
         ('--dataset hnc/digits --num-classes 10 --train-split test', "no split 'test': use train or validation"),
         ('--batch-size 0', '--batch-size 0: expected 1 or more.'),
         ('--epochs 0', '--epochs 0: expected 1 or more.'),

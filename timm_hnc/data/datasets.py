@@ -7,6 +7,8 @@ from typing import Any
 import timm.data
 from torch.utils.data import Dataset
 
+from timm_hnc.data.coco import read_coco
+from timm_hnc.data.cub import read_cub
 from timm_hnc.data.digits import create_digits
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, UsageError
@@ -27,7 +29,7 @@ def create_dataset(
 
     Args:
         name: as timm names data sets (empty for a folder or tar, 'torch/...', 'hfds/...', 'hfids/...', 'wds/...'),
-            or 'hnc/digits', scikit-learn's handwritten digits.
+            or 'hnc/digits' (scikit-learn's handwritten digits), 'hnc/cub200', 'hnc/coco'.
         root: folder, tar file or cache, as that kind of data set wants it.
         split: name of the split.
         num_classes: outputs of the model.
@@ -40,9 +42,7 @@ def create_dataset(
         DataError: there is no data, or its labels do not fit.
     """
     if name.startswith('hnc/'):
-        if name != 'hnc/digits':
-            raise UsageError(f"--dataset '{name}' is unknown: timm_hnc has hnc/digits.")
-        dataset: Any = create_digits(split, kwargs.get('input_img_mode') or 'RGB')
+        dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
     dense = target_format == 'multihot'
@@ -50,6 +50,23 @@ def create_dataset(
     if not multi_label:
         _check_labels(dataset, name or root, num_classes)
     return dataset
+
+
+def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bool, mode: str) -> Any:
+    if name == 'hnc/digits':
+        return create_digits(split, mode)
+    if name not in ('hnc/cub200', 'hnc/coco'):
+        raise UsageError(f"--dataset '{name}' is unknown: timm_hnc has hnc/digits, hnc/cub200 and hnc/coco.")
+    if not root:
+        raise UsageError(f'--dataset {name}: pass --data-dir DIR, the folder of the data set.')
+    if not Path(root).is_dir():
+        raise DataError(f"data folder '{root}' does not exist: see --data-dir.")
+    if name == 'hnc/coco' and not multi_label:
+        raise UsageError('--dataset hnc/coco: has several labels an image, pass --task multilabel.')
+    if name == 'hnc/cub200' and multi_label:
+        raise UsageError('--dataset hnc/cub200: has one label an image, leave out --task multilabel.')
+    reader = read_coco(root, split) if name == 'hnc/coco' else read_cub(root, split)
+    return timm.data.ImageDataset('', reader=reader, input_img_mode=mode)
 
 
 def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any) -> Any:

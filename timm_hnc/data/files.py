@@ -1,0 +1,56 @@
+"""A timm reader of image files with targets and boxes."""
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from timm.data.readers.reader import Reader
+
+from timm_hnc.errors import DataError
+
+Box = tuple[float, float, float, float]
+
+
+class FileReader(Reader):
+    """Images of a folder, each with its target and, where they are known, its boxes.
+
+    Args:
+        folder: that the paths start from.
+        paths: of the images.
+        targets: a class index or a list of them, an image each.
+        class_to_idx: names of the classes.
+        boxes: (x1, y1, x2, y2) in pixels of the stored image, a list for every image; None where nobody knows.
+        box_labels: class index of every box.
+
+    Raises:
+        DataError: an image is missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        paths: list[str],
+        targets: list[Any],
+        class_to_idx: dict[str, int],
+        boxes: list[list[Box]] | None = None,
+        box_labels: list[list[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder = folder
+        self.paths = paths
+        self.targets = targets
+        self.class_to_idx = class_to_idx
+        self.boxes = boxes
+        self.box_labels = box_labels
+        missing = next((path for path in paths if not (folder / path).is_file()), None)
+        if missing is not None:
+            raise DataError(f"image '{folder / missing}' is missing, the index files name it: see --data-dir.")
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, Any]:
+        return open(self.folder / self.paths[index], 'rb'), self.targets[index]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.folder / self.paths[index]
+        return path.name if basename else str(path) if absolute else self.paths[index]
