@@ -18,6 +18,7 @@ from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
 
 from timm_hnc.cam import CamModel
+from timm_hnc.data.datasets import class_names
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.attack_options import threat_of
@@ -25,6 +26,7 @@ from timm_hnc.evaluation.attacks import normalized
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
+from timm_hnc.evaluation.map_pass import WatchedMaps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.options import check_data_named, parse_validate_options
 from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
@@ -165,23 +167,31 @@ def _evaluate(
         batches, loader, accelerator.device, getattr(torch, args.model_dtype or 'float32'), args.channels_last
     )
     evaluator = partial(create_evaluator, loader, accelerator.device, multi_label, args.multilabel_threshold)
+    watched = WatchedMaps(model, args, loader) if args.cam_metrics else None
     metrics = evaluate(
-        model, inputs(), evaluator(), accelerator.autocast, distributed, on_batch=labels, log_interval=args.log_freq
+        watched or model,
+        inputs(),
+        evaluator(),
+        accelerator.autocast,
+        distributed,
+        on_batch=watched.before(labels) if watched else labels,
+        log_interval=args.log_freq,
     )
-    robust = {}
+    more: dict[str, Any] = {}
     if args.attack:
         attacked = CamModel(model) if args.attack_loss == 'train' else model
         classifier = normalized(attacked, data_config['mean'], data_config['std'])
         threat = threat_of(args, source)
         robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
-        robust = {name: value if name.endswith('loss') else round(value, 4) for name, value in robust.items()}
+        more |= {name: value if name.endswith('loss') else round(value, 4) for name, value in robust.items()}
+    more |= watched.figures(accelerator, class_names(dataset, args.num_classes)) if watched else {}
     if multi_label:
-        return {name: round(value, 4) for name, value in metrics.items()} | {'loss': metrics['loss']} | robust
+        return {name: round(value, 4) for name, value in metrics.items()} | {'loss': metrics['loss']} | more
     metrics |= labels.accuracy()
     result = {'loss': metrics['loss']}
     for name in ('top1', 'top5'):
         result |= {name: round(metrics[name], 4), f'{name}_err': round(100 - metrics[name], 4)}
-    return result | labels.precision_and_recall() | robust
+    return result | labels.precision_and_recall() | more
 
 
 def _write_results(path: str, results: Any, format: str) -> None:

@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_input_options(parser)
     _add_evaluation_options(parser)
     add_attack_options(parser)
+    _add_map_options(parser)
     add_loader_options(parser)
     compilers = add_device_options(parser)
     compilers.add_argument('--aot-autograd', action='store_true', help=argparse.SUPPRESS)
@@ -86,7 +87,7 @@ def check_validate_options(args: argparse.Namespace) -> None:
     Raises:
         UsageError: with the flag, its value and what is allowed.
     """
-    for dest in ('batch_size', 'log_freq', 'num_samples'):
+    for dest in ('batch_size', 'log_freq', 'num_samples', 'cam_topk'):
         require_range(args, dest, low=1)
     for dest in ('workers', 'crop_border_pixels'):
         require_range(args, dest, low=0)
@@ -97,6 +98,12 @@ def check_validate_options(args: argparse.Namespace) -> None:
     check_precision(args)
     check_task(args)
     attacks_of(args)
+    if args.cam_metrics and (args.torchcompile or args.test_pool):
+        raise UsageError(
+            f'--cam-metrics: not together with {"--torchcompile" if args.torchcompile else "--test-pool"}.'
+        )
+    if args.cam_classes_file and not args.cam_metrics:
+        raise UsageError(f'--cam-classes-file {args.cam_classes_file}: needs --cam-metrics.')
     if args.task == 'multilabel':
         for dest in ('metrics_avg', 'real_labels', 'valid_labels'):
             if getattr(args, dest):
@@ -286,6 +293,13 @@ def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     add('--tf-preprocessing', action='store_true', help="TensorFlow's preprocessing")
     add('--test-pool', action='store_true', help='pool at test time over larger inputs')
     add('--retry', action='store_true', help='try smaller batches when memory runs out')
+
+
+def _add_map_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('class activation maps').add_argument
+    add('--cam-metrics', action='store_true', help='how flat the maps of absent classes are, and those of present ones')
+    add('--cam-topk', type=int, default=10, metavar='K', help='absent classes of each image, highest logits first')
+    add('--cam-classes-file', type=str, default='', metavar='FILE', help='CSV of these figures, a row a class')
 
 
 def _add_result_options(parser: argparse.ArgumentParser) -> None:
