@@ -167,7 +167,7 @@ def _evaluate(
         batches, loader, accelerator.device, getattr(torch, args.model_dtype or 'float32'), args.channels_last
     )
     evaluator = partial(create_evaluator, loader, accelerator.device, multi_label, args.multilabel_threshold)
-    watched = WatchedMaps(model, args, loader) if args.cam_metrics else None
+    watched = WatchedMaps(model, args, loader, dataset) if args.cam_metrics or args.cam_boxes else None
     metrics = evaluate(
         watched or model,
         inputs(),

@@ -33,6 +33,22 @@ def map_figures(maps: Tensor) -> Tensor:
     return torch.stack([cells.amax(-1) - mean, (cells > 0).double().mean(-1), divergence.clamp(min=0)], -1)
 
 
+def present_classes(target: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes that are in every image, as many columns as the image with the most has, and which columns count.
+
+    Args:
+        target: (B,) class indices or (B, n) label sets.
+
+    Returns:
+        (B, m) indices and (B, m) bool.
+    """
+    if target.ndim == 1:
+        return target[:, None], torch.ones_like(target[:, None], dtype=torch.bool)
+    there, present = (target > ROUNDING).sort(dim=1, descending=True, stable=True)
+    most = max(1, int(there.sum(1).max()))
+    return present[:, :most], there[:, :most].clone()
+
+
 class MapQuality:
     """Means of `map_figures` over the top-k negatives and over the present classes of all images, also class by class.
 
@@ -62,13 +78,7 @@ class MapQuality:
         negatives, valid = class_maps.topk_negatives(target, self.topk)
         valid[count:] = False
         self._add(0, class_maps.maps(negatives), negatives, valid)
-        if target.ndim == 1:
-            present, there = target[:, None], torch.ones_like(target[:, None], dtype=torch.bool)
-        else:
-            # as many columns as the image with the most labels has
-            there, present = (target > ROUNDING).sort(dim=1, descending=True, stable=True)
-            most = max(1, int(there.sum(1).max()))
-            there, present = there[:, :most], present[:, :most]
+        present, there = present_classes(target)
         there[count:] = False
         self._add(1, class_maps.maps(present), present, there)
 

@@ -5,6 +5,7 @@ The groups and checks that train.py has too are public here; training imports th
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from timm.data.readers.targets import TARGET_FORMATS, check_target_format, parse_target_keys
 
@@ -17,6 +18,7 @@ from timm_hnc.command_line import (
     require_one_of,
     require_range,
 )
+from timm_hnc.data.boxes import FORMATS
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.attack_options import add_attack_options, attacks_of
 
@@ -98,12 +100,7 @@ def check_validate_options(args: argparse.Namespace) -> None:
     check_precision(args)
     check_task(args)
     attacks_of(args)
-    if args.cam_metrics and (args.torchcompile or args.test_pool):
-        raise UsageError(
-            f'--cam-metrics: not together with {"--torchcompile" if args.torchcompile else "--test-pool"}.'
-        )
-    if args.cam_classes_file and not args.cam_metrics:
-        raise UsageError(f'--cam-classes-file {args.cam_classes_file}: needs --cam-metrics.')
+    check_map_options(args)
     if args.task == 'multilabel':
         for dest in ('metrics_avg', 'real_labels', 'valid_labels'):
             if getattr(args, dest):
@@ -111,6 +108,23 @@ def check_validate_options(args: argparse.Namespace) -> None:
                     f'{flag_of(dest)} {getattr(args, dest)}: for --task classification only; --task multilabel '
                     'reports mAP and the micro, macro and sample F1.'
                 )
+
+
+def check_map_options(args: argparse.Namespace) -> None:
+    """Refuse what class activation maps cannot be measured with.
+
+    Raises:
+        UsageError: with the flag and what is in its way.
+    """
+    flag = '--cam-boxes' if args.cam_boxes else '--cam-metrics' if args.cam_metrics else None
+    if flag and (args.torchcompile or args.test_pool):
+        raise UsageError(f'{flag}: not together with {"--torchcompile" if args.torchcompile else "--test-pool"}.')
+    if args.cam_boxes and find_spec('scipy') is None:
+        raise UsageError('--cam-boxes needs scipy: pip install "timm_hnc[boxes]".')
+    if args.cam_boxes and is_streamed(args.dataset):
+        raise UsageError(f'--cam-boxes: {args.dataset} is streamed, its images have no index.')
+    if args.cam_classes_file and not args.cam_metrics:
+        raise UsageError(f'--cam-classes-file {args.cam_classes_file}: needs --cam-metrics.')
 
 
 def check_input_options(args: argparse.Namespace) -> None:
@@ -299,6 +313,9 @@ def _add_map_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('class activation maps').add_argument
     add('--cam-metrics', action='store_true', help='how flat the maps of absent classes are, and those of present ones')
     add('--cam-topk', type=int, default=10, metavar='K', help='absent classes of each image, highest logits first')
+    add('--cam-boxes', action='store_true', help='maps of present classes against the boxes of their objects')
+    add('--boxes-key', type=str, default='objects', metavar='KEY', help='column of objects, with bbox and category')
+    add('--boxes-format', choices=FORMATS, default='xyxy', help='corners, or a corner, width and height')
     add('--cam-classes-file', type=str, default='', metavar='FILE', help='CSV of these figures, a row a class')
 
 

@@ -1,0 +1,169 @@
+"""Boxes: where they lie in a model's input, and maps against them."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from image_data import png, square, write_cub
+from PIL import Image, ImageDraw
+from running import ROOT, SMALL, WITHOUT_PICTURES, failure, result_of, run_script, train, validate
+from timm.data import create_transform
+
+from timm_hnc.data.boxes import BoxSource, InputGeometry
+from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.holdout import split_off
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.evaluation.localization import THRESHOLDS, Localization
+
+HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']
+STATISTICS = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
+
+
+@pytest.mark.parametrize('size', [(200, 120), (90, 160), (64, 64)])
+@pytest.mark.parametrize('mode', ['center', 'squash', 'border'])
+@pytest.mark.parametrize('prefetcher', [False, True])
+def test_boxes_move_as_drawn_rectangles_do(size, mode, prefetcher):
+    transform = create_transform((3, 96, 80), crop_pct=0.9, crop_mode=mode, use_prefetcher=prefetcher, **STATISTICS)
+    width, height = size
+    box = torch.tensor([[0.3 * width, 0.25 * height, 0.7 * width, 0.8 * height]]).round().double()
+    picture = Image.new('RGB', size)
+    left, top, right, bottom = map(int, box[0])
+    ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), (255, 255, 255))
+    seen = np.asarray(transform(picture))[0] > (127 if prefetcher else 0.5)
+    rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
+    expected = torch.tensor([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]]).double()
+    torch.testing.assert_close(InputGeometry(transform).boxes(box, size), expected, rtol=0, atol=1.0)
+
+
+def test_what_is_cropped_away_has_no_area():
+    transform = create_transform((3, 32, 32), crop_pct=0.5, **STATISTICS)
+    moved = InputGeometry(transform).boxes(torch.tensor([[0.0, 0, 5, 5], [0, 0, 64, 64]]).double(), (64, 64))
+    assert moved[0, 2] - moved[0, 0] == 0
+    assert moved[1].tolist() == [0, 0, 32, 32]
+
+
+def box_iou(left, right):
+    x1, y1 = np.maximum(left[:2], right[:2])
+    x2, y2 = np.minimum(left[2:], right[2:])
+    inner = max(0, x2 - x1) * max(0, y2 - y1)
+    area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (left, right)]
+    return inner / (sum(area) - inner)
+
+
+def parts_of(mask):
+    """Boxes around connected parts, found by flooding."""
+    left, boxes = {tuple(place) for place in np.argwhere(mask)}, []
+    while left:
+        part, edge = set(), [left.pop()]
+        while edge:
+            y, x = edge.pop()
+            part.add((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            edge += near
+        ys, xs = zip(*part, strict=True)
+        boxes.append(np.array([min(xs), min(ys), max(xs) + 1, max(ys) + 1]))
+    return boxes
+
+
+def test_figures_are_those_of_brute_force():
+    generator, size, localization = torch.Generator().manual_seed(0), (24, 32), Localization()
+    found, pointing, energy = np.zeros((len(THRESHOLDS), 3)), [], []
+    for _ in range(12):
+        map_ = torch.randn(4, 5, generator=generator)
+        corner, extent = torch.rand(2, 2, generator=generator) * 12, torch.rand(2, 2, generator=generator) * 11 + 1
+        boxes = torch.cat([corner, corner + extent], 1).double()
+        localization.update(map_, torch.cat([boxes, torch.zeros(1, 4).double()]), size)
+        values = torch.nn.functional.interpolate(map_[None, None].double(), size, mode='bilinear')[0, 0].numpy()
+        scaled = (values - values.min()) / (values.max() - values.min())
+        for row, threshold in enumerate(THRESHOLDS):
+            best = max(box_iou(part, box) for part in parts_of(scaled >= threshold) for box in boxes.numpy())
+            found[row] += [best >= iou for iou in (0.3, 0.5, 0.7)]
+        inside = np.array(
+            [
+                [any(b[0] <= x + 0.5 <= b[2] and b[1] <= y + 0.5 <= b[3] for b in boxes) for x in range(size[1])]
+                for y in range(size[0])
+            ]
+        )
+        pointing.append(inside.flat[values.argmax()])
+        energy.append(values.clip(0)[inside].sum() / values.clip(0).sum())
+    figures = localization.compute()
+    accuracy = 100 * found.max(0) / 12
+    assert figures['maps_with_boxes'] == 12
+    assert [figures[f'box_acc_{iou}'] for iou in (0.3, 0.5, 0.7)] == pytest.approx(accuracy)
+    assert figures['max_box_acc_v2'] == pytest.approx(accuracy.mean())
+    assert figures['pointing'] == pytest.approx(100 * np.mean(pointing))
+    assert figures['energy'] == pytest.approx(100 * np.mean(energy))
+
+
+def test_a_map_that_is_the_box():
+    localization, map_ = Localization(), torch.zeros(8, 8)
+    map_[2:6, 1:5] = 1
+    localization.update(map_, torch.tensor([[1.0, 2, 5, 6]]).double(), (8, 8))
+    assert localization.compute() == {
+        **dict.fromkeys(('max_box_acc_v2', 'box_acc_0.3', 'box_acc_0.5', 'box_acc_0.7', 'pointing', 'energy'), 100),
+        'maps_with_boxes': 1,
+    }
+
+
+@pytest.fixture(scope='module')
+def birds(tmp_path_factory):
+    return write_cub(tmp_path_factory.mktemp('birds'))
+
+
+def write_objects(root, boxes):
+    features = Features(
+        {
+            'image': ImageFeature(),
+            'label': Value('int64'),
+            'things': {'bbox': List(List(Value('float32'))), 'category': List(Value('int64'))},
+        }
+    )
+    rng, count = np.random.default_rng(0), len(boxes)
+    columns = {
+        'image': [{'bytes': png(square(rng, {2})), 'path': None} for _ in range(count)],
+        'label': [index % 3 for index in range(count)],
+        'things': [{'bbox': each, 'category': [index % 3] * len(each)} for index, each in enumerate(boxes)],
+    }
+    (root / 'data').mkdir(parents=True)
+    for split in ('train', 'validation'):
+        table = Dataset.from_dict(columns, features=features)
+        table.to_parquet(str(root / 'data' / f'{split}-00000-of-00001.parquet'))
+    return ['--dataset', f'hfds/{root}', '--data-dir', str(root / 'cache')]
+
+
+def test_boxes_of_both_kinds_of_data_sets(birds, tmp_path):
+    cub = create_dataset('hnc/cub200', str(birds), 'train', 3)
+    assert BoxSource(cub)[1].boxes.tolist() == [[2, 2, 12, 22.5]]
+    held = split_off(cub, 0.3, seed=1)[1]
+    assert BoxSource(held)[0].boxes.tolist() == BoxSource(cub)[held.indices[0]].boxes.tolist()
+    assert BoxSource(held).image_size(0) == (32, 32)
+    name = write_objects(tmp_path / 'set', [[[1, 2, 10, 20]], [], [[3, 3, 5, 5], [1, 1, 9, 9]]])
+    objects = create_dataset(name[1], name[3], 'train', 3)
+    assert BoxSource(objects, 'things')[2].boxes.tolist() == [[3, 3, 5, 5], [1, 1, 9, 9]]
+    assert BoxSource(objects, 'things', 'xywh')[0].boxes.tolist() == [[1, 2, 11, 22]]
+    assert len(BoxSource(objects, 'things')[1].boxes) == 0
+    with pytest.raises(UsageError, match="no boxes 'objects' in the data set, its columns are image, label, things"):
+        BoxSource(objects)
+
+
+@pytest.mark.parametrize('box', [[5, 5, 5, 9], [-7, 1, 4, 4], [9, 2, 3, 8]])
+def test_boxes_that_cannot_be(tmp_path, box):
+    name = write_objects(tmp_path / 'set', [[box], [], []])
+    with pytest.raises(DataError, match=r'sample 0 has the box .* see --boxes-format'):
+        BoxSource(create_dataset(name[1], name[3], 'train', 3), 'things')[0]
+
+
+def test_validate_with_boxes(birds, images, tmp_path, capsys):
+    data = ['--dataset', 'hnc/cub200', '--data-dir', birds, '--val-split', 'test']
+    run = train(*data, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run')
+    one = validate(capsys, '--checkpoint', run, *HERE, '--cam-boxes')
+    assert one['cam_maps_with_boxes'] == 25
+    assert 0 < one['cam_energy'] < 100
+    two = result_of(run_script(ROOT / 'validate.py', '--checkpoint', run, *HERE, '--cam-boxes', processes=2))
+    cam = [name for name in one if name.startswith('cam_')]
+    assert {name: two[name] for name in cam} == pytest.approx({name: one[name] for name in cam}, rel=1e-3)
+    code, line = failure(capsys, 'validate', '--checkpoint', run, *HERE, '--cam-boxes', '--data-dir', images)
+    assert code == 2
+    assert "--cam-boxes: no boxes 'objects' in the data set, it is no data set with boxes" in line

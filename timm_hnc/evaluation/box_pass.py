@@ -1,0 +1,55 @@
+"""Boxes beside the class maps of a validation pass."""
+
+from argparse import Namespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from timm_hnc.cam import ClassMaps
+from timm_hnc.data.boxes import BoxSource, InputGeometry, sample_order
+from timm_hnc.evaluation.map_quality import present_classes
+
+
+class BoxPass:
+    """Compares the maps of the classes that are in an image with the boxes of their objects.
+
+    Args:
+        args: options of validate.py.
+        loader: validation loader, that yields the samples in a known order.
+        dataset: that it reads.
+        max_samples: images of this process that count.
+
+    Raises:
+        UsageError: the data set has no boxes.
+    """
+
+    def __init__(self, args: Namespace, loader: Any, dataset: Any, max_samples: int | None) -> None:
+        from timm_hnc.evaluation.localization import Localization  # needs scipy
+
+        self.source = BoxSource(dataset, args.boxes_key, args.boxes_format)
+        self.geometry = InputGeometry(dataset.transform)
+        self.order = sample_order(loader)
+        self.left = len(dataset) if max_samples is None else max_samples
+        self.localization = Localization()
+
+    @torch.no_grad()
+    def update(self, class_maps: ClassMaps, target: Tensor, size: tuple[int, int]) -> None:
+        """Count a batch: (B,) class indices or (B, n) label sets, inputs of (height, width)."""
+        classes, there = (part.cpu() for part in present_classes(target))
+        maps = class_maps.maps(classes.to(target.device)).cpu()
+        for row, index in zip(range(min(len(target), self.left)), self.order, strict=False):
+            found = self.source[index]
+            if not len(found.boxes):
+                continue
+            boxes = self.geometry.boxes(found.boxes, self.source.image_size(index))
+            for column in there[row].nonzero().flatten().tolist():
+                self.localization.update(maps[row, column], boxes[found.labels == classes[row, column]], size)
+        self.left -= min(len(target), self.left)
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """Figures over all processes."""
+        if accelerator.num_processes > 1:
+            self.localization.gather(accelerator.device)
+        return {f'cam_{name}': round(value, 4) for name, value in self.localization.compute().items()}
