@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel
 
+WEIGHTS = 'model.safetensors'
+
 
 def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights as plain timm loads them: on the CPU, contiguous, none sharing storage with another.
@@ -29,6 +31,18 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if not (auxiliary and name.startswith(auxiliary))
     }
+
+
+def find_weights(path: Path) -> Path | None:
+    """The folder with config.json and model.safetensors that a run folder, a checkpoint or the folder itself has.
+
+    Returns:
+        None where there is none, such as for a weights file.
+    """
+    for folder in (path / 'model_best', path / 'model', path):
+        if (folder / 'config.json').is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    return None
 
 
 def save_pretrained(
@@ -62,5 +76,5 @@ def save_pretrained(
         config['label_names'] = list(class_names)
     if hnc:
         config['hnc'] = hnc
-    safetensors.torch.save_file(export_state_dict(model), folder / 'model.safetensors', metadata={'format': 'pt'})
+    safetensors.torch.save_file(export_state_dict(model), folder / WEIGHTS, metadata={'format': 'pt'})
     save_config_for_hf(model, str(folder / 'config.json'), model_config=config, data_config=data_config)

@@ -9,8 +9,8 @@ from timm.models import is_model, list_models, parse_model_name
 from timm.utils import natural_key
 
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.hub import find_weights
 
-WEIGHTS = 'model.safetensors'
 _OF_OTHER_LABELS = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 # options of a run that say which data it validated on
 _DATA_OPTIONS = (
@@ -108,9 +108,9 @@ def _of_checkpoint(args: Namespace, explicit: frozenset[str]) -> list[Source]:
         if not is_model(args.model):
             raise UsageError(f"--model '{args.model}' is no model of timm's: a weights file needs its architecture.")
         return [Source(args.model, checkpoint=str(path))]
-    for folder in (path / 'model_best', path / 'model', path):
-        if (folder / 'config.json').is_file() and (folder / WEIGHTS).is_file():
-            return [Source(f'local-dir:{folder}', pretrained=True)]
+    folder = find_weights(path)
+    if folder is not None:
+        return [Source(f'local-dir:{folder}', pretrained=True)]
     files = sorted([*path.glob('*.pth.tar'), *path.glob('*.pth')], key=lambda file: natural_key(str(file)))
     if not files:
         raise DataError(f"--checkpoint '{path}' is neither a run folder nor its model_best, and holds no .pth files.")

@@ -50,11 +50,15 @@ class PanelRow:
         image: (C, H, W) floats in [0, 1], not normalised. C = 3 is shown in colour, any other C as the grey mean.
         positive: the map of the image's class, None for an image without a label.
         negatives: up to 4 maps of classes that are not in the image, highest score first.
+        caption: under the image.
+        scale: lowest and highest value of the colour scale, those of the row's maps if None.
     """
 
     image: Tensor
     positive: Cell | None
     negatives: Sequence[Cell]
+    caption: str = ''
+    scale: tuple[float, float] | None = None
 
 
 @dataclass(eq=False)
@@ -184,7 +188,9 @@ def _draw_row(panel: Image.Image, layout: _Layout, index: int, row: PanelRow) ->
     _paste(panel, box, (255 * colour.permute(1, 2, 0)).round().to(torch.uint8), _resize_mask(~finite, size), layout)
 
     grey = (colour * torch.tensor([0.299, 0.587, 0.114], dtype=colour.dtype)[:, None, None]).sum(0)
-    scale = _shared_scale([cell.map for cell in _cells(row)])
+    scale = row.scale or _shared_scale([cell.map for cell in _cells(row)])
+    if row.caption:
+        _write_line(draw, layout, index, 0, row.caption, INK)
     if row.positive is None:
         _draw_empty(draw, layout, index)
     for column, cell in enumerate([row.positive, *row.negatives], start=1):
@@ -277,11 +283,16 @@ def _draw_empty(draw: ImageDraw.ImageDraw, layout: _Layout, index: int) -> None:
 
 
 def _write_below(draw: ImageDraw.ImageDraw, layout: _Layout, index: int, column: int, cell: Cell) -> None:
+    _write_line(draw, layout, index, column, cell.name, INK)
+    _write_line(draw, layout, index, column, _format_probability(cell.probability), FAINT, line=1)
+
+
+def _write_line(
+    draw: ImageDraw.ImageDraw, layout: _Layout, index: int, column: int, text: str, colour: Colour, line: int = 0
+) -> None:
     x = layout.left(column) + layout.cell_size // 2
-    baseline = layout.top(index) + layout.band(index) + layout.gap // 3 + layout.font_size
-    _write(draw, (x, baseline), cell.name, layout.font_size, layout.cell_size, INK, 'ms')
-    probability = _format_probability(cell.probability)
-    _write(draw, (x, baseline + layout.line), probability, layout.font_size, layout.cell_size, FAINT, 'ms')
+    baseline = layout.top(index) + layout.band(index) + layout.gap // 3 + layout.font_size + line * layout.line
+    _write(draw, (x, baseline), text, layout.font_size, layout.cell_size, colour, 'ms')
 
 
 def _draw_bar(panel: Image.Image, layout: _Layout, index: int, scale: tuple[float, float] | None) -> None:

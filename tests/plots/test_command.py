@@ -1,0 +1,193 @@
+"""python -m timm_hnc.plots: pictures of photographs, losses and runs, and what it refuses."""
+
+import io
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from running import ROOT, run_script
+
+from timm_hnc import CamModel, save_pretrained
+from timm_hnc.command_line import run_command
+from timm_hnc.errors import DataError
+from timm_hnc.plots.command import main
+from timm_hnc.plots.curves import draw_curves, read_run
+from timm_hnc.plots.loss_figure import example_maps, values_and_gradients
+from timm_hnc.plots.photo_cams import Subject, draw_photos, names_of
+from timm_hnc.plots.photos import find_photos, load_photo
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """Two folders of weights for three classes."""
+    folders = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = timm.create_model('test_resnet', num_classes=3)
+        folders.append(tmp_path_factory.mktemp('weights') / f'run-{seed}' / 'model_best')
+        save_pretrained(model, folders[-1], ['ant', 'bee', 'cat'])
+    return [folder.parent for folder in folders]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for name in ('b.jpg', 'a.png'):
+        Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(folder / name)
+    (folder / 'notes.txt').write_text('no photo')
+    return folder
+
+
+def fails(capsys, *argv):
+    capsys.readouterr()
+    code = run_command(main, [str(word) for word in argv])
+    error = capsys.readouterr().err.strip()
+    assert 'Traceback' not in error
+    assert len([line for line in error.splitlines() if ': error: ' in line]) == 1, error
+    return code, error.partition(': error: ')[2]
+
+
+def test_photos_of_two_models_share_their_scale(weights, photos, tmp_path):
+    out = tmp_path / 'pictures' / 'cams.png'
+    main(['cams', str(photos), '--checkpoint', str(weights[0]), '--against', str(weights[1]), '--out', str(out)])
+    subjects = [
+        Subject(
+            CamModel(timm.create_model(f'local-dir:{folder / "model_best"}', pretrained=True)).eval(),
+            folder.name,
+            'abc',
+        )
+        for folder in (weights[1], weights[0])
+    ]
+    files = find_photos([photos])
+    assert [file.name for file in files] == ['a.png', 'b.jpg']
+    for subject in subjects:
+        assert names_of(subject.model.model) == ['ant', 'bee', 'cat']
+    named = [Subject(each.model, each.caption, ['ant', 'bee', 'cat']) for each in subjects]
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(draw_photos(files, named)))
+    one = draw_photos(files, named[:1])
+    assert Image.open(out).height > 1.8 * one.height
+
+
+def test_it_is_a_command(weights, photos, tmp_path):
+    done = run_script('-m', 'timm_hnc.plots', 'cams', photos / 'a.png', '--checkpoint', weights[0], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == 'cams.png'
+    assert (tmp_path / 'cams.png').is_file()
+    assert (ROOT / 'timm_hnc' / 'plots' / '__main__.py').is_file()
+
+
+def test_wrong_use(weights, photos, tmp_path, capsys):
+    photo, checkpoint = photos / 'a.png', ['--checkpoint', weights[0]]
+    (tmp_path / 'names.txt').write_text('ant\nbee\n')
+    (tmp_path / 'empty').mkdir()
+    for argv, code, message in (
+        (['cams', photo], 2, 'no model: pass --checkpoint RUN, or --model NAME'),
+        (['cams', tmp_path / 'none.jpg', *checkpoint], 1, "none.jpg' does not exist"),
+        (['cams', tmp_path / 'empty', *checkpoint], 1, 'has no images'),
+        (['cams', photos / 'notes.txt', *checkpoint], 1, "notes.txt' cannot be read: it is no image, or damaged"),
+        (['cams', photo, *checkpoint, '--topk', 5], 2, '--topk 5: expected 0 to 4'),
+        (['cams', photo, *checkpoint, '--class-names', tmp_path / 'names.txt'], 1, '2 class names for 3 classes'),
+        (['cams', photo, *checkpoint, '--class-names', tmp_path / 'no.txt'], 1, 'cannot be read'),
+        (['cams', photo, '--model', 'resnet_none', '--pretrained'], 1, "'resnet_none' cannot be loaded"),
+        (['cams', photo, '--model', 'test_vit', '--num-classes', 0], 2, 'no class'),
+        (['cams', photo, *checkpoint, '--out', tmp_path / 'a.what'], 2, 'a.what'),
+        (['curves', tmp_path / 'empty'], 1, "empty' is no run folder of train.py"),
+    ):
+        assert fails(capsys, *argv)[0] == code, argv
+        assert message in fails(capsys, *argv)[1], argv
+
+
+def photo_of(tmp_path, image, name, **options):
+    image.save(tmp_path / name, **options)
+    return np.asarray(load_photo(tmp_path / name)).astype(int)
+
+
+def test_kinds_of_photos(tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 40, dtype=np.uint8), (30, 1))
+    colour = Image.fromarray(np.stack([ramp, np.full_like(ramp, 90), 255 - ramp], -1))
+    expected = np.asarray(colour).astype(int)
+    assert np.array_equal(photo_of(tmp_path, colour, 'rgb.png'), expected)
+    assert abs(photo_of(tmp_path, colour.convert('CMYK'), 'cmyk.jpg', quality=100) - expected).max() < 12
+    grey = photo_of(tmp_path, Image.fromarray(ramp), 'grey.png')
+    assert np.array_equal(grey, np.stack([ramp] * 3, -1))
+    deep = photo_of(tmp_path, Image.fromarray(ramp.astype(np.uint16) * 257), 'deep.png')
+    assert np.array_equal(deep, grey)
+    palette = photo_of(tmp_path, colour.quantize(64), 'palette.png')
+    assert abs(palette - expected).mean() < 8
+    seen = colour.convert('RGBA')
+    seen.putalpha(0)
+    assert (photo_of(tmp_path, seen, 'clear.png') == 255).all()
+    frames = photo_of(tmp_path, colour, 'many.gif', save_all=True, append_images=[Image.new('RGB', (40, 30))])
+    assert abs(frames - expected).mean() < 12
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    assert photo_of(tmp_path, colour, 'turned.jpg', exif=exif).shape == (40, 30, 3)
+    assert photo_of(tmp_path, Image.new('RGB', (1, 1), 'red'), 'dot.png').tolist() == [[[255, 0, 0]]]
+
+
+def test_too_many_pixels_and_very_many(tmp_path, monkeypatch):
+    Image.new('L', (6000, 20)).save(tmp_path / 'wide.png')
+    assert load_photo(tmp_path / 'wide.png').width == 4096
+    Image.new('1', (20_000, 20_000)).save(tmp_path / 'huge.png')
+    with pytest.raises(DataError, match=r"huge\.png' has too many pixels: make it smaller first"):
+        load_photo(tmp_path / 'huge.png')
+    content = (tmp_path / 'wide.png').read_bytes()
+    (tmp_path / 'half.png').write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match='no image, or damaged'):
+        load_photo(tmp_path / 'half.png')
+
+
+def test_maps_of_a_dot_are_drawn(weights, tmp_path):
+    Image.new('RGB', (1, 1), 'red').save(tmp_path / 'dot.png')
+    main(['cams', str(tmp_path / 'dot.png'), '--checkpoint', str(weights[0]), '--out', str(tmp_path / 'cams.png')])
+    assert (tmp_path / 'cams.png').is_file()
+
+
+@pytest.mark.parametrize('variant', ['mse', 'kd'])
+def test_values_and_gradients_of_fig_3(variant):
+    for map_ in example_maps().values():
+        value, gradient = values_and_gradients(map_, variant)
+        number = map_.numel()
+        if variant == 'mse':  # Eq. 2 and Eq. 11
+            expected, slope = map_.square().mean(), 2 * map_ / number
+        else:  # Eq. 5 and Eq. 12
+            softmax = map_.exp() / map_.exp().sum()
+            expected, slope = -softmax.log().mean(), softmax - 1 / number
+        torch.testing.assert_close(value.sum(), expected)
+        torch.testing.assert_close(gradient, slope)
+
+
+def write_run(folder, name, hnc='none', weight=None, epochs=3, **options):
+    (folder / name).mkdir(parents=True)
+    args = {'model': 'm', 'epochs': epochs, 'hnc': hnc, 'hnc_weight': weight, **options}
+    (folder / name / 'args.yaml').write_text(yaml.safe_dump(args))
+    rows = [f'{epoch},{2 - epoch / 3},{1 - epoch / 5},{20 + epoch}' for epoch in range(epochs)]
+    (folder / name / 'summary.csv').write_text('\n'.join(['epoch,train_loss,eval_loss,eval_top1', *rows]) + '\n')
+    return folder / name
+
+
+def test_curves(tmp_path):
+    runs = [write_run(tmp_path, 'ce'), write_run(tmp_path, 'a', 'mse', 0.001), write_run(tmp_path, 'b', 'mse', 0.01)]
+    picture = draw_curves(runs)
+    without = draw_curves(runs[:2])
+    assert picture.width > without.width, 'the panel of the weights'
+    assert read_run(runs[1]).label == 'a (mse, 0.001)'
+    other = write_run(tmp_path, 'c', 'mse', 0.1, epochs=4)
+    assert draw_curves([runs[0], runs[1], other]).width == without.width, 'another training is no point of the curve'
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG')
+    assert np.asarray(picture).std() > 10
+
+
+def test_runs_that_cannot_be_drawn(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'args.yaml').write_text('model: m')
+    for summary in ('', 'epoch,train_loss\n', 'a,b\n1,2\n', 'epoch,train_loss\n0,what\n'):
+        (tmp_path / 'run' / 'summary.csv').write_text(summary)
+        with pytest.raises(DataError, match=r"run' (is no run folder|has no complete epoch)"):
+            draw_curves([tmp_path / 'run'])

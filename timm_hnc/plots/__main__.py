@@ -1,0 +1,9 @@
+"""What `python -m timm_hnc.plots` runs."""
+
+import sys
+
+from timm_hnc.command_line import run_command
+from timm_hnc.plots.command import main
+
+if __name__ == '__main__':
+    sys.exit(run_command(main))

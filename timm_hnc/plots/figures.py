@@ -1,0 +1,41 @@
+"""What figures drawn with matplotlib share: import, colours, size of letters, and a picture of the result."""
+
+import io
+from importlib.util import find_spec
+from typing import Any
+
+from PIL import Image
+
+from timm_hnc.errors import UsageError
+
+# Okabe and Ito (2008), told apart by colour-blind readers; dash patterns help where there are more lines
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+DASHES = ('-', '--', ':', '-.')
+COLOUR_MAP = 'viridis'
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches that needs no display.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    if find_spec('matplotlib') is None:
+        raise UsageError('this picture needs matplotlib: pip install "timm_hnc[plots]".')
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout='constrained')
+
+
+def style_of(number: int) -> dict[str, str]:
+    """Colour and dashes of the line of that number."""
+    return {'color': COLOURS[number % len(COLOURS)], 'linestyle': DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
+def as_image(figure: Any, dots_per_inch: int = 130) -> Image.Image:
+    """The figure as an RGB picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(file, dpi=dots_per_inch, format='png')
+    return Image.open(file).convert('RGB')

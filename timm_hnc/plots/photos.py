@@ -1,0 +1,63 @@
+"""Photographs as people have them, read into plain RGB."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from timm_hnc.errors import DataError
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+MAX_SIDE = 4096
+
+
+def find_photos(paths: Iterable[str | Path]) -> list[Path]:
+    """Files as they are named, and the images of folders (not of folders in them) in the order of their names.
+
+    Raises:
+        DataError: a path does not exist, or a folder has no images.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"photo '{path}' does not exist.")
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"folder '{path}' has no images ({', '.join(SUFFIXES)}).")
+        found += files
+    return found
+
+
+def load_photo(path: Path) -> Image.Image:
+    """An RGB image: turned as its EXIF data says, transparent places white, 16 bits scaled, only the first frame.
+
+    A photo with a side of more than 4,096 pixels is made smaller while it is read.
+
+    Raises:
+        DataError: the file is no image, is damaged, or has too many pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft('RGB', (MAX_SIDE, MAX_SIDE))
+            image.thumbnail((MAX_SIDE, MAX_SIDE)) if max(image.size) > MAX_SIDE else image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise DataError(f"photo '{path}' has too many pixels: make it smaller first.") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(
+            f"photo '{path}' cannot be read: it is no image, or damaged ({type(error).__name__})."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith('I') or image.mode == 'F':
+        # 16 and 32 bits: Pillow would cut them off at 255
+        values = np.asarray(image, dtype=np.float64)
+        highest = 65535.0 if image.mode.startswith('I') else max(values.max(), 1e-12)
+        image = Image.fromarray((values / highest * 255).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        paper = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(paper, image)
+    return image.convert('RGB')
