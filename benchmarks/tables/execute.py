@@ -104,8 +104,8 @@ def _open(run: Run, step: str, command: list[str], environment: dict[str, str]) 
 
 def _finish(process: _Process, waiting: deque[Run], failures: dict[str, str]) -> None:
     run, minutes = process.run, (time.monotonic() - process.started) / 60
-    if process.popen.returncode == 0 and process.step == 'test' and run.unfinished_test.is_file():
-        run.unfinished_test.replace(run.folder / 'test.json')
+    if process.popen.returncode == 0 and process.step == 'test':
+        run.keep_evaluation()
     if process.popen.returncode:
         failures[run.name] = f'{process.step}: {_last_error(process)}'
     elif run.next_step == process.step:

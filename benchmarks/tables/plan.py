@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tables.paper import NOISES, PAPER, Figures
+from tables.paper import ATTACK_EPS, NOISES, PAPER, Figures
 from tables.presets import PRESETS, Preset, hnc_setting
 from timm_hnc.errors import UsageError
 
@@ -41,6 +41,19 @@ LAST_EPOCH = 'Ours: the last epoch (the paper does not say which); the best is i
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What validate.py does with a finished run.
+
+    Args:
+        name: of its file in the run folder.
+        flags: of validate.py.
+    """
+
+    name: str
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Cell:
     """A place in a table: one training, repeated with several seeds.
 
@@ -49,14 +62,16 @@ class Cell:
         column: key of its column.
         name: what is trained; cells of one name share their runs.
         flags: of train.py.
-        on_test: the figure is that of the last epoch on the test split, which the run itself does not see.
+        evaluation: of the last epoch, which the figure comes from; None for the run's own figures.
+        figure: what stands in front of the metric's name among the evaluation's figures.
     """
 
     row: str
     column: str
     name: str
     flags: tuple[str, ...]
-    on_test: bool = False
+    evaluation: Evaluation | None = None
+    figure: str = ''
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,8 @@ def make_cell(
     hnc: tuple[float, int] | None = None,
     more: tuple[str, ...] = (),
     suffix: str = '',
-    on_test: bool = False,
+    evaluation: Evaluation | None = None,
+    figure: str = '',
 ) -> Cell:
     """A cell.
 
@@ -121,7 +137,8 @@ def make_cell(
         hnc: weight and k, the preset's if None.
         more: further flags of train.py, which `suffix` stands for in the name.
         suffix: of the name.
-        on_test: see `Cell`.
+        evaluation: see `Cell`.
+        figure: see `Cell`.
     """
     name = f'{network}-{loss}'
     flags = ['-c', recipe_file(preset.recipe or recipe), '--model', _PRETRAINED.get(network, network), *preset.flags]
@@ -132,7 +149,7 @@ def make_cell(
         flags += ['--hnc', variant, '--hnc-weight', f'{weight:g}', '--hnc-topk', str(topk)]
     else:
         flags += ['--hnc', 'none', *(['--loss', loss] if loss != 'ce' else [])]
-    return Cell(row, column, f'{name}{suffix}', (*flags, *more), on_test)
+    return Cell(row, column, f'{name}{suffix}', (*flags, *more), evaluation, figure)
 
 
 def _networks(preset: Preset, *networks: str) -> dict[str, str]:
@@ -171,6 +188,26 @@ def table3(preset: Preset) -> Table:
     return Table('table3', 'Table 3: losses on CUB-200-2011, accuracy in %', 'cub200', 'Loss', rows, columns, cells)
 
 
+def table5(preset: Preset) -> Table:
+    """Attacked images."""
+    rows, columns = _losses('ce', 'center', 'hnc-mse', 'hnc-kd'), {eps: f'eps = {eps}' for eps in ATTACK_EPS}
+    (network,) = _networks(preset, 'cifar_resnet110')
+    # what the paper leaves open: units of the normalised input, and the loss of training under attack
+    flags = ('--attack', 'fgsm', '--attack-eps', *ATTACK_EPS, '--attack-space', 'normalized', '--attack-loss', 'train')
+    cells = tuple(
+        make_cell(
+            *(preset, 'cifar100', network, loss, loss, eps),
+            evaluation=Evaluation('fgsm', flags),
+            figure=f'fgsm_{eps}_',
+        )
+        for loss in rows
+        for eps in columns
+    )
+    title = f'Table 5: FGSM on CIFAR-100, {NETWORKS.get(network, network)}, accuracy in %'
+    note = 'Last epoch. Ours: eps in units of the normalised input; the loss attacked is that of training, with HNC.'
+    return Table('table5', title, 'cifar100', 'Loss', rows, columns, cells, note=note)
+
+
 def table6(preset: Preset) -> Table:
     """Wrong labels in training."""
     rows, columns = _losses('ce', 'hnc-mse', 'hnc-kd'), {noise: noise.replace(':', ' ') for noise in NOISES}
@@ -180,7 +217,7 @@ def table6(preset: Preset) -> Table:
             *(preset, 'cifar100', network, loss, loss, noise),
             more=('--label-noise', noise, *HOLDOUT),
             suffix=f'-{noise.replace(":", "-")}',
-            on_test=True,
+            evaluation=Evaluation('test'),
         )
         for noise in NOISES
         for loss in rows
@@ -233,9 +270,9 @@ def sweep(preset: Preset) -> Table:
     )
 
 
-# Tables 4 and 5 are to come: COCO has other metrics, and attacks are evaluations of the runs of Table 1
+# Table 4 is to come: COCO has other metrics
 TABLES: dict[str, Callable[[Preset], Table]] = {
-    **{'table1': table1, 'table2': table2, 'table3': table3, 'table6': table6, 'table7': table7},
+    **{'table1': table1, 'table2': table2, 'table3': table3, 'table5': table5, 'table6': table6, 'table7': table7},
     **{'figure4': figure4, 'sweep': sweep},
 }
 

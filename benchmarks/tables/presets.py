@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-CIFAR_TABLES = ('table1', 'table6', 'table7', 'figure4', 'sweep')
-ALL_TABLES = ('table1', 'table2', 'table3', 'table6', 'table7', 'figure4', 'sweep')
+CIFAR_TABLES = ('table1', 'table5', 'table6', 'table7', 'figure4', 'sweep')
+ALL_TABLES = ('table1', 'table2', 'table3', 'table5', 'table6', 'table7', 'figure4', 'sweep')
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Run:
         """'train' (from the start or from the last checkpoint), 'test', or None for a complete run."""
         if not (self.folder / 'result.json').is_file():
             return 'train'
-        if self.cell.on_test and not (self.folder / 'test.json').is_file():
+        if self.cell.evaluation and not self._evaluated.is_file():
             return 'test'
         return None
 
@@ -152,12 +152,23 @@ class Run:
                 command += [f'--{name.replace("_", "-")}', str(options[name])]
         command += [f'--{name.replace("_", "-")}' for name in _REPEATED_SWITCHES if options.get(name)]
         results = ('--results-format', 'json', '--results-file', str(self.unfinished_test))
-        return [*command, '--split', self.plan.test_split, *results]
+        flags = self.cell.evaluation.flags if self.cell.evaluation else ()
+        return [*command, '--split', self.plan.test_split, *flags, *results]
 
     @property
     def unfinished_test(self) -> Path:
         """Where the evaluation writes; the file is renamed when it is whole."""
-        return self.folder / 'test.unfinished.json'
+        return self._evaluated.with_suffix('.unfinished')
+
+    @property
+    def _evaluated(self) -> Path:
+        name = self.cell.evaluation.name if self.cell.evaluation else 'test'
+        return self.folder / f'{name}.json'
+
+    def keep_evaluation(self) -> None:
+        """Give the file of an evaluation that has ended its name."""
+        if self.unfinished_test.is_file():
+            self.unfinished_test.replace(self._evaluated)
 
     def recorded(self) -> dict[str, Any]:
         """The options in force, as the run wrote them; empty where it has not begun."""
@@ -183,7 +194,7 @@ class Run:
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """Figures of a complete run: 'top1' and 'top5' of the last epoch (on test data where the cell says so).
+        """Figures of a complete run: 'top1' and 'top5' of the last epoch (of the cell's evaluation where it has one).
 
         With 'best_top1', 'best_top5' and 'best_epoch' of the epoch that is best on the run's validation data.
 
@@ -195,9 +206,9 @@ class Run:
                 epochs = list(csv.DictReader(file))
             last, best = epochs[-1], max(epochs, key=lambda row: float(row['eval_top1']))
             figures = {name: float(last[f'eval_{name}']) for name in METRICS}
-            if self.cell.on_test:
-                test = json.loads((self.folder / 'test.json').read_text())
-                figures = {name: float(test[name]) for name in METRICS}
+            if self.cell.evaluation:
+                test = json.loads(self._evaluated.read_text())
+                figures = {name: float(test[f'{self.cell.figure}{name}']) for name in METRICS}
             figures |= {f'best_{name}': float(best[f'eval_{name}']) for name in METRICS}
             _ = self._result
             return figures | {'best_epoch': int(best['epoch']), 'epochs': int(last['epoch']) + 1}

@@ -1,13 +1,16 @@
 """benchmarks/tables.py: what is planned, with the paper's figures beside it."""
 
+import json
+
 import pytest
-from table_runs import cell_of, report, script
-from tables.paper import NOISES, PAPER
+from table_runs import cell_of, finish, report, script
+from tables.paper import ATTACK_EPS, NOISES, PAPER
 from tables.plan import TABLES, choose, plan
 from tables.presets import PRESETS
 from tables.runs import Plan, Run, data_flags
 
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.options import parse_validate_options
 
 
 def test_figures_of_the_paper_agree_with_its_text():
@@ -94,7 +97,7 @@ def test_noisy_labels_hold_out_a_tenth_and_are_tested_afterwards(tmp_path):
     assert list(table.columns) == list(NOISES)
     cell = cell_of(table, 'hnc-mse', 'asymmetric:0.3')
     args = shared.options(cell)
-    assert (args.label_noise, args.holdout, cell.on_test) == ('asymmetric:0.3', 0.1, True)
+    assert (args.label_noise, args.holdout, cell.evaluation.name) == ('asymmetric:0.3', 0.1, 'test')
     command = Run(shared, cell, 0).command('test')
     assert command[0].endswith('validate.py')
     text = ' '.join(command)
@@ -157,3 +160,23 @@ def test_wrong_options_are_refused_before_anything_runs(argv, message, tmp_path)
     with pytest.raises(UsageError, match=message):
         script.main([argv[0], '--out', str(tmp_path), *argv[1:]])
     assert not list(tmp_path.iterdir())
+
+
+def test_attacks_are_evaluations_of_the_runs_of_table_1(tmp_path):
+    first, attacked = plan('table1', 'small'), plan('table5', 'small')
+    names = {cell.row: cell.name for cell in first.cells}
+    assert all(cell.name == names[cell.row] for cell in attacked.cells)
+    shared = Plan(tmp_path)
+    [run] = shared.runs([cell for cell in attacked.cells if cell.row == 'ce'], 1)
+    args, _ = parse_validate_options(run.command('test')[1:])
+    assert (args.attack, args.attack_eps, args.attack_space) == (['fgsm'], [0.05, 0.1, 0.2, 0.3], 'normalized')
+    finish(run, 61)
+    assert run.next_step == 'test'
+    figures = {
+        f'fgsm_{eps}_{name}': value for name in ('top1', 'top5') for eps, value in zip(ATTACK_EPS, range(9, 5, -1))
+    }
+    run.unfinished_test.write_text(json.dumps(figures))
+    run.keep_evaluation()
+    assert run.next_step is None
+    found = [shared.finished(cell)[0].figures['top1'] for cell in attacked.cells if cell.row == 'ce']
+    assert found == [9, 8, 7, 6]
