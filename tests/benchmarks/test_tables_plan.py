@@ -173,7 +173,9 @@ def test_attacks_are_evaluations_of_the_runs_of_table_1(tmp_path):
     finish(run, 61)
     assert run.next_step == 'test'
     figures = {
-        f'fgsm_{eps}_{name}': value for name in ('top1', 'top5') for eps, value in zip(ATTACK_EPS, range(9, 5, -1))
+        f'fgsm_{eps}_{name}': value
+        for name in ('top1', 'top5')
+        for eps, value in zip(ATTACK_EPS, range(9, 5, -1), strict=True)
     }
     run.unfinished_test.write_text(json.dumps(figures))
     run.keep_evaluation()

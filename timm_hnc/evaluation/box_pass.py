@@ -35,8 +35,9 @@ class BoxPass:
         self.localization = Localization()
 
     @torch.no_grad()
-    def update(self, class_maps: ClassMaps, target: Tensor, size: tuple[int, int]) -> None:
-        """Count a batch: (B,) class indices or (B, n) label sets, inputs of (height, width)."""
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+        """Count a batch: (B,) class indices or (B, n) label sets."""
+        size = (inputs.shape[-2], inputs.shape[-1])
         classes, there = (part.cpu() for part in present_classes(target))
         maps = class_maps.maps(classes.to(target.device)).cpu()
         for row, index in zip(range(min(len(target), self.left)), self.order, strict=False):
@@ -52,4 +53,4 @@ class BoxPass:
         """Figures over all processes."""
         if accelerator.num_processes > 1:
             self.localization.gather(accelerator.device)
-        return {f'cam_{name}': round(value, 4) for name, value in self.localization.compute().items()}
+        return self.localization.compute()

@@ -26,7 +26,7 @@ from timm_hnc.evaluation.attacks import normalized
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
-from timm_hnc.evaluation.map_pass import WatchedMaps
+from timm_hnc.evaluation.map_pass import watch_maps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.options import check_data_named, parse_validate_options
 from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
@@ -167,7 +167,7 @@ def _evaluate(
         batches, loader, accelerator.device, getattr(torch, args.model_dtype or 'float32'), args.channels_last
     )
     evaluator = partial(create_evaluator, loader, accelerator.device, multi_label, args.multilabel_threshold)
-    watched = WatchedMaps(model, args, loader, dataset) if args.cam_metrics or args.cam_boxes else None
+    watched = watch_maps(model, args, loader, dataset, class_names(dataset, args.num_classes))
     metrics = evaluate(
         watched or model,
         inputs(),
@@ -184,7 +184,7 @@ def _evaluate(
         threat = threat_of(args, source)
         robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
         more |= {name: value if name.endswith('loss') else round(value, 4) for name, value in robust.items()}
-    more |= watched.figures(accelerator, class_names(dataset, args.num_classes)) if watched else {}
+    more |= watched.figures(accelerator) if watched else {}
     if multi_label:
         return {name: round(value, 4) for name, value in metrics.items()} | {'loss': metrics['loss']} | more
     metrics |= labels.accuracy()

@@ -1,10 +1,11 @@
-"""The class maps of a validation pass, taken from the very forward passes that give the logits."""
+"""The class maps of a validation pass, measured beside the very forward passes that give the logits."""
 
 import csv
 from argparse import Namespace
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from timm.task import evaluation_sample_limit
 from torch import Tensor, nn
@@ -13,73 +14,125 @@ from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.probe import UnsupportedHead
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
-from timm_hnc.evaluation.map_quality import MapQuality
+from timm_hnc.evaluation.deletion import CURVES, curve_areas
+from timm_hnc.evaluation.map_quality import MapQuality, present_classes
 
 OnBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class MapPass(Protocol):
+    """Something that is measured on the maps of every batch."""
+
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+        """Count a batch of normalised images."""
+        ...
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """Figures over all processes."""
+        ...
 
 
 class WatchedMaps(nn.Module):
     """A model whose maps are measured while it is evaluated.
 
     Args:
-        model: timm model.
-        args: options of validate.py.
-        loader: tells which samples are the sampler's padding, and their order.
-        dataset: that the loader reads, with its boxes for --cam-boxes.
-
-    Raises:
-        UsageError: the model has no exact class maps, or the data set no boxes.
+        model: with class maps.
+        passes: what is measured.
     """
 
-    def __init__(self, model: Any, args: Namespace, loader: Any, dataset: Any) -> None:
+    def __init__(self, model: CamModel, passes: Sequence[MapPass]) -> None:
         super().__init__()
-        try:
-            self.model = CamModel(model)
-        except UnsupportedHead as error:
-            raise UsageError(f'--cam-{"metrics" if args.cam_metrics else "boxes"}: {error}') from error
-        limit = evaluation_sample_limit(loader)
-        self.boxes = BoxPass(args, loader, dataset, limit) if args.cam_boxes else None
-        self.measured = args.cam_metrics
-        self.quality = MapQuality(args.num_classes, args.cam_topk, limit)
-        self.classes_file = args.cam_classes_file
-        self.class_maps: ClassMaps | None = None
-        self.size = (0, 0)
+        self.model = model
+        self.passes = passes
+        self.batch: tuple[ClassMaps, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, n) logits; the maps are kept until the batch is counted."""
+        """(B, n) logits; maps and images are kept until the batch is counted."""
         try:
-            self.class_maps = self.model.class_maps(x)
+            class_maps = self.model.class_maps(x)
         except ValueError as error:
-            raise DataError(f'--cam-metrics: {error}') from error
-        self.size = (x.shape[-2], x.shape[-1])
-        return self.class_maps.logits
+            raise DataError(f'no class maps: {error}') from error
+        self.batch = class_maps, x
+        return class_maps.logits
 
     def before(self, on_batch: OnBatch) -> OnBatch:
-        """Count the maps of every batch, then do what else is done to it."""
+        """Measure the maps of every batch, then do what else is done to it."""
 
         def counted(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-            if self.class_maps is not None and self.measured:
-                self.quality.update(self.class_maps, target)
-            if self.class_maps is not None and self.boxes is not None:
-                self.boxes.update(self.class_maps, target, self.size)
-            self.class_maps = None
+            if self.batch is not None:
+                (class_maps, inputs), self.batch = self.batch, None
+                for each in self.passes:
+                    each.update(class_maps, target, inputs)
             return on_batch(output, target)
 
         return counted
 
-    def figures(self, accelerator: Accelerator, class_names: list[str]) -> dict[str, float]:
-        """Figures over all processes; the rows of the classes go to --cam-classes-file.
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """Figures of all that was measured, over all processes."""
+        found: dict[str, float] = {}
+        for each in self.passes:
+            found |= {f'cam_{name}': round(value, 6) for name, value in each.figures(accelerator).items()}
+        return found
+
+
+def watch_maps(model: Any, args: Namespace, loader: Any, dataset: Any, class_names: list[str]) -> WatchedMaps | None:
+    """The model with what the options measure of its maps; None where they measure nothing.
+
+    Args:
+        model: timm model.
+        args: options of validate.py.
+        loader: tells which samples are the sampler's padding, and their order.
+        dataset: that the loader reads, with its boxes for --cam-boxes.
+        class_names: a name a class.
+
+    Raises:
+        UsageError: the model has no exact class maps, or the data set no boxes.
+    """
+    if not (args.cam_metrics or args.cam_boxes or args.cam_curves):
+        return None
+    try:
+        cam_model = CamModel(model)
+    except UnsupportedHead as error:
+        raise UsageError(f'no class maps to measure: {error}') from error
+    limit = evaluation_sample_limit(loader)
+    passes: list[MapPass] = []
+    if args.cam_metrics:
+        passes.append(
+            QualityPass(MapQuality(len(class_names), args.cam_topk, limit), class_names, args.cam_classes_file)
+        )
+    if args.cam_boxes:
+        passes.append(BoxPass(args, loader, dataset, limit))
+    if args.cam_curves:
+        passes.append(CurvePass(model, args.cam_curves, args.task == 'multilabel', limit))
+    return WatchedMaps(cam_model, passes)
+
+
+class QualityPass:
+    """How flat the maps are.
+
+    Args:
+        quality: that counts.
+        class_names: a name a class.
+        classes_file: CSV that gets a row a class; none if empty.
+    """
+
+    def __init__(self, quality: MapQuality, class_names: list[str], classes_file: str) -> None:
+        self.quality, self.class_names, self.classes_file = quality, class_names, classes_file
+
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+        """Count a batch."""
+        self.quality.update(class_maps, target)
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """Figures over all processes; the rows of the classes go to the file.
 
         Raises:
             UsageError: the file cannot be written.
         """
-        found = {} if self.boxes is None else self.boxes.figures(accelerator)
-        if not self.measured:
-            return found
         if accelerator.num_processes > 1:
             self.quality.gather(accelerator.device)
         if self.classes_file and accelerator.is_main_process:
-            rows = self.quality.per_class(class_names)
+            rows = self.quality.per_class(self.class_names)
             try:
                 with open(self.classes_file, 'w', newline='') as file:
                     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -87,4 +140,40 @@ class WatchedMaps(nn.Module):
                     writer.writerows(rows)
             except OSError as error:
                 raise UsageError(f"--cam-classes-file '{self.classes_file}' cannot be written: {error}") from error
-        return {f'cam_{name}': round(value, 6) for name, value in self.quality.compute().items()} | found
+        return self.quality.compute()
+
+
+class CurvePass:
+    """Deletion and insertion curves, of the present class with the highest logit of every image.
+
+    Args:
+        model: timm model, in evaluation mode when it is used.
+        steps: of the curves.
+        multi_label: probabilities are sigmoids.
+        max_samples: images of this process that count.
+    """
+
+    def __init__(self, model: nn.Module, steps: int, multi_label: bool, max_samples: int | None) -> None:
+        self.model, self.steps, self.multi_label = model, steps, multi_label
+        self.left = max_samples
+        self.sums = torch.zeros(len(CURVES) + 1, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+        """Count a batch."""
+        classes, there = present_classes(target)
+        scores = class_maps.logits.float().gather(1, classes).masked_fill(~there, -torch.inf)
+        chosen = classes.gather(1, scores.argmax(1, keepdim=True))
+        counted = there.any(1)
+        if self.left is not None:
+            counted[self.left :] = False
+            self.left = max(0, self.left - len(target))
+        maps = class_maps.maps(chosen).squeeze(1)
+        areas = curve_areas(self.model, inputs, maps, chosen.squeeze(1), self.steps, self.multi_label)
+        areas = areas[:, counted].double().cpu()
+        self.sums += torch.cat([areas.sum(1), torch.tensor([areas.shape[1]], dtype=torch.float64)])
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean areas over all processes."""
+        *areas, count = accelerator.reduce(self.sums.to(accelerator.device), 'sum').tolist()
+        return {f'{name}_area': area / max(1.0, count) for name, area in zip(CURVES, areas, strict=True)}

@@ -116,7 +116,8 @@ def check_map_options(args: argparse.Namespace) -> None:
     Raises:
         UsageError: with the flag and what is in its way.
     """
-    flag = '--cam-boxes' if args.cam_boxes else '--cam-metrics' if args.cam_metrics else None
+    require_range(args, 'cam_curves', low=0)
+    flag = next((flag_of(name) for name in ('cam_metrics', 'cam_boxes', 'cam_curves') if getattr(args, name)), None)
     if flag and (args.torchcompile or args.test_pool):
         raise UsageError(f'{flag}: not together with {"--torchcompile" if args.torchcompile else "--test-pool"}.')
     if args.cam_boxes and find_spec('scipy') is None:
@@ -314,6 +315,7 @@ def _add_map_options(parser: argparse.ArgumentParser) -> None:
     add('--cam-metrics', action='store_true', help='how flat the maps of absent classes are, and those of present ones')
     add('--cam-topk', type=int, default=10, metavar='K', help='absent classes of each image, highest logits first')
     add('--cam-boxes', action='store_true', help='maps of present classes against the boxes of their objects')
+    add('--cam-curves', type=int, default=0, metavar='STEPS', help='deletion and insertion curves of so many steps')
     add('--boxes-key', type=str, default='objects', metavar='KEY', help='column of objects, with bbox and category')
     add('--boxes-format', choices=FORMATS, default='xyxy', help='corners, or a corner, width and height')
     add('--cam-classes-file', type=str, default='', metavar='FILE', help='CSV of these figures, a row a class')
