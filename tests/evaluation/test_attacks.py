@@ -139,6 +139,10 @@ def test_wrong_attacks(run, images, capsys):
     ):
         code, line = failure(capsys, 'validate', '--checkpoint', run, *HERE, *argv.split())
         assert (code, message in line) == (2, True), line
-    argv = ['--model', 'test_resnet', '--data-dir', images, '--num-classes', '3', '--img-size', '32', *HERE]
-    code, line = failure(capsys, 'validate', *argv, '--attack', 'fgsm', '--attack-loss', 'train')
-    assert code == 1, line
+    weights = run / 'model_best' / 'model.safetensors'
+    model = ['--model', 'test_resnet', '--model-kwargs', 'output_stride=8', '--num-classes', '3', '--img-size', '32']
+    argv = [*model, '--checkpoint', weights, '--data-dir', images, *HERE, '--attack', 'fgsm', '--attack-loss', 'train']
+    assert failure(capsys, 'validate', *argv) == (
+        1,
+        "--attack-loss train: 'test_resnet' does not say how it was trained; pass a run folder.",
+    )

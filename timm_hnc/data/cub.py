@@ -1,18 +1,20 @@
 """CUB-200-2011 (Wah et al., 2011) in its own layout of folders and index files."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from timm_hnc.data.files import Box, FileReader
+from timm_hnc.data.files import Box, FileReader, read_text
 from timm_hnc.errors import DataError, UsageError
 
-SPLITS = {'train': '1', 'test': '0', 'validation': '0'}
+SPLITS = {'train': True, 'test': False, 'validation': False}
+REMEDY = 'unpack CUB-200-2011 again, or see --data-dir'
 Value = TypeVar('Value')
 
 
 def read_cub(root: str, split: str) -> FileReader:
-    """The reader of a split.
+    """The reader of a split. Class indices follow the numbers of the classes (1 to 200).
 
     Args:
         root: the folder CUB_200_2011, or that in which it lies.
@@ -23,7 +25,7 @@ def read_cub(root: str, split: str) -> FileReader:
 
     Raises:
         UsageError: no such split.
-        DataError: a file is missing or damaged.
+        DataError: a file is missing or damaged, or files do not speak of the same images.
     """
     if split not in SPLITS:
         raise UsageError(f"hnc/cub200 has no split '{split}': use train or test.")
@@ -31,13 +33,17 @@ def read_cub(root: str, split: str) -> FileReader:
     folder = folder / 'CUB_200_2011' if (folder / 'CUB_200_2011').is_dir() else folder
     names = _read(folder / 'classes.txt', str)
     paths = _read(folder / 'images.txt', str)
-    classes = _read(folder / 'image_class_labels.txt', str, paths)
-    splits = _read(folder / 'train_test_split.txt', str, paths)
-    chosen = [image for image in paths if splits[image] == SPLITS[split]]
-    index_of = {number: index for index, number in enumerate(names)}
-    unknown = next((image for image in chosen if classes[image] not in index_of), None)
+    classes = _read(folder / 'image_class_labels.txt', int, paths)
+    in_training = _read(folder / 'train_test_split.txt', _flag, paths)
+    index_of = {number: index for index, number in enumerate(sorted(names))}
+    unknown = next((image for image in paths if classes[image] not in index_of), None)
     if unknown is not None:
-        raise DataError(f"'{folder / 'image_class_labels.txt'}': image {unknown} is of a class that classes.txt lacks.")
+        raise DataError(
+            f"'{folder / 'image_class_labels.txt'}': image {unknown} is of class {classes[unknown]}, "
+            f'which classes.txt lacks: {REMEDY}.'
+        )
+    chosen = [image for image in paths if in_training[image] == SPLITS[split]]
+    targets = [index_of[classes[image]] for image in chosen]
     boxes = None
     if (folder / 'bounding_boxes.txt').is_file():
         known = _read(folder / 'bounding_boxes.txt', _box, paths)
@@ -45,40 +51,51 @@ def read_cub(root: str, split: str) -> FileReader:
     return FileReader(
         folder / 'images',
         [paths[image] for image in chosen],
-        [index_of[classes[image]] for image in chosen],
-        {name: index for index, name in enumerate(names.values())},
+        targets,
+        {names[number]: index for number, index in index_of.items()},
         boxes,
-        [[index_of[classes[image]]] for image in chosen] if boxes else None,
+        None if boxes is None else [[target] for target in targets],
     )
+
+
+def _flag(text: str) -> bool:
+    return {'0': False, '1': True}[text]
 
 
 def _box(text: str) -> Box:
     x, y, width, height = map(float, text.split())
+    if not math.isfinite(x + y + width + height):
+        raise ValueError(text)
     return x, y, x + width, y + height
 
 
-def _read(path: Path, convert: Callable[[str], Value], images: dict[str, Any] | None = None) -> dict[str, Value]:
-    """'<id> <value>' lines by id, for each of the images where they are given.
+def _read(path: Path, convert: Callable[[str], Value], images: dict[int, Any] | None = None) -> dict[int, Value]:
+    """'<id> <value>' lines by id; those of images.txt where these are given.
 
     Raises:
-        DataError: the file is missing, a line has another form, or an image is missing.
+        DataError: the file is missing, a line has another form, an id comes twice, or the ids are others.
     """
-    try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' cannot be read ({error}): CUB-200-2011 comes with it, see --data-dir.") from error
-    values = {}
-    for number, line in enumerate(lines, 1):
-        key, _, text = line.strip().partition(' ')
-        if not key:
+    values: dict[int, Value] = {}
+    for number, line in enumerate(read_text(path, f'CUB-200-2011 comes with it, {REMEDY}').splitlines(), 1):
+        if not line.strip():
             continue
         try:
-            if not text:
-                raise ValueError(line)
-            values[key] = convert(text)
-        except ValueError as error:
-            raise DataError(f"'{path}', line {number}: '{line[:60]}' is not what CUB-200-2011 has there.") from error
-    missing = next((image for image in images or () if image not in values), None)
-    if missing is not None:
-        raise DataError(f"'{path}' has no line for image {missing} of images.txt.")
+            key, text = line.split(maxsplit=1)
+            added = {int(key): convert(text.strip())}
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"'{path}', line {number}: '{line[:60]}' is not what CUB-200-2011 has there: {REMEDY}."
+            ) from error
+        if values.keys() & added.keys():
+            raise DataError(f"'{path}', line {number}: {key} is there a second time: {REMEDY}.")
+        values.update(added)
+    if images is not None:
+        lacking, more = (
+            min(images.keys() - values.keys(), default=None),
+            min(values.keys() - images.keys(), default=None),
+        )
+        if lacking is not None:
+            raise DataError(f"'{path}' has no line for image {lacking} of images.txt: {REMEDY}.")
+        if more is not None:
+            raise DataError(f"'{path.with_name('images.txt')}' has no line for image {more} of {path.name}: {REMEDY}.")
     return values

@@ -1,6 +1,7 @@
 """Data sets by name: timm's and ours, checked before the first batch."""
 
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 from timm_hnc.data.coco import read_coco
 from timm_hnc.data.cub import read_cub
 from timm_hnc.data.digits import create_digits
+from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, UsageError
 
@@ -42,6 +44,8 @@ def create_dataset(
         DataError: there is no data, or its labels do not fit.
     """
     if name.startswith('hnc/'):
+        if multi_label and target_format == 'multihot':
+            raise UsageError(f'--target-format multihot: not for {name}, whose targets are class indices.')
         dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
@@ -49,6 +53,8 @@ def create_dataset(
     dataset.target_transform = LabelSet(num_classes, dense) if multi_label else ClassIndex(num_classes)
     if not multi_label:
         _check_labels(dataset, name or root, num_classes)
+    elif name == 'hnc/coco':
+        _check_range(set(class_to_idx(dataset).values()), name, num_classes)
     return dataset
 
 
@@ -62,9 +68,9 @@ def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bo
     if not Path(root).is_dir():
         raise DataError(f"data folder '{root}' does not exist: see --data-dir.")
     if name == 'hnc/coco' and not multi_label:
-        raise UsageError('--dataset hnc/coco: has several labels an image, pass --task multilabel.')
+        raise UsageError('--dataset hnc/coco has several labels an image: pass --task multilabel.')
     if name == 'hnc/cub200' and multi_label:
-        raise UsageError('--dataset hnc/cub200: has one label an image, leave out --task multilabel.')
+        raise UsageError('--dataset hnc/cub200 has one label an image: leave out --task multilabel.')
     reader = read_coco(root, split) if name == 'hnc/coco' else read_cub(root, split)
     return timm.data.ImageDataset('', reader=reader, input_img_mode=mode)
 
@@ -153,30 +159,22 @@ def class_names(dataset: Any, num_classes: int) -> list[str]:
 
 def _labels(dataset: Any) -> set[int]:
     """Labels that occur, as far as they can be had without reading images."""
-    reader: Any = getattr(dataset, 'reader', None)
-    samples = getattr(reader, 'samples', None)
-    if isinstance(samples, list):
-        return {sample[-1] for sample in samples}
-    if hasattr(reader, 'targets'):
-        return set(reader.targets)
-    if hasattr(dataset, 'targets'):
-        return {int(target) for target in dataset.targets}
-    table: Any = getattr(reader, 'dataset', None)
-    key = getattr(reader, 'label_key', None)
-    if hasattr(table, 'unique') and key in table.features and hasattr(table.features[key], 'dtype'):
-        return {label for label in table.unique(key) if isinstance(label, int)}
-    return set()
+    return {int(label) for label in sample_labels(dataset) or () if isinstance(label, Integral)}
 
 
 def _check_labels(dataset: Any, name: str | None, num_classes: int) -> None:
     labels = _labels(dataset) or set(class_to_idx(dataset).values())
     if len(labels) == 1:
         raise DataError(f"data set '{name}' has images of one class only: a classifier needs at least two.")
+    _check_range(labels, name, num_classes)
+    if hasattr(dataset, '__len__') and len(dataset) == 0:
+        raise DataError(f"data set '{name}' is empty.")
+
+
+def _check_range(labels: set[int], name: str | None, num_classes: int) -> None:
     wrong = sorted(label for label in labels if not 0 <= label < num_classes)
     if wrong:
         raise DataError(
             f"data set '{name}' has labels outside the model's range 0 to {num_classes - 1}, such as {wrong[-1]}: "
             'set --num-classes to the classes of the data.'
         )
-    if hasattr(dataset, '__len__') and len(dataset) == 0:
-        raise DataError(f"data set '{name}' is empty.")

@@ -5,7 +5,7 @@ from typing import Any, BinaryIO
 
 from timm.data.readers.reader import Reader
 
-from timm_hnc.errors import DataError
+from timm_hnc.errors import DataError, first_lines
 
 Box = tuple[float, float, float, float]
 
@@ -54,3 +54,21 @@ class FileReader(Reader):
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = self.folder / self.paths[index]
         return path.name if basename else str(path) if absolute else self.paths[index]
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """The text of an index file.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it cannot be read.
+
+    Raises:
+        DataError: the file is missing or no text.
+    """
+    try:
+        return path.read_text(encoding='utf-8')
+    except FileNotFoundError as error:
+        raise DataError(f"'{path}' is missing: {remedy}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"'{path}' cannot be read ({first_lines(error)}): {remedy}.") from error

@@ -1,0 +1,64 @@
+"""The labels of a data set's samples, as far as they can be had without reading an image."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from timm_hnc.data.holdout import Selection
+from timm_hnc.data.noise import NoisyLabels
+from timm_hnc.errors import DataError, first_lines
+
+
+def sample_labels(dataset: Any) -> Sequence[Any] | None:
+    """The label of every sample, as the data set's reader gives it to `dataset.target_transform`.
+
+    Labels behind `NoisyLabels` are the noisy ones, and of a `Selection` only those that are in it.
+
+    Args:
+        dataset: from `create_dataset`, possibly wrapped.
+
+    Returns:
+        A class index or a label set a sample; None where that takes reading the images (streamed data).
+
+    Raises:
+        DataError: a label is not in the class map, or (with `NoisyLabels`) is no class index.
+    """
+    if isinstance(dataset, Selection):
+        labels = sample_labels(dataset.dataset)
+        return None if labels is None else [labels[index] for index in dataset.indices]
+    if isinstance(dataset, NoisyLabels):
+        labels, encode = sample_labels(dataset.dataset), label_encoder(dataset)
+        return None if labels is None else [dataset.label(index, encode(label)) for index, label in enumerate(labels)]
+    reader: Any = getattr(dataset, 'reader', None)
+    if isinstance(getattr(reader, 'samples', None), list):
+        return [sample[-1] for sample in reader.samples]
+    if hasattr(reader, 'iter_targets'):
+        return _table_labels(reader)
+    targets = getattr(reader, 'targets', getattr(dataset, 'targets', None))
+    if getattr(targets, 'ndim', 1) == 2:
+        targets = targets[:, 0]  # torchvision's QMNIST: who wrote the digit, and more, stands behind it
+    return targets.tolist() if hasattr(targets, 'tolist') else targets
+
+
+def label_encoder(dataset: Any) -> Callable[[Any], Any]:
+    """What makes targets of labels, and checks them: the target transform of the innermost data set."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return dataset.target_transform
+
+
+def _table_labels(reader: Any) -> list[Any] | None:
+    """Labels of timm's reader of Hugging Face's `datasets`; columns of anything else stay unread."""
+    keys = reader.target_keys or (reader.label_key,)
+    names = reader.dataset.column_names
+    columns = {key if key in names else key.split('/')[0] for key in keys if key}
+    if not columns or not columns.issubset(names):
+        return None
+    if columns == {reader.label_key} and not reader.remap_class:
+        return list(reader.dataset.select_columns([reader.label_key])[:][reader.label_key])
+    narrow = copy.copy(reader)
+    narrow.dataset = reader.dataset.select_columns([reader.image_key, *sorted(columns)])
+    try:
+        return list(narrow.iter_targets())
+    except (KeyError, ValueError, IndexError) as error:
+        raise DataError(f'a label of the data set fits no class ({first_lines(error)}): see --class-map.') from error
