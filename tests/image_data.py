@@ -148,7 +148,10 @@ def write_cub(root: Path) -> Path:
 
 
 def write_coco(root: Path) -> Path:
-    """MS-COCO's layout of 2014: images with none to three bright channels, an object a channel; ids with gaps."""
+    """MS-COCO's layout of 2014: images with none to three bright channels, an object a channel; ids with gaps.
+
+    The first object of an image is a crowd, and comes last.
+    """
     ids = (3, 17, 90)
     for split, count in (('train2014', 41), ('val2014', 25)):
         rng = np.random.default_rng(count)
@@ -159,9 +162,9 @@ def write_coco(root: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             square(rng, {2 - label for label in labels}).save(path)
             images.append({'id': 1000 + number, 'file_name': path.name, 'width': 32, 'height': 32})
-            for label in [*labels, *labels[:1]]:
-                box = [float(label), 1.0, 10.0, 20.5]
-                annotations.append({'image_id': 1000 + number, 'category_id': ids[label], 'bbox': box, 'iscrowd': 0})
+            for crowd, label in [*((0, label) for label in labels[1:]), *((1, label) for label in labels[:1])]:
+                entry = {'id': len(annotations), 'image_id': 1000 + number, 'category_id': ids[label]}
+                annotations.append({**entry, 'bbox': [float(label), 1.0, 10.0, 20.5], 'iscrowd': crowd})
         categories = [
             {'id': number, 'name': name} for number, name in zip(reversed(ids), reversed(CLASSES), strict=True)
         ]

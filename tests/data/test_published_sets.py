@@ -1,6 +1,7 @@
 """CUB-200-2011 and MS-COCO in their own layouts."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -49,38 +50,64 @@ def test_birds_without_boxes(cub, tmp_path):
     assert birds(tmp_path / 'cub').reader.boxes is None
 
 
+def test_classes_are_counted_by_their_numbers(cub, tmp_path):
+    change(cub, tmp_path, 'classes', lambda text: '\n'.join(reversed(text.splitlines())))
+    shuffled = birds(tmp_path / 'cub')
+    assert class_names(shuffled, 3) == class_names(birds(cub), 3)
+    assert shuffled.reader.targets == birds(cub).reader.targets
+
+
 @pytest.mark.parametrize('name', ['images', 'image_class_labels', 'train_test_split', 'classes'])
 def test_a_missing_index_file_is_named(cub, tmp_path, name):
     shutil.copytree(cub, tmp_path / 'cub')
     (tmp_path / 'cub' / 'CUB_200_2011' / f'{name}.txt').unlink()
-    with pytest.raises(DataError, match=rf"{name}\.txt' cannot be read .*: CUB-200-2011 comes with it, see --data-dir"):
-        birds(tmp_path / 'cub')
+    message = one_line(lambda: birds(tmp_path / 'cub'))
+    assert re.search(rf"CUB_200_2011/{name}\.txt' is missing: CUB-200-2011 comes with it, .* see --data-dir", message)
 
 
 @pytest.mark.parametrize(
-    ('name', 'change', 'message'),
+    ('name', 'old', 'new', 'message'),
     [
-        ('images', lambda text: text.replace('1 001', '1'), r"image '.*' is missing|line 1"),
+        ('images', '1 001.blue/blue-00', '1 001.blue/gone', "image '.*/001.blue/gone-train.jpg' is missing"),
+        ('images', '1 001.blue/blue-00-train.jpg', '1', r"images.txt', line 1: '1' is not what"),
+        ('images', '1 001.blue', 'one 001.blue', r"images.txt', line 1: 'one 001.blue/blue-00-train.jpg' is not what"),
         (
-            'image_class_labels',
-            lambda text: text.replace('1 1\n', '1 9\n', 1),
-            'image 1 is of a class that classes.txt',
+            'images',
+            '2 001.blue/blue-01-train.jpg\n',
+            '',
+            'images.txt. has no line for image 2 of image_class_labels.txt',
         ),
-        ('train_test_split', lambda text: text.replace('2 1\n', '', 1), 'has no line for image 2 of images.txt'),
-        (
-            'bounding_boxes',
-            lambda text: text.replace('3 3.0 2.0', '3 3.0', 1),
-            r"bounding_boxes.txt', line 3: '3 3.0 10",
-        ),
-        ('classes', lambda text: text.replace('1 001.blue', '1', 1), r"classes.txt', line 1"),
+        ('image_class_labels', '1 1\n', '1 9\n', 'image 1 is of class 9, which classes.txt lacks'),
+        ('image_class_labels', '1 1\n', '1 blue\n', r"image_class_labels.txt', line 1: '1 blue' is not what"),
+        ('image_class_labels', '2 1\n', '1 1\n', r"image_class_labels.txt', line 2: 1 is there a second time"),
+        ('train_test_split', '2 1\n', '', 'train_test_split.txt. has no line for image 2 of images.txt'),
+        ('train_test_split', '2 1\n', '2 2\n', r"train_test_split.txt', line 2: '2 2' is not what"),
+        ('bounding_boxes', '3 3.0 2.0', '3 3.0', r"bounding_boxes.txt', line 3: '3 3.0 10"),
+        ('bounding_boxes', '3 3.0 2.0', '3 nan 2.0', r"bounding_boxes.txt', line 3: '3 nan 2"),
+        ('bounding_boxes', '1 1.0 2.0 10.0 20.5\n', '', 'bounding_boxes.txt. has no line for image 1 of images.txt'),
+        ('classes', '1 001.blue', '1', r"classes.txt', line 1"),
     ],
 )
-def test_damaged_index_files(cub, tmp_path, name, change, message):
+def test_damaged_index_files(cub, tmp_path, name, old, new, message):
+    change(cub, tmp_path, name, lambda text: text.replace(old, new, 1))
+    found = one_line(lambda: birds(tmp_path / 'cub'))
+    assert re.search(message, found)
+    assert 'see --data-dir' in found
+
+
+def change(cub, tmp_path, name, edit):
     shutil.copytree(cub, tmp_path / 'cub')
     path = tmp_path / 'cub' / 'CUB_200_2011' / f'{name}.txt'
-    path.write_text(change(path.read_text()))
-    with pytest.raises(DataError, match=message):
-        birds(tmp_path / 'cub')
+    text = path.read_text()
+    assert edit(text) != text
+    path.write_text(edit(text))
+
+
+def one_line(call):
+    with pytest.raises(DataError) as caught:
+        call()
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
 
 
 def test_scenes(coco):
@@ -89,34 +116,66 @@ def test_scenes(coco):
     expected = torch.tensor([[float(bool(number & (1 << label))) for label in range(3)] for number in range(41)])
     torch.testing.assert_close(torch.stack([target for _, target in train]), expected)
     assert class_names(train, 3) == list(CLASSES)
-    assert train.reader.boxes[5] == [(0.0, 1.0, 10.0, 21.5), (2.0, 1.0, 12.0, 21.5), (0.0, 1.0, 10.0, 21.5)]
-    assert train.reader.box_labels[5] == [0, 2, 0]
+    assert train.reader.boxes[5] == [(2.0, 1.0, 12.0, 21.5), (0.0, 1.0, 10.0, 21.5)]
+    assert train.reader.box_labels[5] == [2, 0]
     assert train.reader.boxes[0] == []
     counts, number = class_counts(train, 3, True)
     assert number == 41
     torch.testing.assert_close(counts, expected.sum(0).double())
 
 
+def test_an_object_without_area_is_present_but_has_no_box(coco, tmp_path):
+    damaged(coco, tmp_path, lambda content: content['annotations'][0].update(bbox=[1.0, 2.0, 3.0, 0.0]))
+    train = scenes(tmp_path / 'coco')
+    assert train[1][1].tolist() == [1, 0, 0]
+    assert (train.reader.boxes[1], train.reader.box_labels[1]) == ([], [])
+
+
+def test_train_and_validation_are_of_the_same_year(coco, tmp_path):
+    shutil.copytree(coco, tmp_path / 'coco')
+    root = tmp_path / 'coco'
+
+    def give(old, new):
+        (root / old).rename(root / new)
+        (root / 'annotations' / f'instances_{old}.json').rename(root / 'annotations' / f'instances_{new}.json')
+
+    give('train2014', 'train2017')
+    # most of val2014 is in train2017
+    assert "instances_train2014.json' is missing: see --data-dir, --train-split" in one_line(lambda: scenes(root))
+    assert (len(scenes(root, 'train2017')), len(scenes(root, 'validation'))) == (41, 25)
+    give('val2014', 'val2017')
+    assert (len(scenes(root)), len(scenes(root, 'validation'))) == (41, 25)
+    shutil.copytree(coco, root, dirs_exist_ok=True)
+    assert scenes(root).reader.folder == root / 'train2014'
+    assert scenes(root, 'validation').reader.folder == root / 'val2014'
+
+
 @pytest.mark.parametrize('part', ['images', 'annotations', 'categories'])
 def test_scenes_without_a_part(coco, tmp_path, part):
     damaged(coco, tmp_path, lambda content: content.pop(part))
-    with pytest.raises(DataError, match=rf"instances_train2014.json' has no '{part}': it is no file of COCO's object"):
-        scenes(tmp_path / 'coco')
+    found = one_line(lambda: scenes(tmp_path / 'coco'))
+    assert f"instances_train2014.json' has no '{part}': it is no file of COCO's object annotations" in found
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda content: content['categories'].pop(), 'an entry lacks category 3 among its categories'),
-        (lambda content: content['images'].pop(5), 'an object is in image 1005, which is not among its images'),
-        (lambda content: content['annotations'][0].pop('bbox'), "an entry lacks 'bbox'"),
-        (lambda content: content['images'][0].update(file_name='gone.jpg'), r"image '.*gone.jpg' is missing"),
+        (lambda c: c['categories'].pop(), 'has category_id 3, which is not among its categories: unpack'),
+        (lambda c: c['images'].pop(5), 'has image_id 1005, which is not among its images: unpack'),
+        (
+            lambda c: c['annotations'][0].pop('bbox'),
+            "is damaged, an entry lacks 'bbox': unpack COCO's annotations again",
+        ),
+        (lambda c: c['annotations'][0].update(bbox=[1, 2, 3]), 'has the box [1, 2, 3], not x, y, width and height'),
+        (lambda c: c['annotations'].append(3), 'is damaged, '),
+        (lambda c: c['categories'].append(c['categories'][0]), 'two of its categories have one id'),
+        (lambda c: c['categories'].clear(), "has no 'categories'"),
+        (lambda c: c['images'][0].update(file_name='gone.jpg'), "gone.jpg' is missing"),
     ],
 )
 def test_damaged_scenes(coco, tmp_path, change, message):
     damaged(coco, tmp_path, change)
-    with pytest.raises(DataError, match=message):
-        scenes(tmp_path / 'coco')
+    assert message in one_line(lambda: scenes(tmp_path / 'coco'))
 
 
 def damaged(coco, tmp_path, change):
@@ -128,14 +187,13 @@ def damaged(coco, tmp_path, change):
 
 
 def test_no_file_and_no_json(coco, tmp_path):
-    with pytest.raises(DataError, match=r"instances_train2014.json' cannot be read"):
-        scenes(tmp_path)
-    with pytest.raises(DataError, match=r"instances_val2017.json' cannot be read"):
-        scenes(coco, 'val2017')
+    assert "instances_train2014.json' is missing: see --data-dir" in one_line(lambda: scenes(tmp_path))
+    assert "instances_val2017.json' is missing: see --data-dir" in one_line(lambda: scenes(coco, 'val2017'))
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'annotations' / 'instances_train2014.json').write_text('{')
-    with pytest.raises(DataError, match='cannot be read'):
-        scenes(tmp_path)
+    assert "instances_train2014.json' is no JSON (Expecting" in one_line(lambda: scenes(tmp_path))
+    (tmp_path / 'annotations' / 'instances_train2014.json').write_bytes(b'\xff\xfe')
+    assert "instances_train2014.json' cannot be read ('utf-8'" in one_line(lambda: scenes(tmp_path))
 
 
 def test_wrong_use(cub, coco):
@@ -144,9 +202,24 @@ def test_wrong_use(cub, coco):
         (lambda: scenes(coco, 'test2014'), "hnc/coco has no split 'test2014': use train, validation, train2014"),
         (lambda: create_dataset('hnc/coco', str(coco), 'train', 3), 'pass --task multilabel'),
         (lambda: create_dataset('hnc/cub200', str(cub), 'train', 3, multi_label=True), 'leave out --task multilabel'),
+        (
+            lambda: create_dataset('hnc/coco', str(coco), 'train', 3, multi_label=True, target_format='multihot'),
+            '--target-format multihot: not for hnc/coco',
+        ),
         (lambda: create_dataset('hnc/cub200', None, 'train', 3), 'pass --data-dir DIR'),
     ):
         with pytest.raises(UsageError, match=message):
             call()
     with pytest.raises(DataError, match="labels outside the model's range 0 to 1, such as 2"):
         birds(cub, classes=2)
+    with pytest.raises(DataError, match="labels outside the model's range 0 to 1, such as 2"):
+        scenes(coco, classes=2)
+
+
+def test_scenes_with_one_category(coco, tmp_path):
+    def keep_red(content):
+        content['categories'] = content['categories'][:1]
+        content['annotations'] = [entry for entry in content['annotations'] if entry['category_id'] == 90]
+
+    damaged(coco, tmp_path, keep_red)
+    assert class_names(scenes(tmp_path / 'coco', classes=1), 1) == ['red']

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from image_data import CLASSES, write_coco, write_cub
-from running import SMALL, WITHOUT_PICTURES, result, train, validate
+from running import SMALL, WITHOUT_PICTURES, failure, result, train, validate
 
 
 def names_of(run):
@@ -26,3 +26,31 @@ def test_coco(tmp_path, loss):
     run = train(*data, *options)
     assert names_of(run) == list(CLASSES)
     assert 0 < result(run)['final']['map'] <= 100
+
+
+def fails(capsys, tmp_path, *argv):
+    code, message = failure(capsys, 'train', *argv, *SMALL, '--output', tmp_path, '--experiment', 'run')
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
+    return code, message
+
+
+@pytest.mark.parametrize('name', ['images', 'image_class_labels', 'train_test_split', 'classes'])
+def test_cub_without_an_index_file(tmp_path, capsys, name):
+    file = write_cub(tmp_path / 'data') / 'CUB_200_2011' / f'{name}.txt'
+    file.unlink()
+    code, message = fails(capsys, tmp_path, '--dataset', 'hnc/cub200', '--data-dir', tmp_path / 'data')
+    assert code == 1
+    assert message.startswith(f"'{file}' is missing: CUB-200-2011 comes with it")
+
+
+def test_coco_without_categories(tmp_path, capsys):
+    file = write_coco(tmp_path / 'data') / 'annotations' / 'instances_train2014.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'categories': []}))
+    options = ['--dataset', 'hnc/coco', '--data-dir', tmp_path / 'data']
+    code, message = fails(capsys, tmp_path, *options, '--task', 'multilabel')
+    assert code == 1
+    assert message.startswith(f"'{file}' has no 'categories'")
+    assert fails(capsys, tmp_path, *options) == (
+        2,
+        '--dataset hnc/coco has several labels an image: pass --task multilabel.',
+    )

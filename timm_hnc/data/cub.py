@@ -80,22 +80,21 @@ def _read(path: Path, convert: Callable[[str], Value], images: dict[int, Any] | 
         if not line.strip():
             continue
         try:
-            key, text = line.split(maxsplit=1)
-            added = {int(key): convert(text.strip())}
+            word, text = line.split(maxsplit=1)
+            key, value = int(word), convert(text.strip())
         except (KeyError, ValueError) as error:
             raise DataError(
                 f"'{path}', line {number}: '{line[:60]}' is not what CUB-200-2011 has there: {REMEDY}."
             ) from error
-        if values.keys() & added.keys():
+        if key in values:
             raise DataError(f"'{path}', line {number}: {key} is there a second time: {REMEDY}.")
-        values.update(added)
+        values[key] = value
     if images is not None:
-        lacking, more = (
-            min(images.keys() - values.keys(), default=None),
-            min(values.keys() - images.keys(), default=None),
-        )
-        if lacking is not None:
-            raise DataError(f"'{path}' has no line for image {lacking} of images.txt: {REMEDY}.")
-        if more is not None:
-            raise DataError(f"'{path.with_name('images.txt')}' has no line for image {more} of {path.name}: {REMEDY}.")
+        _check_same_ids(path, values, images)
     return values
+
+
+def _check_same_ids(path: Path, values: dict[int, Any], images: dict[int, Any]) -> None:
+    for image in sorted(images.keys() ^ values.keys())[:1]:
+        file, other = (path, 'images.txt') if image in images else (path.with_name('images.txt'), path.name)
+        raise DataError(f"'{file}' has no line for image {image} of {other}: {REMEDY}.")

@@ -44,8 +44,8 @@ def create_dataset(
         DataError: there is no data, or its labels do not fit.
     """
     if name.startswith('hnc/'):
-        if multi_label and target_format == 'multihot':
-            raise UsageError(f'--target-format multihot: not for {name}, whose targets are class indices.')
+        if name == 'hnc/coco' and target_format == 'multihot':
+            raise UsageError('--target-format multihot: not for hnc/coco, whose targets are class indices.')
         dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)

@@ -34,7 +34,7 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
         return [sample[-1] for sample in reader.samples]
     if hasattr(reader, 'iter_targets'):
         return _table_labels(reader)
-    targets = getattr(reader, 'targets', getattr(dataset, 'targets', None))
+    targets: Any = getattr(reader, 'targets', getattr(dataset, 'targets', None))
     if getattr(targets, 'ndim', 1) == 2:
         targets = targets[:, 0]  # torchvision's QMNIST: who wrote the digit, and more, stands behind it
     return targets.tolist() if hasattr(targets, 'tolist') else targets
