@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from timm_hnc.plots import panel as panel_module
+from timm_hnc.plots import lettering
 from timm_hnc.plots.colormap import apply_colormap
 from timm_hnc.plots.panel import Cell, PanelRow, draw_panel
 
@@ -164,7 +164,7 @@ def test_long_names_stay_in_their_column(name):
 def test_odd_names_with_and_without_fonts_of_the_machine(name, monkeypatch):
     rows = [row(GREY, *[RAMP] * 2), PanelRow(GREY, Cell(RAMP, name, 0.5), [])]
     size = draw_panel(rows, title=name or 'title').size
-    monkeypatch.setattr(panel_module, 'OTHER_FONTS', ('no such font.ttf',))
+    monkeypatch.setattr(lettering, 'OTHER_FONTS', ('no such font.ttf',))
     assert draw_panel(rows, title=name or 'title').size == size
 
 
@@ -209,7 +209,7 @@ def test_channels_other_than_three_are_shown_as_their_mean():
     ('probability', 'text'), [(0.934, '0.93'), (1.0, '1.00'), (0.01, '0.01'), (0.0099, '<0.01'), (0.0, '<0.01')]
 )
 def test_probabilities(probability, text):
-    assert panel_module._format_probability(probability) == text
+    assert lettering.format_probability(probability) == text
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_probabilities(probability, text):
     ],
 )
 def test_ends_of_the_scale_can_be_told_apart(low, high, texts):
-    assert panel_module._format_ends(low, high) == texts
+    assert lettering.format_ends(low, high) == texts
 
 
 @pytest.mark.parametrize(

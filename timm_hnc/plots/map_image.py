@@ -1,0 +1,77 @@
+"""One class activation map over its image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d, interpolate
+
+from timm_hnc.plots.colormap import apply_colormap
+
+MAP_WEIGHT = 0.6  # the rest is the grey image: less hides the level of a map, more hides the object under it
+
+
+def as_colour(image: Tensor) -> Tensor:
+    """(3, H, W) in double precision on the CPU; pixels that are not finite become black and are striped later."""
+    image = image.detach().cpu().double()
+    image = torch.where(torch.isfinite(image), image, 0)
+    return image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
+
+
+def as_grey(colour: Tensor) -> Tensor:
+    """(H, W) luminance of a (3, H, W) picture (ITU-R BT.601)."""
+    return (colour * torch.tensor([0.299, 0.587, 0.114], dtype=colour.dtype)[:, None, None]).sum(0)
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) to (C, *size), bicubic; antialiased, for images and maps that are larger than a cell."""
+    return interpolate(maps[None], size, mode='bicubic', antialias=True, align_corners=False)[0]
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(h, w) bool to ``size``: when shrinking, a pixel is marked if any pixel under it is."""
+    rows, columns = size
+    smaller = min(rows, mask.shape[0]), min(columns, mask.shape[1])
+    shrunk = adaptive_max_pool2d(mask[None, None].double(), smaller)
+    return interpolate(shrunk, size, mode='nearest-exact')[0, 0] > 0
+
+
+def shared_scale(maps: Sequence[Tensor]) -> tuple[float, float] | None:
+    """The lowest and highest finite value of several maps, None if there is none; equal if only rounding parts them."""
+    flat = [map_.detach().cpu().double().flatten() for map_ in maps]
+    values = torch.cat(flat) if flat else torch.zeros(0)
+    values = values[torch.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = values.min().item(), values.max().item()
+    # The rounding of a float32 sum over some thousand features is no structure: stretched over the whole scale it
+    # would make a perfectly flat map look like noise.
+    return (low, low) if high - low <= 1e-6 * max(abs(low), abs(high)) else (low, high)
+
+
+def map_over_image(map_: Tensor, grey: Tensor, scale: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+    """(H, W, 3) uint8 of a map blended over the grey image (H, W), and the (H, W) mask of where it is not finite."""
+    map_ = map_.detach().cpu().double()
+    broken = ~torch.isfinite(map_)
+    size = (grey.shape[0], grey.shape[1])
+    if scale is None or broken.all():
+        return blend(torch.zeros_like(grey), grey), torch.ones_like(grey, dtype=torch.bool)
+    # Under a striped place stands the map's mean, which bends the values around it the least.
+    filled = torch.where(broken, map_[~broken].mean(), map_)
+    low, high = scale
+    values = (filled - low) / (high - low) if high > low else torch.full_like(filled, 0.5)
+    return blend(resize(values[None], size)[0], grey), resize_mask(broken, size)
+
+
+def blend(values: Tensor, grey: Tensor) -> Tensor:
+    """(H, W, 3) uint8 colours of values in [0, 1] over a grey image, both (H, W)."""
+    mixed = MAP_WEIGHT * apply_colormap(values) + (1 - MAP_WEIGHT) * 255 * grey[..., None]
+    return mixed.round().clamp(0, 255).to(torch.uint8)
+
+
+def striped(picture: Tensor, broken: Tensor, period: int) -> Tensor:
+    """An (H, W, 3) picture with stripes of so many pixels where ``broken`` (H, W)."""
+    height, width = broken.shape
+    diagonal = torch.arange(height)[:, None] + torch.arange(width)
+    stripes = torch.where(diagonal // period % 2 == 0, 30, 235).to(torch.uint8)
+    return torch.where(broken[..., None], stripes[..., None], picture)
