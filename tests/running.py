@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = [
     *('--model', 'test_resnet', '--model-kwargs', 'output_stride=8', '--num-classes', '3', '--img-size', '32'),
     *('--workers', '0', '-b', '8', '--epochs', '1', '--device', 'cpu'),
+    '--no-report',  # it takes as long as a run as small as this
 ]
 WITHOUT_PICTURES = ['--cam-images', '0']  # they take half of the time of a run as small as this
 torch.set_num_threads(1)  # models this small gain nothing from a second thread

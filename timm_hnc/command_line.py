@@ -211,8 +211,14 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     rank = os.environ.get('RANK') or '0'
     if rank == '0' or code == 1:
         process = '' if rank == '0' else f'[rank {rank}] '
-        sys.stderr.write(f'{process}{Path(sys.argv[0]).name}: {message}\n')
+        sys.stderr.write(f'{process}{_command_name()}: {message}\n')
     return code
+
+
+def _command_name() -> str:
+    """What the user typed to get here."""
+    path = Path(sys.argv[0])
+    return f'python -m {path.parts[-3]}.{path.parts[-2]}' if path.name == '__main__.py' else path.name
 
 
 def one_line(error: BaseException) -> str:

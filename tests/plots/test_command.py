@@ -16,7 +16,8 @@ from timm_hnc.errors import DataError
 from timm_hnc.plots.command import main
 from timm_hnc.plots.curves import draw_curves, read_run
 from timm_hnc.plots.loss_figure import example_maps, values_and_gradients
-from timm_hnc.plots.photo_cams import Subject, draw_photos, names_of
+from timm_hnc.plots.panel import draw_panel
+from timm_hnc.plots.photo_cams import Subject, names_of, photo_rows
 from timm_hnc.plots.photos import find_photos, load_photo
 
 
@@ -68,8 +69,8 @@ def test_photos_of_two_models_share_their_scale(weights, photos, tmp_path):
     for subject in subjects:
         assert names_of(subject.model.model) == ['ant', 'bee', 'cat']
     named = [Subject(each.model, each.caption, ['ant', 'bee', 'cat']) for each in subjects]
-    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(draw_photos(files, named)))
-    one = draw_photos(files, named[:1])
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(draw_panel(photo_rows(files, named))))
+    one = draw_panel(photo_rows(files, named[:1]))
     assert Image.open(out).height > 1.8 * one.height
 
 
@@ -171,14 +172,18 @@ def write_run(folder, name, hnc='none', weight=None, epochs=3, **options):
     return folder / name
 
 
+def curves_of(folders):
+    return draw_curves([read_run(folder) for folder in folders])
+
+
 def test_curves(tmp_path):
     runs = [write_run(tmp_path, 'ce'), write_run(tmp_path, 'a', 'mse', 0.001), write_run(tmp_path, 'b', 'mse', 0.01)]
-    picture = draw_curves(runs)
-    without = draw_curves(runs[:2])
+    picture = curves_of(runs)
+    without = curves_of(runs[:2])
     assert picture.width > without.width, 'the panel of the weights'
     assert read_run(runs[1]).label == 'a (mse, 0.001)'
     other = write_run(tmp_path, 'c', 'mse', 0.1, epochs=4)
-    assert draw_curves([runs[0], runs[1], other]).width == without.width, 'another training is no point of the curve'
+    assert curves_of([runs[0], runs[1], other]).width == without.width, 'another training is no point of the curve'
     buffer = io.BytesIO()
     picture.save(buffer, 'PNG')
     assert np.asarray(picture).std() > 10
@@ -190,4 +195,4 @@ def test_runs_that_cannot_be_drawn(tmp_path):
     for summary in ('', 'epoch,train_loss\n', 'a,b\n1,2\n', 'epoch,train_loss\n0,what\n'):
         (tmp_path / 'run' / 'summary.csv').write_text(summary)
         with pytest.raises(DataError, match=r"run' (is no run folder|has no complete epoch)"):
-            draw_curves([tmp_path / 'run'])
+            curves_of([tmp_path / 'run'])

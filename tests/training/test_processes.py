@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from running import ROOT, SMALL, arguments, checkpoints, equal_tensors, result, run_script, summary, train
+from running import ROOT, SMALL, arguments, checkpoints, equal_tensors, result, run_script, summary, train, validate
 from running import training_state as state_of
+
+from timm_hnc.plots.examples import read_examples
 
 HERE = Path(__file__).parent
 TASKS = [
@@ -50,8 +52,9 @@ def test_two_processes_with_half_the_batch_have_the_gradients_of_one(images, mul
         assert two['metrics'] == pytest.approx(one['metrics'], rel=1e-4)
 
 
-def test_train_py_under_torchrun(images, tmp_path):
-    options = [*SMALL, '-b', '4', '--epochs', '2', '--hnc', 'mse', '--model-ema', '--workers', '1']
+def test_train_py_under_torchrun(images, tmp_path, capsys):
+    options = [word for word in SMALL if word != '--no-report']
+    options += ['-b', '4', '--epochs', '2', '--hnc', 'mse', '--model-ema', '--workers', '1']
     output = ['--output', 'out', '--experiment', 'run']
     done = run_script(ROOT / 'train.py', '--data-dir', images, *options, *output, processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -69,6 +72,17 @@ def test_train_py_under_torchrun(images, tmp_path):
     assert figures['final'] == pytest.approx({name: best[f'eval_{name}'] for name in ('loss', 'top1', 'top5')})
     model = timm.create_model(f'local-dir:{folder / "model_best"}', pretrained=True)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    # the report's figures are those of one process; its parts are of all images
+    report = folder / 'report'
+    alone = validate(capsys, '--checkpoint', folder, '--cam-metrics', '--workers', 0, '--device', 'cpu')
+    figures = json.loads((report / 'figures.json').read_text())
+    maps = [name for name in figures if name.startswith('cam_')]
+    assert len(maps) == 6
+    assert {name: figures[name] for name in maps} == pytest.approx({name: alone[name] for name in maps}, rel=1e-4)
+    assert sum(row['images'] for row in json.loads((report / 'confusions.json').read_text())) == 25
+    kept = read_examples(report)
+    assert all(len(kept[end]) == len({example.sample for example in kept[end]}) == 4 for end in kept)
+    assert max(example.loss for example in kept['best']) <= min(example.loss for example in kept['worst'])
     # one process goes on with what two have done
     train(
         '-c', folder / 'args.yaml', '--epochs', 3, '--output', folder.parent, '--experiment', 'run', '--resume', 'auto'

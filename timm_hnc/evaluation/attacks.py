@@ -103,11 +103,12 @@ class Attack:
 
 
 def cross_entropy(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """The loss of a classifier's logits, see `sample_losses`."""
+    return sample_losses(model(images), target)
+
+
+def sample_losses(logits: Tensor, target: Tensor) -> Tensor:
     """(B,) cross-entropy of class indices, or its sum over classes on sigmoids for (B, n) label sets."""
-    return _criterion(model(images), target)
-
-
-def _criterion(logits: Tensor, target: Tensor) -> Tensor:
     if target.ndim == 2:
         return functional.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction='none').sum(1)
     return functional.cross_entropy(logits.float(), target, reduction='none')
@@ -119,7 +120,7 @@ def with_hnc(hnc: HNCLoss, weight: float) -> AttackedLoss:
     def loss(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         class_maps = model.model.class_maps(model.normalize(images))  # type: ignore[operator,union-attr]
         # HNC is a mean over the batch, so that every image has its own gradient times weight
-        return _criterion(class_maps.logits, target) + weight * hnc(class_maps, target)
+        return sample_losses(class_maps.logits, target) + weight * hnc(class_maps, target)
 
     return loss
 

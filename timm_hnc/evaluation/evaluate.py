@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from timm_hnc.cam.copies import evaluating
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.multilabel import MultiLabelEvaluator
+from timm_hnc.progress import progress
 
 _logger = logging.getLogger(__name__)
 
@@ -33,13 +35,15 @@ def create_evaluator(
     return ClassificationEvaluator(device, max_samples=limit)
 
 
-def batches(loader: Iterable, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable:
+def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable:
     """(input, target) pairs of a timm loader on the device, whether it prefetches or not.
 
     Raises:
         DataError: the data cannot be read.
     """
-    for input, target in read(loader):
+    # a stream that was asked for its length warns when it turns out to be another
+    total = None if isinstance(getattr(loader, 'dataset', None), IterableDataset) else len(loader)
+    for input, target in progress(read(loader), 'batch', total):
         input, target = input.to(device=device, dtype=dtype), target.to(device)
         yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target
 

@@ -1,13 +1,11 @@
 """What validate.py does."""
 
-import csv
 import json
 import logging
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from timm_hnc.evaluation.options import check_data_named, parse_validate_options
 from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
 from timm_hnc.evaluation.robustness import robust_figures
 from timm_hnc.evaluation.sources import Source, find_sources, use_run_data
+from timm_hnc.rows import write_csv, write_json
 
 _logger = logging.getLogger(__name__)
 
@@ -183,6 +182,7 @@ def _evaluate(
         classifier = normalized(attacked, data_config['mean'], data_config['std'])
         threat = threat_of(args, source)
         robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
+        more |= {'attack_space': args.attack_space, 'attack_loss': args.attack_loss}
         more |= {name: value if name.endswith('loss') else round(value, 4) for name, value in robust.items()}
     more |= watched.figures(accelerator) if watched else {}
     if multi_label:
@@ -195,14 +195,10 @@ def _evaluate(
 
 
 def _write_results(path: str, results: Any, format: str) -> None:
-    rows = results if isinstance(results, list) else [results]
     try:
         if format == 'json':
-            Path(path).write_text(json.dumps(results, indent=4) + '\n')
-            return
-        with open(path, 'w', newline='') as file:
-            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows(rows)
+            write_json(path, results)
+        else:
+            write_csv(path, results if isinstance(results, list) else [results])
     except OSError as error:
         raise UsageError(f"--results-file '{path}' cannot be written: {error}") from error

@@ -1,6 +1,5 @@
 """The class maps of a validation pass, measured beside the very forward passes that give the logits."""
 
-import csv
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
 from timm_hnc.evaluation.deletion import CURVES, curve_areas
 from timm_hnc.evaluation.map_quality import MapQuality, present_classes
+from timm_hnc.rows import write_csv
 
 OnBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -38,12 +38,15 @@ class WatchedMaps(nn.Module):
     Args:
         model: with class maps.
         passes: what is measured.
+        strict: an image without finite logits is an error; else it leaves its batch out, and `failure` says so.
     """
 
-    def __init__(self, model: CamModel, passes: Sequence[MapPass]) -> None:
+    def __init__(self, model: CamModel, passes: Sequence[MapPass], strict: bool = True) -> None:
         super().__init__()
         self.model = model
         self.passes = passes
+        self.strict = strict
+        self.failure = ''
         self.batch: tuple[ClassMaps, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +54,10 @@ class WatchedMaps(nn.Module):
         try:
             class_maps = self.model.class_maps(x)
         except ValueError as error:
-            raise DataError(f'no class maps: {error}') from error
+            self.failure = f'no class maps: {error}'
+            if self.strict:
+                raise DataError(self.failure) from error
+            return self.model(x)
         self.batch = class_maps, x
         return class_maps.logits
 
@@ -134,10 +140,7 @@ class QualityPass:
         if self.classes_file and accelerator.is_main_process:
             rows = self.quality.per_class(self.class_names)
             try:
-                with open(self.classes_file, 'w', newline='') as file:
-                    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                write_csv(self.classes_file, rows)
             except OSError as error:
                 raise UsageError(f"--cam-classes-file '{self.classes_file}' cannot be written: {error}") from error
         return self.quality.compute()

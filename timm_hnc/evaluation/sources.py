@@ -4,12 +4,12 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from timm.models import is_model, list_models, parse_model_name
 from timm.utils import natural_key
 
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.hub import find_weights
+from timm_hnc.run_options import read_options
 
 _OF_OTHER_LABELS = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 # options of a run that say which data it validated on
@@ -54,12 +54,7 @@ def use_run_data(args: Namespace, explicit: frozenset[str]) -> None:
     path = Path(args.checkpoint or '') / 'args.yaml'
     if not args.checkpoint or not path.is_file() or {'data', 'data_dir', 'dataset'} & explicit:
         return
-    try:
-        options = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"'{path}' cannot be read: {error}") from error
-    if not isinstance(options, dict):
-        raise DataError(f"'{path}' cannot be read: expected a mapping of option names to values.")
+    options = read_options(path.parent)
     for name in _DATA_OPTIONS:
         if name not in explicit and name in options:
             setattr(args, name, options[name])

@@ -7,18 +7,25 @@ from typing import Any
 
 import timm
 import torch
-from accelerate.utils import tqdm
+from PIL import Image
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.probe import UnsupportedHead
 from timm_hnc.command_line import HelpFormatter, KeyValues
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub import find_weights
-from timm_hnc.plots.curves import draw_curves
-from timm_hnc.plots.loss_figure import draw_losses
-from timm_hnc.plots.panel import MAX_NEGATIVES
-from timm_hnc.plots.photo_cams import Subject, draw_photos, names_of
+from timm_hnc.plots.curves import curve_rows, draw_curves, read_run
+from timm_hnc.plots.figure_table import table_rows
+from timm_hnc.plots.loss_figure import draw_losses, loss_rows
+from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
+from timm_hnc.plots.photo_cams import Subject, map_values, names_of, photo_rows
 from timm_hnc.plots.photos import find_photos
+from timm_hnc.plots.report import write_report
+from timm_hnc.progress import progress
+from timm_hnc.rows import write_csv, write_json
+from timm_hnc.run_options import read_options
+
+Rows = list[dict[str, Any]]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
     def add_command(name: str, run: Any, help: str, out: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, formatter_class=HelpFormatter)
         command.set_defaults(run=run)
-        command.add_argument('--out', default=out, metavar='FILE', help='picture to write')
+        command.add_argument('--out', default=out, metavar='FILE', help='what to write')
+        command.add_argument(
+            '--values', nargs='+', default=[], metavar='FILE', help='the figures that it shows, as .csv or .json files'
+        )
         return command
 
     cams = add_command('cams', _cams, 'class activation maps of photographs (Fig. 1 and 5 of the paper)', 'cams.png')
@@ -42,10 +52,15 @@ def build_parser() -> argparse.ArgumentParser:
     cams.add_argument('--against', metavar='PATH', help='a second checkpoint, drawn above each row of the first')
     cams.add_argument('--class-names', metavar='FILE', help='text file, a name a line')
     cams.add_argument('--topk', type=int, default=MAX_NEGATIVES, metavar='K', help='classes behind the first')
+    cams.add_argument(
+        '--task', choices=('classification', 'multilabel'), help='softmax or sigmoid; a run knows its own'
+    )
     cams.add_argument('--title', default='', metavar='TEXT', help='over the picture')
     add_command('losses', _losses, 'both forms of HNC and their gradients over two maps (Fig. 3)', 'losses.png')
     curves = add_command('curves', _curves, 'training curves of runs, and accuracy by lambda (Fig. 4)', 'curves.png')
     curves.add_argument('runs', nargs='+', metavar='RUN', help='run folders of train.py')
+    report = add_command('report', _report, 'one HTML page of runs: figures, curves, images, attacks', 'report.html')
+    report.add_argument('runs', nargs='+', metavar='RUN', help='run folders; the others are compared with the first')
     return parser
 
 
@@ -57,17 +72,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         DataError: a file cannot be read or written.
     """
     args = build_parser().parse_args(argv)
+    for file in args.values:
+        if Path(file).suffix not in ('.csv', '.json'):
+            raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
     path = Path(args.out)
-    picture = args.run(args)
+    rows = args.run(args, path)
+    for file in args.values:
+        try:
+            write_csv(file, [_flat(row) for row in rows]) if file.endswith('.csv') else write_json(file, rows)
+        except OSError as error:
+            raise UsageError(f"--values '{file}' cannot be written: {error}") from error
+    print(path)  # noqa: T201  # the result of the command
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not isinstance(value, list)}
+
+
+def _save(picture: Image.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"--out '{path}' cannot be written: {error}") from error
-    print(path)  # noqa: T201  # the result of the command
 
 
-def _cams(args: argparse.Namespace) -> Any:
+def _cams(args: argparse.Namespace, path: Path) -> Rows:
     if not 0 <= args.topk <= MAX_NEGATIVES:
         raise UsageError(f'--topk {args.topk}: expected 0 to {MAX_NEGATIVES}.')
     photos = find_photos(args.photos)
@@ -77,13 +107,28 @@ def _cams(args: argparse.Namespace) -> Any:
             names = [line.strip() for line in Path(args.class_names).read_text().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--class-names '{args.class_names}' cannot be read: {error}") from error
-    paths = [path for path in (args.against, args.checkpoint) if path] or [None]
+    checkpoints = [each for each in (args.against, args.checkpoint) if each] or [None]
     subjects = []
-    for path in paths:
-        model = _load(args, path)
-        caption = Path(path).name if path and len(paths) > 1 else ''
-        subjects.append(Subject(model, caption, names_of(model.model, names)))
-    return draw_photos(photos, subjects, args.topk, args.title, lambda each: tqdm(each, unit='photo', leave=False))
+    for checkpoint in checkpoints:
+        model = _load(args, checkpoint)
+        caption = Path(checkpoint).name if checkpoint and len(checkpoints) > 1 else ''
+        names_of_classes = names_of(model.model, names)
+        subjects.append(Subject(model, caption, names_of_classes, _has_several_labels(args, checkpoint)))
+    drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk)
+    _save(draw_panel(drawn, args.title), path)
+    files = [photo for photo in photos for _ in subjects]
+    return [value for photo, row in zip(files, drawn, strict=True) for value in map_values(photo, row)]
+
+
+def _has_several_labels(args: argparse.Namespace, checkpoint: str | None) -> bool:
+    """Whether probabilities are sigmoids: as --task says, or a run folder."""
+    if args.task:
+        return args.task == 'multilabel'
+    path = Path(checkpoint or '').absolute()
+    for folder in (path, path.parent) if checkpoint else ():
+        if (folder / 'args.yaml').is_file():
+            return read_options(folder).get('task') == 'multilabel'
+    return False
 
 
 def _load(args: argparse.Namespace, checkpoint: str | None) -> CamModel:
@@ -111,9 +156,16 @@ def _load(args: argparse.Namespace, checkpoint: str | None) -> CamModel:
         raise UsageError(str(error)) from error
 
 
-def _losses(args: argparse.Namespace) -> Any:
-    return draw_losses()
+def _losses(args: argparse.Namespace, path: Path) -> Rows:
+    _save(draw_losses(), path)
+    return loss_rows()
 
 
-def _curves(args: argparse.Namespace) -> Any:
-    return draw_curves([Path(run) for run in args.runs])
+def _curves(args: argparse.Namespace, path: Path) -> Rows:
+    runs = [read_run(Path(run)) for run in args.runs]
+    _save(draw_curves(runs), path)
+    return curve_rows(runs)
+
+
+def _report(args: argparse.Namespace, path: Path) -> Rows:
+    return table_rows(write_report([Path(run) for run in args.runs], path))

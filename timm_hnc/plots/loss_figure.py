@@ -1,5 +1,7 @@
 """Fig. 3 of the paper: values and gradients of both forms of HNC over a peak and over a regular map."""
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -54,6 +56,22 @@ def draw_losses() -> Image.Image:
             for number, variant in enumerate(VARIANTS):
                 _picture(figure, axes[row, 3 + 2 * place + number], found[variant][place], f'{variant}: {title}')
     return as_image(figure)
+
+
+def loss_rows() -> list[dict[str, Any]]:
+    """The figures behind the picture: a row a map, form of HNC and cell."""
+    rows = []
+    for name, map_ in example_maps().items():
+        for variant in VARIANTS:
+            loss, gradient = values_and_gradients(map_, variant)
+            for cell, values in enumerate(
+                zip(*(part.flatten().tolist() for part in (map_, loss, gradient)), strict=True)
+            ):
+                figures = zip(('value', 'loss', 'gradient'), values, strict=True)
+                rows.append(
+                    {'map': name, 'variant': variant, 'row': cell // SIDE, 'column': cell % SIDE, **dict(figures)}
+                )
+    return rows
 
 
 def _picture(figure, axis, values: Tensor, title: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib's

@@ -1,6 +1,6 @@
 """Class activation maps of photographs, of one model or of two above each other (Fig. 1 and 5 of the paper)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from timm_hnc.cam import CamModel
 from timm_hnc.errors import DataError
 from timm_hnc.plots.cams import panel_rows
-from timm_hnc.plots.panel import PanelRow, draw_panel
+from timm_hnc.plots.panel import PanelRow
 from timm_hnc.plots.photos import load_photo
 
 
@@ -25,11 +25,13 @@ class Subject:
         model: in evaluation mode.
         caption: under its pictures.
         class_names: a name a class.
+        multi_label: probabilities are sigmoids instead of a softmax.
     """
 
     model: CamModel
     caption: str
     class_names: Sequence[str]
+    multi_label: bool = False
 
 
 def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
@@ -51,32 +53,46 @@ def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
 
 
 @torch.no_grad()
-def draw_photos(
-    photos: Sequence[Path], subjects: Sequence[Subject], topk: int = 4, title: str = '', progress: Any = iter
-) -> Image.Image:
-    """Draw the maps of photographs: the class that the model sees, then the next ones by rank.
+def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 4) -> list[PanelRow]:
+    """The maps of photographs: of the class that the model sees, then of the next ones by rank.
 
     Args:
         photos: image files.
-        subjects: one model, or several whose rows stand above each other with one colour scale a photo.
+        subjects: one model, or several whose rows stand below each other with one colour scale a photo.
         topk: how many classes behind the first.
-        title: over the picture.
-        progress: wraps the photos while they are worked on.
 
     Returns:
-        An RGB picture, a row a photo and model.
+        A row a photo and model, for `draw_panel`.
 
     Raises:
         DataError: a photo cannot be read.
     """
     rows: list[PanelRow] = []
-    for path in progress(photos):
+    for path in photos:
         photo = load_photo(path)
         own = [_row(photo, subject, topk) for subject in subjects]
         cells = [cell for row in own for cell in ([row.positive] if row.positive else []) + list(row.negatives)]
         values = torch.cat([cell.map.flatten() for cell in cells])
         rows += [replace(row, scale=(values.min().item(), values.max().item())) for row in own]
-    return draw_panel(rows, title)
+    return rows
+
+
+def map_values(photo: Path, row: PanelRow) -> list[dict[str, Any]]:
+    """The figures behind a row: class, probability, mean (the logit) and peak of every map, and the map."""
+    cells = ([row.positive] if row.positive else []) + list(row.negatives)
+    return [
+        {
+            'photo': str(photo),
+            'model': row.caption,
+            'rank': rank,
+            'class': cell.name,
+            'probability': cell.probability,
+            'mean': cell.map.mean().item(),
+            'peak': cell.map.max().item(),
+            'map': cell.map.tolist(),
+        }
+        for rank, cell in enumerate(cells)
+    ]
 
 
 def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:
@@ -88,5 +104,5 @@ def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:
     mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
     maps = model.class_maps(input.to(device))
     seen = maps.logits.argmax(1)
-    [row] = panel_rows(maps, (input * std + mean).clamp(0, 1), seen, subject.class_names, topk=topk)
+    [row] = panel_rows(maps, (input * std + mean).clamp(0, 1), seen, subject.class_names, subject.multi_label, topk)
     return replace(row, caption=subject.caption)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 import torchvision
-from accelerate.utils import tqdm
 from timm import utils
 from timm.models import model_parameters
 from torch import Tensor
@@ -105,8 +103,7 @@ def _steps(run: Run) -> Iterator[Step]:
     args, length = run.args, len(run.train_loader)
     remainder = length % args.grad_accum_steps
     inputs = batches(run.train_loader, run.accelerator.device, run.input_dtype, args.channels_last)
-    progress = tqdm(inputs, total=length, disable=not sys.stderr.isatty(), leave=False, unit='batch')
-    for index, (input, target) in enumerate(progress):
+    for index, (input, target) in enumerate(inputs):
         if run.mixup is not None and args.no_prefetcher:
             input, target = run.mixup(input, target)
         last = index + 1 == length or (index + 1) % args.grad_accum_steps == 0

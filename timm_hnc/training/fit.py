@@ -13,10 +13,13 @@ from timm import utils
 
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
+from timm_hnc.evaluation.map_pass import OnBatch
 from timm_hnc.hub import save_pretrained
+from timm_hnc.plots.report import write_report
 from timm_hnc.training.build import Run
 from timm_hnc.training.checkpoints import read_training_state
 from timm_hnc.training.epoch import learning_rate, train_one_epoch
+from timm_hnc.training.findings import Findings
 from timm_hnc.training.pictures import CamPictures
 from timm_hnc.training.results import Summary, environment, write_result
 
@@ -73,8 +76,8 @@ def _evaluate_epoch(run: Run) -> dict[str, float] | None:
     return evaluate_run(run, run.evaluated_model)
 
 
-def evaluate_run(run: Run, model: Any) -> dict[str, float]:
-    """Figures of a model on the run's validation data, over all processes."""
+def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[str, float]:
+    """Figures of a model on the run's validation data, over all processes; `on_batch` as in `evaluate`."""
     args, device = run.args, run.accelerator.device
     evaluator = create_evaluator(run.eval_loader, device, args.task == 'multilabel', args.multilabel_threshold)
     return evaluate(
@@ -84,6 +87,7 @@ def evaluate_run(run: Run, model: Any) -> dict[str, float]:
         run.accelerator.autocast,
         distributed=run.distributed,
         tta=args.tta,
+        on_batch=on_batch,
     )
 
 
@@ -165,6 +169,19 @@ def _load_best(run: Run, model: Any) -> None:
         tensor.copy_(broadcast(tensor))
 
 
+def _evaluate_best(run: Run, model: Any) -> dict[str, float] | None:
+    """Figures of the best weights; what the report shows of them goes to its folder."""
+    if run.eval_loader is None:
+        return None
+    if run.args.no_report or run.args.tta > 1:
+        return evaluate_run(run, model)
+    findings = Findings(run, model)
+    final = findings.evaluate(partial(evaluate_run, run))
+    findings.write(final)
+    run.accelerator.wait_for_everyone()
+    return final
+
+
 def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], seconds: float) -> dict[str, Any]:
     """Evaluate and draw model_best, and write result.json."""
     ranking = run.checkpoints.progress.ranking
@@ -173,7 +190,7 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
     if ranking:
         model = run.evaluated_model
         _load_best(run, model)
-        final = evaluate_run(run, model) if run.eval_loader is not None else None
+        final = _evaluate_best(run, model)
         loss = 'without HNC' if run.args.hnc == 'none' else f'HNC {run.args.hnc}, weight {run.args.hnc_weight:g}'
         pictures.draw('best', model, f'{run.args.model}, {best_name}, {loss}')
     skipped = torch.tensor(run.skipped.count, device=run.accelerator.device)
@@ -191,4 +208,6 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
     }
     if run.accelerator.is_main_process:
         write_result(run.folder, result)
+        if not run.args.no_report:
+            write_report([run.folder], run.folder / 'report.html')
     return result

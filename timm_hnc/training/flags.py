@@ -77,6 +77,7 @@ def _add_hnc_options(parser: argparse.ArgumentParser) -> None:
     add('--hnc-alpha', type=float, default=0.0, metavar='X', help='value that mse draws the maps to')
     add('--hnc-reduction', choices=('sum', 'mean'), default='sum', help='over the K maps of an image')
     add('--cam-images', type=int, default=8, metavar='N', help='validation images whose CAMs are drawn')
+    add('--no-report', action='store_true', help='no report.html at the end')
     add(
         '--label-noise',
         type=str,

@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         # timm's scripts print their results this way, for sweeps that read them
         sys.stdout.write(f'--result\n{json.dumps(result, indent=4)}\n')
         _logger.info(f'Run folder: {folder}')
-        if (folder / 'cams').is_dir():
-            _logger.info(f'CAM pictures: {folder / "cams"}')
+        for title, path in (('CAM pictures', folder / 'cams'), ('Report', folder / 'report.html')):
+            if path.exists():
+                _logger.info(f'{title}: {path}')
 
 
 def _run_folder(args: Namespace, accelerator: Accelerator) -> tuple[Path, Path | None]:

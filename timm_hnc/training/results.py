@@ -1,6 +1,5 @@
 """What a run tells about itself: summary.csv, trackers and result.json."""
 
-import json
 import platform
 import shlex
 import sys
@@ -13,6 +12,8 @@ import yaml
 from accelerate import Accelerator
 from timm.utils import update_summary
 from timm.utils.summary import trim_summary
+
+from timm_hnc.rows import write_json
 
 _PACKAGES = ('timm_hnc', 'timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
 
@@ -72,4 +73,4 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Write result.json."""
-    (folder / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+    write_json(folder / 'result.json', result)

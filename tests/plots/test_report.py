@@ -1,0 +1,301 @@
+"""The report page against figures computed another way, and in a real browser."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from browser import open_page
+from image_data import CLASSES
+from running import SMALL, result, train, validate
+from timm.data import create_transform, resolve_data_config
+from torch.nn.functional import cross_entropy, softmax
+from torchvision.datasets import ImageFolder
+
+from timm_hnc import CamModel, ClassMaps
+from timm_hnc.command_line import run_command
+from timm_hnc.errors import DataError
+from timm_hnc.evaluation.confusions import ConfusionPass
+from timm_hnc.plots.command import main
+from timm_hnc.plots.examples import ExamplePass, read_examples
+from timm_hnc.plots.report import write_report
+from timm_hnc.plots.run_files import read_run_files
+
+REPORTED = [word for word in SMALL if word != '--no-report']
+
+
+@pytest.fixture(scope='module')
+def runs(images, tmp_path_factory):
+    """Two runs with their reports: without and with HNC."""
+    output = tmp_path_factory.mktemp('runs')
+    argv = ['--data-dir', images, *REPORTED, '--epochs', '2', '--cam-images', '0', '--output', output]
+    return [
+        train(*argv, '--experiment', 'plain'),
+        train(*argv, '--experiment', 'flat', '--hnc', 'mse', '--hnc-weight', '0.1', '--hnc-topk', '2'),
+    ]
+
+
+@pytest.fixture(scope='module')
+def outputs(runs, images):
+    """Logits, maps and targets of the first run's best weights, made with plain timm on all images at once."""
+    model = timm.create_model(f'local-dir:{runs[0] / "model_best"}', pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+    data = ImageFolder(images / 'validation', transform)
+    inputs, targets = (torch.stack([torch.as_tensor(sample[part]) for sample in data]) for part in range(2))
+    with torch.no_grad():
+        features = model.forward_features(inputs)
+        maps = torch.einsum('bchw,oc->bohw', features, model.fc.weight) + model.fc.bias[:, None, None]
+        return model(inputs), maps, targets
+
+
+def read(folder, name):
+    content = json.loads((folder / 'report' / f'{name}.json').read_text())
+    with (folder / 'report' / f'{name}.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    for row, entry in zip(rows, content if isinstance(content, list) else [content], strict=True):
+        assert {k: str(v) for k, v in entry.items()} == row, 'CSV and JSON say the same'
+    return content
+
+
+def test_best_and_worst_images(runs, outputs):
+    logits, maps, targets = outputs
+    losses = cross_entropy(logits, targets, reduction='none')
+    order = losses.argsort().tolist()
+    kept = read_examples(runs[0] / 'report')
+    for end, expected in (('best', order[:4]), ('worst', order[:-5:-1])):
+        assert [example.sample for example in kept[end]] == expected
+        for example in kept[end]:
+            number = example.sample
+            assert example.loss == pytest.approx(losses[number].item(), rel=1e-4)
+            ranked = [o for o in logits[number].argsort(descending=True).tolist() if o != targets[number]]
+            cells = [example.row.positive, *example.row.negatives]
+            for cell, index in zip(cells, [targets[number].item(), *ranked], strict=True):
+                assert cell.name == CLASSES[index]
+                assert cell.probability == pytest.approx(softmax(logits[number], 0)[index].item(), abs=1e-5)
+                torch.testing.assert_close(cell.map, maps[number, index], atol=1e-3, rtol=1e-3)
+    with (runs[0] / 'report' / 'examples.csv').open(newline='') as file:
+        assert len(list(csv.DictReader(file))) == 2 * 4 * 3
+
+
+def test_confusions(runs, outputs):
+    logits, maps, targets = outputs
+    expected = {}
+    for row in range(len(targets)):
+        present = targets[row].item()
+        absent = max((o for o in range(3) if o != present), key=lambda o: logits[row, o].item())
+        sums = expected.setdefault((CLASSES[present], CLASSES[absent]), np.zeros(3))
+        map_ = maps[row, absent]
+        sums += (1, (logits[row, absent] > logits[row, present]).item(), (map_.max() - map_.mean()).item())
+    rows = read(runs[0], 'confusions')
+    assert {(row['present'], row['absent']) for row in rows} == set(expected)
+    for row in rows:
+        count, confused, peak = expected[row['present'], row['absent']]
+        assert (row['images'], row['confused']) == (count, confused)
+        assert row['peak'] == pytest.approx(peak / count, rel=1e-3)
+    totals = [row['images'] * row['peak'] for row in rows]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_figures_and_robustness_are_those_of_validate(runs, capsys):
+    eps = ['1/255', '2/255', '4/255', '8/255']
+    argv = ['--checkpoint', runs[1], '--workers', '0', '--device', 'cpu', '-b', '7']
+    found = validate(capsys, *argv, '--cam-metrics', '--attack', 'fgsm', '--attack-eps', *eps)
+    figures = read(runs[1], 'figures')
+    assert len(figures) == 9
+    for name, value in figures.items():
+        assert value == pytest.approx(found[name], abs=1e-3), name
+    rows = read(runs[1], 'robustness')
+    assert [row['eps'] for row in rows] == pytest.approx([0, 1 / 255, 2 / 255, 4 / 255, 8 / 255])
+    assert all((row['images'], row['space']) == (25, 'pixel') for row in rows)
+    assert rows[0]['top1'] == pytest.approx(found['top1'], abs=1e-3)
+    for row in rows[1:]:
+        assert row['top1'] == pytest.approx(found[f'fgsm_{row["eps"]:g}_top1'], abs=1e-3)
+
+
+def test_figures_of_validate_come_into_the_report(runs, capsys, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / 'run', symlinks=True)
+    argv = ['--checkpoint', run, '--workers', '0', '--device', 'cpu', '--cam-curves', '3']
+    attack = ['--attack', 'fgsm', 'pgd', '--attack-eps', '0.05', '0.1', '--attack-space', 'normalized']
+    file = ['--results-file', run / 'validation.json', '--results-format', 'json']
+    found = validate(capsys, *argv, *attack, *file)
+    assert (found['attack_space'], found['attack_loss']) == ('normalized', 'ce')
+    files = read_run_files(run)
+    assert files.figures['cam_deletion_area'] == found['cam_deletion_area']
+    keys = [(row['attack'], row['eps'], row['space'], row['top1']) for row in files.robustness]
+    assert keys == [
+        (attack, eps, 'normalized', found[f'{attack}_{eps:g}_top1'] if eps else found['top1'])
+        for attack in ('fgsm', 'pgd')
+        for eps in (0.0, 0.05, 0.1)
+    ]
+    page = write_and_read([run], tmp_path)
+    assert 'units of the normalised input; all validation images' in page
+    assert 'deletion area' in page
+
+
+def write_and_read(folders, tmp_path):
+    write_report(folders, tmp_path / 'page.html')
+    return (tmp_path / 'page.html').read_text()
+
+
+@pytest.mark.parametrize('width', [400, 1200])
+def test_the_page_in_a_browser(runs, browser, tmp_path, width):
+    main(['report', *map(str, runs), '--out', str(tmp_path / 'a' / 'page.html')])
+    browser.get_log('performance')
+    open_page(browser, tmp_path / 'a' / 'page.html', width)
+    assert browser.get_log('browser') == []
+    asked = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
+    urls = [each['params']['request']['url'] for each in asked if each['method'] == 'Network.requestWillBeSent']
+    assert all(url.startswith(('file:', 'data:')) for url in urls), 'nothing comes from the network'
+    pictures = browser.execute_script(
+        'return [...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width, i.alt])'
+    )
+    # 4 curves, the attack, and 8 images with 3 maps each of both runs
+    assert len(pictures) == 4 + 1 + 2 * 8 * 4
+    assert all(complete and natural and shown >= 100 and alt for complete, natural, shown, alt in pictures)
+    assert browser.execute_script('return document.documentElement.scrollWidth') <= width
+    sizes = browser.execute_script(
+        'return [...document.querySelectorAll("p,td,th,dd,figcaption,pre")]'
+        '.map(e => parseFloat(getComputedStyle(e).fontSize))'
+    )
+    assert min(sizes) >= 12, 'readable letters'
+    cut = browser.execute_script(
+        'return [...document.querySelectorAll("p,dd,figcaption,h1,h2,h3,pre")].filter('
+        'e => e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1).length'
+    )
+    assert cut == 0, 'no text beyond the edge'
+
+
+def test_the_table_of_two_runs(runs, browser, tmp_path):
+    page = tmp_path / 'page.html'
+    main(
+        [
+            'report',
+            *map(str, runs),
+            '--out',
+            str(page),
+            '--values',
+            *(str(tmp_path / f'v.{x}') for x in ('csv', 'json')),
+        ]
+    )
+    open_page(browser, page, 1000)
+    cells = browser.execute_script(
+        'return [...document.querySelectorAll("#figures tbody tr")].map('
+        'row => [...row.children].map(cell => [cell.firstChild.textContent.trim(), cell.classList.contains("best")]))'
+    )
+    table = {name: values for (name, _), *values in cells}
+    plain, flat = (json.loads((run / 'report' / 'figures.json').read_text()) for run in runs)
+    for name, key, low_is_good in (
+        ('top-1, %', 'top1', False),
+        ('validation loss', 'loss', True),
+        ('maps of absent classes: peak above the mean', 'cam_negative_peak', True),
+    ):
+        assert [float(text) for text, _ in table[name]] == pytest.approx([plain[key], flat[key]], abs=0.006)
+        best = min(plain[key], flat[key]) if low_is_good else max(plain[key], flat[key])
+        assert [mark for _, mark in table[name]] == [plain[key] == best, flat[key] == best]
+    values = json.loads((tmp_path / 'v.json').read_text())
+    assert values == [{'run': 'plain', **plain}, {'run': 'flat', **flat}]
+
+
+def test_several_labels(multi_label, tmp_path):
+    run = train(*multi_label, *REPORTED, '--cam-images', '0', '--output', tmp_path, '--experiment', 'run')
+    files = read_run_files(run)
+    assert files.metric == 'map'
+    assert files.robustness[0]['map'] == pytest.approx(result(run)['final']['map'], abs=1e-3)
+    assert len(files.examples['best']) == 4
+    assert 'mAP, %' in (run / 'report.html').read_text()
+
+
+def test_a_model_without_maps_and_a_run_without_report(images, tmp_path):
+    argv = ['--data-dir', images, '--output', tmp_path, '--cam-images', '0']
+    # a maximum in front of the classifier has no exact maps
+    run = train(*argv, *REPORTED, '--gp', 'max', '--experiment', 'max')
+    assert not (run / 'report' / 'examples.json').exists()
+    assert set(read(run, 'figures')) == {'loss', 'top1', 'top5'}
+    assert len(read(run, 'robustness')) == 5
+    bare = train(*argv, *SMALL, '--experiment', 'bare')
+    assert not (bare / 'report.html').exists()
+    page = write_and_read([run, bare], tmp_path)
+    assert 'Final figures' in page
+    assert 'Images and their class activation maps' not in page
+
+
+def test_without_matplotlib(runs, tmp_path, monkeypatch):
+    import timm_hnc.plots.report as report
+
+    monkeypatch.setattr(report, 'find_spec', lambda name: None)
+    page = write_and_read(runs, tmp_path)
+    assert 'pip install &#34;timm_hnc[plots]&#34;' in page or 'pip install "timm_hnc[plots]"' in page
+
+
+def test_names_that_are_code_stay_text(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / '<b>run', symlinks=True)
+    path = run / 'report' / 'confusions.json'
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([{**rows[0], 'present': '<script>alert(1)</script>'}]))
+    page = write_and_read([run], tmp_path)
+    assert '<script>' not in page
+    assert '<b>' not in page
+
+
+@pytest.mark.parametrize(
+    ('file', 'content', 'message'),
+    [
+        ('report/figures.json', '[1]', 'is not what this version of timm_hnc writes there'),
+        ('report/robustness.json', '{"a": 1}', 'is not what this version of timm_hnc writes there'),
+        ('report/examples.json', '[{"end": "best"}]', 'examples.json'),
+        ('report/confusions.json', '{', 'cannot be read'),
+        ('result.json', 'no json', 'cannot be read'),
+        ('summary.csv', '', 'has no complete epoch'),
+        ('args.yaml', '- a', 'has no options'),
+        ('report/best-1.png', 'no image', 'examples.json'),
+    ],
+)
+def test_damaged_runs(runs, tmp_path, file, content, message):
+    run = shutil.copytree(runs[0], tmp_path / 'run', symlinks=True)
+    (run / file).write_text(content)
+    with pytest.raises(DataError, match=message):
+        write_report([run], tmp_path / 'page.html')
+
+
+def test_wrong_use(runs, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    for argv, code, message in (
+        (['report', tmp_path / 'empty'], 1, "empty' is no run folder of train.py: there is no args.yaml in it."),
+        (['report', runs[0], '--out', runs[0]], 2, 'cannot be written'),
+        (['report', runs[0], '--values', 'a.txt'], 2, "--values 'a.txt': expected a name that ends in .csv or .json"),
+    ):
+        assert run_command(main, [str(word) for word in argv]) == code
+        error = capsys.readouterr().err
+        assert message in error
+        assert 'Traceback' not in error
+
+
+def test_examples_and_confusions_leave_padding_out():
+    torch.manual_seed(3)
+    examples = ExamplePass(lambda x: x, 'abc', False, iter(range(100)), count=2, max_samples=5)
+    confusions = ConfusionPass(list('abc'), max_samples=5)
+    losses = []
+    for size in (3, 4):
+        maps = ClassMaps(torch.randn(size, 4, 2), torch.randn(3, 2), None, (2, 2))
+        target = torch.randint(3, (size,))
+        for each in (examples, confusions):
+            each.update(maps, target, torch.rand(size, 3, 8, 8))
+        losses += cross_entropy(maps.logits, target, reduction='none').tolist()
+    order = sorted(range(5), key=lambda number: losses[number])
+    assert [example.sample for example in examples.kept['best']] == order[:2]
+    assert [example.sample for example in examples.kept['worst']] == order[:-3:-1]
+    assert sum(row['images'] for row in confusions.rows(9)) == 5
+
+
+def test_model_for_pictures_only_is_not_measured_map_by_map(images, tmp_path):
+    """A map of such a model costs a backward pass: the report shows those of its examples alone."""
+    model = ['--model', 'test_vit', '--num-classes', '3', '--img-size', '160', '--workers', '0', '--device', 'cpu']
+    assert not CamModel(timm.create_model('test_vit', num_classes=3)).kind.trainable
+    argv = ['--data-dir', images, *model, '-b', '8', '--epochs', '1', '--cam-images', '0']
+    run = train(*argv, '--output', tmp_path, '--experiment', 'run')
+    assert len(read_examples(run / 'report')['worst']) == 4
+    assert set(read(run, 'figures')) == {'loss', 'top1', 'top5'}
+    assert read(run, 'confusions') == []

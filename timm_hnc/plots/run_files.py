@@ -1,0 +1,112 @@
+"""What a run folder tells of its run, for the report."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm_hnc.errors import DataError
+from timm_hnc.plots.curves import RunCurves, read_run
+from timm_hnc.plots.examples import Example, read_examples
+
+VALIDATION = 'validation.json'  # of validate.py --results-file, if it was written into the run folder
+_ATTACKED = re.compile(r'(?P<attack>fgsm|pgd)_(?P<eps>[\d.e-]+)_(?P<figure>.+)')
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A finished run.
+
+    Args:
+        curves: options and epochs.
+        result: of result.json.
+        figures: final figures by name, those of the maps with 'cam_' in front.
+        examples: best and worst images.
+        confusions: rows of `ConfusionPass`.
+        robustness: rows with 'attack', 'eps', 'space' and figures; the clean images have eps = 0.
+    """
+
+    curves: RunCurves
+    result: dict[str, Any]
+    figures: dict[str, float]
+    examples: dict[str, list[Example]]
+    confusions: list[dict[str, Any]]
+    robustness: list[dict[str, Any]]
+
+    @property
+    def metric(self) -> str:
+        """The figure that counts: 'map' for several labels, else 'top1'."""
+        return 'map' if self.curves.options.get('task') == 'multilabel' else 'top1'
+
+
+def read_run_files(folder: Path) -> RunFiles:
+    """Read a run folder; parts that an unfinished run or one without a report lacks are empty.
+
+    Raises:
+        DataError: it is no run folder, or a file is damaged.
+    """
+    curves, report = read_run(folder), folder / 'report'
+    result = _read(folder / 'result.json', dict) or {}
+    figures = _read(report / 'figures.json', dict) or result.get('final') or {}
+    robustness = _read(report / 'robustness.json', list) or []
+    validation = _read(folder / VALIDATION, dict) or {}
+    figures = _numbers(figures) | {
+        name: value for name, value in _numbers(validation).items() if name.startswith('cam_')
+    }
+    return RunFiles(
+        curves,
+        result,
+        figures,
+        read_examples(report),
+        _read(report / 'confusions.json', list) or [],
+        _attacks(validation) or robustness,
+    )
+
+
+def _read(path: Path, kind: type[list] | type[dict]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(content, kind) or not all(isinstance(row, dict) for row in content if kind is list):
+        raise DataError(f"'{path}' is not what this version of timm_hnc writes there.")
+    return content
+
+
+def _numbers(figures: Any) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def _attacks(validation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the attacks of validate.py, clean images first."""
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    space = validation.get('attack_space', 'pixel')
+    for name, value in validation.items():
+        match = _ATTACKED.fullmatch(name)
+        if match:
+            attack, eps = match['attack'], float(match['eps'])
+            clean: dict[str, Any] = {'attack': attack, 'eps': 0.0, 'space': space}
+            rows.setdefault((attack, 0.0), clean)[match['figure']] = validation.get(match['figure'])
+            rows.setdefault((attack, eps), clean | {'eps': eps})[match['figure']] = value
+    return [rows[key] for key in sorted(rows)]
+
+
+def attack_lines(run: RunFiles) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(eps, figure that counts) points by attack and units of eps."""
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in run.robustness:
+        if isinstance(row.get(run.metric), (int, float)):
+            key = str(row.get('attack')), str(row.get('space'))
+            lines.setdefault(key, []).append((float(row['eps']), float(row[run.metric])))
+    return {key: sorted(points) for key, points in lines.items()}
+
+
+def names_of_runs(runs: Sequence[RunFiles]) -> list[str]:
+    """Their folders' names, numbered where two are equal."""
+    names = [run.curves.name for run in runs]
+    return [f'{name} ({number})' if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]

@@ -1,0 +1,25 @@
+"""The options of a run, as its folder keeps them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from timm_hnc.errors import DataError
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """args.yaml of a run folder.
+
+    Raises:
+        DataError: it is no run folder.
+    """
+    if not (folder / 'args.yaml').is_file():
+        raise DataError(f"'{folder}' is no run folder of train.py: there is no args.yaml in it.")
+    try:
+        options = yaml.safe_load((folder / 'args.yaml').read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"'{folder}' is no run folder of train.py: {error}") from error
+    if not isinstance(options, dict):
+        raise DataError(f"'{folder}' is no run folder of train.py: its args.yaml has no options.")
+    return options
