@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The paper's tables, run and written down: Tables 1, 2, 3, 6 and 7, Figure 4, and a sweep that chooses lambda and k.
+"""The paper's tables, run and written down: Tables 1 to 7, Figure 4, and a sweep that chooses lambda and k.
 
     python benchmarks/tables.py table1 --data-dir DIR --seeds 5 --out OUT                  # the recipes as they stand
     python benchmarks/tables.py table1 --preset small --data-dir DIR --out OUT --jobs 2 --rows ce,hnc-mse,hnc-kd

@@ -5,16 +5,15 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from tables.plan import NETWORKS, Cell, Table
+from tables.plan import MULTI_LABEL_METRICS, NETWORKS, Cell, Table
 from tables.runs import METRICS, Plan, Run
 from timm_hnc.errors import DataError, UsageError
 
 DASH = '-'
-HEADINGS = {'top1': 'top-1', 'top5': 'top-5'}
-CSV_COLUMNS = (
-    *('row', 'column', 'run', 'seed', 'top1', 'top5', 'best_top1', 'best_top5', 'best_epoch', 'epochs'),
-    *('paper_top1', 'paper_top5'),
-)
+HEADINGS = {
+    **{'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'c_f1': 'F1-C', 'c_p': 'P-C', 'c_r': 'R-C'},
+    **{'o_f1': 'F1-O', 'o_p': 'P-O', 'o_r': 'R-O'},
+}
 Found = dict[tuple[str, str], list[Run]]
 
 
@@ -104,7 +103,7 @@ def _has_paper(table: Table, column: str) -> bool:
 
 def _paper(table: Table, row: str, column: str, metric: str) -> str:
     value = paper_figure(table, row, column, metric)
-    return DASH if value is None else f'{value:.1f}' if table.name in ('table2', 'table3') else f'{value:.2f}'
+    return DASH if value is None else f'{value:.1f}' if table.name in ('table2', 'table3', 'table4') else f'{value:.2f}'
 
 
 def paper_figure(table: Table, row: str, column: str, metric: str) -> float | None:
@@ -135,20 +134,23 @@ def _hnc_setting(cell: Cell) -> str:
 def write_csv(table: Table, found: Found, path: Path) -> None:
     """A row a run; a cell without runs has a row without figures."""
     with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
+        names = MULTI_LABEL_METRICS if 'map' in table.metrics else METRICS
+        columns = ('row', 'column', 'run', 'seed', *names, *(f'best_{name}' for name in names), 'best_epoch', 'epochs')
+        writer = csv.DictWriter(file, (*columns, *(f'paper_{name}' for name in names)))
         writer.writeheader()
         for cell in table.cells:
-            paper = {f'paper_{name}': paper_figure(table, cell.row, cell.column, name) for name in METRICS}
+            paper = {f'paper_{name}': paper_figure(table, cell.row, cell.column, name) for name in names}
             place = {'row': cell.row, 'column': cell.column, 'run': cell.name, **paper}
             runs = found[cell.row, cell.column]
             writer.writerows([{**place, 'seed': run.seed, **_as_table_has_it(table, run)} for run in runs] or [place])
 
 
 def _as_table_has_it(table: Table, run: Run) -> dict[str, float]:
-    figures = dict(run.figures)
-    for name in ('top1', 'top5', 'best_top1', 'best_top5'):
-        figures[name] = round(100 - figures[name] if table.errors else figures[name], 4)
-    return figures
+    counts = ('best_epoch', 'epochs')
+    return {
+        name: value if name in counts else round(100 - value if table.errors else value, 4)
+        for name, value in run.figures.items()
+    }
 
 
 def draw_weights(table: Table, found: Found, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tables.plan import ROOT, Cell
+from tables.plan import MULTI_LABEL_METRICS, ROOT, Cell
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.training.options import parse_train_options
 
@@ -21,13 +21,23 @@ _COLUMNS = {
     'cifar100': ('img', 'fine_label', 'test'),
     'imagenet': ('image', 'label', 'validation'),
     'cub200': ('image', 'label', 'test'),
+    'coco': ('image', 'labels', 'validation'),
+    'voc2007': ('image', 'labels', 'validation'),
 }
 # options that say where things lie and how they are computed, not what is trained
 _ELSEWHERE = {
     *('data', 'data_dir', 'dataset', 'dataset_download', 'input_key', 'target_key', 'train_split', 'val_split'),
     *('config', 'output', 'experiment', 'resume', 'seed', 'workers', 'pin_mem', 'device', 'torchcompile'),
     *('torchcompile_mode', 'channels_last', 'cam_images', 'checkpoint_hist', 'log_interval', 'recovery_interval'),
-    *('validation_batch_size', 'no_prefetcher', 'save_epochs', 'log_tensorboard', 'log_wandb', 'wandb_project'),
+    *(
+        'no_report',
+        'validation_batch_size',
+        'no_prefetcher',
+        'save_epochs',
+        'log_tensorboard',
+        'log_wandb',
+        'wandb_project',
+    ),
 }
 # options of a run that its evaluation repeats
 _REPEATED = ('dataset', 'data_dir', 'input_key', 'target_key', 'workers', 'device', 'amp_dtype')
@@ -38,7 +48,7 @@ def data_flags(data: str, data_dir: str | None) -> list[str]:
     """Flags of train.py that name the data.
 
     Args:
-        data: 'cifar100', 'imagenet', 'cub200', or '' where the preset brings its own.
+        data: 'cifar100', 'imagenet', 'cub200', 'coco', 'voc2007', or '' where the preset brings its own.
         data_dir: a folder as torchvision, timm or timm_hnc reads it, or a Hugging Face-style one with parquet files.
 
     Raises:
@@ -140,7 +150,7 @@ class Run:
     def _train_command(self) -> list[str]:
         return [
             *(str(ROOT / 'train.py'), *self.cell.flags, *self.plan.flags, '--seed', str(self.seed)),
-            *('--cam-images', '0', '--checkpoint-hist', '1', *self.plan.extra),
+            *('--cam-images', '0', '--no-report', '--checkpoint-hist', '1', *self.plan.extra),
             *('--output', str(self.folder.parent), '--experiment', self.name, '--resume', 'auto'),
         ]
 
@@ -196,7 +206,8 @@ class Run:
     def figures(self) -> dict[str, float]:
         """Figures of a complete run: 'top1' and 'top5' of the last epoch (of the cell's evaluation where it has one).
 
-        With 'best_top1', 'best_top5' and 'best_epoch' of the epoch that is best on the run's validation data.
+        With 'best_top1', 'best_top5' and 'best_epoch' of the epoch that is best on the run's validation data; of
+        several labels 'map' and the others of Table 4.
 
         Raises:
             DataError: its files do not hold them.
@@ -204,12 +215,13 @@ class Run:
         try:
             with (self.folder / 'summary.csv').open() as file:
                 epochs = list(csv.DictReader(file))
-            last, best = epochs[-1], max(epochs, key=lambda row: float(row['eval_top1']))
-            figures = {name: float(last[f'eval_{name}']) for name in METRICS}
+            names = MULTI_LABEL_METRICS if 'eval_map' in epochs[-1] else METRICS
+            last, best = epochs[-1], max(epochs, key=lambda row: float(row[f'eval_{names[0]}']))
+            figures = {name: float(last[f'eval_{name}']) for name in names}
             if self.cell.evaluation:
                 test = json.loads(self._evaluated.read_text())
-                figures = {name: float(test[f'{self.cell.figure}{name}']) for name in METRICS}
-            figures |= {f'best_{name}': float(best[f'eval_{name}']) for name in METRICS}
+                figures = {name: float(test[f'{self.cell.figure}{name}']) for name in names}
+            figures |= {f'best_{name}': float(best[f'eval_{name}']) for name in names}
             _ = self._result
             return figures | {'best_epoch': int(best['epoch']), 'epochs': int(last['epoch']) + 1}
         except (OSError, ValueError, KeyError, IndexError) as error:
