@@ -147,6 +147,26 @@ def write_cub(root: Path) -> Path:
     return root
 
 
+def write_tiny_imagenet(root: Path) -> Path:
+    """Tiny-ImageNet's layout: ids of three classes, training images by class, validation images in one folder."""
+    folder, wnids = root / 'tiny-imagenet-200', ('n03', 'n01', 'n02')
+    lines: dict[Path, list[str]] = {folder / 'wnids.txt': list(wnids)}
+    for split, where in (('train', 'train'), ('validation', 'val')):
+        for number, (_, label, content) in enumerate(samples(split)):
+            wnid, box = sorted(wnids)[label], f'{number % 5} 2 20 23'.replace(' ', '\t')
+            image = f'{wnid}_{number}.JPEG' if split == 'train' else f'val_{number}.JPEG'
+            path = folder / where / (wnid if split == 'train' else '') / 'images' / image
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(io.BytesIO(content)).save(path, 'JPEG')
+            if split == 'train':
+                lines.setdefault(folder / 'train' / wnid / f'{wnid}_boxes.txt', []).append(f'{image}\t{box}')
+            else:
+                lines.setdefault(folder / 'val' / 'val_annotations.txt', []).append(f'{image}\t{wnid}\t{box}')
+    for path, rows in lines.items():
+        path.write_text('\n'.join(rows) + '\n')
+    return root
+
+
 def write_coco(root: Path) -> Path:
     """MS-COCO's layout of 2014: images with none to three bright channels, an object a channel; ids with gaps.
 

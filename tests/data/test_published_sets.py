@@ -1,12 +1,15 @@
-"""CUB-200-2011 and MS-COCO in their own layouts."""
+"""CUB-200-2011, Tiny-ImageNet and MS-COCO in their own layouts."""
 
+import io
 import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from image_data import CLASSES, samples, write_coco, write_cub
+from image_data import CLASSES, samples, write_coco, write_cub, write_tiny_imagenet
+from PIL import Image
 
 from timm_hnc.data.counts import class_counts
 from timm_hnc.data.datasets import class_names, create_dataset
@@ -223,3 +226,46 @@ def test_scenes_with_one_category(coco, tmp_path):
 
     damaged(coco, tmp_path, keep_red)
     assert class_names(scenes(tmp_path / 'coco', classes=1), 1) == ['red']
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    return write_tiny_imagenet(tmp_path_factory.mktemp('tiny'))
+
+
+def test_tiny_imagenet(tiny):
+    train = create_dataset('hnc/tiny-imagenet', str(tiny), 'train', 3)
+    assert train.reader.class_to_idx == {'n01': 0, 'n02': 1, 'n03': 2}
+    for split, name in (('train', 'train'), ('validation', 'validation'), ('val', 'validation')):
+        found = create_dataset('hnc/tiny-imagenet', str(tiny / 'tiny-imagenet-200'), split, 3)
+        expected = samples(name)
+        assert found.reader.targets == [label for _, label, _ in expected]
+        for index, (_, label, content) in enumerate(expected):
+            # corners in the files are the object's first and last pixel
+            assert found.reader.boxes[index] == [(index % 5, 2, 21, 24)]
+            assert found.reader.box_labels[index] == [label]
+            image, target = found[index]
+            assert target == label
+            close = np.asarray(image).astype(int) - np.asarray(Image.open(io.BytesIO(content)))
+            assert abs(close).mean() < 30, 'the same image, but for JPEG'
+
+
+@pytest.mark.parametrize(
+    ('file', 'content', 'message'),
+    [
+        ('wnids.txt', None, "wnids.txt' is missing"),
+        ('val/val_annotations.txt', 'val_0.JPEG\tn09\t0\t0\t5\t5', 'class n09 is not in wnids.txt'),
+        ('val/val_annotations.txt', 'val_0.JPEG\tn01\t0\t0\t5', 'line 1: expected a name and four numbers'),
+        ('val/val_annotations.txt', 'val_99.JPEG\tn01\t0\t0\t5\t5', "val_99.JPEG' is missing"),
+    ],
+)
+def test_damaged_tiny_imagenet(tiny, tmp_path, file, content, message):
+    shutil.copytree(tiny, tmp_path / 'tiny')
+    path = tmp_path / 'tiny' / 'tiny-imagenet-200' / file
+    path.unlink() if content is None else path.write_text(content)
+    assert message in one_line(lambda: create_dataset('hnc/tiny-imagenet', str(tmp_path / 'tiny'), 'validation', 3))
+
+
+def test_tiny_imagenet_has_no_labels_for_its_test_images(tiny):
+    with pytest.raises(UsageError, match="no split 'test' with labels: use train or validation"):
+        create_dataset('hnc/tiny-imagenet', str(tiny), 'test', 3)

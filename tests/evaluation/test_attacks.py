@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from attacked_network import EPS, LABELS, STEP, STEPS, Network, images
 from running import SMALL, WITHOUT_PICTURES, failure, train, validate
@@ -146,3 +147,13 @@ def test_wrong_attacks(run, images, capsys):
         1,
         "--attack-loss train: 'test_resnet' does not say how it was trained; pass a run folder.",
     )
+
+
+def test_a_model_without_a_gradient_is_refused_in_a_line(tmp_path, capsys, monkeypatch):
+    argv = ['--dataset', 'hnc/digits', *SMALL, '--num-classes', '10', *WITHOUT_PICTURES]
+    run = train(*argv, '--output', tmp_path, '--experiment', 'run')
+    forward = timm.models.ResNet.forward
+    monkeypatch.setattr(timm.models.ResNet, 'forward', lambda self, x: forward(self, x).detach())
+    code, line = failure(capsys, 'validate', '--checkpoint', run, '--attack', 'fgsm', '--workers', '0', '-b', '8')
+    assert code == 2
+    assert '--attack: the loss has no gradient with respect to the images: there is nothing to attack along' in line

@@ -1,5 +1,7 @@
 """Boxes: where they lie in a model's input, and maps against them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -153,6 +155,47 @@ def test_boxes_that_cannot_be(tmp_path, box):
     name = write_objects(tmp_path / 'set', [[box], [], []])
     with pytest.raises(DataError, match=r'sample 0 has the box .* see --boxes-format'):
         BoxSource(create_dataset(name[1], name[3], 'train', 3), 'things')[0]
+
+
+def test_boxes_that_end_outside(tmp_path, capsys):
+    data = write_objects(tmp_path / 'set', [[[1, 1, 30, 33]], [[4, 4, 40, 9]], []])
+    run = train(*data, *SMALL, '-b', '2', *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run')
+    argv = ['validate', '--checkpoint', run, *HERE, '--cam-boxes', '--boxes-key', 'things']
+    code, line = failure(capsys, *argv)
+    assert code == 1
+    assert 'sample 1 has the box [4.0, 4.0, 40.0, 9.0], which ends outside the image of 32 x 32 pixels' in line
+
+
+XML = '<annotation><size><width>32</width></size>{}</annotation>'
+OBJECT = '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
+
+
+@pytest.mark.parametrize('nested', [False, True])
+def test_boxes_of_xml_files(images, tmp_path, capsys, nested):
+    data = create_dataset('', str(images), 'validation', 3)
+    for index in range(0, len(data), 2):
+        name = data.reader.filename(index)
+        path = tmp_path / 'boxes' / (name if nested else Path(name).name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own, other = OBJECT.format(Path(name).parts[0], 2, 3, 12, 19), OBJECT.format('whale', 0, 0, 5, 5)
+        path.with_suffix('.xml').write_text(XML.format(own + other))
+    source = BoxSource(data, folder=tmp_path / 'boxes')
+    for index in range(len(data)):
+        found = source[index]
+        assert found.boxes.tolist() == ([[2, 3, 12, 19]] if index % 2 == 0 else [])
+        assert found.labels.tolist() == ([data.reader[index][1]] if index % 2 == 0 else [])
+    run = train('--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run')
+    argv = ['--checkpoint', run, *HERE, '--cam-boxes', '--boxes-dir', tmp_path / 'boxes']
+    assert validate(capsys, *argv)['cam_maps_with_boxes'] == 13
+    path.with_suffix('.xml').write_text('<annotation>')
+    code, line = failure(capsys, 'validate', *argv)
+    assert (code, "' is damaged or no annotation of ImageNet's: " in line) == (1, True)
+    (tmp_path / 'none').mkdir()
+    code, line = failure(capsys, 'validate', *argv[:-1], tmp_path / 'none')
+    assert (code, 'no .xml files in it or in its folders' in line) == (1, True)
+    (tmp_path / 'none' / 'other.xml').write_text(XML)
+    code, line = failure(capsys, 'validate', *argv[:-1], tmp_path / 'none')
+    assert (code, '--cam-boxes: no image has a box of a class that is in it' in line) == (2, True)
 
 
 def test_validate_with_boxes(birds, images, tmp_path, capsys):

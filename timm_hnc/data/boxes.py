@@ -11,6 +11,7 @@ from timm.data.readers.targets import get_field
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from timm_hnc.data.box_files import XmlBoxes
 from timm_hnc.errors import DataError, UsageError
 
 FORMATS = ('xyxy', 'xywh')
@@ -30,18 +31,22 @@ class ImageBoxes:
 
 
 class BoxSource:
-    """Where a data set keeps its boxes: with a reader of ours, or in a column of Hugging Face's `datasets`.
+    """Where a data set keeps its boxes: in files, with a reader of ours, or in a column of Hugging Face's `datasets`.
 
     Args:
         dataset: from `create_dataset`, possibly wrapped.
         column: of objects, with the fields `bbox` and `category`.
         box_format: 'xyxy' or 'xywh', of that column.
+        folder: of ImageNet's XML files, in place of what the data set has.
 
     Raises:
         UsageError: the data set has no boxes.
+        DataError: the folder has no such files.
     """
 
-    def __init__(self, dataset: Any, column: str = 'objects', box_format: str = 'xyxy') -> None:
+    def __init__(
+        self, dataset: Any, column: str = 'objects', box_format: str = 'xyxy', folder: str | None = None
+    ) -> None:
         self.indices: Any = None
         while hasattr(dataset, 'dataset'):
             chosen = getattr(dataset, 'indices', None)
@@ -49,13 +54,20 @@ class BoxSource:
                 chosen if self.indices is None else chosen[self.indices] if chosen is not None else self.indices
             )
             dataset = dataset.dataset
-        self.reader = getattr(dataset, 'reader', None)
+        self.reader: Any = getattr(dataset, 'reader', None)
         self.column, self.box_format = column, box_format
-        table: Any = getattr(self.reader, 'dataset', None)
-        columns = getattr(table, 'column_names', None) or ()
-        if getattr(self.reader, 'boxes', None) is None and column not in columns:
-            found = f'its columns are {", ".join(columns)}' if columns else 'it is no data set with boxes'
-            raise UsageError(f"--cam-boxes: no boxes '{column}' in the data set, {found}: see --boxes-key.")
+        self._read = self._of_column
+        if folder:
+            self._read = XmlBoxes(folder, self.reader)
+        elif getattr(self.reader, 'boxes', None) is not None:
+            self._read = self._of_reader
+        else:
+            columns = getattr(getattr(self.reader, 'dataset', None), 'column_names', None) or ()
+            if column not in columns:
+                found = f'its columns are {", ".join(columns)}' if columns else 'it is no data set with boxes'
+                raise UsageError(
+                    f"--cam-boxes: no boxes '{column}' in the data set, {found}: see --boxes-key and --boxes-dir."
+                )
 
     def __getitem__(self, index: int) -> ImageBoxes:
         """Boxes of a sample, in pixels of the stored image.
@@ -64,31 +76,48 @@ class BoxSource:
             DataError: a box lies outside its image, or has no size.
         """
         index = int(index if self.indices is None else self.indices[index])
-        reader: Any = self.reader
-        if getattr(reader, 'boxes', None) is not None:
-            boxes, labels = reader.boxes[index], reader.box_labels[index]
-        else:
-            item = reader.dataset.select_columns([self.column])[index]
-            boxes, labels = (get_field(item, f'{self.column}/{name}') for name in ('bbox', 'category'))
+        boxes, labels = self._read(index)
         tensor = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-        if getattr(reader, 'boxes', None) is None and self.box_format != 'xyxy':
+        if self._read == self._of_column and self.box_format != 'xyxy':
             tensor = box_convert(tensor, self.box_format, 'xyxy')
         self._check(tensor, index)
         return ImageBoxes(tensor, torch.tensor(labels, dtype=torch.long))
 
+    def _of_reader(self, index: int) -> tuple[Any, Any]:
+        return self.reader.boxes[index], self.reader.box_labels[index]
+
+    def _of_column(self, index: int) -> tuple[Any, Any]:
+        item = self.reader.dataset.select_columns([self.column])[index]
+        return get_field(item, f'{self.column}/bbox'), get_field(item, f'{self.column}/category')
+
     def image_size(self, index: int) -> tuple[int, int]:
         """(width, height) of a stored image, from its first bytes."""
         index = int(index if self.indices is None else self.indices[index])
-        file, *_ = self.reader[index]  # type: ignore[index]
+        file, *_ = self.reader[index]
         with file, Image.open(file) as image:
             return image.size
 
     def _check(self, boxes: Tensor, index: int) -> None:
-        if (boxes[:, 2:] <= boxes[:, :2]).any() or (boxes < -1).any():
+        wrong = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1) | (boxes < -1).any(1)]
+        if len(wrong):
             raise DataError(
-                f'sample {index} has the box {boxes.tolist()[0]}, which has no size or begins outside the image: '
+                f'sample {index} has the box {wrong.tolist()[0]}, which has no size or begins outside the image: '
                 'see --boxes-format.'
             )
+
+
+def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None:
+    """Refuse boxes that end beyond their image, but for the pixel by which conventions differ.
+
+    Raises:
+        DataError: naming sample and box.
+    """
+    wrong = boxes[(boxes[:, 2:] > torch.tensor(image_size) + 1).any(1)]
+    if len(wrong):
+        raise DataError(
+            f'sample {index} has the box {wrong.tolist()[0]}, which ends outside the image of {image_size[0]} x '
+            f'{image_size[1]} pixels: see --boxes-format.'
+        )
 
 
 class InputGeometry:

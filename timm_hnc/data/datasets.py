@@ -1,5 +1,6 @@
 """Data sets by name: timm's and ours, checked before the first batch."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
@@ -13,8 +14,15 @@ from timm_hnc.data.cub import read_cub
 from timm_hnc.data.digits import create_digits
 from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.targets import ClassIndex, LabelSet
+from timm_hnc.data.tiny_imagenet import read_tiny_imagenet
 from timm_hnc.errors import DataError, UsageError
 
+# as their authors publish them
+_PUBLISHED: dict[str, Callable[[str, str], Any]] = {
+    'hnc/cub200': read_cub,
+    'hnc/tiny-imagenet': read_tiny_imagenet,
+    'hnc/coco': read_coco,
+}
 _PACKAGES = {'hfds': ('datasets', 'data'), 'hfids': ('datasets', 'data'), 'wds': ('webdataset', 'data')}
 
 
@@ -31,7 +39,7 @@ def create_dataset(
 
     Args:
         name: as timm names data sets (empty for a folder or tar, 'torch/...', 'hfds/...', 'hfids/...', 'wds/...'),
-            or 'hnc/digits' (scikit-learn's handwritten digits), 'hnc/cub200', 'hnc/coco'.
+            or 'hnc/digits' (scikit-learn's handwritten digits), 'hnc/cub200', 'hnc/tiny-imagenet', 'hnc/coco'.
         root: folder, tar file or cache, as that kind of data set wants it.
         split: name of the split.
         num_classes: outputs of the model.
@@ -61,18 +69,17 @@ def create_dataset(
 def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bool, mode: str) -> Any:
     if name == 'hnc/digits':
         return create_digits(split, mode)
-    if name not in ('hnc/cub200', 'hnc/coco'):
-        raise UsageError(f"--dataset '{name}' is unknown: timm_hnc has hnc/digits, hnc/cub200 and hnc/coco.")
+    if name not in _PUBLISHED:
+        raise UsageError(f"--dataset '{name}' is unknown: timm_hnc has hnc/digits, {', '.join(_PUBLISHED)}.")
     if not root:
         raise UsageError(f'--dataset {name}: pass --data-dir DIR, the folder of the data set.')
     if not Path(root).is_dir():
         raise DataError(f"data folder '{root}' does not exist: see --data-dir.")
     if name == 'hnc/coco' and not multi_label:
         raise UsageError('--dataset hnc/coco has several labels an image: pass --task multilabel.')
-    if name == 'hnc/cub200' and multi_label:
-        raise UsageError('--dataset hnc/cub200 has one label an image: leave out --task multilabel.')
-    reader = read_coco(root, split) if name == 'hnc/coco' else read_cub(root, split)
-    return timm.data.ImageDataset('', reader=reader, input_img_mode=mode)
+    if name != 'hnc/coco' and multi_label:
+        raise UsageError(f'--dataset {name} has one label an image: leave out --task multilabel.')
+    return timm.data.ImageDataset('', reader=_PUBLISHED[name](root, split), input_img_mode=mode)
 
 
 def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any) -> Any:

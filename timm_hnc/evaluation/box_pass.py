@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.data.boxes import BoxSource, InputGeometry, sample_order
+from timm_hnc.data.boxes import BoxSource, InputGeometry, check_inside, sample_order
+from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.map_quality import present_classes
 
 
@@ -28,7 +29,7 @@ class BoxPass:
     def __init__(self, args: Namespace, loader: Any, dataset: Any, max_samples: int | None) -> None:
         from timm_hnc.evaluation.localization import Localization  # needs scipy
 
-        self.source = BoxSource(dataset, args.boxes_key, args.boxes_format)
+        self.source = BoxSource(dataset, args.boxes_key, args.boxes_format, args.boxes_dir)
         self.geometry = InputGeometry(dataset.transform)
         self.order = sample_order(loader)
         self.left = len(dataset) if max_samples is None else max_samples
@@ -44,13 +45,21 @@ class BoxPass:
             found = self.source[index]
             if not len(found.boxes):
                 continue
-            boxes = self.geometry.boxes(found.boxes, self.source.image_size(index))
+            image_size = self.source.image_size(index)
+            check_inside(found.boxes, image_size, index)
+            boxes = self.geometry.boxes(found.boxes, image_size)
             for column in there[row].nonzero().flatten().tolist():
                 self.localization.update(maps[row, column], boxes[found.labels == classes[row, column]], size)
         self.left -= min(len(target), self.left)
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
-        """Figures over all processes."""
+        """Figures over all processes.
+
+        Raises:
+            UsageError: no image has a box.
+        """
         if accelerator.num_processes > 1:
             self.localization.gather(accelerator.device)
+        if not self.localization.count:
+            raise UsageError('--cam-boxes: no image has a box of a class that is in it.')
         return self.localization.compute()

@@ -181,7 +181,10 @@ def _evaluate(
         attacked = CamModel(model) if args.attack_loss == 'train' else model
         classifier = normalized(attacked, data_config['mean'], data_config['std'])
         threat = threat_of(args, source)
-        robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
+        try:
+            robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
+        except ValueError as error:
+            raise UsageError(f'--attack: {error}') from error
         more |= {'attack_space': args.attack_space, 'attack_loss': args.attack_loss}
         more |= {name: value if name.endswith('loss') else round(value, 4) for name, value in robust.items()}
     more |= watched.figures(accelerator) if watched else {}

@@ -316,6 +316,7 @@ def _add_map_options(parser: argparse.ArgumentParser) -> None:
     add('--cam-topk', type=int, default=10, metavar='K', help='absent classes of each image, highest logits first')
     add('--cam-boxes', action='store_true', help='maps of present classes against the boxes of their objects')
     add('--cam-curves', type=int, default=0, metavar='STEPS', help='deletion and insertion curves of so many steps')
+    add('--boxes-dir', type=str, metavar='DIR', help="folder of ImageNet's XML files, for a folder of images")
     add('--boxes-key', type=str, default='objects', metavar='KEY', help='column of objects, with bbox and category')
     add('--boxes-format', choices=FORMATS, default='xyxy', help='corners, or a corner, width and height')
     add('--cam-classes-file', type=str, default='', metavar='FILE', help='CSV of these figures, a row a class')
