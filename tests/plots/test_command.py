@@ -1,6 +1,9 @@
 """python -m timm_hnc.plots: pictures of photographs, losses and runs, and what it refuses."""
 
+import csv
 import io
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -196,3 +199,44 @@ def test_runs_that_cannot_be_drawn(tmp_path):
         (tmp_path / 'run' / 'summary.csv').write_text(summary)
         with pytest.raises(DataError, match=r"run' (is no run folder|has no complete epoch)"):
             curves_of([tmp_path / 'run'])
+
+
+def test_probabilities_of_several_labels_are_sigmoids(weights, photos, tmp_path):
+    def probabilities(run, *more):
+        argv = ['cams', photos / 'a.png', '--checkpoint', run, '--topk', 2, *more]
+        main([str(word) for word in (*argv, '--out', tmp_path / 'c.png', '--values', tmp_path / 'c.json')])
+        return {row['class']: row['probability'] for row in json.loads((tmp_path / 'c.json').read_text())}
+
+    model = timm.create_model(f'local-dir:{weights[0] / "model_best"}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    with torch.no_grad():
+        [logits] = model(transform(load_photo(photos / 'a.png'))[None])
+    sigmoids, softmax = (
+        dict(zip(['ant', 'bee', 'cat'], x.tolist(), strict=True)) for x in (logits.sigmoid(), logits.softmax(0))
+    )
+    run = shutil.copytree(weights[0], tmp_path / 'run')
+    assert probabilities(run) == pytest.approx(softmax, abs=1e-5)
+    assert probabilities(run, '--task', 'multilabel') == pytest.approx(sigmoids, abs=1e-5)
+    (run / 'args.yaml').write_text('task: multilabel\n')
+    assert probabilities(run) == probabilities(run / 'model_best') == pytest.approx(sigmoids, abs=1e-5)
+
+
+def test_values_of_curves_and_losses(tmp_path):
+    run = write_run(tmp_path, 'a', 'mse', 0.001)
+    out = ['--out', str(tmp_path / 'x.png'), '--values', str(tmp_path / 'x.csv')]
+    main(['curves', str(run), *out])
+    with (tmp_path / 'x.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['run'], row['epoch'], row['eval_top1']) for row in rows] == [
+        ('a', f'{e}.0', f'{20.0 + e}') for e in range(3)
+    ]
+    main(['losses', *out])
+    with (tmp_path / 'x.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 49
+    # the loss of the flat parts is small, that of the peak large
+    peak = max(
+        (row for row in rows if (row['map'], row['variant']) == ('peak', 'mse')), key=lambda row: float(row['loss'])
+    )
+    assert (peak['row'], peak['column'], float(peak['value'])) == ('3', '3', 6.0)
+    assert float(peak['gradient']) == pytest.approx(2 * 6 / 49)
