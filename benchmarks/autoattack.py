@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         classifier, images, labels = load(run, args.images)
         attacked = [attack(classifier, images, labels, Attack(name, args.eps, steps=20)) for name in ('fgsm', 'pgd')]
         auto = AutoAttack(classifier, norm='Linf', eps=args.eps, version=args.version)
-        attacked.append(auto.run_standard_evaluation(images, labels, batch_size=len(images)))
+        found, *_ = auto.run_standard_evaluation(images, labels, batch_size=len(images))
+        attacked.append(found)
         figures = [accuracy(classifier, each, labels) for each in (images, *attacked)]
         print(f'| {run.name} | {" | ".join(f"{figure:.1f}" for figure in figures)} |', flush=True)
         fell &= figures == sorted(figures, reverse=True)

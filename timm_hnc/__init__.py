@@ -2,8 +2,9 @@
 
 import timm_hnc.models  # noqa: F401  # registers the CIFAR networks with timm
 from timm_hnc.cam import CamModel, ClassMaps
-from timm_hnc.cam.model import create_model
-from timm_hnc.hub import save_pretrained
+from timm_hnc.hub.loading import create_model
+from timm_hnc.hub.publish import push_to_hub
+from timm_hnc.hub.weights import save_pretrained
 from timm_hnc.losses import HNCLoss, hnc_loss
 from timm_hnc.tasks import HNCMultiLabelTask, HNCTask
 
@@ -15,6 +16,7 @@ __all__ = [
     'HNCTask',
     'create_model',
     'hnc_loss',
+    'push_to_hub',
     'save_pretrained',
 ]
 __version__ = '0.1.0'

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import timm
 import torch
-from timm.models import parse_model_name
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
@@ -52,6 +50,13 @@ class CamModel(nn.Module):
     def pretrained_cfg(self) -> dict[str, Any]:
         """The timm model's pretrained_cfg."""
         return self.model.pretrained_cfg
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """A name a class, where they came with the weights."""
+        names = self.pretrained_cfg.get('label_names')
+        names = list(names.values()) if isinstance(names, dict) else names
+        return list(names) if names and len(names) == self.num_classes else None
 
     def get_classifier(self) -> nn.Module:
         """The timm model's classifier."""
@@ -103,18 +108,3 @@ def _check_finite(logits: Tensor) -> None:
             f'the logits of image {images[0]} of the batch are not finite: its pixels or the weights hold NaN or '
             'infinity, so there are no class maps.'
         )
-
-
-def create_model(model_name: str, **kwargs: Any) -> CamModel:
-    """`CamModel(timm.create_model(...))`; weights of 'hf-hub:' and 'local-dir:' names are loaded unless told not to.
-
-    Args:
-        model_name: any name timm knows, `hf-hub:user/name` or `local-dir:path`.
-        **kwargs: for `timm.create_model`; `global_pool='avg'` gives class-token models maps that can be trained on.
-
-    Raises:
-        UnsupportedHead: (a ValueError) no exact class maps for this model.
-    """
-    source, _ = parse_model_name(model_name)
-    kwargs.setdefault('pretrained', bool(source))
-    return CamModel(timm.create_model(model_name, **kwargs))

@@ -103,7 +103,8 @@ def _validate_all(
 
 def _validate(args: Namespace, source: Source, accelerator: Accelerator, explicit: frozenset[str]) -> dict[str, Any]:
     args = Namespace(**vars(args))
-    model = load_model(args, source, explicit)
+    with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
+        model = load_model(args, source, explicit)
     args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     data_config = resolve_data_config(

@@ -11,6 +11,7 @@ from timm.models import load_checkpoint, parse_model_name, reparameterize_model
 
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.sources import Source
+from timm_hnc.hub.loading import reading
 
 _logger = logging.getLogger(__name__)
 
@@ -30,16 +31,19 @@ def load_model(args: Namespace, source: Source, explicit: frozenset[str]) -> Any
     _check_architecture(args, source, explicit)
     in_chans = args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else None
     try:
-        model = timm.create_model(
-            source.model,
-            pretrained=source.pretrained,
-            num_classes=args.num_classes,
-            in_chans=in_chans,
-            global_pool=args.gp,
-            **args.model_kwargs,
-        )
+        with reading(source.model):
+            model = timm.create_model(
+                source.model,
+                pretrained=source.pretrained,
+                num_classes=args.num_classes,
+                in_chans=in_chans,
+                global_pool=args.gp,
+                **args.model_kwargs,
+            )
         if source.checkpoint:
             load_checkpoint(model, source.checkpoint, args.use_ema)
+    except DataError:
+        raise
     except (TypeError, AssertionError) as error:
         raise UsageError(f"timm cannot make '{source.model}' with these options: {first_lines(error)}") from error
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own

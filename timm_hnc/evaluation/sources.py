@@ -8,7 +8,7 @@ from timm.models import is_model, list_models, parse_model_name
 from timm.utils import natural_key
 
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.hub import find_weights
+from timm_hnc.hub.weights import find_weights
 from timm_hnc.run_options import read_options
 
 _OF_OTHER_LABELS = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']

@@ -13,7 +13,8 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.probe import UnsupportedHead
 from timm_hnc.command_line import HelpFormatter, KeyValues
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.hub import find_weights
+from timm_hnc.hub.loading import reading
+from timm_hnc.hub.weights import find_weights
 from timm_hnc.plots.curves import curve_rows, draw_curves, read_run
 from timm_hnc.plots.figure_table import table_rows
 from timm_hnc.plots.loss_figure import draw_losses, loss_rows
@@ -146,7 +147,10 @@ def _load(args: argparse.Namespace, checkpoint: str | None) -> CamModel:
     else:
         options['pretrained'] = args.pretrained or name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:'))
     try:
-        model = timm.create_model(name, **options)
+        with reading(name):
+            model = timm.create_model(name, **options)
+    except DataError:
+        raise
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         raise DataError(f"'{checkpoint or name}' cannot be loaded: {first_lines(error)}") from error
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')

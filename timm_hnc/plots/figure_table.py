@@ -1,6 +1,6 @@
 """Final figures of several runs beside each other, the best of each marked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,15 @@ class FigureRow:
     best: list[bool]
 
 
-def figure_table(runs: Sequence[RunFiles]) -> list[FigureRow]:
-    """Rows of the figures that any run has, those whose meaning is known."""
+def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
+    """Rows of the figures that any run has, those whose meaning is known.
+
+    Args:
+        runs: figures by name.
+    """
     rows = []
     for name, (title, direction) in KNOWN.items():
-        values = [run.figures.get(name) for run in runs]
+        values = [figures.get(name) for figures in runs]
         found = [value for value in values if value is not None]
         if not found:
             continue

@@ -75,7 +75,7 @@ def render_report(runs: Sequence[RunFiles]) -> str:
         written=f'{datetime.now():%Y-%m-%d %H:%M}',
         runs=[_run(name, run) for name, run in progress(list(zip(names, runs, strict=True)), 'run')],
         names=names,
-        table=figure_table(runs),
+        table=figure_table([run.figures for run in runs]),
         curves=_draw(curve_panels([run.curves for run in runs])),
         robustness=_draw(_robustness_panels(names, runs)),
         matplotlib=find_spec('matplotlib') is not None,

@@ -49,21 +49,37 @@ def read_run_files(folder: Path) -> RunFiles:
         DataError: it is no run folder, or a file is damaged.
     """
     curves, report = read_run(folder), folder / 'report'
-    result = _read(folder / 'result.json', dict) or {}
-    figures = _read(report / 'figures.json', dict) or result.get('final') or {}
     robustness = _read(report / 'robustness.json', list) or []
     validation = _read(folder / VALIDATION, dict) or {}
-    figures = _numbers(figures) | {
-        name: value for name, value in _numbers(validation).items() if name.startswith('cam_')
-    }
     return RunFiles(
         curves,
-        result,
-        figures,
+        read_result(folder),
+        read_figures(folder),
         read_examples(report),
         _read(report / 'confusions.json', list) or [],
         _attacks(validation) or robustness,
     )
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a run folder, empty where there is none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    return _read(folder / 'result.json', dict) or {}
+
+
+def read_figures(folder: Path) -> dict[str, float]:
+    """Final figures by name: those of the run, of its report, and of validate.py where it wrote into the folder.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    final = read_result(folder).get('final') or {}
+    validation = _numbers(_read(folder / VALIDATION, dict) or {})
+    measured = {name: value for name, value in validation.items() if name.startswith('cam_') or not final}
+    return _numbers(final) | _numbers(_read(folder / 'report' / 'figures.json', dict) or {}) | measured
 
 
 def _read(path: Path, kind: type[list] | type[dict]) -> Any:

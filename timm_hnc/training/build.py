@@ -119,7 +119,8 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     """
     device, distributed = accelerator.device, accelerator.num_processes > 1
     utils.random_seed(args.seed, accelerator.process_index)
-    model = create_model(args)
+    with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
+        model = create_model(args)
     if args.num_classes is None:
         args.num_classes = model.num_classes
     data_config = resolve_data_config(vars(args), model=model, verbose=accelerator.is_main_process)

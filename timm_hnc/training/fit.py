@@ -14,13 +14,14 @@ from timm import utils
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
-from timm_hnc.hub import save_pretrained
+from timm_hnc.hub.weights import save_pretrained
 from timm_hnc.plots.report import write_report
 from timm_hnc.training.build import Run
 from timm_hnc.training.checkpoints import read_training_state
 from timm_hnc.training.epoch import learning_rate, train_one_epoch
 from timm_hnc.training.findings import Findings
 from timm_hnc.training.pictures import CamPictures
+from timm_hnc.training.publishing import publish
 from timm_hnc.training.results import Summary, environment, write_result
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +61,24 @@ def fit(run: Run) -> dict[str, Any]:
         _save(run, f'epoch-{epoch}', metric, milestone=done in (run.args.save_epochs or ()))
         summary.add(epoch, train_metrics, metrics, lr)
         _log_epoch(run, epoch, metric)
+        if run.args.hub_every and done % run.args.hub_every == 0 and done != run.num_epochs:
+            _publish_so_far(run, pictures, epoch)
     return _finish(run, pictures, train_metrics, time.monotonic() - started)
+
+
+def _publish_so_far(run: Run, pictures: CamPictures, epoch: int) -> None:
+    """Publish the best weights of the epochs so far, with a picture if they are those of this epoch."""
+    if run.accelerator.is_main_process:
+        name, _ = run.checkpoints.progress.ranking[0]
+        if name == f'epoch-{epoch}':
+            pictures.draw('best', run.evaluated_model, _title(run, name))
+        publish(run.args, run.folder, f'Add model of epoch {epoch}')
+    run.accelerator.wait_for_everyone()
+
+
+def _title(run: Run, checkpoint: str) -> str:
+    loss = 'without HNC' if run.args.hnc == 'none' else f'HNC {run.args.hnc}, weight {run.args.hnc_weight:g}'
+    return f'{run.args.model}, {checkpoint}, {loss}'
 
 
 def _synchronise_batch_norm(run: Run, model: Any) -> None:
@@ -191,8 +209,7 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
         model = run.evaluated_model
         _load_best(run, model)
         final = _evaluate_best(run, model)
-        loss = 'without HNC' if run.args.hnc == 'none' else f'HNC {run.args.hnc}, weight {run.args.hnc_weight:g}'
-        pictures.draw('best', model, f'{run.args.model}, {best_name}, {loss}')
+        pictures.draw('best', model, _title(run, best_name or ''))
     skipped = torch.tensor(run.skipped.count, device=run.accelerator.device)
     run.skipped.stop()
     result = {

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_split_options(parser)
     add_task_options(parser)
     _add_hnc_options(parser)
+    _add_hub_options(parser)
     _add_loss_options(parser)
     _add_model_options(parser)
     add_input_options(parser)
@@ -84,6 +85,15 @@ def _add_hnc_options(parser: argparse.ArgumentParser) -> None:
         metavar='TYPE:RATE',
         help='wrong training labels: symmetric:0.4 (any class) or asymmetric:0.3 (the next class)',
     )
+
+
+def _add_hub_options(parser: argparse.ArgumentParser) -> None:
+    add = _group(parser, 'Hugging Face Hub')
+    add('--push-to-hub', type=str, metavar='USER/NAME', help='publish the best weights at the end')
+    add('--hub-every', type=int, metavar='N', help='and every so many epochs')
+    add('--hub-private', action='store_true', help='make the repository private')
+    add('--hub-revision', type=str, metavar='BRANCH', help='commit to this branch, made if it is missing')
+    add('--baseline', type=str, metavar='RUN', help='run folder whose figures stand beside on the model card')
 
 
 def _add_loss_options(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from timm_hnc.training.fit import fit, restore, start_schedule
 from timm_hnc.training.losses import needs_class_maps
 from timm_hnc.training.models import check_class_maps, check_model_name
 from timm_hnc.training.options import parse_train_options
+from timm_hnc.training.publishing import check_publishing, publish
 from timm_hnc.training.results import start_trackers, write_args
 
 _logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, explicit = parse_train_options(argv)
     check_data_named(args)
     check_model_name(args.model)
+    check_publishing(args)
     if needs_class_maps(args) or (args.cam_images and 'cam_images' in explicit):
         check_class_maps(args)
     accelerator = create_accelerator(args, explicit)
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = fit(run)
     accelerator.end_training()
     if accelerator.is_main_process:
+        publish(args, folder, 'Add model')
         # timm's scripts print their results this way, for sweeps that read them
         sys.stdout.write(f'--result\n{json.dumps(result, indent=4)}\n')
         _logger.info(f'Run folder: {folder}')

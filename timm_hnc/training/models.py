@@ -15,6 +15,7 @@ from torch import nn
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.probe import UnsupportedHead, check_trainable
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.hub.loading import reading
 from timm_hnc.training.losses import check_loss_fits, needs_class_maps
 
 _logger = logging.getLogger(__name__)
@@ -86,11 +87,12 @@ def create_model(args: Namespace) -> Any:
     try:
         model = _create(
             args,
-            pretrained=args.pretrained or bool(args.pretrained_path),
+            # who names weights wants them
+            pretrained=args.pretrained or bool(args.pretrained_path) or bool(parse_model_name(args.model)[0]),
             checkpoint_path=args.initial_checkpoint,
             **options,
         )
-    except UsageError:
+    except (UsageError, DataError):
         raise
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         source = args.initial_checkpoint or args.pretrained_path or args.model
@@ -108,7 +110,8 @@ def create_model(args: Namespace) -> Any:
 
 def _create(args: Namespace, **options: Any) -> Any:
     try:
-        return timm.create_model(args.model, **_model_options(args), **options)
+        with reading(args.model):
+            return timm.create_model(args.model, **_model_options(args), **options)
     except (TypeError, AssertionError, ValueError) as error:
         raise UsageError(f"timm cannot make '{args.model}' with these options: {first_lines(error)}") from error
 

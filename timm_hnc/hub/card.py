@@ -1,0 +1,122 @@
+"""The model card of published weights: README.md with the Hub's metadata."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader
+
+from timm_hnc.plots.figure_table import figure_table
+
+# names of figures as the Hub's leaderboards and metric pages have them, in percent
+_METRICS = {'top1': ('accuracy', 'top-1 accuracy'), 'top5': ('accuracy', 'top-5 accuracy'), 'map': ('mAP', 'mAP')}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells.
+
+    Args:
+        repo_id: user/name.
+        config: of config.json.
+        licence: identifier of the Hub's, such as 'apache-2.0'.
+        figures: final figures by name, empty where nothing was measured.
+        baseline: figures of the run that they are compared with.
+        options: of args.yaml.
+        result: of result.json.
+        has_picture: cams.png lies beside the card.
+    """
+
+    repo_id: str
+    config: Mapping[str, Any]
+    licence: str = 'apache-2.0'
+    figures: Mapping[str, float] = field(default_factory=dict)
+    baseline: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    has_picture: bool = False
+
+
+def render_card(facts: CardFacts) -> str:
+    """README.md: metadata, what it is, figures, how to load it, how it was trained, limits."""
+    templates = Environment(loader=PackageLoader('timm_hnc.hub'), trim_blocks=True, lstrip_blocks=True)
+    hnc = facts.config.get('hnc') or {}
+    columns = [facts.baseline, facts.figures] if facts.baseline else [facts.figures]
+    size = (facts.config.get('pretrained_cfg') or {}).get('input_size') or (3, 224, 224)
+    return templates.get_template('card.md').render(
+        metadata=_metadata(facts).to_yaml(),
+        repo_id=facts.repo_id,
+        name=facts.repo_id.split('/')[-1],
+        architecture=facts.config['architecture'],
+        ours=facts.config['architecture'].startswith('cifar_'),
+        num_classes=facts.config['num_classes'],
+        size=size,
+        mode='RGB' if size[0] == 3 else 'L',
+        several_labels=facts.options.get('task') == 'multilabel',
+        hnc=hnc,
+        trained_with_hnc=hnc.get('variant', 'none') != 'none',
+        data=data_name(facts.options),
+        table=figure_table(columns),
+        has_baseline=bool(facts.baseline),
+        command=facts.result.get('command'),
+        versions=facts.result.get('versions') or {},
+        device=facts.result.get('device'),
+        has_picture=facts.has_picture,
+    )
+
+
+def _metadata(facts: CardFacts) -> ModelCardData:
+    hnc, data = facts.config.get('hnc') or {}, data_name(facts.options)
+    tags = ['image-classification', 'timm', 'class-activation-map']
+    tags += ['hnc'] if hnc.get('variant', 'none') != 'none' else []
+    results = [
+        EvalResult(
+            task_type='image-classification',
+            dataset_type=data or 'unknown',
+            dataset_name=data or 'unknown',
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(facts.figures[name], 4),
+        )
+        for name, (kind, title) in _METRICS.items()
+        if name in facts.figures
+    ]
+    return ModelCardData(
+        library_name='timm',
+        license=facts.licence,
+        pipeline_tag='image-classification',
+        tags=tags,
+        datasets=[data] if _is_hub_name(facts.options.get('dataset')) else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=facts.repo_id.split('/')[-1] if results else None,
+        eval_results=results or None,
+    )
+
+
+def data_name(options: Mapping[str, Any]) -> str:
+    """What the data is called: a data set's name without its reader, or the last part of a folder."""
+    name = str(options.get('dataset') or options.get('data_dir') or options.get('data') or '')
+    scheme, _, rest = name.partition('/')
+    if scheme in ('hfds', 'hfids') and _is_hub_name(name):
+        return rest
+    return name.rstrip('/').rsplit('/', 1)[-1]
+
+
+def _is_hub_name(dataset: Any) -> bool:
+    """Whether a data set's name is one of the Hub's, and no folder."""
+    scheme, _, rest = str(dataset or '').partition('/')
+    return scheme in ('hfds', 'hfids') and not rest.startswith(('.', '/', '~')) and rest.count('/') <= 1
+
+
+def without_folders(words: Sequence[str]) -> list[str]:
+    """The words of a command line, of absolute paths only the last part: they tell of nobody's machine."""
+    found = []
+    for word in words:
+        name, equals, value = word.partition('=')
+        path = value if equals and name.startswith('-') else word
+        last = path.rstrip('/').rsplit('/', 1)[-1] if path.startswith(('/', '~')) else path
+        if path.startswith(('hfds//', 'hfids//')):
+            last = f'{path.split("/", 1)[0]}/{path.rstrip("/").rsplit("/", 1)[-1]}'
+        found.append(f'{name}={last}' if equals and name.startswith('-') else last)
+    return found
