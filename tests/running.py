@@ -1,6 +1,7 @@
 """Running train.py and validate.py: in this process, in one of its own, in several."""
 
 import csv
+import importlib
 import json
 import logging
 import os
@@ -52,6 +53,17 @@ def forget_run() -> None:
 def keep_process_group() -> None:
     """Let the next run of a script under torchrun use the processes' group again: it cannot be made twice."""
     PartialState.destroy_process_group = lambda self, group=None: None
+
+
+def main_of(command: str):
+    """The main() of a command of ours."""
+    modules = {
+        'train': 'timm_hnc.training.main',
+        'validate': 'timm_hnc.evaluation.main',
+        'plots': 'timm_hnc.plots.command',
+        'hub': 'timm_hnc.hub.command',
+    }
+    return importlib.import_module(modules[command]).main
 
 
 def train(*argv) -> Path:

@@ -47,12 +47,13 @@ def explain(error: BaseException, name: str) -> str:
         return f"the token has no right to write to '{name}' (403): check the namespace, and that the token may write."
     if _has(chain, RepositoryNotFoundError):
         return f"repository '{name}' does not exist, or is private and not yours: log in (hf auth login, or HF_TOKEN)."
-    if any(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in chain):
+    if _is_full(chain):
         return f"no space left on disk for '{name}': see HF_HOME for where the cache lies."
     if _is_offline(chain):
         return f"'{name}' is not in the cache, and HF_HUB_OFFLINE is set."
     if status:
-        return f"the Hub failed for '{name}' (status {status}): {without_tokens(first_lines(chain[0]))}"  # type: ignore[arg-type]
+        said = next((text for each in chain if (text := getattr(each, 'server_message', None))), '')
+        return f"the Hub failed for '{name}' (status {status}{': ' if said else ''}{without_tokens(said.strip('. '))})."
     if _is_cut(chain) or _has(chain, LocalEntryNotFoundError):
         return (
             f"the Hub cannot be reached for '{name}' ({type(chain[-1]).__name__}): check the network and HF_ENDPOINT."
@@ -64,8 +65,7 @@ def is_of_the_hub(error: BaseException) -> bool:
     """Whether an error comes from the Hub or the way there, rather than from what was found there."""
     chain = list(_chain(error))
     kinds = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError)
-    full = any(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in chain)
-    return full or bool(_status(chain)) or _is_cut(chain) or any(isinstance(each, kinds) for each in chain)
+    return _is_full(chain) or bool(_status(chain)) or _is_cut(chain) or any(isinstance(each, kinds) for each in chain)
 
 
 def may_pass(error: BaseException) -> bool:
@@ -111,6 +111,11 @@ def _has(chain: list[BaseException], kind: type[BaseException]) -> bool:
 
 def _is_cut(chain: list[BaseException]) -> bool:
     return any(base.__name__.endswith(_CUT) for each in chain for base in type(each).__mro__)
+
+
+def _is_full(chain: list[BaseException]) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(isinstance(each, OSError) and each.errno in numbers for each in chain)
 
 
 def _is_offline(chain: list[BaseException]) -> bool:

@@ -1,0 +1,324 @@
+"""Models from the Hub: loading, fine-tuning, evaluating, and repositories that cannot be loaded."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from hub_server import client_environment
+from hub_worker import Worker
+from running import ROOT, contents, result, subprocess_environment
+
+from timm_hnc import save_pretrained
+from timm_hnc.errors import DataError
+from timm_hnc.hub.loading import check_config
+
+QUICK = ['--epochs', '1', '--workers', '0', '--cam-images', '0', '--no-report', '--device', 'cpu']
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope='module')
+def good(tmp_path_factory):
+    """Files of a small model for three classes."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('good')
+    save_pretrained(timm.create_model('test_resnet', num_classes=3), folder, ['blue', 'green', 'red'])
+    return files_of(folder)
+
+
+def with_config(good, **changes):
+    config = json.loads(good['config.json'])
+    inner = changes.pop('pretrained_cfg', {})
+    return good | {
+        'config.json': json.dumps(config | changes | {'pretrained_cfg': config['pretrained_cfg'] | inner}).encode()
+    }
+
+
+def test_train_push_load_validate_fine_tune_and_push_again(server, worker, tmp_path):
+    out = ['--output', tmp_path, '--experiment']
+    done = worker(
+        'train',
+        '-c',
+        ROOT / 'hparams' / 'quickstart.yaml',
+        '--epochs',
+        '2',
+        *out,
+        'run',
+        '--push-to-hub',
+        'alice/digits',
+    )
+    assert done.code == 0, done.err[-2000:]
+    run = tmp_path / 'run'
+    published = server.files('alice/digits')
+    best = (run / 'model_best' / 'model.safetensors').read_bytes()
+    assert published['model.safetensors'] == best
+    assert f'Published: {server.url}/alice/digits/commit/' in done.err
+    assert 'hf_good' not in done.err + done.out
+    assert not any(b'hf_good' in content for content in contents(run).values())
+
+    found = worker(
+        'validate',
+        '--model',
+        'hf-hub:alice/digits',
+        '--dataset',
+        'hnc/digits',
+        '--split',
+        'validation',
+        '--workers',
+        '0',
+        '--device',
+        'cpu',
+    )
+    assert found.code == 0, found.err[-2000:]
+    top1 = json.loads(found.out.rpartition('--result\n')[2])['top1']
+    assert top1 == pytest.approx(result(run)['final']['top1'], abs=1e-3)
+
+    [commit, *_] = server.commits('alice/digits', 'main')
+    argv = ['--model', f'hf-hub:alice/digits@{commit.sha}', '--num-classes', '10', '--dataset', 'hnc/digits', *QUICK]
+    done = worker(
+        'train',
+        *argv,
+        '-b',
+        '64',
+        '--lr',
+        '1e-9',
+        '--warmup-epochs',
+        '0',
+        '--opt',
+        'sgd',
+        *out,
+        'tuned',
+        '--push-to-hub',
+        'alice/digits',
+        '--hub-revision',
+        'tuned',
+    )
+    assert done.code == 0, done.err[-2000:]
+    # with next to no learning rate the weights are those that it started from
+    state, tuned = (
+        safetensors.torch.load(x) for x in (best, server.files('alice/digits', 'tuned')['model.safetensors'])
+    )
+    torch.testing.assert_close(tuned['fc.weight'], state['fc.weight'])
+    assert server.commits('alice/digits', 'main')[0].sha == commit.sha
+    assert (
+        server.files('alice/digits', 'tuned')['model.safetensors']
+        == (tmp_path / 'tuned' / 'model_best' / 'model.safetensors').read_bytes()
+    )
+
+
+def test_names_revisions_and_the_cache(server, good, tmp_path):
+    server.put_repo('alice/cached', good)
+    code = "import timm_hnc\nfound = timm_hnc.create_model('hf-hub:alice/cached{}').class_names"
+    environment = client_environment(server, tmp_path / 'home', start=subprocess_environment())
+    with Worker(environment) as stranger:
+        assert stranger('python', code.format('')).found == ['blue', 'green', 'red']
+        sha = server.commits('alice/cached', 'main')[0].sha
+        assert stranger('python', code.format(f'@{sha}')).found == ['blue', 'green', 'red']
+        done = stranger('python', code.format('@nowhere'))
+        assert done.found == "DataError: 'alice/cached@nowhere' has no such revision (branch, tag or commit)."
+    asked = len(server.requests)
+    with Worker(environment | {'HF_HUB_OFFLINE': '1'}) as stranger:
+        assert stranger('python', code.format('')).found == ['blue', 'green', 'red']
+        done = stranger('python', code.format('').replace('cached', 'other'))
+        assert done.found.startswith("DataError: 'alice/other' is not in the cache, and HF_HUB_OFFLINE is set"), done
+    assert len(server.requests) == asked
+
+
+def test_two_processes_download_once(server, good, images, tmp_path):
+    server.put_repo('alice/shared', good)
+    environment = client_environment(server, tmp_path / 'home', start=subprocess_environment())
+    argv = [
+        '--model',
+        'hf-hub:alice/shared',
+        '--data-dir',
+        images,
+        '--img-size',
+        '32',
+        '-b',
+        '8',
+        '--workers',
+        '0',
+        '--device',
+        'cpu',
+    ]
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node',
+        '2',
+        ROOT / 'validate.py',
+    ]
+    done = subprocess.run([*map(str, (*command, *argv))], env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loads = [each for each in server.requests if 'alice/shared' in each.path and each.method == 'GET']
+    assert sum(each.path.endswith('model.safetensors') for each in loads) == 1
+
+
+def pickle_that_runs(path):
+    class Bad:
+        def __reduce__(self):
+            return (open, (str(path), 'w'))
+
+    file = io.BytesIO()
+    torch.save({'fc.weight': Bad()}, file)
+    return file.getvalue()
+
+
+def test_repositories_that_cannot_be_loaded(server, worker, good, images, tmp_path):
+    weights = safetensors.torch.load(good['model.safetensors'])
+    other = {
+        name: tensor.repeat(2, *[1] * (tensor.ndim - 1)) if tensor.ndim else tensor for name, tensor in weights.items()
+    }
+    harmless = io.BytesIO()
+    torch.save(weights, harmless)
+    proof = tmp_path / 'executed'
+    without = {name: content for name, content in good.items() if name != 'model.safetensors'}
+    cases = {
+        'truncated': (
+            good | {'model.safetensors': good['model.safetensors'][:5000]},
+            "the weights of 'hf-hub:alice/truncated' do not load",
+        ),
+        'shapes': (good | {'model.safetensors': safetensors.torch.save(other)}, 'size mismatch'),
+        'evil-pickle': (
+            without | {'pytorch_model.bin': pickle_that_runs(proof)},
+            "the weights of 'hf-hub:alice/evil-pickle' do not load",
+        ),
+        'no-weights': (without, 'alice/no-weights'),
+        'no-config': ({'model.safetensors': good['model.safetensors']}, 'alice/no-config'),
+        'no-json': (good | {'config.json': b'{'}, "the config.json of 'alice/no-json' cannot be read"),
+        'no-dict': (good | {'config.json': b'[1]'}, 'is not of a timm model: it has no architecture'),
+        'unknown': (
+            with_config(good, architecture='resnet_of_tomorrow'),
+            "names the architecture 'resnet_of_tomorrow', which timm",
+        ),
+        'escape': (with_config(good, pretrained_cfg={'file': '../../etc/passwd'}), 'points to a file elsewhere'),
+        'escape2': (with_config(good, pretrained_cfg={'hf_hub_filename': '/etc/passwd'}), 'points to a file elsewhere'),
+        'arguments': (
+            with_config(good, model_args={'pretrained_strict': False}),
+            "has the model_args 'pretrained_strict': not loaded",
+        ),
+    }
+    for name, (files, message) in cases.items():
+        server.put_repo(f'alice/{name}', files)
+        done = worker('python', f"import timm_hnc\ntimm_hnc.create_model('hf-hub:alice/{name}')")
+        assert str(done.found).startswith('DataError: '), (name, done)
+        assert message in done.found, name
+        assert '\n' not in done.found
+        done = worker(
+            'validate', '--model', f'hf-hub:alice/{name}', '--data-dir', images, '--workers', '0', '--device', 'cpu'
+        )
+        assert done.code in (1, 2), name
+        assert 'Traceback' not in done.err
+        assert len([line for line in done.err.splitlines() if ': error: ' in line]) == 1, (name, done.err)
+    assert not proof.exists(), 'no pickle is executed'
+    server.put_repo('alice/safe-pickle', without | {'pytorch_model.bin': harmless.getvalue()})
+    done = worker('python', "import timm_hnc\nfound = timm_hnc.create_model('hf-hub:alice/safe-pickle').num_classes")
+    assert done.found == 3, 'plain tensors in a pickle are what timm loads safely'
+
+
+def test_doors_that_are_closed(server, worker, good, images):
+    server.put_repo('bob/private', good, private=True)
+    server.put_repo('bob/gated', good, gated=True)
+    for name, message in (
+        ('bob/private', "repository 'bob/private' does not exist, or is private and not yours"),
+        ('bob/nothing', "repository 'bob/nothing' does not exist, or is private and not yours"),
+        ('bob/gated', "'bob/gated' is gated: ask for access on its page"),
+        ('a b/c', "'a b/c' is no name for a repository of the Hub"),
+    ):
+        for argv in (
+            ('validate', '--model', f'hf-hub:{name}', '--data-dir', images, '--workers', '0', '--device', 'cpu'),
+            ('train', '--model', f'hf-hub:{name}', '--data-dir', images, *QUICK),
+        ):
+            done = worker(*argv)
+            assert done.code in (1, 2), (name, done.err)
+            assert message in done.err, (name, done.err)
+            assert 'Traceback' not in done.err
+
+
+@pytest.mark.parametrize('how', [503, 'cut'])
+def test_a_hub_that_is_down(server, good, tmp_path, how):
+    server.put_repo('alice/down', good)
+    server.fail('HEAD', 'alice/down', how, times=None)
+    with Worker(client_environment(server, tmp_path / 'home', start=subprocess_environment())) as stranger:
+        done = stranger('python', "import timm_hnc\ntimm_hnc.create_model('hf-hub:alice/down')")
+    assert 'DataError: the Hub ' in done.found
+    assert "for 'alice/down' (" in done.found
+
+
+def test_no_space_for_the_cache(server, good, tmp_path):
+    server.put_repo('alice/large', good)
+    code = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+import timm_hnc
+timm_hnc.create_model('hf-hub:alice/large')
+"""
+    with Worker(client_environment(server, tmp_path / 'home', start=subprocess_environment())) as stranger:
+        done = stranger('python', code)
+    assert done.found == "DataError: no space left on disk for 'alice/large': see HF_HOME for where the cache lies."
+
+
+def test_a_run_outlives_the_hub(server, worker, images, tmp_path):
+    argv = ['--data-dir', images, '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '8', *QUICK]
+    argv += ['--epochs', '3', '--output', tmp_path, '--push-to-hub', 'alice/late', '--hub-every', '1']
+    server.fail('POST', '/commit/', 503, times=None)
+    done = worker('train', *argv, '--experiment', 'a run')
+    server.heal()
+    assert done.code == 0, done.err[-2000:]
+    assert result(tmp_path / 'a run')['epochs'] == 3
+    later = f"python -m timm_hnc.hub push '{tmp_path / 'a run'}' alice/late"
+    assert done.err.count(later) == 3
+    assert 'Traceback' not in done.err
+    assert len(server.commits('alice/late', 'main')) == 1
+    assert worker('hub', 'push', tmp_path / 'a run', 'alice/late').code == 0
+    assert len(server.commits('alice/late', 'main')) == 2
+    # and with a Hub that works, a commit an epoch
+    done = worker('train', *argv, '--experiment', 'another', '--push-to-hub', 'alice/each')
+    assert [commit.title for commit in server.commits('alice/each', 'main')][:3] == [
+        *('Add model', 'Add model of epoch 1', 'Add model of epoch 0'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('token', 'argv', 'message'),
+    [
+        ('hf_wrong', ['--push-to-hub', 'alice/x'], 'the Hub does not know the token (401)'),
+        (None, ['--push-to-hub', 'alice/x'], "no token to publish 'alice/x'"),
+        ('hf_good', ['--push-to-hub', 'x'], "'x' is no name for a repository of the Hub"),
+        ('hf_good', ['--push-to-hub', 'alice/x', '--hub-every', '0'], '--hub-every 0: expected 1 or more'),
+        ('hf_good', ['--hub-private'], '--hub-private: not without --push-to-hub'),
+        ('hf_good', ['--push-to-hub', 'alice/x', '--baseline', 'nowhere'], "--baseline 'nowhere' is no run folder"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_before_training(somebody, images, tmp_path, token, argv, message):
+    somebody.become(token)
+    done = somebody('train', '--data-dir', images, '--model', 'test_resnet', '--output', tmp_path / 'out', *argv)
+    assert done.code in (1, 2)
+    assert message in done.err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', ['timm/resnet50.a1_in1k', 'timm/vit_base_patch16_224.augreg_in21k'])
+def test_configs_as_timm_publishes_them_pass(name):
+    architecture = name.split('/')[1].split('.')[0]
+    cfg = timm.get_pretrained_cfg(architecture).to_dict()
+    check_config({'architecture': architecture, 'num_classes': 1000, 'pretrained_cfg': cfg}, name)
+    check_config({'architecture': architecture, **cfg, 'url': 'x', 'custom_load': False}, name)
+    with pytest.raises(DataError, match='has no architecture'):
+        check_config({'pretrained_cfg': cfg}, name)
+
+
+def test_a_folder_without_config(worker, tmp_path):
+    done = worker('plots', 'cams', ROOT / 'benchmarks/results/quickstart_cams.png', '--model', f'local-dir:{tmp_path}')
+    assert done.code == 1
+    assert f"error: '{tmp_path}' holds no config.json" in done.err
