@@ -5,7 +5,7 @@ import warnings
 import pytest
 import timm
 import torch
-from maps import assert_same, gradients, off_by, seeded
+from map_checks import assert_same, gradients, off_by, seeded
 from safetensors.torch import load_file
 from small_models import MODELS, NUM_CLASSES, REPRESENTATIVES, SmallModel, heads_table, make_on_meta, perturb
 from timm.optim import create_optimizer_v2

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from maps import assert_same, gradients, off_by, seeded
+from map_checks import assert_same, gradients, off_by, seeded
 from small_models import HELD_MODELS, NUM_CLASSES, SmallModel
 from timm.utils import ModelEmaV3
 from torch import nn

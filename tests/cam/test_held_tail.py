@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from maps import off_by
+from map_checks import off_by
 from small_models import NUM_CLASSES, TAIL_MODELS, SmallModel
 
 from timm_hnc import CamModel, HNCTask, hnc_loss

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from maps import off_by
+from map_checks import off_by
 from small_models import (
     ATTENTION,
     HELD_MODELS,

@@ -16,7 +16,7 @@ import torch
 from hub_client import Client
 from hub_server import UPLOAD_REQUESTS, HubServer, client_environment
 
-from timm_hnc.hub import save_pretrained
+from timm_hnc import save_pretrained
 
 CARD = '---\nlicense: mit\nlibrary_name: timm\ntags: [image-classification]\n---\n# A net\n'
 

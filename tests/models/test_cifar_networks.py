@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from maps import off_by
+from map_checks import off_by
 from small_models import make_on_meta, perturb
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
