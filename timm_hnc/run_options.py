@@ -19,7 +19,7 @@ def read_options(folder: Path) -> dict[str, Any]:
     try:
         options = yaml.safe_load((folder / 'args.yaml').read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"'{folder}' is no run folder of train.py: {error}") from error
+        raise DataError(f"'{folder / 'args.yaml'}' cannot be read: {error}") from error
     if not isinstance(options, dict):
         raise DataError(f"'{folder}' is no run folder of train.py: its args.yaml has no options.")
     return options

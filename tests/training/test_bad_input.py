@@ -47,7 +47,7 @@ def fails(tmp_path, capsys):
         ('--opt-kwargs nothing=3', '--opt sgd cannot be made with these options'),
         (
             '--dataset hnc/letters',
-            "--dataset 'hnc/letters' is unknown: timm_hnc has hnc/digits, hnc/cub200 and hnc/coco.",
+            "--dataset 'hnc/letters' is unknown: timm_hnc has hnc/digits, hnc/cub200, hnc/tiny-imagenet, hnc/coco.",
         ),
         ('--dataset hnc/digits --num-classes 10 --train-split test', "no split 'test': use train or validation"),
         ('--batch-size 0', '--batch-size 0: expected 1 or more.'),
