@@ -247,8 +247,9 @@ def tail_maps(model: TimmModel, x: Tensor, tail: HeldTail) -> tuple[TailMaps | L
 
     thread = threading.get_ident()
 
-    def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != thread:  # the hook is the model's, this pass is not
+    def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+        # the hook is the model's, this pass is not (and may see the hook while torch still notes that it takes kwargs)
+        if threading.get_ident() != thread or kwargs is None:
             return
         tensors = tensors_in(args, kwargs)
         for each in tail.inputs:
