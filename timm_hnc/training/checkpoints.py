@@ -5,9 +5,11 @@ A checkpoint is a folder `checkpoints/<name>/`, complete once it has that name:
     model/                config.json and model.safetensors of the weights that were evaluated, in timm's Hub format
     training_state.pt     weights, EMA, optimizer and scaler to go on from
     state.json            epochs done, updates done, and the ranking of all checkpoints
+    manifest.json         size and SHA-256 of the others, written last
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -16,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from timm_hnc.errors import DataError
+from timm_hnc.errors import DataError, first_lines
+from timm_hnc.manifest import check_manifest, sync_folder, write_manifest
 
 
 @dataclass
@@ -28,6 +32,10 @@ class Progress:
         architecture: name of the timm model.
         completed_epochs: epochs done when the checkpoint was made.
         num_updates: optimizer updates done.
+        updates_in_epoch: those of them in the epoch that was under way.
+        num_processes: how many trained.
+        skipped_updates: left out because of numbers that are not finite.
+        skipped_images: that could not be decoded.
         ranking: [name, metric] of the kept checkpoints, best first.
         milestones: names of checkpoints that are kept whatever they score.
     """
@@ -35,8 +43,15 @@ class Progress:
     architecture: str
     completed_epochs: int = 0
     num_updates: int = 0
+    updates_in_epoch: int = 0
+    num_processes: int = 1
+    skipped_updates: int = 0
+    skipped_images: int = 0
     ranking: list[tuple[str, float]] = field(default_factory=list)
     milestones: list[str] = field(default_factory=list)
+
+
+_logger = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
@@ -81,19 +96,27 @@ class CheckpointFolder:
         if write is None:
             return
         checkpoints = self.folder / 'checkpoints'
-        unfinished, final = checkpoints / f'.{name}.unfinished', checkpoints / name
+        unfinished, replaced = checkpoints / f'.{name}.unfinished', checkpoints / f'.{name}.replaced'
+        final = checkpoints / name
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             write(unfinished)
             (unfinished / 'state.json').write_text(json.dumps(asdict(self.progress), indent=2))
-            shutil.rmtree(final, ignore_errors=True)
+            write_manifest(unfinished)
+            if final.exists():
+                # never a moment without a whole checkpoint: the old one goes when the new one has its name
+                shutil.rmtree(replaced, ignore_errors=True)
+                final.rename(replaced)
             unfinished.rename(final)
+            sync_folder(checkpoints)
+            shutil.rmtree(replaced, ignore_errors=True)
             _swap_link(self.folder / 'last', Path('checkpoints') / name)
             if self.progress.ranking:
                 _swap_link(self.folder / 'model_best', Path('checkpoints') / self.progress.ranking[0][0] / 'model')
-        except OSError as error:
-            raise DataError(f"checkpoint '{final}' cannot be written ({error}); earlier ones are whole.") from error
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+            reason = first_lines(error)
+            raise DataError(f"checkpoint '{final}' cannot be written ({reason}); earlier ones are whole.") from error
         self._drop(name)
 
     def _rank(self, name: str, metric: float | None, milestone: bool) -> None:
@@ -119,14 +142,47 @@ def _swap_link(link: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)
+    sync_folder(link.parent)
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The checkpoint folder that a run folder's `last` names, or the path itself if it is one."""
-    for candidate in (path / 'last', path):
-        if (candidate / 'state.json').is_file():
-            return candidate.resolve()
+    """The newest whole checkpoint of a run folder, or the path itself if it is a checkpoint.
+
+    What is passed over is said in the log, and why.
+
+    Returns:
+        None where there is no checkpoint at all.
+
+    Raises:
+        DataError: there are checkpoints, and none is whole.
+    """
+    if (path / 'state.json').is_file():
+        check_manifest(path)
+        return path.resolve()
+    candidates = sorted((path / 'checkpoints').glob('*/'), key=_age, reverse=True)
+    problem: DataError | None = None
+    for candidate in candidates:
+        if candidate.name.startswith('.'):
+            continue  # not written to its end
+        try:
+            check_manifest(candidate)
+        except DataError as error:
+            problem = problem or error
+            _logger.warning(f'Checkpoint {candidate.name} is passed over: {error}')
+            continue
+        return candidate.resolve()
+    if problem is not None:
+        raise DataError(f"no checkpoint of '{path}' is whole: {problem} Remove the folder to begin anew.")
     return None
+
+
+def _age(checkpoint: Path) -> tuple[int, int]:
+    """Updates done, and nanoseconds of its state; those that cannot be read are oldest."""
+    try:
+        path = checkpoint / 'state.json'
+        return int(json.loads(path.read_text())['num_updates']), path.stat().st_mtime_ns
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1, 0
 
 
 def run_folder_of(checkpoint: Path) -> Path:

@@ -1,0 +1,88 @@
+"""Whether the files of a folder are those that were written: sizes and SHA-256, in a file that is written last."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from timm_hnc.errors import DataError
+
+MANIFEST = 'manifest.json'
+
+
+def write_manifest(folder: Path) -> None:
+    """Bring every file of a folder to the disk, then a manifest of them, then the folder itself.
+
+    Raises:
+        OSError: something cannot be written.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST):
+        files[path.relative_to(folder).as_posix()] = {'size': path.stat().st_size, 'sha256': _digest(path)}
+        _sync(path)
+    (folder / MANIFEST).write_text(json.dumps({'files': files, 'sha256': _digest_of(files)}, indent=2) + '\n')
+    _sync(folder / MANIFEST)
+    for path in (*(path for path in folder.rglob('*') if path.is_dir()), folder):
+        _sync(path)
+
+
+def check_manifest(folder: Path, part: str = '') -> None:
+    """Refuse a folder whose files are not those of its manifest.
+
+    Args:
+        folder: with its manifest.
+        part: only files whose path begins with this.
+
+    Raises:
+        DataError: naming the file that is missing or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text())
+        files = content['files']
+        whole = _digest_of(files) == content['sha256']
+    except FileNotFoundError as error:
+        raise DataError(f"'{path}' is missing: the folder was not written to its end.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"'{path}' is damaged.") from error
+    if not whole:
+        raise DataError(f"'{path}' is damaged.")
+    for name, expected in files.items():
+        if not name.startswith(part):
+            continue
+        try:
+            same = (folder / name).stat().st_size == expected['size'] and _digest(folder / name) == expected['sha256']
+        except OSError as error:
+            raise DataError(f"'{folder / name}' is missing or cannot be read ({error}).") from error
+        if not same:
+            raise DataError(f"'{folder / name}' is damaged: it is not what was written.")
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    _sync(folder)
+
+
+def _digest(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _slowly(file)
+
+
+def _slowly(file: Any) -> str:
+    found = hashlib.sha256()
+    while block := file.read(1 << 20):
+        found.update(block)
+    return found.hexdigest()
+
+
+def _digest_of(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
