@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from test_loading import pickle_that_runs
 
 from timm_hnc.command_line import run_command
@@ -45,6 +46,15 @@ def test_an_imported_run_validates_and_is_published(server, worker, model, image
     loaded = timm.create_model(f'local-dir:{run / "model_best"}', pretrained=True).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(x), model(x))
+    config = loaded.pretrained_cfg
+    assert (config['interpolation'], config['crop_pct'], tuple(config['input_size'])) == (
+        'bilinear',
+        0.875,
+        (3, 224, 224),
+    )
+    assert not {'tag', 'license', 'paper_ids', 'origin_url', 'test_input_size', 'test_crop_pct'} & {
+        name for name, value in config.items() if value
+    }
     results = ['--results-file', run / 'validation.json', '--results-format', 'json']
     here = ['--data-dir', images, '--img-size', '32', '--workers', '0', '--device', 'cpu', '-b', '8']
     done = worker('validate', '--checkpoint', run, *here, *results)
@@ -89,3 +99,38 @@ def test_what_is_refused(model, tmp_path, capsys):
         assert len(error.strip().splitlines()) == 1, error
     assert not proof.exists()
     assert not (tmp_path / 'run').exists()
+
+
+def test_an_import_that_fails_leaves_nothing_in_the_way(model, tmp_path, capsys, monkeypatch):
+    write_checkpoint(tmp_path / 'a.pth', model)
+    argv = ['import', tmp_path / 'a.pth', '--model', 'test_resnet', '--num-classes', '3', '--out', tmp_path / 'run']
+    with monkeypatch.context() as patch:
+        patch.setattr('timm_hnc.hub.weights.safetensors.torch.save_file', no_space)
+        code, error = refused(capsys, *argv)
+    assert code == 1
+    assert 'No space left on device' in error
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
+    assert refused(capsys, *argv)[0] == 0
+
+
+def no_space(*args, **kwargs):
+    raise SafetensorError('I/O error: No space left on device (os error 28)')
+
+
+def test_options_of_an_import(model, tmp_path, capsys):
+    write_checkpoint(tmp_path / 'a.pth', model)
+    start = ['import', tmp_path / 'a.pth', '--num-classes', '3', '--out', tmp_path / 'run', '--model']
+    for argv, message in (
+        (['test_resnet.nope'], "--model 'test_resnet.nope' cannot be made: Invalid pretrained tag"),
+        (['test_resnet', '--hnc-weight', '1'], '--hnc-weight 1.0: does nothing without --hnc mse or --hnc kd.'),
+        (['test_resnet', '--crop-pct', '2'], '--crop-pct 2.0: expected'),
+        (['test_resnet', '--img-size', '0'], '--img-size 0: expected 1 or more.'),
+    ):
+        code, error = refused(capsys, *start, *argv)
+        assert code == 2
+        assert message in error
+    assert not (tmp_path / 'run').exists()
+    argv = ['test_resnet', '--hnc', 'kd', '--img-size', '64', '--crop-pct', '1', '--interpolation', 'bicubic']
+    assert refused(capsys, *start, *argv)[0] == 0
+    config = json.loads((tmp_path / 'run' / 'model_best' / 'config.json').read_text())['pretrained_cfg']
+    assert (config['input_size'], config['crop_pct'], config['interpolation']) == ([3, 64, 64], 1.0, 'bicubic')

@@ -13,7 +13,7 @@ from hub_server import client_environment
 from hub_worker import Worker
 from running import ROOT, contents, result, subprocess_environment
 
-from timm_hnc import save_pretrained
+from timm_hnc import create_model, save_pretrained
 from timm_hnc.errors import DataError
 from timm_hnc.hub.loading import check_config
 
@@ -281,3 +281,30 @@ def test_a_folder_without_config(worker, tmp_path):
     done = worker('plots', 'cams', ROOT / 'benchmarks/results/quickstart_cams.png', '--model', f'local-dir:{tmp_path}')
     assert done.code == 1
     assert f"error: '{tmp_path}' holds no config.json" in done.err
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'pretrained_cfg': {'interpolation': 'foo'}}, "interpolation = 'foo': expected one of nearest"),
+        ({'pretrained_cfg': {'crop_pct': 'x'}}, "crop_pct = 'x': expected a number above 0"),
+        ({'pretrained_cfg': {'crop_pct': -1}}, 'crop_pct'),
+        ({'pretrained_cfg': {'input_size': 'abc'}}, "input_size = 'abc': expected three whole numbers"),
+        ({'pretrained_cfg': {'input_size': [3, 0, 5]}}, 'input_size'),
+        ({'pretrained_cfg': {'input_size': [3, 10**9, 10**9]}}, 'input_size'),
+        ({'pretrained_cfg': {'mean': ['a']}}, 'mean'),
+        ({'pretrained_cfg': {'num_classes': '3'}}, "num_classes = '3': expected a whole number"),
+        ({'pretrained_cfg': {'label_names': 5}}, "label_names = '5': expected names"),
+        ({'model_args': {'bogus': 1}}, 'makes no model'),
+    ],
+)
+def test_values_that_no_config_has(good, tmp_path, changes, message):
+    for name, content in with_config(good, **changes).items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        create_model(f'local-dir:{tmp_path}')
+
+
+def test_a_name_with_two_revisions():
+    with pytest.raises(DataError, match=r"'a/b@c@d' is no name of the Hub's"):
+        create_model('hf-hub:a/b@c@d')

@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from running import arguments, contents, result, subprocess_environment
 
-from timm_hnc.hub.card import data_name, without_folders
+from timm_hnc.hub.portable import data_name, portable_options, portable_result, without_folders
+from timm_hnc.manifest import write_manifest
 
 PARTS = {'model.safetensors', 'config.json', 'README.md', 'args.yaml', 'summary.csv', 'result.json', 'cams.png'}
 
@@ -39,7 +40,9 @@ def test_one_commit_holds_everything(server, worker, run):
     assert files['model.safetensors'] == best
     config = json.loads(files['config.json'])
     own = json.loads((run / 'model_best' / 'config.json').read_text())
+    own['pretrained_cfg'].pop('license')  # of timm's weights, with which this run did not begin
     assert {name: config[name] for name in own if name != 'hnc'} == {n: v for n, v in own.items() if n != 'hnc'}
+    assert 'license' not in ModelCard(files['README.md'].decode()).data.to_dict()
     hnc = config['hnc']
     assert (hnc['variant'], hnc['weight'], hnc['topk'], hnc['criterion']) == ('mse', 0.0007, 2, 'ce')
     assert hnc['versions'] == result(run)['versions']
@@ -58,7 +61,9 @@ def test_no_path_of_the_machine_and_no_token_is_published(server, worker, run):
             assert str(run.parent).encode() not in content, name
             assert options['data_dir'].encode() not in content, name
     published = yaml.safe_load(server.files('alice/paths')['args.yaml'])
-    assert {name for name in options if options[name] != published[name]} == {'data_dir', 'output'}
+    assert {name for name in published if options[name] != published[name]} == {'data_dir', 'output'}
+    of_the_hub = {'push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'}
+    assert set(options) - set(published) == of_the_hub
 
 
 def test_the_card(server, worker, run):
@@ -114,6 +119,7 @@ def changed(run, folder, number):
     weights = safetensors.torch.load_file(path)
     weights['fc.bias'] += number
     safetensors.torch.save_file(weights, path, metadata={'format': 'pt'})
+    write_manifest(path.parents[1])
     return copy
 
 
@@ -193,7 +199,10 @@ def test_runs_that_cannot_be_published(server, worker, run, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     (tmp_path / 'empty').mkdir()
     start = len(server.requests)
-    for path, message in ((broken, 'do not load'), (tmp_path / 'empty', 'no run folder with weights')):
+    for path, message in (
+        (broken, "model.safetensors' is damaged"),
+        (tmp_path / 'empty', 'no run folder with weights'),
+    ):
         done = worker('hub', 'push', path, 'alice/never')
         assert done.code == 1
         assert message in done.err
@@ -259,20 +268,42 @@ def test_names_of_data(options, name):
     assert data_name(options) == name
 
 
-def test_command_lines_lose_folders():
-    words = [
-        'train.py',
-        '--data-dir',
-        '/home/me/data',
-        '--output=/o/x',
-        '--lr',
-        '0.1',
-        '--dataset',
-        'hfds//home/me/set',
-    ]
-    assert without_folders(words) == [
-        *('train.py', '--data-dir', 'data', '--output=x', '--lr', '0.1', '--dataset', 'hfds/set')
-    ]
+@pytest.mark.parametrize(
+    ('word', 'expected'),
+    [
+        ('train.py', 'train.py'),
+        ('--lr', '--lr'),
+        ('0.1', '0.1'),
+        ('8/255', '8/255'),
+        ('user/name', 'user/name'),
+        ('hf-hub:user/name', 'hf-hub:user/name'),
+        ('hfds/user/name', 'hfds/user/name'),
+        ('data/cifar', 'data/cifar'),
+        ('/home/me/data', 'data'),
+        ('~/data/', 'data'),
+        ('--output=/o/x', '--output=x'),
+        ('teacher=/home/me/x.pth', 'teacher=x.pth'),
+        ('../me/images', 'images'),
+        ('runs/../../me/images', 'images'),
+        ('hfds//home/me/set', 'hfds//set'),
+        ('hfds/../me/set', 'hfds//set'),
+        ('local-dir:/home/me/out/model_best', 'local-dir:model_best'),
+        ('file:///home/me/x', 'x'),
+        (r'C:\Users\me\data', 'data'),
+        ('D:/secret/me', 'me'),
+        (r'\\server\share\me', 'me'),
+    ],
+)
+def test_words_lose_folders(word, expected):
+    assert without_folders([word]) == [expected]
+
+
+def test_paths_in_lists_and_mappings_lose_folders():
+    options = {'model_kwargs': {'weights': '/home/me/w'}, 'save': ['/a/b', 3], 'lr': 0.1, 'push_to_hub': 'me/x'}
+    assert portable_options(options) == {'model_kwargs': {'weights': 'w'}, 'save': ['b', 3], 'lr': 0.1}
+    result = {'model': 'local-dir:/home/me/m', 'command': "train.py --output '/my place/x'", 'final': {'top1': 1.5}}
+    expected = {'model': 'local-dir:m', 'command': 'train.py --output x', 'final': {'top1': 1.5}}
+    assert portable_result(result) == expected
 
 
 def test_epochs_stand_in_the_summary(server, worker, run):

@@ -1,4 +1,4 @@
-"""The CIFAR crop that timm's transforms lack."""
+"""The CIFAR crop that timm's transforms lack, and names of theirs."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_inter
 from torchvision import transforms
 
 PADDING_AT_32_PIXELS = 4
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list:

@@ -54,6 +54,8 @@ def resolve_precision(args: Namespace, explicit: frozenset[str]) -> str:
 def set_up_process(args: Namespace, accelerator: Accelerator) -> None:
     """Logging (the main process speaks, others warn), and the arithmetic that timm's scripts choose on CUDA."""
     utils.setup_default_logging(default_level=logging.INFO if accelerator.is_main_process else logging.WARNING)
+    for name in ('httpx', 'httpx2', 'urllib3'):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every request, signed addresses and all
     if accelerator.device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True

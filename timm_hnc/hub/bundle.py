@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +14,12 @@ import yaml
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.copies import evaluating
+from timm_hnc.cam.probe import UnsupportedHead
 from timm_hnc.errors import DataError, first_lines
-from timm_hnc.hub.card import CardFacts, data_name, render_card, without_folders
+from timm_hnc.hub.card import CardFacts, render_card
+from timm_hnc.hub.portable import data_name, portable_options, portable_result
 from timm_hnc.hub.weights import WEIGHTS, find_weights, save_pretrained
-from timm_hnc.plots.run_files import read_figures, read_result
+from timm_hnc.plots.run_files import numbers, read_figures, read_result
 from timm_hnc.rows import write_json
 from timm_hnc.run_options import read_options
 
@@ -29,7 +30,7 @@ def bundle_model(
     model: Any,
     folder: Path,
     facts: CardFacts,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     data_config: dict[str, Any] | None = None,
     hnc: dict[str, Any] | None = None,
 ) -> None:
@@ -39,7 +40,7 @@ def bundle_model(
         model: a timm model or CamModel.
         folder: made if it is missing.
         facts: for the card; the config is put in here.
-        class_names: label names, one a class.
+        class_names: label names, one a class, in their order or by index.
         data_config: input size, mean, std, interpolation and crop.
         hnc: what stands in the config's `hnc` block.
 
@@ -50,69 +51,104 @@ def bundle_model(
     save_pretrained(model, folder, class_names, data_config, hnc)
     check_weights(folder, model)
     config = json.loads((folder / 'config.json').read_text())
-    (folder / 'README.md').write_text(render_card(replace(facts, config=config)), encoding='utf-8')
+    if facts.licence:
+        config['pretrained_cfg']['license'] = facts.licence
+        write_json(folder / 'config.json', config)
+    facts = replace(facts, config=config, has_maps=has_maps(model.model if isinstance(model, CamModel) else model))
+    (folder / 'README.md').write_text(render_card(facts), encoding='utf-8')
 
 
 def bundle_run(
-    run: Path, folder: Path, repo_id: str, baseline: Path | None = None, licence: str = 'apache-2.0'
+    run: Path,
+    folder: Path,
+    repo_id: str,
+    baseline: Path | None = None,
+    licence: str | None = None,
+    result: Mapping[str, Any] | None = None,
+    with_picture: bool = True,
 ) -> None:
     """Write what a run folder has to show: its best weights, card, options, epochs, result and a CAM panel.
 
-    Absolute paths in options and command line are cut to their last part.
+    Of paths in options and command line only the last part stays.
 
     Args:
         run: run folder.
         folder: made if it is missing.
         repo_id: user/name.
         baseline: run folder whose figures stand beside those of the run.
-        licence: identifier of the Hub's.
+        licence: identifier of the Hub's; that of the weights the run started from if None and they have one.
+        result: what result.json would say of a run that is not finished; that of the folder if None.
+        with_picture: the panel in cams/ is of these weights.
 
     Raises:
-        DataError: the run has no weights, or they are damaged.
+        DataError: the run has no weights, or they are damaged, or a record of it is.
         OSError: the folder cannot be written.
     """
     weights = find_weights(run)
     if weights is None:
         raise DataError(f"'{run}' is no run folder with weights: there is no model_best in it.")
-    options, result = _portable(read_options(run)), read_result(run)
-    if result.get('command'):
-        result = {**result, 'command': shlex.join(without_folders(shlex.split(result['command'])))}
+    options, found = read_options(run), read_result(run) if result is None else result
+    figures = read_figures(run) if result is None else numbers(found.get('final') or {})
+    compared = check_baseline(baseline) if baseline else {}
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights / WEIGHTS, folder / WEIGHTS)
-    config = json.loads((weights / 'config.json').read_text())
-    config['hnc'] = _hnc_block(config, options, result)
+    model, config = _load(weights), json.loads((weights / 'config.json').read_text())
+    licence = _set_licence(config, options, licence)
+    config['hnc'] = _hnc_block(config, options, found)
     write_json(folder / 'config.json', config)
-    check_weights(folder, _load(weights))
-    (folder / 'args.yaml').write_text(yaml.safe_dump(options, default_flow_style=False))
-    if result:
-        write_json(folder / 'result.json', result)
+    check_weights(folder, model)
+    records = portable_options(options), portable_result(found)
+    (folder / 'args.yaml').write_text(yaml.safe_dump(records[0], default_flow_style=False))
+    if found:
+        write_json(folder / 'result.json', records[1])
     if (run / 'summary.csv').is_file():
         shutil.copyfile(run / 'summary.csv', folder / 'summary.csv')
     picture = run / 'cams' / 'best.png'
-    if picture.is_file():
+    has_picture = with_picture and picture.is_file()
+    if has_picture:
         shutil.copyfile(picture, folder / 'cams.png')
-    facts = CardFacts(
-        repo_id,
-        config,
-        licence,
-        read_figures(run),
-        read_figures(baseline) if baseline else {},
-        options,
-        result,
-        has_picture=picture.is_file(),
-    )
+    facts = CardFacts(repo_id, config, licence, figures, compared, *records, has_picture, has_maps(model))
     (folder / 'README.md').write_text(render_card(facts), encoding='utf-8')
 
 
-def _portable(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: without_folders([value])[0] if isinstance(value, str) else value for name, value in options.items()}
+def check_baseline(run: Path) -> dict[str, float]:
+    """Figures of a run to compare with.
+
+    Raises:
+        DataError: it has none.
+    """
+    figures = read_figures(run)
+    if not figures:
+        raise DataError(f"--baseline '{run}' is no run folder with figures.")
+    return figures
+
+
+def has_maps(model: Any) -> bool:
+    """Whether a timm model has exact class activation maps."""
+    try:
+        CamModel(model)
+    except UnsupportedHead:
+        return False
+    return True
+
+
+def _set_licence(config: dict[str, Any], options: Mapping[str, Any], licence: str | None) -> str | None:
+    """The licence, in the config as well: timm notes there that of its own weights, whether a run began with them."""
+    inner = config.get('pretrained_cfg') or {}
+    began_with_weights = options.get('pretrained') or str(options.get('model')).startswith(('hf-hub:', 'local-dir:'))
+    licence = licence or (inner.get('license') if began_with_weights else None)
+    inner.pop('license', None)
+    if licence:
+        inner['license'] = licence
+    return licence
 
 
 def _hnc_block(config: dict[str, Any], options: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     several = options.get('task') == 'multilabel'
+    default = 'bce' if several else 'ce'
     return {
         **({'variant': 'none', 'weight': None, 'topk': None} | (config.get('hnc') or {})),
-        'criterion': options.get('loss') or ('bce' if several else 'ce'),
+        'criterion': options['loss'] or default if 'loss' in options else None,
         'dataset': data_name(options),
         'versions': result.get('versions') or {},
     }

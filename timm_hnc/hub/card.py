@@ -1,12 +1,13 @@
 """The model card of published weights: README.md with the Hub's metadata."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader
 
+from timm_hnc.hub.portable import data_name, is_hub_name
 from timm_hnc.plots.figure_table import figure_table
 
 # names of figures as the Hub's leaderboards and metric pages have them, in percent
@@ -20,22 +21,24 @@ class CardFacts:
     Args:
         repo_id: user/name.
         config: of config.json.
-        licence: identifier of the Hub's, such as 'apache-2.0'.
+        licence: identifier of the Hub's, such as 'apache-2.0', None where nobody said.
         figures: final figures by name, empty where nothing was measured.
         baseline: figures of the run that they are compared with.
         options: of args.yaml.
         result: of result.json.
         has_picture: cams.png lies beside the card.
+        has_maps: the model has exact class activation maps.
     """
 
     repo_id: str
     config: Mapping[str, Any]
-    licence: str = 'apache-2.0'
+    licence: str | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     has_picture: bool = False
+    has_maps: bool = True
 
 
 def render_card(facts: CardFacts) -> str:
@@ -52,10 +55,11 @@ def render_card(facts: CardFacts) -> str:
         ours=facts.config['architecture'].startswith('cifar_'),
         num_classes=facts.config['num_classes'],
         size=size,
-        mode='RGB' if size[0] == 3 else 'L',
+        mode={1: 'L', 3: 'RGB'}.get(size[0]),
         several_labels=facts.options.get('task') == 'multilabel',
-        hnc=hnc,
-        trained_with_hnc=hnc.get('variant', 'none') != 'none',
+        criterion=hnc.get('criterion'),
+        hnc=_hnc_text(hnc),
+        has_maps=facts.has_maps,
         data=data_name(facts.options),
         table=figure_table(columns),
         has_baseline=bool(facts.baseline),
@@ -66,9 +70,18 @@ def render_card(facts: CardFacts) -> str:
     )
 
 
+def _hnc_text(hnc: Mapping[str, Any]) -> str:
+    """What is known of the loss, empty where it was not used."""
+    if hnc.get('variant', 'none') == 'none':
+        return ''
+    weight = f', weight {hnc["weight"]:g}' if hnc.get('weight') is not None else ''
+    topk = f', top {hnc["topk"]} negatives' if hnc.get('topk') is not None else ''
+    return f'`{hnc["variant"]}`{weight}{topk}'
+
+
 def _metadata(facts: CardFacts) -> ModelCardData:
     hnc, data = facts.config.get('hnc') or {}, data_name(facts.options)
-    tags = ['image-classification', 'timm', 'class-activation-map']
+    tags = ['image-classification', 'timm', *(['class-activation-map'] if facts.has_maps else [])]
     tags += ['hnc'] if hnc.get('variant', 'none') != 'none' else []
     results = [
         EvalResult(
@@ -87,36 +100,8 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         license=facts.licence,
         pipeline_tag='image-classification',
         tags=tags,
-        datasets=[data] if _is_hub_name(facts.options.get('dataset')) else None,
+        datasets=[data] if is_hub_name(facts.options.get('dataset')) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=facts.repo_id.split('/')[-1] if results else None,
         eval_results=results or None,
     )
-
-
-def data_name(options: Mapping[str, Any]) -> str:
-    """What the data is called: a data set's name without its reader, or the last part of a folder."""
-    name = str(options.get('dataset') or options.get('data_dir') or options.get('data') or '')
-    scheme, _, rest = name.partition('/')
-    if scheme in ('hfds', 'hfids') and _is_hub_name(name):
-        return rest
-    return name.rstrip('/').rsplit('/', 1)[-1]
-
-
-def _is_hub_name(dataset: Any) -> bool:
-    """Whether a data set's name is one of the Hub's, and no folder."""
-    scheme, _, rest = str(dataset or '').partition('/')
-    return scheme in ('hfds', 'hfids') and not rest.startswith(('.', '/', '~')) and rest.count('/') <= 1
-
-
-def without_folders(words: Sequence[str]) -> list[str]:
-    """The words of a command line, of absolute paths only the last part: they tell of nobody's machine."""
-    found = []
-    for word in words:
-        name, equals, value = word.partition('=')
-        path = value if equals and name.startswith('-') else word
-        last = path.rstrip('/').rsplit('/', 1)[-1] if path.startswith(('/', '~')) else path
-        if path.startswith(('hfds//', 'hfids//')):
-            last = f'{path.split("/", 1)[0]}/{path.rstrip("/").rsplit("/", 1)[-1]}'
-        found.append(f'{name}={last}' if equals and name.startswith('-') else last)
-    return found

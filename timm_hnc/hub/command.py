@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm_hnc.command_line import HelpFormatter
+from timm_hnc.command_line import HelpFormatter, flag_of, require_range
+from timm_hnc.data.transforms import INTERPOLATIONS
+from timm_hnc.errors import UsageError
 from timm_hnc.hub.importing import import_checkpoint
 from timm_hnc.hub.publish import push_run
 
@@ -22,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument('--create-pr', action='store_true', help='open a pull request instead')
     push.add_argument('--commit-message', default='Add model', metavar='TEXT')
     push.add_argument('--baseline', type=Path, metavar='RUN', help='run folder whose figures stand beside')
-    push.add_argument('--licence', default='apache-2.0', metavar='ID', help='as the Hub names it')
+    push.add_argument('--licence', metavar='ID', help='as the Hub names it, such as apache-2.0')
     taken = commands.add_parser('import', help='a run folder of a checkpoint file', formatter_class=HelpFormatter)
     taken.set_defaults(run_command=_import)
     taken.add_argument('file', type=Path, metavar='FILE', help="such as the authors' checkpoints of ImageNet networks")
@@ -32,6 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     taken.add_argument('--hnc', choices=('none', 'mse', 'kd'), default='none', help='what it was trained with')
     taken.add_argument('--hnc-weight', type=float, metavar='X', help='weight of HNC')
     taken.add_argument('--hnc-topk', type=int, metavar='K', help='top-k of HNC')
+    taken.add_argument('--img-size', type=int, default=224, metavar='N', help='side of its images')
+    taken.add_argument('--crop-pct', type=float, default=0.875, metavar='X', help='share that the center crop keeps')
+    taken.add_argument('--interpolation', choices=INTERPOLATIONS, default='bilinear', help='how images are resized')
     return parser
 
 
@@ -61,6 +66,13 @@ def _push(args: argparse.Namespace) -> str:
 
 def _import(args: argparse.Namespace) -> Path:
     folder = args.out or Path('output', 'imported', args.file.name.split('.')[0])
+    for name in ('hnc_weight', 'hnc_topk'):
+        if args.hnc == 'none' and getattr(args, name) is not None:
+            raise UsageError(f'{flag_of(name)} {getattr(args, name)}: does nothing without --hnc mse or --hnc kd.')
+    require_range(args, 'img_size', low=1)
+    require_range(args, 'crop_pct', low=0.01, high=1)
     hnc = {'variant': args.hnc, 'weight': args.hnc_weight, 'topk': args.hnc_topk} if args.hnc != 'none' else None
-    import_checkpoint(args.file, args.model, folder, args.num_classes, hnc)
+    size = (3, args.img_size, args.img_size)
+    data_config = {'input_size': size, 'crop_pct': args.crop_pct, 'interpolation': args.interpolation}
+    import_checkpoint(args.file, args.model, folder, args.num_classes, hnc, data_config)
     return folder

@@ -2,20 +2,42 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import timm
 import yaml
+from safetensors import SafetensorError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model, load_state_dict
 
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.weights import save_pretrained
 from timm_hnc.rows import write_json
 
+# of PyTorch's ImageNet example, which the authors' code follows
+IMAGENET_EXAMPLE: dict[str, Any] = {
+    'input_size': (3, 224, 224),
+    'interpolation': 'bilinear',
+    'crop_pct': 0.875,
+    'crop_mode': 'center',
+    'mean': IMAGENET_DEFAULT_MEAN,
+    'std': IMAGENET_DEFAULT_STD,
+}
+# of timm's own weights of the architecture
+_OF_OTHERS = {'tag', 'paper_ids', 'paper_name', 'origin_url', 'notes', 'description', 'license', 'pool_size'}
+_OF_OTHERS |= {'test_input_size', 'test_crop_pct', 'test_pool_size'}
+_WEIGHTS = Path('checkpoints', 'imported', 'model')
+
 
 def import_checkpoint(
-    file: Path, model_name: str, folder: Path, num_classes: int | None = None, hnc: dict[str, Any] | None = None
+    file: Path,
+    model_name: str,
+    folder: Path,
+    num_classes: int | None = None,
+    hnc: dict[str, Any] | None = None,
+    data_config: dict[str, Any] | None = None,
 ) -> None:
     """Make a run folder of a checkpoint, that validates and publishes like one of train.py.
 
@@ -28,6 +50,7 @@ def import_checkpoint(
         folder: the run folder, which must not exist.
         num_classes: of the classifier, the model's own if None.
         hnc: what the config's `hnc` block says of its training.
+        data_config: how its images are prepared; as in PyTorch's ImageNet example if None.
 
     Raises:
         UsageError: the folder exists, or there is no such architecture.
@@ -45,19 +68,33 @@ def import_checkpoint(
         raise DataError(
             f"checkpoint '{file}' cannot be read without executing code: {first_lines(error, 160)}"
         ) from error
-    model: Any = timm.create_model(model_name, num_classes=num_classes)
+    model = _create(model_name, num_classes)
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise DataError(f"checkpoint '{file}' is not of a '{model_name}': {first_lines(error)}") from error
-    weights = folder / 'checkpoints' / 'imported' / 'model'
+    # what timm knows of its own weights of this architecture does not hold for these
+    kept = {name: value for name, value in model.pretrained_cfg.items() if name not in _OF_OTHERS}
+    data_config = IMAGENET_EXAMPLE | (data_config or {})
+    model.pretrained_cfg = kept | data_config
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    unfinished = folder.with_name(f'.{folder.name}.unfinished')
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        save_pretrained(model, weights, hnc=hnc)
-        os.symlink(weights.relative_to(folder), folder / 'model_best')
+        save_pretrained(model, unfinished / _WEIGHTS, data_config=data_config, hnc=hnc)
+        os.symlink(_WEIGHTS, unfinished / 'model_best')
         recorded = {f'hnc_{name}': value for name, value in (hnc or {}).items() if name != 'variant'}
         about = {'model': model_name, 'num_classes': model.num_classes, 'hnc': (hnc or {}).get('variant', 'none')}
-        (folder / 'args.yaml').write_text(yaml.safe_dump({**about, **recorded}))
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        write_json(folder / 'result.json', {'model': model_name, 'imported_from': file.name, 'sha256': digest})
-    except OSError as error:
-        raise DataError(f"run folder '{folder}' cannot be written: {error}") from error
+        (unfinished / 'args.yaml').write_text(yaml.safe_dump({**about, **recorded}))
+        write_json(unfinished / 'result.json', {'model': model_name, 'imported_from': file.name, 'sha256': digest})
+        unfinished.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise DataError(f"run folder '{folder}' cannot be written: {first_lines(error)}") from error
+
+
+def _create(model_name: str, num_classes: int | None) -> Any:
+    try:
+        return timm.create_model(model_name, num_classes=num_classes)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UsageError(f"--model '{model_name}' cannot be made: {first_lines(error)}") from error

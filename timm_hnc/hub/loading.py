@@ -1,7 +1,8 @@
 """Models from the Hub and from folders in its format, looked at before timm builds them."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -12,13 +13,46 @@ from timm.models import is_model, parse_model_name
 from timm.models._hub import hf_split
 
 from timm_hnc.cam import CamModel
+from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.hub.problems import explain, is_of_the_hub
+from timm_hnc.hub.weights import check_weights_file
 
 # what a config may tell timm of where weights lie; none of them is needed in a repository that holds its own
 _PATHS = ('file', 'hf_hub_filename')
 # arguments of timm's that are no part of an architecture
 _NOT_OF_A_MODEL = ('pretrained', 'features', 'checkpoint', 'cache_dir', 'scriptable', 'exportable', 'no_jit')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int and 0 < n <= 65536 for n in value)
+    )
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_number, value))
+
+
+def _are_names(value: Any) -> bool:
+    names = list(value.values()) if isinstance(value, dict) else value
+    return isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+
+
+# what a config may say of these, and how a message puts it
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'input_size': (_is_size, 'three whole numbers: channels, height and width'),
+    'mean': (_are_numbers, 'numbers'),
+    'std': (_are_numbers, 'numbers'),
+    'interpolation': (lambda value: value in INTERPOLATIONS, f'one of {", ".join(INTERPOLATIONS)}'),
+    'crop_pct': (lambda value: _is_number(value) and value > 0, 'a number above 0'),
+    'num_classes': (lambda value: type(value) is int and value >= 0, 'a whole number'),
+    'label_names': (_are_names, 'names'),
+}
 
 
 def create_model(model_name: str, **kwargs: Any) -> CamModel:
@@ -37,9 +71,15 @@ def create_model(model_name: str, **kwargs: Any) -> CamModel:
         >>> model.class_names
     """
     source, _ = parse_model_name(model_name)
+    asked = set(kwargs) - {'pretrained'}
     kwargs.setdefault('pretrained', bool(source))
-    with reading(model_name):
-        model = timm.create_model(model_name, **kwargs)
+    try:
+        with reading(model_name):
+            model = timm.create_model(model_name, **kwargs)
+    except (TypeError, AssertionError) as error:
+        if not source or asked:  # arguments of the caller's
+            raise
+        raise DataError(f"the config.json of '{model_name}' makes no model: {first_lines(error)}") from error
     return CamModel(model)
 
 
@@ -73,8 +113,12 @@ def _read_config(source: str, where: str) -> Any:
         path = Path(where) / 'config.json'
         if not path.is_file():
             raise DataError(f"'{where}' holds no config.json.")
+        check_weights_file(path.parent)
     else:
-        name, revision = hf_split(where)
+        try:
+            name, revision = hf_split(where)
+        except (AssertionError, ValueError) as error:
+            raise DataError(f"'{where}' is no name of the Hub's: expected user/name or user/name@revision.") from error
         path = Path(hf_hub_download(name, 'config.json', revision=revision))
     try:
         return json.loads(path.read_text(encoding='utf-8'))
@@ -106,6 +150,10 @@ def check_config(config: Any, name: str) -> None:
         value = inner.get(key)
         if value and _leaves(str(value)):
             raise DataError(f"{where} points to a file elsewhere ({key}: '{value}'): not loaded.")
+    for key, (is_good, expected) in _VALUES.items():
+        value = inner.get(key, config.get(key))
+        if value is not None and not is_good(value):
+            raise DataError(f'{where} has {key} = {str(value)[:60]!r}: expected {expected}.')
     arguments = config.get('model_args') or {}
     wrong = not isinstance(arguments, dict) or next((key for key in arguments if key.startswith(_NOT_OF_A_MODEL)), None)
     if wrong:

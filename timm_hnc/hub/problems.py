@@ -19,7 +19,7 @@ from timm_hnc.errors import first_lines
 
 T = TypeVar('T')
 WAITS = (1.0, 3.0, 9.0)  # seconds between attempts; the client itself tries some requests more often
-_AGAIN = {408, 429, 500, 502, 503, 504}
+_AGAIN = {408, 409, 412, 429, 500, 502, 503, 504}  # 409 and 412: somebody else committed meanwhile
 # of whatever HTTP library the client has: it is not ours to import
 _CUT = ('ConnectError', 'ReadError', 'WriteError', 'CloseError', 'ProtocolError', 'Timeout', 'ConnectionError')
 _TOKEN = re.compile(r'hf_\w+|Bearer \S+')
@@ -54,6 +54,10 @@ def explain(error: BaseException, name: str) -> str:
     if status:
         said = next((text for each in chain if (text := getattr(each, 'server_message', None))), '')
         return f"the Hub failed for '{name}' (status {status}{': ' if said else ''}{without_tokens(said.strip('. '))})."
+    if any(type(each).__name__ in ('UnsupportedProtocol', 'InvalidURL', 'MissingSchema') for each in chain):
+        return f"the Hub cannot be reached for '{name}': HF_ENDPOINT is no address that begins with https://."
+    if any(isinstance(each, UnicodeEncodeError) for each in chain):
+        return f"the token for '{name}' has characters that no token has: hf auth login, or see HF_TOKEN."
     if _is_cut(chain) or _has(chain, LocalEntryNotFoundError):
         return (
             f"the Hub cannot be reached for '{name}' ({type(chain[-1]).__name__}): check the network and HF_ENDPOINT."

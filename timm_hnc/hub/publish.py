@@ -1,19 +1,24 @@
 """Weights onto the Hugging Face Hub, in one commit."""
 
 import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.bundle import bundle_model, bundle_run
 from timm_hnc.hub.card import CardFacts
-from timm_hnc.hub.problems import explain, is_of_the_hub, may_pass, try_again
+from timm_hnc.hub.problems import explain, may_pass, try_again
 
+RECORDS = {'args.yaml', 'summary.csv', 'result.json', 'cams.png'}
 _logger = logging.getLogger(__name__)
 
 
@@ -26,11 +31,11 @@ def push_to_hub(
     create_pr: bool = False,
     commit_message: str = 'Add model',
     token: str | None = None,
-    class_names: list[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     data_config: dict[str, Any] | None = None,
     hnc: dict[str, Any] | None = None,
     figures: dict[str, float] | None = None,
-    licence: str = 'apache-2.0',
+    licence: str | None = None,
 ) -> str:
     """Publish a model: model.safetensors, config.json and a card; plain timm loads it.
 
@@ -42,17 +47,17 @@ def push_to_hub(
         create_pr: open a pull request instead.
         commit_message: of the commit.
         token: of the Hub; that of HF_TOKEN or `hf auth login` if None.
-        class_names: label names, one a class.
+        class_names: label names, one a class, in their order or by index.
         data_config: input size, mean, std, interpolation and crop that the weights were trained for.
         hnc: what stands in the config's `hnc` block.
         figures: for the card, such as {'top1': 73.5}.
-        licence: identifier of the Hub's.
+        licence: identifier of the Hub's, such as 'apache-2.0'; the card names none if None.
 
     Returns:
         Address of the commit or pull request.
 
     Raises:
-        UsageError: (a ValueError) the name is not allowed, or there is no token.
+        UsageError: (a ValueError) the name is not allowed, there is no token, or the model is none of timm's.
         DataError: (a RuntimeError) the weights do not reload, or the Hub refuses or fails. Nothing is half-published.
 
     Example:
@@ -60,7 +65,7 @@ def push_to_hub(
     """
     check_name_and_token(repo_id, token)
     with TemporaryDirectory() as folder:
-        facts = CardFacts(repo_id, {}, licence, figures or {})
+        facts = CardFacts(repo_id, {}, licence, _checked(figures or {}))
         bundle_model(model, Path(folder), facts, class_names, data_config, hnc)
         return publish_folder(
             Path(folder),
@@ -78,7 +83,7 @@ def push_run(
     repo_id: str,
     *,
     baseline: Path | None = None,
-    licence: str = 'apache-2.0',
+    licence: str | None = None,
     commit_message: str = 'Add model',
     **options: Any,
 ) -> str:
@@ -88,7 +93,7 @@ def push_run(
         run: run folder.
         repo_id: user/name; made if it is missing.
         baseline: run folder whose figures stand beside those of the run.
-        licence: identifier of the Hub's.
+        licence: identifier of the Hub's; that of the weights the run started from if None and they have one.
         commit_message: of the commit.
         **options: private, revision, create_pr and token, as for `push_to_hub`.
 
@@ -100,16 +105,37 @@ def push_run(
         DataError: the run cannot be published, or the Hub refuses or fails. Nothing is half-published.
     """
     check_name_and_token(repo_id, options.get('token'))
-    with TemporaryDirectory() as folder:
-        bundle_run(run, Path(folder), repo_id, baseline, licence)
-        return publish_folder(Path(folder), repo_id, commit_message=commit_message, **options)
+    with bundled_run(run, repo_id, baseline=baseline, licence=licence) as folder:
+        return publish_folder(folder, repo_id, commit_message=commit_message, **options)
+
+
+@contextmanager
+def bundled_run(run: Path, repo_id: str, **options: Any) -> Iterator[Path]:
+    """A temporary folder with what is published of a run; options as of `bundle_run`.
+
+    Raises:
+        DataError: the run cannot be published.
+    """
+    with TemporaryDirectory() as name:
+        try:
+            bundle_run(run, Path(name), repo_id, **options)
+        except (OSError, ValueError, AttributeError, TypeError, LookupError, SafetensorError) as error:
+            raise DataError(f"'{run}' cannot be published: {first_lines(error)}") from error
+        yield Path(name)
+
+
+def _checked(figures: dict[str, float]) -> dict[str, float]:
+    for name, value in figures.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UsageError(f'figures: {name} is {value!r}, expected a finite number.')
+    return figures
 
 
 def check_name_and_token(repo_id: str, token: str | None = None) -> None:
     """Refuse what cannot be published before any work is done.
 
     Raises:
-        UsageError: the name is not allowed, or there is no token.
+        UsageError: the name is not allowed, there is no token, or the client is told to stay offline.
     """
     try:
         validate_repo_id(repo_id)
@@ -119,6 +145,8 @@ def check_name_and_token(repo_id: str, token: str | None = None) -> None:
         raise UsageError(
             f"'{repo_id}' is no name for a repository of the Hub: expected user/name of letters, digits, '-', '_', '.'."
         ) from error
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(f"'{repo_id}' cannot be published while HF_HUB_OFFLINE is set.")
     if token is None and get_token() is None:
         raise UsageError(f"no token to publish '{repo_id}': log in with `hf auth login`, or set HF_TOKEN.")
 
@@ -127,12 +155,12 @@ def check_token(repo_id: str) -> None:
     """Ask the Hub who we are, before hours of training; if it cannot be reached, that is for later.
 
     Raises:
-        UsageError: it does not know the token.
+        UsageError: it does not know the token, or cannot be asked at all.
     """
     try:
         HfApi().whoami()
     except Exception as error:
-        if may_pass(error) or not is_of_the_hub(error):
+        if may_pass(error):
             _logger.warning(explain(error, repo_id))
             return
         raise UsageError(explain(error, repo_id)) from error
@@ -165,15 +193,17 @@ def publish_folder(
     Raises:
         DataError: the Hub refuses or fails; the branch is as it was, or has the whole commit.
     """
+    commit_message = commit_message or 'Add model'
     api = HfApi(token=token, library_name='timm_hnc', library_version=version('timm_hnc'))
     name = f'{repo_id}@{revision}' if revision else repo_id
 
     def commit() -> str:
-        operations = [
-            CommitOperationAdd(path.relative_to(folder).as_posix(), path)
-            for path in sorted(folder.rglob('*'))
-            if path.is_file()
-        ]
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*')) if path.is_file()}
+        # records of a run that was published here before are not of these weights
+        left = RECORDS.intersection(api.list_repo_files(repo_id, revision=revision)).difference(files)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        operations += [CommitOperationAdd(name, path) for name, path in files.items()]
+        operations += [CommitOperationDelete(name) for name in sorted(left)]
         done = api.create_commit(
             repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
         )
@@ -181,11 +211,13 @@ def publish_folder(
 
     try:
         try_again(lambda: api.create_repo(repo_id, private=private, exist_ok=True), name)
+        if private and not try_again(lambda: api.model_info(repo_id), name).private:
+            raise DataError(f"not published: '{repo_id}' exists already and is public.")
         if revision and not create_pr:
             try_again(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), name)
         # an answer that was lost may have opened the pull request: a second attempt would open a second one
         return commit() if create_pr else try_again(commit, name)
+    except DataError:
+        raise
     except Exception as error:  # of the client and of its HTTP library
-        if not is_of_the_hub(error):
-            raise
         raise DataError(f'not published: {explain(error, name)}') from error

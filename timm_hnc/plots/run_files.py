@@ -77,9 +77,9 @@ def read_figures(folder: Path) -> dict[str, float]:
         DataError: a file is damaged.
     """
     final = read_result(folder).get('final') or {}
-    validation = _numbers(_read(folder / VALIDATION, dict) or {})
+    validation = numbers(_read(folder / VALIDATION, dict) or {})
     measured = {name: value for name, value in validation.items() if name.startswith('cam_') or not final}
-    return _numbers(final) | _numbers(_read(folder / 'report' / 'figures.json', dict) or {}) | measured
+    return numbers(final) | numbers(_read(folder / 'report' / 'figures.json', dict) or {}) | measured
 
 
 def _read(path: Path, kind: type[list] | type[dict]) -> Any:
@@ -94,7 +94,10 @@ def _read(path: Path, kind: type[list] | type[dict]) -> Any:
     return content
 
 
-def _numbers(figures: Any) -> dict[str, float]:
+def numbers(figures: Any) -> dict[str, float]:
+    """Those of some figures that are finite numbers."""
+    if not isinstance(figures, dict):
+        return {}
     return {name: value for name, value in figures.items() if isinstance(value, (int, float)) and math.isfinite(value)}
 
 

@@ -1,0 +1,67 @@
+"""Records of a run that tell of nobody's machine: of paths only the last part stays."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# a path, behind what may stand in front of one: --option=, name=, the scheme of a model or data set
+_PATH = re.compile(
+    r'(?P<head>(?:[\w.-]+=|local-dir:|hfi?ds/)*)'
+    r'(?P<path>(?:file://|/|~|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\).*|.*[/\\]\.\.[/\\].*|\.\.)',
+    re.DOTALL,
+)
+_OF_THE_HUB = ('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
+
+
+def without_folders(words: Sequence[str]) -> list[str]:
+    """The words of a command line, of paths that lead elsewhere only the last part."""
+    return [_without_folder(word) for word in words]
+
+
+def _without_folder(word: str) -> str:
+    match = _PATH.fullmatch(word)
+    if not match:
+        return word
+    head, last = match['head'], re.split(r'[/\\]', match['path'].rstrip('/\\'))[-1]
+    # a second slash says that the data set is a folder, and none of the Hub's
+    return f'{head}/{last}' if head.endswith(('hfds/', 'hfids/')) else f'{head}{last}'
+
+
+def portable(content: Any) -> Any:
+    """Options or results, with every text in them cut as `without_folders` does."""
+    if isinstance(content, str):
+        return _without_folder(content)
+    if isinstance(content, Mapping):
+        return {name: portable(value) for name, value in content.items()}
+    return [portable(each) for each in content] if isinstance(content, (list, tuple)) else content
+
+
+def portable_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for args.yaml: whoever trains with them publishes nothing by that."""
+    return {name: portable(value) for name, value in options.items() if name not in _OF_THE_HUB}
+
+
+def portable_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result for result.json, its command line cut word by word.
+
+    Raises:
+        ValueError: the command line is none.
+    """
+    command = {'command': shlex.join(without_folders(shlex.split(result['command'])))} if result.get('command') else {}
+    return {**portable(result), **command}
+
+
+def data_name(options: Mapping[str, Any]) -> str:
+    """What the data is called: a data set's name without its reader, or the last part of a folder."""
+    name = str(options.get('dataset') or options.get('data_dir') or options.get('data') or '')
+    scheme, _, rest = name.partition('/')
+    if scheme in ('hfds', 'hfids') and is_hub_name(name):
+        return rest
+    return name.rstrip('/').rsplit('/', 1)[-1]
+
+
+def is_hub_name(dataset: Any) -> bool:
+    """Whether a data set's name is one of the Hub's, and no folder."""
+    scheme, _, rest = str(dataset or '').partition('/')
+    return scheme in ('hfds', 'hfids') and not rest.startswith(('.', '/', '~')) and rest.count('/') <= 1
