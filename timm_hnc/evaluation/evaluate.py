@@ -1,6 +1,9 @@
 """A model's figures over a data set, every sample counted once."""
 
 import logging
+import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -56,13 +59,25 @@ def read(loader: Iterable) -> Iterator:
     """
     try:
         yield from loader
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
         # kinds of RuntimeError are those of devices, and our own
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
         # the last line is the message, where a worker has put its traceback in front
-        message = str(error).strip() or repr(error)
-        raise DataError(f'the data cannot be read: {message.splitlines()[-1]}') from error
+        message = (str(error).strip() or repr(error)).splitlines()[-1]
+        if message.startswith('DataLoader'):
+            _kill_workers()
+            message += ' See --workers, --worker-timeout and the memory that is free.'
+        raise DataError(f'the data cannot be read: {message}') from error
+
+
+def _kill_workers() -> None:
+    """One that hangs would not end when it is asked to, and this process would wait for it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their end
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def evaluate(

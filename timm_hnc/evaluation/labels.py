@@ -39,7 +39,7 @@ class LabelOptions:
         self.targets: list[Tensor] = []
         try:
             self.classes = [int(line) for line in _lines(args.valid_labels)] if args.valid_labels else None
-            names = dataset.filenames(basename=True) if args.real_labels else None
+            names = _file_names(dataset, args.real_labels) if args.real_labels else None
             self.real_labels = RealLabelsImagenet(names, real_json=args.real_labels) if args.real_labels else None
         except (OSError, ValueError, KeyError, AssertionError) as error:
             raise DataError(f'--valid-labels or --real-labels cannot be read: {error!r}') from error
@@ -81,3 +81,10 @@ class LabelOptions:
 
 def _lines(path: str) -> list[str]:
     return [line for line in Path(path).read_text().splitlines() if line.strip()]
+
+
+def _file_names(dataset: Any, real_labels: str) -> list[str]:
+    try:
+        return dataset.filenames(basename=True)
+    except (AttributeError, NotImplementedError) as error:
+        raise DataError(f'--real-labels {real_labels}: the images of this data set have no file names.') from error

@@ -4,16 +4,32 @@ from argparse import Namespace
 from typing import Any
 
 import torch
+from PIL import ImageMode
 from timm.data import create_loader
 from torch.utils.data import Dataset
 
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
+from timm_hnc.errors import UsageError, first_lines
 
 
 def image_mode(args: Namespace, data_config: dict[str, Any]) -> str:
-    """Colour mode that images are read in: as asked for, else by the model's channels."""
-    return args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
+    """Colour mode that images are read in: as asked for, else by the model's channels.
+
+    Raises:
+        UsageError: there is no such mode, or it has other channels than the model.
+    """
+    channels = args.in_chans or data_config['input_size'][0]
+    mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
+    try:
+        bands = len(ImageMode.getmode(mode).bands)
+    except KeyError as error:
+        raise UsageError(f'--input-img-mode {mode}: Pillow knows no such mode (RGB, L, CMYK, ...).') from error
+    if bands != channels:
+        raise UsageError(
+            f'images of mode {mode} have {bands} channels, the model has {channels}: see --input-img-mode.'
+        )
+    return mode
 
 
 def dataset_options(args: Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +102,7 @@ def create_eval_loader(
         distributed: whether there are several processes.
         **kwargs: more for timm's create_loader.
     """
-    options = dict(
+    options: dict[str, Any] = dict(
         batch_size=batch_size,
         is_training=False,
         interpolation=data_config['interpolation'],
@@ -94,7 +110,24 @@ def create_eval_loader(
         crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'],
     )
-    return create_loader(dataset, **{**loader_options(args, data_config, device, distributed), **options, **kwargs})
+    options |= loader_options(args, data_config, device, distributed) | kwargs
+    return create_timed_loader(dataset, args, **options)
+
+
+def create_timed_loader(dataset: Any, args: Namespace, **options: Any) -> Any:
+    """Timm's create_loader, with an end to waiting for a worker that hangs.
+
+    Raises:
+        UsageError: timm refuses an option.
+    """
+    try:
+        loader: Any = create_loader(dataset, **options)
+    except (ValueError, TypeError, LookupError, AssertionError) as error:
+        raise UsageError(f'images cannot be loaded with these options: {first_lines(error)}') from error
+    inner = getattr(loader, 'loader', loader)
+    if inner.num_workers:
+        inner.timeout = args.worker_timeout
+    return loader
 
 
 def _eval_workers(args: Namespace, distributed: bool) -> int:

@@ -64,6 +64,6 @@ def _check_architecture(args: Namespace, source: Source, explicit: frozenset[str
         found = json.loads((Path(name) / 'config.json').read_text())['architecture']
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"'{name}/config.json' cannot be read: {error!r}") from error
-    if args.checkpoint and 'model' in explicit and parse_model_name(args.model)[1] != found:
+    if args.checkpoint and 'model' in explicit and args.model.rpartition(':')[2] != found:
         raise DataError(f"--checkpoint '{args.checkpoint}' is of the architecture '{found}', not '{args.model}'.")
     args.model = found if args.checkpoint else args.model

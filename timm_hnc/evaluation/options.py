@@ -19,6 +19,7 @@ from timm_hnc.command_line import (
     require_range,
 )
 from timm_hnc.data.boxes import FORMATS
+from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.attack_options import add_attack_options, attacks_of
 
@@ -137,6 +138,10 @@ def check_input_options(args: argparse.Namespace) -> None:
     for dest in ('img_size', 'in_chans', 'input_size', 'num_classes'):
         require_range(args, dest, low=1)
     require_range(args, 'seed', low=0, below=2**32)
+    require_range(args, 'worker_timeout', low=0)
+    require_one_of(args, 'interpolation', ('', *INTERPOLATIONS))
+    if getattr(args, 'tf_preprocessing', False) and find_spec('tensorflow') is None:
+        raise UsageError('--tf-preprocessing needs the package tensorflow.')
     require_range(args, 'crop_pct', low=0)
     channels = args.in_chans or 3
     if args.input_size:
@@ -263,6 +268,13 @@ def add_loader_options(parser: argparse.ArgumentParser) -> None:
     """How images are loaded, and the seed."""
     add = parser.add_argument_group('loading').add_argument
     add('-j', '--workers', type=int, default=4, metavar='N', help='processes that load data')
+    add(
+        '--worker-timeout',
+        type=float,
+        default=600,
+        metavar='SECONDS',
+        help='end the run where a loading process gives nothing for so long; 0: never',
+    )
     add('--pin-mem', action='store_true', help='pin host memory')
     add('--no-prefetcher', action='store_true', help="load without timm's prefetcher")
     add('--seed', type=int, default=42, metavar='N', help='random seed')
