@@ -114,12 +114,17 @@ def subprocess_environment() -> dict[str, str]:
     return environment | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONPATH': os.pathsep.join(paths)}
 
 
-def run_script(*command, processes: int = 0, **kwargs) -> subprocess.CompletedProcess:
-    """A Python script in a process of its own, or with torchrun in several."""
+def script_command(*command, processes: int = 0) -> list[str]:
+    """The command line of a Python script, alone or with torchrun in several processes."""
     launcher = [sys.executable]
     if processes:
         launcher += ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
-    command = [*launcher, *map(str, command)]
+    return [*launcher, *map(str, command)]
+
+
+def run_script(*command, processes: int = 0, **kwargs) -> subprocess.CompletedProcess:
+    """A Python script in a process of its own, or with torchrun in several."""
+    command = script_command(*command, processes=processes)
     return subprocess.run(
         command, env=subprocess_environment(), capture_output=True, text=True, timeout=150, check=False, **kwargs
     )
@@ -160,7 +165,39 @@ def checkpoints(run: Path) -> set[str]:
 
 def equal_tensors(left: dict, right: dict) -> bool:
     """Whether two state dicts are equal bit by bit."""
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and not differences(left, right)
+
+
+def differences(left, right, where: str = '') -> list[str]:
+    """Where two nested states differ, in any bit."""
+    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        return [each for key in left for each in differences(left[key], right[key], f'{where}/{key}')]
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and len(left) == len(right):
+        pairs = enumerate(zip(left, right, strict=True))
+        return [each for index, pair in pairs for each in differences(*pair, f'{where}/{index}')]
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        equal = left.dtype == right.dtype and torch.equal(left, right)
+    else:
+        equal = type(left) is type(right) and left == right
+    return [] if equal else [where]
+
+
+def state_of_checkpoint(checkpoint: Path) -> dict:
+    """All that a checkpoint keeps: the figures of state.json and every tensor."""
+    return {
+        'progress': json.loads((checkpoint / 'state.json').read_text()),
+        'training': torch.load(checkpoint / 'training_state.pt', weights_only=True),
+        'weights': safetensors.torch.load_file(checkpoint / 'model' / 'model.safetensors'),
+    }
+
+
+def run_differences(run: Path, other: Path) -> list[str]:
+    """Where two runs' results differ, in any bit: every checkpoint that is kept, and the rows of summary.csv."""
+    found = differences(
+        *({path.name: state_of_checkpoint(path) for path in (each / 'checkpoints').iterdir()} for each in (run, other))
+    )
+    rows = [(each / 'summary.csv').read_text() for each in (run, other)]
+    return found + (['summary.csv'] if rows[0] != rows[1] else [])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

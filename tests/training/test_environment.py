@@ -1,10 +1,12 @@
 """Command line and launcher end in one Accelerator; two that contradict each other are an error."""
 
 import logging
+import re
 
 import pytest
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, DynamoBackend
 from running import forget_run
 
 from timm_hnc.errors import UsageError
@@ -136,3 +138,15 @@ def test_sync_bn_on_a_cpu_is_refused():
 def test_no_tracker_no_warning(recwarn):
     assert accelerator()[0].trackers == []
     assert not [warning for warning in recwarn if 'log_with' in str(warning.message)]
+
+
+def test_sharded_models_are_refused(monkeypatch):
+    monkeypatch.setattr(Accelerator, 'distributed_type', DistributedType.FSDP)
+    with pytest.raises(UsageError, match=r'asks for FSDP: .* checkpoints are those of whole models'):
+        accelerator()
+
+
+@pytest.mark.parametrize('name', ['no_such_module', '', '..', 'a b'])
+def test_device_modules_that_cannot_be_imported(name):
+    with pytest.raises(UsageError, match=rf'--device-modules {re.escape(name)}: cannot be imported \('):
+        accelerator('--device-modules', name)

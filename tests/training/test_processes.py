@@ -5,10 +5,22 @@ import shlex
 from pathlib import Path
 
 import pytest
+import sharded_step
 import timm
 import torch
-from running import ROOT, SMALL, arguments, checkpoints, equal_tensors, result, run_script, summary, train, validate
-from running import training_state as state_of
+from running import (
+    ROOT,
+    SMALL,
+    arguments,
+    checkpoints,
+    failure,
+    result,
+    run_differences,
+    run_script,
+    summary,
+    train,
+    validate,
+)
 
 from timm_hnc.plots.examples import read_examples
 
@@ -28,7 +40,7 @@ def distance(left, right):
     return ((left - right).norm() / left.norm()).item()
 
 
-def test_two_processes_with_half_the_batch_have_the_gradients_of_one(images, multi_label, tmp_path):
+def test_processes_with_their_share_of_the_batch_have_the_gradients_of_one(images, multi_label, tmp_path):
     # group norms: batch norms would see half a batch
     model = '--model test_efficientnet_gn --num-classes 3 --img-size 32 --workers 0 --device cpu'
     commands = []
@@ -36,20 +48,35 @@ def test_two_processes_with_half_the_batch_have_the_gradients_of_one(images, mul
         data = multi_label if 'multilabel' in task else ['--data-dir', str(images)]
         commands.append([*shlex.split(f'{model} --lr 0.05 --warmup-epochs 0 {task}'), *data])
     found = {}
-    for processes, batch_size in ((0, 8), (2, 4)):
+    for processes, batch_size in ((0, 12), (2, 6), (3, 4)):
         argv = json.dumps([[*command, '-b', str(batch_size)] for command in commands])
         done = run_script(HERE / 'one_epoch.py', argv, tmp_path / f'{processes}.pt', processes=processes, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         found[processes] = torch.load(tmp_path / f'{processes}.pt', weights_only=True)
-    for task, one, two in zip(TASKS, found[0], found[2], strict=True):
-        assert (one['processes'], two['processes']) == (1, 2)
-        assert len(one['gradients']) == len(two['gradients']) == (3 if 'accum' in task else 5), task
-        for step, (left, right) in enumerate(zip(one['gradients'], two['gradients'], strict=True)):
-            assert distance(left, right) < (3e-6 if step == 0 else 1e-3), (task, step)
-        assert distance(one['weights'], two['weights']) < 1e-4, task
-        if 'ema' in task:
-            assert distance(one['ema'], two['ema']) < 1e-4
-        assert two['metrics'] == pytest.approx(one['metrics'], rel=1e-4)
+    for task, one, *others in zip(TASKS, *found.values(), strict=True):
+        assert [each['processes'] for each in (one, *others)] == [1, 2, 3]
+        for other in others:
+            assert len(one['gradients']) == len(other['gradients']) == (3 if 'accum' in task else 5), task
+            for step, (left, right) in enumerate(zip(one['gradients'], other['gradients'], strict=True)):
+                assert distance(left, right) < (3e-6 if step == 0 else 1e-3), (task, step)
+            assert distance(one['weights'], other['weights']) < 1e-4, task
+            if 'ema' in task:
+                assert distance(one['ema'], other['ema']) < 1e-4
+            assert other['metrics'] == pytest.approx(one['metrics'], rel=1e-4)
+
+
+def test_a_task_whose_parameters_are_sharded(tmp_path):
+    """FSDP: one module with one forward; its state dict gathers to the weights of the plain timm model."""
+    done = run_script(HERE / 'sharded_step.py', tmp_path / 'weights.pt', processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    task = sharded_step.make_task()
+    sharded_step.step(task, *sharded_step.batch())
+    gathered = torch.load(tmp_path / 'weights.pt', weights_only=True)
+    prefix = 'trainable_module.model.'
+    weights = {name.removeprefix(prefix): tensor for name, tensor in gathered.items() if name.startswith(prefix)}
+    model = timm.create_model('test_efficientnet_gn', num_classes=3)
+    model.load_state_dict(weights)
+    assert distance(model.state_dict(), task.trainable_module.model.state_dict()) < 1e-6
 
 
 def test_train_py_under_torchrun(images, tmp_path, capsys):
@@ -83,10 +110,12 @@ def test_train_py_under_torchrun(images, tmp_path, capsys):
     kept = read_examples(report)
     assert all(len(kept[end]) == len({example.sample for example in kept[end]}) == 4 for end in kept)
     assert max(example.loss for example in kept['best']) <= min(example.loss for example in kept['worst'])
-    # one process goes on with what two have done
-    train(
-        '-c', folder / 'args.yaml', '--epochs', 3, '--output', folder.parent, '--experiment', 'run', '--resume', 'auto'
-    )
+    # one process goes on with what two have done, where that is asked for
+    argv = ['-c', folder / 'args.yaml', '--epochs', 3, '--output', folder.parent, '--experiment', 'run']
+    code, message = failure(capsys, 'train', *argv, '--resume', 'auto')
+    assert code == 1
+    assert message.startswith('the run was trained by 2 processes, now there are 1: start as many, or pass --allow-')
+    train(*argv, '--resume', 'auto', '--allow-world-size-change')
     assert len(summary(folder)) == 3
 
 
@@ -136,11 +165,8 @@ def test_resumed_under_torchrun(images, tmp_path):
     ]
     done = run_script(HERE.parent / 'commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    assert (whole / 'summary.csv').read_text() == (parts / 'summary.csv').read_text()
-    for part in ('model', 'ema'):
-        assert equal_tensors(state_of(whole)[part], state_of(parts)[part])
-    assert arguments(parts)['resume'] == 'auto'
+    assert run_differences(tmp_path / 'whole', tmp_path / 'parts') == []
+    assert arguments(tmp_path / 'parts')['resume'] == 'auto'
 
 
 @pytest.mark.slow

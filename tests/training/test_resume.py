@@ -1,7 +1,9 @@
 """Going on with a run: exactly where it stopped, or not at all and nothing harmed."""
 
 import json
+import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,16 +11,19 @@ from running import (
     SMALL,
     WITHOUT_PICTURES,
     arguments,
-    best_weights,
     checkpoints,
     contents,
+    differences,
     equal_tensors,
     failure,
     result,
+    run_differences,
     summary,
     train,
     training_state,
 )
+
+from timm_hnc.manifest import write_manifest
 
 AUGMENTED = ['--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--mixup', 0.3, '--drop', 0.1, '--lr', 0.05]
 
@@ -31,16 +36,6 @@ def options(images, tmp_path):
     return build
 
 
-def equal_states(left, right):
-    assert left.keys() == right.keys()
-    for part in left.keys() - {'optimizer'}:
-        assert equal_tensors(left[part], right[part]), part
-    for index, state in left['optimizer']['state'].items():
-        for name, value in state.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(right['optimizer']['state'][index][name]))
-    assert left['optimizer']['param_groups'] == right['optimizer']['param_groups']
-
-
 @pytest.mark.parametrize(
     ('how', 'extra'),
     [
@@ -48,8 +43,9 @@ def equal_states(left, right):
         ('run folder', ['--workers', 2, '--opt', 'adamw', '--model-ema', '--model-ema-warmup']),
         ('auto', ['--sched-on-updates', '--warmup-epochs', 1, '--grad-accum-steps', 2, '--no-prefetcher']),
         ('run folder', ['--train-img-sizes', 24, 32, '--opt', 'lookahead_sgd']),
+        ('auto', ['--sched', 'plateau', '--patience-epochs', 0, '--warmup-epochs', 1]),
     ],
-    ids=['hnc-ema', 'workers-adamw-ema', 'updates-accumulation', 'sizes-lookahead'],
+    ids=['hnc-ema', 'workers-adamw-ema', 'updates-accumulation', 'sizes-lookahead', 'plateau'],
 )
 def test_two_epochs_and_two_more_are_four(options, tmp_path, extra, how):
     whole = train(*options('whole', *AUGMENTED, *extra, '--epochs', 4))
@@ -61,14 +57,8 @@ def test_two_epochs_and_two_more_are_four(options, tmp_path, extra, how):
     else:
         at = argv.index('--experiment')
         train(*argv[:at], *argv[at + 2 :], '--resume', parts)
-    assert (parts / 'summary.csv').read_text() == (whole / 'summary.csv').read_text()
-    equal_states(training_state(parts), training_state(whole))
-    assert equal_tensors(best_weights(parts), best_weights(whole))
-    assert checkpoints(parts) == checkpoints(whole)
+    assert run_differences(parts, whole) == []
     assert result(parts)['final'] == result(whole)['final']
-    assert json.loads((parts / 'last' / 'state.json').read_text()) == json.loads(
-        (whole / 'last' / 'state.json').read_text()
-    )
 
 
 def test_auto_starts_anew_where_there_is_no_run_yet(options):
@@ -94,7 +84,7 @@ def test_a_checkpoint_of_the_run_can_be_gone_back_to(options):
     weights = training_state(folder)
     train(*options('run', '--epochs', 3, '--lr', 0.05, '--resume', folder / 'checkpoints' / 'epoch-0'))
     assert (folder / 'summary.csv').read_text() == rows
-    equal_states(training_state(folder), weights)
+    assert differences(training_state(folder), weights) == []
 
 
 def test_a_run_goes_on_in_another_folder(options):
@@ -104,21 +94,22 @@ def test_a_run_goes_on_in_another_folder(options):
     whole = train(*options('whole', '--epochs', 4, '--lr', 0.05, '--save-epochs', 1))
     assert contents(first) == before
     assert summary(second) == summary(whole)[2:]
-    equal_states(training_state(second), training_state(whole))
+    assert differences(training_state(second), training_state(whole)) == []
     assert checkpoints(second) == {'epoch-2', 'epoch-3'}
 
 
-def claim(folder, **metrics):
-    """Let the last checkpoint say that earlier ones scored this."""
-    path = folder / 'last' / 'state.json'
+def claim(checkpoint, **metrics):
+    """Let a checkpoint say that checkpoints scored this."""
+    path = checkpoint / 'state.json'
     state = json.loads(path.read_text())
     state['ranking'] = sorted(metrics.items(), key=lambda entry: -entry[1])
     path.write_text(json.dumps(state))
+    write_manifest(checkpoint)
 
 
 def test_the_best_in_another_folder_is_one_of_its_own(options):
     first = train(*options('first', '--epochs', 2, '--stop-epoch', 1))
-    claim(first, **{'epoch-0': 101.0})
+    claim(first / 'last', **{'epoch-0': 101.0})
     second = train(*options('second', '--epochs', 2, '--resume', first))
     assert result(second)['best_checkpoint'] == 'epoch-1'
     assert (second / 'model_best').readlink().parts[1] == 'epoch-1'
@@ -127,42 +118,12 @@ def test_the_best_in_another_folder_is_one_of_its_own(options):
 def test_the_best_after_going_back_is_the_best_of_what_is_kept(options):
     folder = train(*options('run', '--epochs', 3))
     first = folder / 'checkpoints' / 'epoch-0'
-    state = json.loads((first / 'state.json').read_text())
-    (first / 'state.json').write_text(json.dumps(state | {'ranking': [['epoch-0', 101.0]]}))
+    claim(first, **{'epoch-0': 101.0})
     (folder / 'model_best').unlink()
     (folder / 'model_best').symlink_to('checkpoints/epoch-2/model')
     train(*options('run', '--epochs', 3, '--resume', first))
     assert (folder / 'model_best').readlink().parts[1] == 'epoch-0'
     assert result(folder)['best_checkpoint'] == 'epoch-0'
-
-
-def test_a_recovery_checkpoint_begins_its_epoch_anew(options, monkeypatch):
-    argv = options('run', '--epochs', 2, '--recovery-interval', 3)
-    steps = []
-
-    def interrupt(run, epoch, update):
-        steps.append(update)
-        save(run, epoch, update)
-        if epoch == 1 and update == 5:
-            raise KeyboardInterrupt
-
-    import timm_hnc.training.fit
-
-    save = timm_hnc.training.fit._save_recovery
-    monkeypatch.setattr(timm_hnc.training.fit, '_save_recovery', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(*argv)
-    monkeypatch.undo()
-    folder = argv[argv.index('--output') + 1] / 'run'
-    assert (folder / 'last').readlink().name == 'recovery-1-3'
-    assert checkpoints(folder) == {'epoch-0', 'recovery-1-3'}
-    state = json.loads((folder / 'last' / 'state.json').read_text())
-    assert (state['completed_epochs'], state['num_updates']) == (1, 10)
-    assert (folder / 'model_best').readlink().parts[1] == 'epoch-0'
-    train(*argv, '--resume', 'auto')
-    assert [row['epoch'] for row in summary(folder)] == [0, 1]
-    # recovery checkpoints go when the epoch's own is there
-    assert checkpoints(folder) == {'epoch-0', 'epoch-1'}
 
 
 def test_no_resume_opt_starts_with_a_fresh_optimizer(options, tmp_path):
@@ -174,6 +135,7 @@ def test_no_resume_opt_starts_with_a_fresh_optimizer(options, tmp_path):
     for entry in state['optimizer']['state'].values():
         entry['momentum_buffer'].fill_(1e3)
     torch.save(state, path)
+    write_manifest(path.parent)
     train(*options('copy', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', '--no-resume-opt'))
     train(*options('run', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', '--no-resume-opt'))
     assert equal_tensors(training_state(copy)['model'], training_state(folder)['model'])
@@ -226,20 +188,13 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_harmed(run, option
     assert contents(run) == before
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:1000])
-
-
 @pytest.mark.parametrize(
     ('name', 'damage'),
     [
-        ('training_state.pt', cut),
-        ('training_state.pt', lambda path: path.unlink()),
-        ('training_state.pt', lambda path: path.write_bytes(b'')),
         ('training_state.pt', lambda path: torch.save([1, 2], path)),
         ('training_state.pt', lambda path: torch.save({'weights': {}}, path)),
         ('training_state.pt', lambda path: torch.save({'model': 3, 'optimizer': 4}, path)),
-        ('state.json', lambda path: path.write_text('')),
+        ('training_state.pt', lambda path: path.write_bytes(pickle.dumps(Path('/')))),
         ('state.json', lambda path: path.write_text('[1]')),
         ('state.json', lambda path: path.write_text('{"architecture": "test_resnet"}')),
         ('state.json', lambda path: path.write_text('{"architecture": "test_resnet", "ranking": [1]}')),
@@ -247,14 +202,28 @@ def cut(path):
         ('state.json', lambda path: path.write_bytes(b'\xff\xfe')),
     ],
 )
-def test_a_damaged_checkpoint_is_named(run, options, capsys, name, damage):
-    damage(run / 'checkpoints' / 'epoch-0' / name)
+def test_a_checkpoint_of_something_else_is_named(run, options, capsys, name, damage):
+    """Its manifest is right, what stands in it is not."""
+    checkpoint = run / 'checkpoints' / 'epoch-0'
+    damage(checkpoint / name)
+    write_manifest(checkpoint)
     before = contents(run)
     code, message = failure(capsys, 'train', *options('run', '--resume', 'auto', '--epochs', 2))
     assert code == 1
     assert 'checkpoints/epoch-0' in message
     assert name in message or 'does not fit this run' in message
     assert contents(run) == before
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
+def test_damaged_weights_are_not_evaluated(run, images, capsys, name):
+    path = run / 'model_best' / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+    for place in (run, run / 'model_best'):
+        code, message = failure(capsys, 'validate', '--checkpoint', place, '--data-dir', images, '--device', 'cpu')
+        assert code == 1
+        assert f"model/{name}' is damaged: it is not what was written." in message
 
 
 def test_what_is_no_checkpoint_is_refused(run, options, tmp_path, capsys):

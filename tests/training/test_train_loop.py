@@ -12,6 +12,7 @@ from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
 from timm_hnc import CamModel, hnc_loss
+from timm_hnc.data.keyed import seed_generators
 from timm_hnc.training.build import build_run
 from timm_hnc.training.checkpoints import CheckpointFolder, Progress
 from timm_hnc.training.options import parse_train_options
@@ -43,6 +44,7 @@ class ByHand:
 
     def batches(self, epoch):
         random_seed(self.seed + 100_003 * (epoch + 1), 0)
+        self.loader.batch_sampler.set_epoch(epoch)
         self.model.train()
         for group in self.optimizer.param_groups:
             group['lr'] = 0.05 * 0.5**epoch
@@ -146,7 +148,8 @@ def test_mixup_without_the_prefetcher_is_timms_on_the_batch(images, tmp_path):
     mixup = Mixup(mixup_alpha=0.5, label_smoothing=0.1, num_classes=3)
     for row in summary(folder):
         losses = 0.0
-        for input, target in plain.batches(int(row['epoch'])):
+        for index, (input, target) in enumerate(plain.batches(int(row['epoch']))):
+            seed_generators(plain.loader.batch_sampler.seed, int(row['epoch']), index, -2)
             mixup.mixup_enabled = row['epoch'] < 1
             input, target = mixup(input, target)
             loss = -(target * plain.model(input).log_softmax(1)).sum(1).mean()

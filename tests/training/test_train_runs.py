@@ -54,7 +54,8 @@ def test_a_run_folder_holds_what_the_contract_says(images, tmp_path, capsys):
 
     figures = result(folder)
     assert set(figures) == {
-        *('model', 'best_checkpoint', 'best_metric', 'final', 'train', 'epochs', 'skipped_images', 'seconds'),
+        *('model', 'best_checkpoint', 'best_metric', 'final', 'train', 'epochs', 'seconds'),
+        *('skipped_images', 'skipped_updates'),
         *('versions', 'device', 'num_processes', 'precision', 'command'),
     }
     assert figures['final'] == pytest.approx({name: best[f'eval_{name}'] for name in ('loss', 'top1', 'top5')})
@@ -256,7 +257,7 @@ def test_only_the_best_and_the_milestones_are_kept(images, tmp_path):
     assert checkpoints(folder) == best | {'epoch-0', 'epoch-2', 'epoch-5'}
     for name in checkpoints(folder):
         assert set(contents(folder / 'checkpoints' / name)) == {
-            *('model/config.json', 'model/model.safetensors', 'training_state.pt', 'state.json')
+            *('model/config.json', 'model/model.safetensors', 'training_state.pt', 'state.json', 'manifest.json')
         }
     state = json.loads((folder / 'last' / 'state.json').read_text())
     assert (state['completed_epochs'], state['num_updates']) == (6, 6 * 7)

@@ -1,5 +1,7 @@
 """Means over an epoch."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -24,6 +26,12 @@ class Averages:
                 self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * count
         self.count += count
 
+    def add(self, other: 'Averages') -> None:
+        """Add what another has summed up."""
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += other.count
+
     def summary(self) -> dict[str, float]:
         """Means so far, of this process."""
         return {name: (value / self.count).item() for name, value in self.sums.items()}
@@ -33,3 +41,18 @@ class Averages:
         count = torch.tensor(float(self.count), dtype=torch.float64, device=accelerator.device)
         *sums, count = accelerator.reduce(torch.stack([*self.sums.values(), count]), 'sum').tolist()
         return {name: value / count for name, value in zip(self.sums, sums, strict=True)}
+
+    def state(self, accelerator: Accelerator) -> dict[str, Any]:
+        """What every process has summed up, for a checkpoint; all processes call it."""
+        count = torch.tensor(float(self.count), dtype=torch.float64, device=accelerator.device)
+        own = torch.stack([*self.sums.values(), count])
+        return {'names': list(self.sums), 'sums': accelerator.gather(own[None]).cpu()}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], accelerator: Accelerator) -> 'Averages':
+        """Those of this process, as it saved them."""
+        averages = cls()
+        *sums, count = state['sums'][accelerator.process_index]
+        averages.count = int(count)
+        averages.sums = {name: value.to(accelerator.device) for name, value in zip(state['names'], sums, strict=True)}
+        return averages

@@ -2,7 +2,7 @@
 
 import logging
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 
 from timm_hnc.cam import CamModel
 from timm_hnc.data.datasets import check_same_classes, class_names
+from timm_hnc.data.keyed import KeyedBatches, mixed, use_keys
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
@@ -25,11 +26,15 @@ from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import exported
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
+from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoints import CheckpointFolder
+from timm_hnc.training.intervals import Interval
 from timm_hnc.training.loaders import create_mixup, create_train_dataset, create_train_loader
 from timm_hnc.training.losses import create_run_loss, needs_class_maps
 from timm_hnc.training.models import create_model
+from timm_hnc.training.notices import Notices
 from timm_hnc.training.options import loss_kwargs, mixup_active
+from timm_hnc.training.signals import StopSignals
 
 _logger = logging.getLogger(__name__)
 LOSS_GROUP = 'of_the_loss'  # key of the optimizer's group that holds what the loss learns
@@ -57,7 +62,16 @@ class Run:
         class_names: a name a class.
         skipped: counts images that could not be decoded.
         checkpoints: of this run folder.
+        notices: what processes tell each other of every update.
+        keys: the training loader's batches where their random numbers depend on their place alone, else None.
         start_epoch: the epoch to begin with.
+        start_update: updates of that epoch that are done already.
+        averages: of the epoch under way.
+        stop: signals that ask the run to stop.
+        clock: when a checkpoint is due inside an epoch.
+        skipped_updates: those left out because of numbers that are not finite.
+        skipped_in_a_row: the last of them.
+        skipped_images_before: those that the run skipped before it was resumed.
     """
 
     args: Namespace
@@ -77,7 +91,21 @@ class Run:
     class_names: list[str]
     skipped: SkippedImages
     checkpoints: CheckpointFolder
+    notices: Notices
+    keys: KeyedBatches | None = None
     start_epoch: int = 0
+    start_update: int = 0
+    averages: Averages = field(default_factory=Averages)
+    stop: StopSignals = field(default_factory=StopSignals)
+    clock: Interval = field(default_factory=Interval)
+    skipped_updates: int = 0
+    skipped_in_a_row: int = 0
+    skipped_images_before: int = 0
+
+    def count_skipped_images(self) -> int:
+        """Images that all processes skipped; all of them call it."""
+        count = torch.tensor(self.skipped.count, device=self.accelerator.device)
+        return self.skipped_images_before + int(self.accelerator.reduce(count, 'sum'))
 
     @property
     def distributed(self) -> bool:
@@ -134,6 +162,7 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     train_set.skipped_images = skipped  # type: ignore[attr-defined]  # travels to the loader's workers
     mixup = create_mixup(args)
     train_loader = create_train_loader(train_set, args, data_config, device, distributed, mixup)
+    keys = use_keys(train_loader, mixed(args.seed, accelerator.process_index))
     eval_loader = None
     if args.val_split:
         eval_set = create_eval_dataset(args, data_config, args.val_split, args.val_num_samples)
@@ -158,6 +187,9 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
         scheduler=None,
         num_epochs=0,
         train_loader=train_loader,
+        keys=keys,
+        clock=Interval(args.checkpoint_interval or (str(args.recovery_interval) if args.recovery_interval else None)),
+        notices=Notices(accelerator, at_once=args.on_nonfinite == 'skip'),
         eval_loader=eval_loader,
         mixup=mixup,
         data_config=data_config,

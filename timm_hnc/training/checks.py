@@ -11,6 +11,7 @@ from timm.task import ClassificationEvaluator
 
 from timm_hnc.command_line import flag_of, require_one_of, require_range
 from timm_hnc.data.noise import LabelNoise
+from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.multilabel import MultiLabelEvaluator
 from timm_hnc.evaluation.options import (
@@ -21,6 +22,7 @@ from timm_hnc.evaluation.options import (
     is_streamed,
 )
 from timm_hnc.training.flags import build_parser
+from timm_hnc.training.intervals import Interval
 from timm_hnc.training.loss_options import check_loss, mixup_active
 from timm_hnc.training.losses import check_loss_by_name
 
@@ -54,8 +56,15 @@ LOWER_BOUNDS = {
 # a number of 0 or more
 RATES = ('lr', 'loss_lr', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'clip_grad', 'epoch_repeats')
 
+PROBABILITIES = (
+    *('drop', 'drop_connect', 'drop_path', 'drop_block', 'hflip', 'vflip', 'reprob', 'smoothing'),
+    *('color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'model_ema_decay'),
+)
+_HUGE = 1e30  # beyond this, float32 ends
+
 CHOICES = {
     'train_crop_mode': (None, '', 'rrc', 'rkrc', 'rkrr', 'pad'),
+    'train_interpolation': ('', 'random', *INTERPOLATIONS),
     'worker_seeding': ('all', 'part'),
     'mixup_mode': ('batch', 'pair', 'elem', 'half'),
     'remode': ('', 'const', 'rand', 'pixel'),
@@ -78,10 +87,16 @@ def check_train_options(args: argparse.Namespace, explicit: frozenset[str]) -> N
     for dest, low in LOWER_BOUNDS.items():
         require_range(args, dest, low=low)
     for dest in RATES:
-        require_range(args, dest, low=0)
+        require_range(args, dest, low=0, below=_HUGE)
     for dest, allowed in CHOICES.items():
         require_one_of(args, dest, allowed)
-    require_range(args, 'model_ema_decay', low=0, high=1)
+    for dest in PROBABILITIES:
+        require_range(args, dest, low=0, high=1)
+    for dest in ('scale', 'ratio'):
+        values = getattr(args, dest)
+        require_range(args, dest, low=0)
+        if len(values) != 2 or values[0] > values[1]:
+            raise UsageError(f'{flag_of(dest)} {" ".join(map(str, values))}: expected the smallest and the largest.')
     check_input_options(args)
     check_holdout(args)
     check_precision(args)
@@ -194,6 +209,14 @@ def _check_run(args: argparse.Namespace) -> None:
             f'--eval-metric {args.eval_metric}: expected one of {", ".join(evaluator.metric_names)} '
             f'for --task {args.task}.'
         )
+    try:
+        Interval(args.checkpoint_interval)
+    except ValueError as error:
+        raise UsageError(
+            f'--checkpoint-interval {args.checkpoint_interval}: expected updates, such as 500, or minutes, such as 10m.'
+        ) from error
+    if args.checkpoint_interval and args.recovery_interval:
+        raise UsageError('--checkpoint-interval: not together with --recovery-interval, which is the same.')
     if args.resume == 'auto' and not args.experiment:
         raise UsageError('--resume auto: needs --experiment, the run to go on with.')
     if args.wandb_resume_id and not args.resume:

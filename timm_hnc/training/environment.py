@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     DynamoBackend,
     GradientAccumulationPlugin,
     ProjectConfiguration,
@@ -32,7 +33,10 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
         UsageError: command line and launcher contradict each other, or a package is missing.
     """
     for module in args.device_modules or ():
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError, TypeError) as error:
+            raise UsageError(f'--device-modules {module}: cannot be imported ({error}).') from error
     cpu = on_cpu(args)
     args.grad_accum_steps = _accumulation(args, explicit)
     trackers = _trackers(args)
@@ -47,6 +51,11 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
         project_config=ProjectConfiguration(logging_dir='.'),  # `start_trackers` puts the run folder there
         step_scheduler_with_optimizer=False,
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UsageError(
+            f"accelerate launch asks for {accelerator.distributed_type.value}: train.py's checkpoints are those of "
+            'whole models on every process; launch it with --multi_gpu.'
+        )
     _check_sync_bn(args, accelerator)
     set_up_process(args, accelerator)
     if cpu and not args.device.startswith('cpu'):

@@ -1,7 +1,6 @@
 """One epoch of training."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,13 +13,19 @@ from timm import utils
 from timm.models import model_parameters
 from torch import Tensor
 
+from timm_hnc.data.keyed import seed_generators
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.build import LOSS_GROUP, Run
+from timm_hnc.training.notices import Notice
+from timm_hnc.training.numbers import bad_gradient, count_overflow, may_update
+
+OnUpdate = Callable[[int, Notice | None], None]
 
 _logger = logging.getLogger(__name__)
 _EPOCH_SEED_STRIDE = 100_003
+_OF_THE_STEP = -2
 
 
 @dataclass(frozen=True)
@@ -42,51 +47,89 @@ class Step:
     target: Tensor
 
 
-def train_one_epoch(run: Run, epoch: int, on_update: Callable[[int], None] = lambda update: None) -> dict[str, float]:
-    """Train for an epoch.
+def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, notice: None) -> dict[str, float]:
+    """Train for an epoch, or for what is left of it.
 
     Args:
         run: model, data, optimizer and the rest, changed in place.
         epoch: its index; data order, augmentation and dropout follow from it and the seed.
-        on_update: called with the number of every update, counted from the start of the epoch.
+        on_update: called after every update with its number, counted from the start of the epoch, and the notice.
 
     Returns:
         Means of the task's 'loss' and of its parts.
 
     Raises:
-        DataError: the loss is not finite.
+        DataError: a loss or gradient is not finite, or no image can be read.
     """
     utils.random_seed(run.args.seed + _EPOCH_SEED_STRIDE * (epoch + 1), run.accelerator.process_index)
     _begin_epoch(run, epoch)
     run.task.train()
     run.optimizer.zero_grad()
-    averages, update = Averages(), 0
-    started = time.monotonic()
-    for step in _steps(run):
+    update, run.start_update = run.start_update, 0
+    started, before = time.monotonic(), run.averages.count
+    window = _Window(run)
+    for step in _steps(run, epoch, update * run.args.grad_accum_steps):
         with nullcontext() if step.last else run.accelerator.no_sync(run.task):
             result = run.task(step.input, step.target)
             loss = result['loss'] * (_batch_scale(run, len(step.input)) / step.window)
             run.accelerator.backward(loss, create_graph=getattr(run.optimizer.optimizer, 'is_second_order', False))
-        averages.update(result, len(step.input))
-        # a look at the loss waits for the device: at log intervals only, but for a CPU, where it costs nothing
-        due = step.last and (update % run.args.log_interval == 0 or update + 1 == run.updates_per_epoch)
-        if due or run.accelerator.device.type == 'cpu':
-            _check_finite(result['loss'].item(), epoch, step.index)
+        window.averages.update(result, len(step.input))
         if not step.last:
             continue
+        due = update % run.args.log_interval == 0 or update + 1 == run.updates_per_epoch
         update += 1
-        _update(run, epoch * run.updates_per_epoch + update)
+        notice = _exchange(run, step, window.averages.sums['loss'])
+        if notice is None or may_update(run, notice, epoch):
+            _update(run, epoch * run.updates_per_epoch + update)
+            count_overflow(run)
+            run.averages.add(window.averages)
+        else:
+            run.optimizer.zero_grad()
+            window.undo()
+        window = _Window(run)
         if due:
-            _log(run, epoch, update, averages, time.monotonic() - started)
+            _log(run, epoch, update, (run.averages.count - before) / (time.monotonic() - started))
             _save_images(run, step)
-        on_update(update)
+        on_update(update, notice)
+    settle(run, epoch)
     if hasattr(run.optimizer.optimizer, 'sync_lookahead'):
         run.optimizer.optimizer.sync_lookahead()
-    if not averages.count:
-        raise DataError(f'no training image could be read in epoch {epoch}: see --data-dir and --train-split.')
-    metrics = averages.compute(run.accelerator)
-    _check_finite(metrics['loss'], epoch, None)
+    if not run.averages.count:
+        raise DataError(f'no training image could be used in epoch {epoch}: see --data-dir and --train-split.')
+    metrics = run.averages.compute(run.accelerator)
+    run.averages = Averages()
     return metrics
+
+
+class _Window:
+    """What the batches of one update leave behind them, for the case that the update is left out."""
+
+    def __init__(self, run: Run) -> None:
+        self.averages = Averages()
+        # bad numbers are in the running statistics before they are seen in the loss
+        buffers = run.task.buffers() if run.args.on_nonfinite == 'skip' else ()
+        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def undo(self) -> None:
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+
+
+def _exchange(run: Run, step: Step, loss: Tensor) -> Notice | None:
+    due = run.accelerator.is_main_process and run.clock.passed()
+    batches = range(step.index + 1 - step.window, step.index + 1)
+    return run.notices.exchange(batches, ~loss.isfinite(), bad_gradient(run), run.stop.received, due)
+
+
+def settle(run: Run, epoch: int) -> None:
+    """Look at the last update's numbers, if that was not done yet: before anything of it is kept.
+
+    Raises:
+        DataError: they are not finite.
+    """
+    notice = run.notices.settle()
+    if notice is not None:
+        may_update(run, notice, epoch)
 
 
 def _begin_epoch(run: Run, epoch: int) -> None:
@@ -94,16 +137,21 @@ def _begin_epoch(run: Run, epoch: int) -> None:
     for part in (loader.dataset, loader.batch_sampler, loader.sampler):
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
+    if run.keys is not None:
+        run.keys.start = run.start_update * run.args.grad_accum_steps
     if run.mixup is not None and run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
         run.mixup.mixup_enabled = False
 
 
-def _steps(run: Run) -> Iterator[Step]:
-    """Batches on the device, each with its accumulation window; the last window may be shorter."""
+def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
+    """Batches on the device from the first on, each with its accumulation window; the last window may be shorter."""
     args, length = run.args, len(run.train_loader)
     remainder = length % args.grad_accum_steps
     inputs = batches(run.train_loader, run.accelerator.device, run.input_dtype, args.channels_last)
-    for index, (input, target) in enumerate(inputs):
+    for index, (input, target) in enumerate(inputs, first):
+        if run.keys is not None:
+            # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before
+            seed_generators(run.keys.seed, epoch, index, _OF_THE_STEP, devices=True)
         if run.mixup is not None and args.no_prefetcher:
             input, target = run.mixup(input, target)
         last = index + 1 == length or (index + 1) % args.grad_accum_steps == 0
@@ -145,21 +193,11 @@ def _clip(run: Run) -> None:
         utils.dispatch_clip_grad(list(model_parameters(run.model, exclude_head=True)), value, mode='agc')
 
 
-def _check_finite(loss: float, epoch: int, batch: int | None) -> None:
-    if not math.isfinite(loss):
-        where = f'epoch {epoch}' + (f', batch {batch}' if batch is not None else '')
-        raise DataError(
-            f'the loss is {loss} in {where}: the run stops and its earlier checkpoints are whole. '
-            'Lower --lr or --hnc-weight, or set --clip-grad.'
-        )
-
-
-def _log(run: Run, epoch: int, update: int, averages: Averages, seconds: float) -> None:
-    parts = '  '.join(f'{name} {value:#.4g}' for name, value in averages.summary().items())
-    rate = averages.count * run.accelerator.num_processes / seconds
+def _log(run: Run, epoch: int, update: int, rate: float) -> None:
+    parts = '  '.join(f'{name} {value:#.4g}' for name, value in run.averages.summary().items())
     _logger.info(
         f'Train: {epoch} [{update:>4d}/{run.updates_per_epoch}]  {parts}  '
-        f'lr {learning_rate(run.optimizer):.3e}  {rate:.0f} images/s'
+        f'lr {learning_rate(run.optimizer):.3e}  {rate * run.accelerator.num_processes:.0f} images/s'
     )
 
 

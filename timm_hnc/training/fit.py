@@ -3,7 +3,6 @@
 import logging
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -11,27 +10,28 @@ import torch
 from accelerate.utils import broadcast
 from timm import utils
 
-from timm_hnc.errors import DataError, first_lines
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
-from timm_hnc.hub.weights import save_pretrained
 from timm_hnc.plots.report import write_report
 from timm_hnc.training.build import Run
-from timm_hnc.training.checkpoints import read_training_state
-from timm_hnc.training.epoch import learning_rate, train_one_epoch
+from timm_hnc.training.epoch import learning_rate, settle, train_one_epoch
 from timm_hnc.training.findings import Findings
+from timm_hnc.training.notices import Notice
 from timm_hnc.training.pictures import CamPictures
-from timm_hnc.training.publishing import publish
-from timm_hnc.training.results import Summary, environment, write_result
+from timm_hnc.training.publishing import Publisher
+from timm_hnc.training.results import Summary, environment, figures_of, remove_results, write_result
+from timm_hnc.training.signals import RunStopped
+from timm_hnc.training.state import save_run
 
 _logger = logging.getLogger(__name__)
 
 
-def fit(run: Run) -> dict[str, Any]:
+def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
     """Train, evaluate and save every epoch; then evaluate the best weights as they were saved.
 
     Args:
         run: from `build_run`, possibly restored from a checkpoint.
+        publisher: of --hub-every.
 
     Returns:
         What stands in result.json.
@@ -42,9 +42,11 @@ def fit(run: Run) -> dict[str, Any]:
     started = time.monotonic()
     summary = Summary(run.folder, run.accelerator, run.start_epoch)
     pictures = CamPictures(run)
+    if run.start_epoch < run.num_epochs and run.accelerator.is_main_process:
+        remove_results(run.folder)
     train_metrics: dict[str, float] = {}
     for epoch in range(run.start_epoch, run.num_epochs):
-        train_metrics = train_one_epoch(run, epoch, partial(_save_recovery, run, epoch))
+        train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch))
         _synchronise_batch_norm(run, run.model)
         done = epoch + 1
         if done % run.args.val_interval and done != run.num_epochs:
@@ -56,24 +58,33 @@ def fit(run: Run) -> dict[str, Any]:
         metric = (metrics or train_metrics)[run.eval_metric]
         if run.scheduler is not None:
             run.scheduler.step(done, metric)
-        run.checkpoints.progress.completed_epochs = done
-        run.checkpoints.progress.num_updates = done * run.updates_per_epoch
-        _save(run, f'epoch-{epoch}', metric, milestone=done in (run.args.save_epochs or ()))
+        # a run that is killed between the two finds a row too many, and drops it
         summary.add(epoch, train_metrics, metrics, lr)
+        save_run(run, f'epoch-{epoch}', done, metric=metric, milestone=done in (run.args.save_epochs or ()))
         _log_epoch(run, epoch, metric)
+        _stop_if_asked(run, f'after epoch {epoch}.')
         if run.args.hub_every and done % run.args.hub_every == 0 and done != run.num_epochs:
-            _publish_so_far(run, pictures, epoch)
+            _publish_so_far(run, publisher, pictures, epoch)
     return _finish(run, pictures, train_metrics, time.monotonic() - started)
 
 
-def _publish_so_far(run: Run, pictures: CamPictures, epoch: int) -> None:
-    """Publish the best weights of the epochs so far, with a picture if they are those of this epoch."""
-    if run.accelerator.is_main_process:
-        name, _ = run.checkpoints.progress.ranking[0]
-        if name == f'epoch-{epoch}':
-            pictures.draw('best', run.evaluated_model, _title(run, name))
-        publish(run.args, run.folder, f'Add model of epoch {epoch}')
-    run.accelerator.wait_for_everyone()
+def _publish_so_far(run: Run, publisher: Publisher, pictures: CamPictures, epoch: int) -> None:
+    """Publish the best weights of the epochs so far, with their figures, and their picture if it can be drawn."""
+    if not run.accelerator.is_main_process:
+        return
+    name, metric = run.checkpoints.progress.ranking[0]
+    if name == f'epoch-{epoch}':
+        pictures.draw('best', run.evaluated_model, _title(run, name))
+        pictures.best = name
+    result = {
+        'model': run.args.model,
+        'best_checkpoint': name,
+        'best_metric': {run.eval_metric: metric},
+        'final': figures_of(run.folder, int(name.removeprefix('epoch-'))),
+        'epochs': epoch + 1,
+        **environment(run.accelerator),
+    }
+    publisher.publish_so_far(f'Add model of epoch {epoch}', result, with_picture=pictures.best == name)
 
 
 def _title(run: Run, checkpoint: str) -> str:
@@ -109,68 +120,26 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
     )
 
 
-def _write_checkpoint(run: Run, folder: Path) -> None:
-    hnc = None
-    if run.args.hnc != 'none':
-        names = ('weight', 'topk', 'alpha', 'reduction')
-        hnc = {'variant': run.args.hnc, **{name: getattr(run.args, f'hnc_{name}') for name in names}}
-    save_pretrained(run.evaluated_model, folder / 'model', run.class_names, run.data_config, hnc)
-    state = {'model': run.model.state_dict(), 'optimizer': run.optimizer.optimizer.state_dict()}
-    if run.ema is not None:
-        state['ema'] = run.ema.module.state_dict()
-    if run.loss is not None:
-        state['loss'] = run.loss.state_dict()
-    if run.accelerator.scaler is not None:
-        state['scaler'] = run.accelerator.scaler.state_dict()
-    torch.save(state, folder / 'training_state.pt')
-
-
-def _save(run: Run, name: str, metric: float | None, milestone: bool = False) -> None:
-    write = partial(_write_checkpoint, run) if run.accelerator.is_main_process else None
-    run.checkpoints.save(name, write, metric, milestone)
-    run.accelerator.wait_for_everyone()
-
-
-def _save_recovery(run: Run, epoch: int, update: int) -> None:
-    """A checkpoint inside an epoch; a resumed run begins that epoch anew with its weights."""
-    if run.args.recovery_interval and update % run.args.recovery_interval == 0:
-        run.checkpoints.progress.completed_epochs = epoch
-        run.checkpoints.progress.num_updates = epoch * run.updates_per_epoch + update
-        _save(run, f'recovery-{epoch}-{update}', None)
-
-
-def restore(run: Run, checkpoint: Path) -> None:
-    """Put a checkpoint's state into a run, and start where it stopped.
+def _after_update(run: Run, epoch: int, update: int, notice: Notice | None) -> None:
+    """A checkpoint inside an epoch, where one is due or a signal asks to stop.
 
     Raises:
-        DataError: the state is damaged or does not fit the model.
+        RunStopped: the run is saved.
     """
-    state = read_training_state(checkpoint)
-    try:
-        run.model.load_state_dict(state['model'])
-        if run.ema is not None:
-            run.ema.module.load_state_dict(state.get('ema', state['model']))
-        if run.loss is not None:
-            run.loss.load_state_dict(state['loss'])
-        if not run.args.no_resume_opt:
-            run.optimizer.optimizer.load_state_dict(state['optimizer'])
-            if run.accelerator.scaler is not None and 'scaler' in state:
-                run.accelerator.scaler.load_state_dict(state['scaler'])
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
-    run.start_epoch = run.checkpoints.progress.completed_epochs
-    _logger.info(f"Going on from '{checkpoint}' with epoch {run.start_epoch}.")
+    number = notice.signal if notice else 0
+    if number or run.clock.after(update) or (notice and notice.due):
+        settle(run, epoch)
+        save_run(run, f'recovery-{epoch}-{update}', epoch, update)
+    if number:
+        raise RunStopped(number, f'in epoch {epoch}, update {update}.')
 
 
-def start_schedule(run: Run) -> None:
-    """Bring the learning rate to where the start epoch has it."""
-    if run.args.start_epoch is not None:
-        run.start_epoch = run.args.start_epoch
-    if run.scheduler is not None and run.start_epoch > 0:
-        if run.args.sched_on_updates:
-            run.scheduler.step_update(run.start_epoch * run.updates_per_epoch)
-        else:
-            run.scheduler.step(run.start_epoch)
+def _stop_if_asked(run: Run, where: str) -> None:
+    number = torch.tensor(run.stop.received, device=run.accelerator.device)
+    if run.distributed:
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    if number:
+        raise RunStopped(int(number), where)
 
 
 def _log_epoch(run: Run, epoch: int, metric: float) -> None:
@@ -210,7 +179,7 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
         _load_best(run, model)
         final = _evaluate_best(run, model)
         pictures.draw('best', model, _title(run, best_name or ''))
-    skipped = torch.tensor(run.skipped.count, device=run.accelerator.device)
+    skipped_images = run.count_skipped_images()
     run.skipped.stop()
     result = {
         'model': run.args.model,
@@ -219,7 +188,8 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
         'final': final,
         'train': train_metrics,
         'epochs': run.num_epochs,
-        'skipped_images': int(run.accelerator.reduce(skipped, 'sum')),
+        'skipped_updates': run.skipped_updates,
+        'skipped_images': skipped_images,
         'seconds': round(seconds, 1),
         **environment(run.accelerator),
     }

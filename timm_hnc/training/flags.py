@@ -93,6 +93,7 @@ def _add_hub_options(parser: argparse.ArgumentParser) -> None:
     add('--hub-every', type=int, metavar='N', help='and every so many epochs')
     add('--hub-private', action='store_true', help='make the repository private')
     add('--hub-revision', type=str, metavar='BRANCH', help='commit to this branch, made if it is missing')
+    add('--hub-licence', type=str, metavar='ID', help='of the weights, as the Hub names it, such as apache-2.0')
     add('--baseline', type=str, metavar='RUN', help='run folder whose figures stand beside on the model card')
 
 
@@ -279,6 +280,18 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add('--eval-metric', type=str, default='top1', metavar='NAME', help='metric of the best; map for several labels')
     add('--val-interval', type=int, default=1, metavar='N', help='epochs between evaluations')
     add('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
+    add('--checkpoint-interval', type=str, metavar='N', help='updates (500), or minutes (10m), between checkpoints')
+    add(
+        '--allow-world-size-change',
+        action='store_true',
+        help='go on with another number of processes than the run had; no longer exact',
+    )
+    add(
+        '--on-nonfinite',
+        choices=('stop', 'skip'),
+        default='stop',
+        help='a loss or gradient that is not finite: stop before the update, or leave it out',
+    )
     add('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery checkpoints')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints kept')
     add('--save-epochs', type=int, nargs='+', metavar='N', help='epochs after which a checkpoint is kept for good')

@@ -4,7 +4,7 @@ from argparse import Namespace
 from typing import Any
 
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from torch.utils.data import Dataset
 
 from timm_hnc.data.datasets import create_dataset
@@ -12,7 +12,7 @@ from timm_hnc.data.holdout import split_off
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
 from timm_hnc.data.transforms import use_padded_crop
 from timm_hnc.errors import DataError
-from timm_hnc.evaluation.loaders import dataset_options, loader_options
+from timm_hnc.evaluation.loaders import create_timed_loader, dataset_options, loader_options
 from timm_hnc.training.options import mixup_active
 
 
@@ -81,8 +81,9 @@ def create_train_loader(
     padded = args.train_crop_mode == 'pad' and not args.no_aug
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
-    loader = create_loader(
+    loader = create_timed_loader(
         dataset,
+        args,
         batch_size=args.batch_size,
         is_training=True,
         interpolation=interpolation,

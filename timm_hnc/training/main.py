@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,21 +18,26 @@ from timm_hnc.evaluation.options import check_data_named
 from timm_hnc.training.build import build_run
 from timm_hnc.training.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 from timm_hnc.training.environment import create_accelerator
-from timm_hnc.training.fit import fit, restore, start_schedule
+from timm_hnc.training.fit import fit
 from timm_hnc.training.losses import needs_class_maps
 from timm_hnc.training.models import check_class_maps, check_model_name
 from timm_hnc.training.options import parse_train_options
-from timm_hnc.training.publishing import check_publishing, publish
+from timm_hnc.training.publishing import Publisher, check_publishing
 from timm_hnc.training.results import start_trackers, write_args
+from timm_hnc.training.signals import RunStopped
+from timm_hnc.training.state import restore, start_schedule
 
 _logger = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says.
 
     Args:
         argv: the command line, sys.argv[1:] if None.
+
+    Returns:
+        The exit code: 0, or 130 after Ctrl-C, when the run was saved.
 
     Raises:
         UsageError: options are wrong.
@@ -55,16 +61,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         _create_folder(folder, vars(args))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, folder, vars(args))
-    result = fit(run)
+    publisher = Publisher(args, folder)
+    with run.stop:
+        try:
+            result = fit(run, publisher)
+        except RunStopped as stopped:
+            _say_how_to_go_on(accelerator, folder, stopped)
+            return stopped.exit_code
     accelerator.end_training()
     if accelerator.is_main_process:
-        publish(args, folder, 'Add model')
+        publisher.publish('Add model')
         # timm's scripts print their results this way, for sweeps that read them
         sys.stdout.write(f'--result\n{json.dumps(result, indent=4)}\n')
         _logger.info(f'Run folder: {folder}')
         for title, path in (('CAM pictures', folder / 'cams'), ('Report', folder / 'report.html')):
             if path.exists():
                 _logger.info(f'{title}: {path}')
+    return 0
+
+
+def _say_how_to_go_on(accelerator: Accelerator, folder: Path, stopped: RunStopped) -> None:
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        again = shlex.join(['train.py', '-c', str(folder / 'args.yaml'), '--resume', str(folder)])
+        _logger.info(f'{stopped} It is saved; to go on: {again}')
 
 
 def _run_folder(args: Namespace, accelerator: Accelerator) -> tuple[Path, Path | None]:

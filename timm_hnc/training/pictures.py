@@ -24,6 +24,7 @@ class CamPictures:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.best: str | None = None  # the checkpoint that cams/best.png shows
         self.samples = self._samples() if run.accelerator.is_main_process else None
 
     def _samples(self) -> tuple[Tensor, Tensor] | None:

@@ -1,7 +1,10 @@
 """What a run tells about itself: summary.csv, trackers and result.json."""
 
+import csv
+import os
 import platform
 import shlex
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +39,7 @@ class Summary:
         self.path = folder / 'summary.csv'
         self.accelerator = accelerator
         if accelerator.is_main_process:
-            trim_summary(str(self.path), start_epoch)
+            _trim(self.path, start_epoch)
 
     def add(self, epoch: int, train: dict[str, float], evaluation: dict[str, float] | None, lr: float) -> None:
         """Add an epoch."""
@@ -45,6 +48,15 @@ class Summary:
         self.accelerator.log({**figures, 'lr': lr}, step=epoch)
         if self.accelerator.is_main_process:
             update_summary(epoch, train, evaluation, str(self.path), lr=lr)
+
+
+def _trim(path: Path, start_epoch: int) -> None:
+    if not path.exists():
+        return
+    trimmed = path.with_name(f'.{path.name}.new')
+    shutil.copy(path, trimmed)
+    trim_summary(str(trimmed), start_epoch)
+    os.replace(trimmed, path)  # a run that is killed meanwhile has its rows
 
 
 def start_trackers(accelerator: Accelerator, folder: Path, args: dict[str, Any]) -> None:
@@ -74,3 +86,17 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Write result.json."""
     write_json(folder / 'result.json', result)
+
+
+def remove_results(folder: Path) -> None:
+    """Take away what an earlier end of the run left: its figures are not those of the weights to come."""
+    for name in ('result.json', 'validation.json', 'report.html'):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / 'report', ignore_errors=True)
+
+
+def figures_of(folder: Path, epoch: int) -> dict[str, float]:
+    """Figures of an epoch's weights on the validation data, from summary.csv; empty where nothing was evaluated."""
+    with (folder / 'summary.csv').open(newline='') as file:
+        row = next((row for row in csv.DictReader(file) if int(row['epoch']) == epoch), {})
+    return {name.removeprefix('eval_'): float(value) for name, value in row.items() if name.startswith('eval_')}

@@ -1,0 +1,137 @@
+"""A run that is interrupted inside an epoch goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from running import SMALL, WITHOUT_PICTURES, checkpoints, differences, result, run_differences, summary, train
+
+import timm_hnc.training.fit
+from timm_hnc.command_line import run_command
+from timm_hnc.training.main import main
+
+AUGMENTED = ['--aa', 'rand-m5-mstd0.5-inc1', '--reprob', 0.3, '--drop', 0.1, '--lr', 0.05, '--epochs', 3]
+
+
+@pytest.fixture
+def options(images, tmp_path):
+    def build(name, *argv):
+        return ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', name, *argv]
+
+    return build
+
+
+@pytest.fixture
+def at_update(monkeypatch):
+    """Do something after an update of an epoch."""
+    original = timm_hnc.training.fit._after_update
+
+    def install(epoch, update, action):
+        def after(run, now_epoch, now_update, notice):
+            if (now_epoch, now_update) == (epoch, update):
+                action()
+            original(run, now_epoch, now_update, notice)
+
+        monkeypatch.setattr(timm_hnc.training.fit, '_after_update', after)
+
+    return install
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def interrupted(at_update, monkeypatch, argv, epoch, update, action=interrupt):
+    """Run until an update of an epoch, which is not made, as after SIGKILL."""
+    at_update(epoch, update, action)
+    with pytest.raises(KeyboardInterrupt):
+        train(*argv)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    'extra',
+    [
+        '--hnc mse --model-ema --model-ema-decay 0.9 --mixup 0.3',
+        '--workers 2 --opt adamw --mixup 0.3 --cutmix 0.5 --mixup-mode elem --model-ema --model-ema-warmup',
+        '--grad-accum-steps 2 --sched-on-updates --warmup-epochs 1 --no-prefetcher --mixup 0.3 --clip-grad 1',
+        '--label-noise symmetric:0.2 --hnc kd --workers 1 --drop-path 0.2 --model test_convnext --model-kwargs',
+        '--loss anchor --opt lookahead_sgd',
+        '--loss center --train-img-sizes 24 32',
+        '--aug-splits 2 --jsd-loss --split-bn --sched plateau --patience-epochs 0',
+    ],
+    ids=['hnc-ema', 'workers', 'accumulation', 'label-noise', 'anchor', 'center-sizes', 'augmix-plateau'],
+)
+def test_killed_twice_inside_epochs_is_not_killed(options, monkeypatch, at_update, extra):
+    argv = [*AUGMENTED, *extra.split(), '--checkpoint-interval', 2]
+    whole = train(*options('whole', *argv))
+    parts = options('parts', *argv)
+    last = 4 if 'accum' in extra else 7
+    interrupted(at_update, monkeypatch, parts, 0, 3)
+    interrupted(at_update, monkeypatch, [*parts, '--resume', 'auto'], 1, last)
+    folder = train(*parts, '--resume', 'auto')
+    assert run_differences(folder, whole) == []
+    assert result(folder)['final'] == result(whole)['final']
+    assert checkpoints(folder) == {'epoch-0', 'epoch-1', 'epoch-2'}
+
+
+def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, monkeypatch, at_update):
+    argv = options('run', '--epochs', 2, '--recovery-interval', 3)
+    interrupted(at_update, monkeypatch, argv, 1, 5)
+    folder = argv[argv.index('--output') + 1] / 'run'
+    assert (folder / 'last').readlink().name == 'recovery-1-3'
+    assert checkpoints(folder) == {'epoch-0', 'recovery-1-3'}
+    state = json.loads((folder / 'last' / 'state.json').read_text())
+    assert (state['completed_epochs'], state['updates_in_epoch'], state['num_updates']) == (1, 3, 10)
+    assert (folder / 'model_best').readlink().parts[1] == 'epoch-0'
+    train(*argv, '--resume', 'auto')
+    # it goes when the epoch's own is there
+    assert checkpoints(folder) == {'epoch-0', 'epoch-1'}
+
+
+def test_streams_begin_their_epoch_anew_and_say_so(shards, tmp_path, monkeypatch, at_update, caplog):
+    argv = ['--dataset', 'wds/x', '--data-dir', shards, *SMALL, *WITHOUT_PICTURES, '--checkpoint-interval', 2]
+    argv += ['--output', tmp_path, '--experiment', 'run', '--epochs', 2]
+    interrupted(at_update, monkeypatch, argv, 1, 4)
+    folder = train(*argv, '--resume', 'auto')
+    assert 'Epoch 1 begins anew: this data cannot be read from its middle.' in caplog.text
+    assert [row['epoch'] for row in summary(folder)] == [0, 1]
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize('update', [4, 7], ids=['inside', 'at the end'])
+def test_a_signal_saves_and_says_how_to_go_on(options, monkeypatch, at_update, capsys, number, code, update):
+    before = signal.getsignal(number)
+    argv = [str(word) for word in options('parts', *AUGMENTED)]
+    at_update(1, update - 1, lambda: os.kill(os.getpid(), number))
+    assert run_command(main, argv) == code
+    assert signal.getsignal(number) is before
+    folder = Path(argv[argv.index('--output') + 1]) / 'parts'
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f'Stopped by {number.name} in epoch 1, update {update}. It is saved; to go on: '
+        f'train.py -c {folder}/args.yaml --resume {folder}'
+    )
+    assert (folder / 'last').readlink().name == f'recovery-1-{update}'
+    monkeypatch.undo()
+    train(*line.split('train.py ')[1].split())
+    whole = train(*options('whole', *AUGMENTED))
+    assert run_differences(folder, whole) == []
+
+
+def test_minutes_between_checkpoints(options, monkeypatch, at_update):
+    argv = options('run', '--epochs', 1, '--checkpoint-interval', '0.0001m')  # 6 ms
+    interrupted(at_update, monkeypatch, argv, 0, 4)
+    folder = argv[argv.index('--output') + 1] / 'run'
+    assert (folder / 'last').readlink().name == 'recovery-0-3'
+
+
+def test_the_data_may_not_depend_on_the_number_of_workers(options):
+    """Random numbers follow from a sample's place, whichever process reads it."""
+    folders = [train(*options(f'workers-{n}', *AUGMENTED, '--mixup', 0.3, '--workers', n)) for n in (0, 1, 3)]
+    assert [differences(*pair) for pair in zip(map(summary, folders), map(summary, folders[1:]), strict=False)] == [
+        [],
+        [],
+    ]

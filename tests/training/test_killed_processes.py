@@ -1,0 +1,165 @@
+"""Real processes that are killed, stopped, or left alone by another."""
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from running import (
+    ROOT,
+    SMALL,
+    WITHOUT_PICTURES,
+    run_differences,
+    run_script,
+    script_command,
+    subprocess_environment,
+    summary,
+    train,
+)
+
+from timm_hnc.training.checkpoints import find_checkpoint
+
+TRAIN = ROOT / 'train.py'
+EXACT = ['--model-ema', '--grad-accum-steps', 2, '--hnc', 'mse', '--aa', 'rand-m5', '--mixup', 0.3, '-b', 4]
+EXACT += ['--epochs', 3, '--workers', 1, '--checkpoint-interval', 1, '--lr', 0.05, '--drop', 0.1]
+
+
+@pytest.fixture
+def options(images, tmp_path):
+    def build(name, *argv):
+        return ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', name, *argv]
+
+    return build
+
+
+@contextmanager
+def running(*argv, processes=0):
+    """A train.py that runs in the background, in a session of its own."""
+    command = script_command(TRAIN, *argv, processes=processes)
+    process = subprocess.Popen(
+        command, env=subprocess_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        kill_all(process)
+
+
+def kill_all(process):
+    """SIGKILL to the launcher, its processes and their workers."""
+    for pid in (*descendants(process.pid), process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(20)
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        children = [int(each) for each in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+    except FileNotFoundError:
+        return []
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+def wait_for(process, pattern: Path, seconds: float = 90):
+    """Until a path of this pattern is there."""
+    end = time.monotonic() + seconds
+    while not list(pattern.parent.glob(pattern.name)):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < end, f'{pattern} did not come'
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize('processes', [0, 2])
+def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes):
+    done = run_script(TRAIN, *options('whole', *EXACT), processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    argv = options('parts', *EXACT, '--resume', 'auto')
+    for pattern in ('recovery-0-2', 'recovery-1-*'):
+        with running(*argv, processes=processes) as process:
+            wait_for(process, tmp_path / 'parts' / 'checkpoints' / pattern)
+            kill_all(process)
+    done = run_script(TRAIN, *argv, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'Going on from ' in done.stderr
+    assert run_differences(tmp_path / 'whole', tmp_path / 'parts') == []
+
+
+def test_a_scheduler_that_ends_two_processes(options, tmp_path):
+    """SIGTERM reaches the launcher, which passes it on."""
+    argv = options('run', '--epochs', 500, '-b', 4, '--recovery-interval', 1)
+    with running(*argv, processes=2) as process:
+        wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=60)[1]
+    assert errors.count('Stopped by SIGTERM in epoch ') == 1
+    assert '--resume' in errors
+    found = find_checkpoint(tmp_path / 'run')
+    assert found is not None
+    assert found == (tmp_path / 'run' / 'last').resolve()
+
+
+def test_one_process_that_dies_ends_the_other(options, tmp_path):
+    argv = options('run', '--epochs', 500, '-b', 4)
+    with running(*argv, processes=2) as process:
+        wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
+        started = time.monotonic()
+        first, second = descendants(process.pid)[:2]
+        os.kill(second, signal.SIGKILL)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode not in (0, None)
+    assert time.monotonic() - started < 60
+    assert 'SIGKILL' in errors
+    assert find_checkpoint(tmp_path / 'run') is not None
+    assert not Path(f'/proc/{first}').exists()
+
+
+def signal_workers(process, number):
+    """Send loading processes a signal until the run ends; they are forks of it."""
+    own = Path(f'/proc/{process.pid}/cmdline').read_bytes()
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        for pid in descendants(process.pid):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f'/proc/{pid}/cmdline').read_bytes() == own:
+                    os.kill(pid, number)
+        time.sleep(0.01)
+
+
+def test_a_worker_that_dies(options, tmp_path):
+    with running(*options('run', '--epochs', 500, '--workers', 2)) as process:
+        wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
+        signal_workers(process, signal.SIGKILL)
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert 'Traceback' not in errors
+    last = errors.strip().splitlines()[-1]
+    assert 'error: the data cannot be read: DataLoader worker (pid' in last
+    assert last.endswith('See --workers, --worker-timeout and the memory that is free.')
+
+
+def test_a_worker_that_hangs(options, tmp_path):
+    with running(*options('run', '--epochs', 500, '--workers', 1, '--worker-timeout', 2)) as process:
+        wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
+        signal_workers(process, signal.SIGSTOP)
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert 'Traceback' not in errors
+    assert 'error: the data cannot be read: DataLoader timed out after 2' in errors
+
+
+def test_ctrl_c_saves_the_run(options, tmp_path):
+    with running(*options('run', '--epochs', 500)) as process:
+        wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert 'Stopped by SIGINT in epoch ' in errors
+    assert 'Traceback' not in errors
+    rows = len(summary(tmp_path / 'run'))
+    train(*options('run', '--epochs', 500, '--stop-epoch', rows + 1, '--resume', 'auto'))
+    assert len(summary(tmp_path / 'run')) == rows + 1

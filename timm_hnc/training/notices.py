@@ -1,0 +1,85 @@
+"""What all processes must know of an update: bad numbers, a signal, a checkpoint that is due. One collective tells it.
+
+On a CPU it is read before the optimizer's step. On an accelerator reading it would make the host wait in every step, so
+it is read one update later, and before anything is saved; a run that may leave updates out reads it at once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What is known of one update.
+
+    Args:
+        batches: indices of its batches.
+        bad_loss: the loss of a process is not finite.
+        bad_gradient: a gradient of a process is not finite.
+        here: one of them is this process's.
+        signal: number of a signal that a process got, 0 for none.
+        due: the first process's clock says that a checkpoint is due.
+    """
+
+    batches: range
+    bad_loss: bool
+    bad_gradient: bool
+    here: bool
+    signal: int
+    due: bool
+
+
+class Notices:
+    """Exchanges notices.
+
+    Args:
+        accelerator: device and processes.
+        at_once: read a notice before its update on any device.
+    """
+
+    def __init__(self, accelerator: Accelerator, at_once: bool = False) -> None:
+        self.accelerator = accelerator
+        self.at_once = at_once or accelerator.device.type == 'cpu'
+        self._pending: tuple[range, Tensor, torch.Event | None] | None = None
+
+    def exchange(self, batches: range, bad_loss: Tensor, bad_gradient: Tensor, signal: int, due: bool) -> Notice | None:
+        """Tell the others of an update that is about to be made; all processes call it.
+
+        Args:
+            batches: indices of the update's batches.
+            bad_loss: () bool, the loss is not finite.
+            bad_gradient: () bool, a gradient is not finite.
+            signal: number of the signal that this process got, 0 for none.
+            due: a checkpoint is due, of the first process only.
+
+        Returns:
+            The notice of this update, or of the one before where that is read later.
+        """
+        earlier = None if self.at_once else self.settle()
+        device = self.accelerator.device
+        here = bad_loss | bad_gradient
+        numbers = torch.stack([bad_loss, bad_gradient]).to(device=device, dtype=torch.int64)
+        told = torch.cat([numbers, torch.tensor([signal, due], device=device)])
+        if self.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        told = torch.cat([told, here.to(told)[None]])
+        event = None
+        if device.type != 'cpu':
+            told = told.to('cpu', non_blocking=True)
+            event = torch.Event(device)
+            event.record()
+        self._pending = (batches, told, event)
+        return self.settle() if self.at_once else earlier
+
+    def settle(self) -> Notice | None:
+        """The notice that was not read yet, if there is one."""
+        if self._pending is None:
+            return None
+        (batches, told, event), self._pending = self._pending, None
+        if event is not None:
+            event.synchronize()
+        bad_loss, bad_gradient, signal, due, here = told.tolist()
+        return Notice(batches, bool(bad_loss), bool(bad_gradient), bool(here), signal, bool(due))

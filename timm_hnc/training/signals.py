@@ -1,0 +1,48 @@
+"""Signals that ask a run to stop: it saves first."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+# of a user, of a scheduler that ends the job, and of one that warns before it does (Slurm's --signal=USR1)
+_SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
+
+
+class RunStopped(Exception):
+    """A signal stopped the run after it was saved.
+
+    Args:
+        number: of the signal.
+        where: epoch and update, for the message.
+    """
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f'Stopped by {signal.Signals(number).name} {where}')
+        self.exit_code = 130 if number == signal.SIGINT else 0
+
+
+class StopSignals:
+    """Notes signals while a run trains; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> 'StopSignals':
+        if threading.current_thread() is threading.main_thread():
+            for name in _SIGNALS:
+                number = getattr(signal, name, None)
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() gave
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
