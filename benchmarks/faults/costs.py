@@ -1,0 +1,73 @@
+"""What safety costs: seconds a checkpoint takes, and the time of a loader with keys beside one without."""
+
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import create_loader
+
+from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.keyed import use_keys
+from timm_hnc.hub.weights import save_pretrained
+from timm_hnc.training.checkpoints import CheckpointFolder, Progress
+
+IMAGES_OF_IMAGENET = 1_281_167
+
+
+def saving(repeats: int = 5) -> None:
+    """Seconds of a checkpoint of ResNet-50 for 1,000 classes with SGD's momentum, and the epoch of which it is 2 %."""
+    model = timm.create_model('resnet50')
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    names = [str(index) for index in range(1000)]
+
+    def write(folder: Path) -> None:
+        save_pretrained(model, folder / 'model', names)
+        state = {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}
+        torch.save(state, folder / 'training_state.pt')
+
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = CheckpointFolder(Path(folder), 2, False, Progress('resnet50'))
+        for epoch in range(repeats):
+            started = time.perf_counter()
+            checkpoints.save(f'epoch-{epoch}', write, float(epoch))
+            seconds.append(time.perf_counter() - started)
+    middle = statistics.median(seconds)
+    epoch = 50 * middle
+    print(
+        f'a checkpoint of ResNet-50: {middle:.2f} s (median of {repeats}, {min(seconds):.2f} to {max(seconds):.2f}): '
+        f'2 % of an epoch of {epoch:.0f} s; of ImageNet that is {IMAGES_OF_IMAGENET / epoch:,.0f} images/s'
+    )
+
+
+def keys(pairs: int = 30) -> None:
+    """Time of an epoch of the digits' training loader with keys over one without, interleaved."""
+    ratios = []
+    loaders = [_loader(), _loader()]
+    use_keys(loaders[1], 0)
+    for pair in range(pairs + 1):
+        times = {}
+        for index in (0, 1) if pair % 2 else (1, 0):
+            started = time.process_time()
+            for _ in loaders[index]:
+                pass
+            times[index] = time.process_time() - started
+        if pair:
+            ratios.append(times[1] / times[0])
+    low, high = statistics.quantiles(ratios, n=20)[0], statistics.quantiles(ratios, n=20)[-1]
+    print(
+        f'CPU time of an epoch of images with keys over without: {statistics.median(ratios):.3f} '
+        f'(median of {pairs} pairs, 5 to 95 %: {low:.3f} to {high:.3f})'
+    )
+
+
+def _loader() -> object:
+    dataset = create_dataset('hnc/digits', None, 'train', num_classes=10)
+    options = Namespace(input_size=(3, 64, 64), batch_size=64, is_training=True, num_workers=0)
+    return create_loader(dataset, **vars(options), device=torch.device('cpu'), auto_augment='rand-m9-mstd0.5-inc1')
