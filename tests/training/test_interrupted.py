@@ -77,6 +77,16 @@ def test_killed_twice_inside_epochs_is_not_killed(options, monkeypatch, at_updat
     assert checkpoints(folder) == {'epoch-0', 'epoch-1', 'epoch-2'}
 
 
+def test_data_in_memory_goes_on_exactly(options, monkeypatch, at_update):
+    argv = ['--data-in-memory', '--train-crop-mode', 'pad', '--color-jitter', 0, '--reprob', 0.3, '--mixup', 0.3]
+    argv += ['--epochs', 2, '--checkpoint-interval', 2, '--lr', 0.05, '--hnc', 'mse']
+    whole = train(*options('whole', *argv))
+    interrupted(at_update, monkeypatch, options('parts', *argv), 1, 3)
+    folder = train(*options('parts', *argv, '--resume', 'auto', '--workers', 1))
+    assert run_differences(folder, whole) == []
+    assert result(folder)['final'] == result(whole)['final']
+
+
 def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, monkeypatch, at_update):
     argv = options('run', '--epochs', 2, '--recovery-interval', 3)
     interrupted(at_update, monkeypatch, argv, 1, 5)

@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 
 from timm_hnc.cam import CamModel
 from timm_hnc.data.datasets import check_same_classes, class_names
+from timm_hnc.data.in_memory import RememberedBatches, keep_in_memory
 from timm_hnc.data.keyed import KeyedBatches, mixed, use_keys
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import UsageError, first_lines
@@ -163,13 +164,17 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     mixup = create_mixup(args)
     train_loader = create_train_loader(train_set, args, data_config, device, distributed, mixup)
     keys = use_keys(train_loader, mixed(args.seed, accelerator.process_index))
-    eval_loader = None
+    if args.data_in_memory and keys is not None:
+        keep_in_memory(train_loader, keys, args.hflip, args.vflip, device)
+    eval_loader: Any = None
     if args.val_split:
         eval_set = create_eval_dataset(args, data_config, args.val_split, args.val_num_samples)
         check_same_classes(train_set, eval_set)
         eval_set.skipped_images = skipped  # type: ignore[attr-defined]
         batch_size = args.validation_batch_size or args.batch_size
         eval_loader = create_eval_loader(eval_set, args, data_config, batch_size, device, distributed)
+        if args.data_in_memory:
+            eval_loader.loader = RememberedBatches(eval_loader.loader)
     _resolve_learning_rate(args, train_loader, accelerator.num_processes)
     loss = create_run_loss(args, model, train_set)
     task, optimizer = accelerator.prepare(

@@ -106,6 +106,7 @@ def check_train_options(args: argparse.Namespace, explicit: frozenset[str]) -> N
     _check_splits(args)
     _check_train_sizes(args)
     _check_mixing(args)
+    _check_memory(args)
     _check_distributed(args)
     _check_run(args)
     check_loss(args)
@@ -191,6 +192,22 @@ def _check_mixing(args: argparse.Namespace) -> None:
     for size in args.train_batch_sizes or [args.batch_size]:
         if size % 2:
             raise UsageError(f'{flag_of(dest)} {size}: --mixup and --cutmix mix pairs, expected an even number.')
+
+
+def _check_memory(args: argparse.Namespace) -> None:
+    """--data-in-memory makes the padded crop and flips, and leaves erasing and mixup to timm."""
+    if not args.data_in_memory:
+        return
+    if args.train_crop_mode != 'pad' or args.no_aug:
+        raise UsageError('--data-in-memory: needs --train-crop-mode pad.')
+    others = ('aa', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'aug_splits', 'train_img_sizes')
+    for dest in (*others, 'no_prefetcher', 'use_multi_epochs_loader'):
+        if getattr(args, dest):
+            raise UsageError(
+                f'{flag_of(dest)}: not together with --data-in-memory, which makes padded crops and flips only.'
+            )
+    if is_streamed(args.dataset):
+        raise UsageError(f'--data-in-memory: {args.dataset} is streamed.')
 
 
 def _check_distributed(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torchvision
 from timm import utils
+from timm.data import FastCollateMixup
 from timm.models import model_parameters
 from torch import Tensor
 
@@ -152,7 +153,7 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
         if run.keys is not None:
             # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before
             seed_generators(run.keys.seed, epoch, index, _OF_THE_STEP, devices=True)
-        if run.mixup is not None and args.no_prefetcher:
+        if run.mixup is not None and not isinstance(run.mixup, FastCollateMixup):
             input, target = run.mixup(input, target)
         last = index + 1 == length or (index + 1) % args.grad_accum_steps == 0
         window = remainder if index >= length - remainder else args.grad_accum_steps

@@ -80,6 +80,11 @@ def _add_hnc_options(parser: argparse.ArgumentParser) -> None:
     add('--cam-images', type=int, default=8, metavar='N', help='validation images whose CAMs are drawn')
     add('--no-report', action='store_true', help='no report.html at the end')
     add(
+        '--data-in-memory',
+        action='store_true',
+        help='decode small images once, and augment them on the device (--train-crop-mode pad and flips)',
+    )
+    add(
         '--label-noise',
         type=str,
         metavar='TYPE:RATE',

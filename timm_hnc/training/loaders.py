@@ -40,7 +40,7 @@ def create_mixup(args: Namespace) -> Mixup | None:
     """Timm's mixup or cutmix: a collate function for the prefetching loader, else for the batch on the device."""
     if not mixup_active(args):
         return None
-    kind = Mixup if args.no_prefetcher else FastCollateMixup
+    kind = Mixup if args.no_prefetcher or args.data_in_memory else FastCollateMixup
     return kind(
         mixup_alpha=args.mixup,
         cutmix_alpha=args.cutmix,
