@@ -27,7 +27,7 @@ ENDS = {
     'one line': lambda: run_command(wrong, []),
     'traceback': lambda: run_command(broken, []),
     'silence': lambda: 1,
-    'crash': lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    'crash': lambda: os.kill(os.getpid(), signal.SIGKILL),
     'hang': lambda: time.sleep(60),
 }
 
