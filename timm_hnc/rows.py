@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,16 @@ def write_json(path: str | Path, content: Any) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    Path(path).write_text(json.dumps(content, indent=2) + '\n')
+    Path(path).write_text(json.dumps(without_nan(content), indent=2) + '\n')
+
+
+def without_nan(content: Any) -> Any:
+    """The same with null for numbers that are not finite: JSON has none of those."""
+    if isinstance(content, Mapping):
+        return {name: without_nan(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [without_nan(each) for each in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_both(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -108,7 +108,7 @@ def test_wrong_use(run, images, capsys, tmp_path):
         (['--cam-metrics', '--cam-topk', '0'], '--cam-topk 0: expected 1 or more'),
         (['--cam-classes-file', 'x.csv'], '--cam-classes-file x.csv: needs --cam-metrics'),
         (['--cam-metrics', '--torchcompile'], '--cam-metrics: not together with --torchcompile'),
-        (['--cam-metrics', '--cam-classes-file', tmp_path / 'no' / 'x.csv'], 'cannot be written'),
+        (['--cam-metrics', '--cam-classes-file', tmp_path / 'no' / 'x.csv'], 'its folder does not exist.'),
     ):
         code, line = failure(capsys, 'validate', '--checkpoint', run, *HERE, *argv)
         assert (code, message in line) == (2, True), line

@@ -124,7 +124,9 @@ def test_figures_of_validate_come_into_the_report(runs, capsys, tmp_path):
     assert (found['attack_space'], found['attack_loss']) == ('normalized', 'ce')
     files = read_run_files(run)
     assert files.figures['cam_deletion_area'] == found['cam_deletion_area']
-    keys = [(row['attack'], row['eps'], row['space'], row['top1']) for row in files.robustness]
+    assert {row['space'] for row in files.robustness} == {'normalized', 'pixel'}, "the run's own are there as well"
+    measured = [row for row in files.robustness if row['space'] == 'normalized']
+    keys = [(row['attack'], row['eps'], row['space'], row['top1']) for row in measured]
     assert keys == [
         (attack, eps, 'normalized', found[f'{attack}_{eps:g}_top1'] if eps else found['top1'])
         for attack in ('fgsm', 'pgd')
@@ -299,3 +301,31 @@ def test_model_for_pictures_only_is_not_measured_map_by_map(images, tmp_path):
     assert len(read_examples(run / 'report')['worst']) == 4
     assert set(read(run, 'figures')) == {'loss', 'top1', 'top5'}
     assert read(run, 'confusions') == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'change'),
+    [
+        ('result.json', {'versions': ['x']}),
+        ('report/confusions.json', [{'of': 'a'}]),
+        ('report/robustness.json', [{'attack': 'fgsm', 'space': 'pixel', 'top1': 1.0}]),
+        ('report/robustness.json', [{'attack': 'fgsm', 'space': 'pixel', 'eps': None, 'top1': 1.0}]),
+    ],
+)
+def test_run_folders_of_another_version_in_one_line(runs, tmp_path, name, change):
+    run = shutil.copytree(runs[1], tmp_path / 'run', symlinks=True)
+    content = json.loads((run / name).read_text())
+    (run / name).write_text(json.dumps(content | change if isinstance(content, dict) else change))
+    with pytest.raises(DataError, match='not of this version of timm_hnc') as error:
+        write_report([run], tmp_path / 'report.html')
+    assert '\n' not in str(error.value)
+
+
+def test_options_of_another_version_in_one_line(runs, tmp_path, capsys):
+    run = shutil.copytree(runs[1], tmp_path / 'run', symlinks=True)
+    (run / 'args.yaml').write_text((run / 'args.yaml').read_text().replace('hnc_weight: 0.1', 'hnc_weight: much'))
+    for command in ('report', 'curves'):
+        code = run_command(main, [command, str(run), '--out', str(tmp_path / f'{command}.svg')])
+        error = capsys.readouterr().err
+        assert 'Traceback' not in error
+        assert code == 0 or error.count(': error: ') == 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from timm_hnc.data.box_files import XmlBoxes
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 
 FORMATS = ('xyxy', 'xywh')
 
@@ -73,15 +73,26 @@ class BoxSource:
         """Boxes of a sample, in pixels of the stored image.
 
         Raises:
-            DataError: a box lies outside its image, or has no size.
+            DataError: a box lies outside its image, has no size, or is none.
         """
         index = int(index if self.indices is None else self.indices[index])
-        boxes, labels = self._read(index)
-        tensor = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+        try:
+            boxes, labels = self._read(index)
+            tensor = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+            classes = torch.tensor(labels, dtype=torch.long)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, DataError):
+                raise
+            reason = first_lines(error, 120)
+            raise DataError(f'the boxes of sample {index} cannot be read ({reason}): see --boxes-key.') from error
+        if len(tensor) != len(classes) or not tensor.isfinite().all():
+            raise DataError(
+                f'sample {index} has {len(tensor)} boxes and {len(classes)} classes, expected equally many, of numbers.'
+            )
         if self._read == self._of_column and self.box_format != 'xyxy':
             tensor = box_convert(tensor, self.box_format, 'xyxy')
         self._check(tensor, index)
-        return ImageBoxes(tensor, torch.tensor(labels, dtype=torch.long))
+        return ImageBoxes(tensor, classes)
 
     def _of_reader(self, index: int) -> tuple[Any, Any]:
         return self.reader.boxes[index], self.reader.box_labels[index]
@@ -90,12 +101,16 @@ class BoxSource:
         item = self.reader.dataset.select_columns([self.column])[index]
         return get_field(item, f'{self.column}/bbox'), get_field(item, f'{self.column}/category')
 
-    def image_size(self, index: int) -> tuple[int, int]:
-        """(width, height) of a stored image, from its first bytes."""
+    def image_size(self, index: int) -> tuple[int, int] | None:
+        """(width, height) of a stored image, None for one that cannot be decoded."""
         index = int(index if self.indices is None else self.indices[index])
-        file, *_ = self.reader[index]
-        with file, Image.open(file) as image:
-            return image.size
+        try:
+            file, *_ = self.reader[index]
+            with file, Image.open(file) as image:
+                image.load()
+                return image.size
+        except OSError:
+            return None
 
     def _check(self, boxes: Tensor, index: int) -> None:
         wrong = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1) | (boxes < -1).any(1)]

@@ -15,6 +15,7 @@ from timm_hnc.evaluation.robustness import Threat
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.losses import HNCLoss
 
+DEFAULT_EPS = 8 / 255
 _logger = logging.getLogger(__name__)
 
 
@@ -26,7 +27,7 @@ def fraction(text: str) -> float:
     """
     try:
         return float(Fraction(text))
-    except ZeroDivisionError as error:
+    except (ZeroDivisionError, OverflowError) as error:
         raise ValueError(text) from error
 
 
@@ -40,7 +41,7 @@ def add_attack_options(parser: argparse.ArgumentParser) -> None:
         '--attack-eps',
         type=fraction,
         nargs='+',
-        default=[8 / 255],
+        default=[DEFAULT_EPS],
         metavar='EPS',
         help='largest changes of a value in [0, 1], such as 0.05 8/255',
     )
@@ -78,6 +79,8 @@ def attacks_of(args: argparse.Namespace) -> list[Attack]:
         ]
     except ValueError as error:
         raise UsageError(f'--attack: {error}') from error
+    if not attacks and args.attack_eps != [DEFAULT_EPS]:
+        raise UsageError('--attack-eps: does nothing without --attack fgsm or --attack pgd.')
     if attacks and (args.valid_labels or args.real_labels or args.metrics_avg):
         raise UsageError('--attack: not together with --valid-labels, --real-labels or --metrics-avg.')
     if attacks and args.attack_loss == 'train' and args.torchcompile:
@@ -100,7 +103,7 @@ def threat_of(args: argparse.Namespace, source: Source) -> Threat:
         hnc = _hnc_of(source)
         if hnc:
             loss = with_hnc(HNCLoss(hnc['variant'], hnc['topk'], hnc['alpha'], hnc['reduction']), hnc['weight'])
-        _logger.info(f'The loss attacked is that of training: cross-entropy, {hnc or "without HNC"}.')
+        _logger.info(f'The loss attacked is cross-entropy, with the HNC of training: {hnc or "none"}.')
     return Threat(attacks_of(args), loss, args.attack_space == 'normalized', args.seed)
 
 

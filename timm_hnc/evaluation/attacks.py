@@ -43,7 +43,8 @@ class Normalized(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images in [0, 1] as the model takes them."""
-        return (images - self.mean) / self.std
+        dtype = next((parameter.dtype for parameter in self.model.parameters()), images.dtype)
+        return ((images - self.mean) / self.std).to(dtype)
 
     def restore(self, inputs: Tensor) -> Tensor:
         """The model's inputs as images in [0, 1]."""
@@ -119,8 +120,11 @@ def with_hnc(hnc: HNCLoss, weight: float) -> AttackedLoss:
 
     def loss(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         class_maps = model.model.class_maps(model.normalize(images))  # type: ignore[operator,union-attr]
+        criterion = sample_losses(class_maps.logits, target)
+        if target.ndim == 2:
+            criterion = criterion / target.shape[1]  # training takes the mean over classes
         # HNC is a mean over the batch, so that every image has its own gradient times weight
-        return sample_losses(class_maps.logits, target) + weight * hnc(class_maps, target)
+        return criterion + weight * hnc(class_maps, target)
 
     return loss
 
@@ -184,11 +188,18 @@ def _pgd(
         if attack.restarts == 1:
             return found
         with torch.no_grad():
-            value = loss(model, found, target).float()
+            value = _one_by_one(model, found, target, loss).float()
         better = value > highest
         best = torch.where(better[:, None, None, None], found, best)
         highest = torch.where(better, value, highest)
     return best
+
+
+def _one_by_one(model: nn.Module, images: Tensor, target: Tensor, loss: AttackedLoss) -> Tensor:
+    """(B,) losses of images, none of them with a share of the others' HNC."""
+    if loss is cross_entropy:
+        return loss(model, images, target)
+    return torch.cat([loss(model, *each) for each in zip(images.split(1), target.split(1), strict=True)])
 
 
 def _step(

@@ -46,6 +46,8 @@ class BoxPass:
             if not len(found.boxes):
                 continue
             image_size = self.source.image_size(index)
+            if image_size is None:
+                continue  # timm has put the next image in its place
             check_inside(found.boxes, image_size, index)
             boxes = self.geometry.boxes(found.boxes, image_size)
             for column in there[row].nonzero().flatten().tolist():

@@ -51,7 +51,8 @@ class Localization:
         low, high = values.min(), values.max()
         scaled = ((values - low) / (high - low).clamp(min=1e-12)).numpy()
         for row, threshold in enumerate(THRESHOLDS):
-            best = box_iou(_parts(scaled >= threshold), boxes).max()
+            parts = _parts(scaled >= threshold)
+            best = box_iou(parts, boxes).max() if len(parts) else 0.0  # a flat map has no part above 0
             self.found[row] += torch.tensor([float(best >= iou) for iou in IOUS])
 
     def gather(self, device: torch.device) -> None:
@@ -88,4 +89,5 @@ def _parts(mask: np.ndarray) -> Tensor:
     """(m, 4) boxes around the connected parts of a mask, corners included."""
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     slices = ndimage.find_objects(labels)
-    return torch.tensor([[x.start, y.start, x.stop, y.stop] for y, x in slices], dtype=torch.float64)
+    corners = [[x.start, y.start, x.stop, y.stop] for y, x in slices]
+    return torch.tensor(corners, dtype=torch.float64).reshape(-1, 4)

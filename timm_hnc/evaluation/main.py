@@ -6,16 +6,19 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from timm import utils
 from timm.data import resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
 
 from timm_hnc.cam import CamModel
+from timm_hnc.command_line import flag_of
 from timm_hnc.data.datasets import class_names
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import DataError, UsageError, first_lines
@@ -30,7 +33,7 @@ from timm_hnc.evaluation.options import check_data_named, parse_validate_options
 from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
 from timm_hnc.evaluation.robustness import robust_figures
 from timm_hnc.evaluation.sources import Source, find_sources, use_run_data
-from timm_hnc.rows import write_csv, write_json
+from timm_hnc.rows import without_nan, write_csv, write_json
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, explicit = parse_validate_options(argv)
     use_run_data(args, explicit)
     check_data_named(args)
+    for name in ('results_file', 'cam_classes_file'):
+        if getattr(args, name) and not Path(getattr(args, name)).parent.is_dir():
+            raise UsageError(f'{flag_of(name)} {getattr(args, name)}: its folder does not exist.')
     sources = find_sources(args, explicit)
     accelerator = Accelerator(mixed_precision=resolve_precision(args, explicit), cpu=on_cpu(args))
     set_up_process(args, accelerator)
@@ -58,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _logger.info(f'Evaluating {len(sources)} models.')
         results = _validate_all(args, sources, accelerator, explicit)
     if accelerator.is_main_process:
+        # timm's scripts print their results this way, for other programs to read
+        sys.stdout.write(f'--result\n{json.dumps(without_nan(results), indent=4)}\n')
         if args.results_file:
             _write_results(args.results_file, results, args.results_format)
-        # timm's scripts print their results this way, for other programs to read
-        sys.stdout.write(f'--result\n{json.dumps(results, indent=4)}\n')
     accelerator.end_training()
 
 
@@ -110,6 +116,7 @@ def _validate(args: Namespace, source: Source, accelerator: Accelerator, explici
     data_config = resolve_data_config(
         vars(args), model=model, use_test_size=not args.use_train_size, verbose=accelerator.is_main_process
     )
+    data_config |= {name: adapt_to_chs(data_config[name], data_config['input_size'][0]) for name in ('mean', 'std')}
     if args.test_pool:
         model, pooled = apply_test_time_pool(model, data_config)
         data_config = {**data_config, **({'crop_pct': 1.0} if pooled else {})}
@@ -120,7 +127,8 @@ def _validate(args: Namespace, source: Source, accelerator: Accelerator, explici
     )
     dataset.skipped_images = skipped  # type: ignore[attr-defined]  # travels to the loader's workers
     metrics = _evaluate(model, source, dataset, args, data_config, accelerator)
-    count = accelerator.reduce(torch.tensor(skipped.count, device=accelerator.device), 'sum')
+    count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
+    count = accelerator.reduce(count, 'sum')
     skipped.stop()
     return {
         'model': args.model,
@@ -167,6 +175,7 @@ def _evaluate(
         batches, loader, accelerator.device, getattr(torch, args.model_dtype or 'float32'), args.channels_last
     )
     evaluator = partial(create_evaluator, loader, accelerator.device, multi_label, args.multilabel_threshold)
+    threat = threat_of(args, source) if args.attack else None
     watched = watch_maps(model, args, loader, dataset, class_names(dataset, args.num_classes))
     metrics = evaluate(
         watched or model,
@@ -177,11 +186,10 @@ def _evaluate(
         on_batch=watched.before(labels) if watched else labels,
         log_interval=args.log_freq,
     )
-    more: dict[str, Any] = {}
-    if args.attack:
+    more: dict[str, Any] = {'skipped_images': dataset.skipped_images.count}  # of one pass, attacks make more
+    if threat is not None:
         attacked = CamModel(model) if args.attack_loss == 'train' else model
         classifier = normalized(attacked, data_config['mean'], data_config['std'])
-        threat = threat_of(args, source)
         try:
             robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
         except ValueError as error:

@@ -121,6 +121,8 @@ def check_map_options(args: argparse.Namespace) -> None:
     flag = next((flag_of(name) for name in ('cam_metrics', 'cam_boxes', 'cam_curves') if getattr(args, name)), None)
     if flag and (args.torchcompile or args.test_pool):
         raise UsageError(f'{flag}: not together with {"--torchcompile" if args.torchcompile else "--test-pool"}.')
+    if args.boxes_dir and not args.cam_boxes:
+        raise UsageError(f'--boxes-dir {args.boxes_dir}: needs --cam-boxes.')
     if args.cam_boxes and find_spec('scipy') is None:
         raise UsageError('--cam-boxes needs scipy: pip install "timm_hnc[boxes]".')
     if args.cam_boxes and is_streamed(args.dataset):

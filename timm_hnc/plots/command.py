@@ -22,6 +22,7 @@ from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
 from timm_hnc.plots.photo_cams import Subject, map_values, names_of, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.plots.report import write_report
+from timm_hnc.plots.run_files import of_this_version
 from timm_hnc.progress import progress
 from timm_hnc.rows import write_csv, write_json
 from timm_hnc.run_options import read_options
@@ -112,11 +113,11 @@ def _cams(args: argparse.Namespace, path: Path) -> Rows:
     subjects = []
     for checkpoint in checkpoints:
         model = _load(args, checkpoint)
-        caption = Path(checkpoint).name if checkpoint and len(checkpoints) > 1 else ''
+        caption = _caption(checkpoint) if checkpoint and len(checkpoints) > 1 else ''
         names_of_classes = names_of(model.model, names)
         subjects.append(Subject(model, caption, names_of_classes, _has_several_labels(args, checkpoint)))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk)
-    _save(draw_panel(drawn, args.title), path)
+    _save(draw_panel(drawn, args.title, labelled=False), path)
     files = [photo for photo in photos for _ in subjects]
     return [value for photo, row in zip(files, drawn, strict=True) for value in map_values(photo, row)]
 
@@ -160,15 +161,23 @@ def _load(args: argparse.Namespace, checkpoint: str | None) -> CamModel:
         raise UsageError(str(error)) from error
 
 
+def _caption(checkpoint: str) -> str:
+    """A run's name, also for the weights in it."""
+    path = Path(checkpoint).absolute()
+    return path.parent.name if path.name in ('model_best', 'last') else path.name
+
+
 def _losses(args: argparse.Namespace, path: Path) -> Rows:
     _save(draw_losses(), path)
     return loss_rows()
 
 
 def _curves(args: argparse.Namespace, path: Path) -> Rows:
-    runs = [read_run(Path(run)) for run in args.runs]
-    _save(draw_curves(runs), path)
-    return curve_rows(runs)
+    folders = [Path(run) for run in args.runs]
+    with of_this_version(folders):
+        runs = [read_run(folder) for folder in folders]
+        _save(draw_curves(runs), path)
+        return curve_rows(runs)
 
 
 def _report(args: argparse.Namespace, path: Path) -> Rows:

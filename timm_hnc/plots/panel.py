@@ -114,7 +114,7 @@ class _Layout:
         return left, top, left + width, top + height
 
 
-def draw_panel(rows: Sequence[PanelRow], title: str = '', cell_size: int = 160) -> Image.Image:
+def draw_panel(rows: Sequence[PanelRow], title: str = '', cell_size: int = 160, labelled: bool = True) -> Image.Image:
     """Draw images with their positive map and their top negative maps, as in Fig. 1 and Fig. 5 of the paper.
 
     A row is an image, then its positive map, then its negative maps by rank, each over the grey image with the class's
@@ -125,6 +125,7 @@ def draw_panel(rows: Sequence[PanelRow], title: str = '', cell_size: int = 160) 
         rows: the images, at least one.
         title: a line above everything, none if empty.
         cell_size: longer side of a picture in pixels, at least 32.
+        labelled: the classes of the images are known; else maps are headed by rank, not as positive and negative.
 
     Returns:
         The panel, an RGB image. Its size depends only on the shapes in ``rows``, ``cell_size`` and whether there is a
@@ -146,8 +147,11 @@ def draw_panel(rows: Sequence[PanelRow], title: str = '', cell_size: int = 160) 
     if layout.has_title:
         width = layout.size[0] - 2 * layout.margin
         write(draw, (layout.margin, layout.margin), title, round(layout.font_size * 1.25), width, INK, 'la')
-    negatives = [f'negative {rank}' for rank in range(1, layout.columns - 1)]
-    for column, text in enumerate(['image', 'positive', *negatives]):
+    ranks = range(1, layout.columns - 1)
+    maps = ['positive', *(f'negative {rank}' for rank in ranks)]
+    if not labelled:
+        maps = ['top 1', *(f'top {rank + 1}' for rank in ranks)]
+    for column, text in enumerate(['image', *maps]):
         centre = layout.left(column) + cell_size // 2
         write(draw, (centre, layout.header), text, layout.font_size, cell_size, FAINT, 'ma')
     for index, row in enumerate(rows):

@@ -11,7 +11,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from torch import Tensor
 
 from timm_hnc.cam import CamModel
-from timm_hnc.errors import DataError
+from timm_hnc.errors import DataError, UsageError
 from timm_hnc.plots.cams import panel_rows
 from timm_hnc.plots.panel import PanelRow
 from timm_hnc.plots.photos import load_photo
@@ -100,7 +100,10 @@ def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:
     config = resolve_data_config({}, model=model.model)
     transform = create_transform(**config)
     device = next(model.parameters()).device
-    input: Tensor = transform(photo)[None]
+    channels = config['input_size'][0]
+    if channels not in (1, 3):
+        raise UsageError(f'the model has {channels} input channels: photos have 1 or 3.')
+    input: Tensor = transform(photo.convert('L' if channels == 1 else 'RGB'))[None]
     mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
     maps = model.class_maps(input.to(device))
     seen = maps.logits.argmax(1)

@@ -20,7 +20,7 @@ from timm_hnc.plots.figures import as_image, new_figure, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
 from timm_hnc.plots.map_image import as_colour, as_grey, map_over_image, resize, shared_scale, striped
 from timm_hnc.plots.panel import Cell
-from timm_hnc.plots.run_files import RunFiles, attack_lines, names_of_runs, read_run_files
+from timm_hnc.plots.run_files import RunFiles, attack_lines, names_of_runs, of_this_version, read_run_files
 from timm_hnc.progress import progress
 
 CELL = 160  # longer side of a picture in pixels
@@ -56,8 +56,9 @@ def write_report(folders: Sequence[Path], path: Path) -> list[RunFiles]:
         DataError: a folder is no run folder, or damaged.
         UsageError: the page cannot be written.
     """
-    runs = [read_run_files(folder) for folder in folders]
-    page = render_report(runs)
+    with of_this_version(folders):
+        runs = [read_run_files(folder) for folder in folders]
+        page = render_report(runs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding='utf-8')

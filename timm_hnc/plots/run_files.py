@@ -3,12 +3,15 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm_hnc.errors import DataError
+from jinja2 import TemplateError
+
+from timm_hnc.errors import DataError, UsageError
 from timm_hnc.plots.curves import RunCurves, read_run
 from timm_hnc.plots.examples import Example, read_examples
 
@@ -42,6 +45,22 @@ class RunFiles:
         return 'map' if self.curves.options.get('task') == 'multilabel' else 'top1'
 
 
+@contextmanager
+def of_this_version(folders: Sequence[Path]) -> Iterator[None]:
+    """Around the reading and drawing of run folders: what no version of ours writes is told in one line.
+
+    Raises:
+        DataError: something in them is not what it should be.
+    """
+    try:
+        yield
+    except (UsageError, DataError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
+        names = ', '.join(f"'{folder}'" for folder in folders)
+        raise DataError(f'{names}: not of this version of timm_hnc ({type(error).__name__}: {error}).') from error
+
+
 def read_run_files(folder: Path) -> RunFiles:
     """Read a run folder; parts that an unfinished run or one without a report lacks are empty.
 
@@ -57,7 +76,7 @@ def read_run_files(folder: Path) -> RunFiles:
         read_figures(folder),
         read_examples(report),
         _read(report / 'confusions.json', list) or [],
-        _attacks(validation) or robustness,
+        _of_both(_attacks(validation), robustness),
     )
 
 
@@ -99,6 +118,12 @@ def numbers(figures: Any) -> dict[str, float]:
     if not isinstance(figures, dict):
         return {}
     return {name: value for name, value in figures.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def _of_both(measured: list[dict[str, Any]], of_the_run: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of validate.py, and of the run's end those of other attacks or units."""
+    known = {(row['attack'], row['space']) for row in measured}
+    return measured + [row for row in of_the_run if (row.get('attack'), row.get('space')) not in known]
 
 
 def _attacks(validation: dict[str, Any]) -> list[dict[str, Any]]:

@@ -106,7 +106,8 @@ class Findings:
             (inputs.to(device, run.input_dtype), target.to(device))
             for inputs, target in zip(*(part.split(size) for part in samples), strict=True)
         ]
-        evaluator = partial(create_evaluator, batches, device, run.args.task == 'multilabel')
+        threshold = run.args.multilabel_threshold
+        evaluator = partial(create_evaluator, batches, device, run.args.task == 'multilabel', threshold)
         clean = evaluate(self.model, batches, evaluator(), run.accelerator.autocast)
         threat = Threat([Attack('fgsm', eps) for eps in ATTACKED_EPS], seed=run.args.seed)
         classifier = normalized(self.model, run.data_config['mean'], run.data_config['std'])

@@ -15,6 +15,7 @@ from timm.models import safe_model_name
 
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.options import check_data_named
+from timm_hnc.rows import without_nan
 from timm_hnc.training.build import build_run
 from timm_hnc.training.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 from timm_hnc.training.environment import create_accelerator
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if accelerator.is_main_process:
         publisher.publish('Add model')
         # timm's scripts print their results this way, for sweeps that read them
-        sys.stdout.write(f'--result\n{json.dumps(result, indent=4)}\n')
+        sys.stdout.write(f'--result\n{json.dumps(without_nan(result), indent=4)}\n')
         _logger.info(f'Run folder: {folder}')
         for title, path in (('CAM pictures', folder / 'cams'), ('Report', folder / 'report.html')):
             if path.exists():
