@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from timm_hnc.cam.negatives import topk_negatives
+from timm_hnc.cam.selected import selected_scores
 
 
 @dataclass(eq=False)
@@ -69,9 +70,10 @@ class ClassMaps:
         """
         if classes is not None:
             check_classes(classes, len(self.positions), self.num_classes)
-        positions = self.positions.transpose(1, 2)
-        weight = self.weight if classes is None else torch.nn.functional.embedding(classes, self.weight)
-        maps = torch.matmul(weight.to(positions.dtype), positions)
+        if classes is None:
+            maps = torch.matmul(self.weight.to(self.positions.dtype), self.positions.transpose(1, 2))
+        else:
+            maps = selected_scores(self.positions, self.weight, classes, self.logits)
         if self.bias is not None:
             bias = self.bias if classes is None else self.bias[classes]
             maps = maps + bias.to(maps.dtype)[..., None]
