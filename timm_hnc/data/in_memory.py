@@ -16,6 +16,7 @@ from torchvision import transforms
 from torchvision.transforms import RandomCrop
 
 from timm_hnc.data.keyed import Batch, KeyedBatches, mixed
+from timm_hnc.data.reading import read
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.progress import progress
 
@@ -41,7 +42,7 @@ def keep_in_memory(loader: Any, keys: KeyedBatches, hflip: float, vflip: float, 
     crop = next(step for step in dataset.transform.transforms if isinstance(step, RandomCrop))
     before = dataset.transform.transforms[: dataset.transform.transforms.index(crop)]
     ordinary, dataset.transform = dataset.transform, transforms.Compose([*before, transforms.PILToTensor()])
-    images, targets = _decode(dataset, loader.loader.num_workers, device)
+    images, targets = _decode(dataset, loader.loader, device)
     dataset.transform = ordinary
     left, top = crop.padding
     loader.loader = InMemoryBatches(images, targets, keys, tuple(crop.size), (top, left), (hflip, vflip))
@@ -135,7 +136,7 @@ class RememberedBatches:
         return getattr(self.loader, name)
 
 
-def _decode(dataset: Dataset, workers: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _decode(dataset: Dataset, like: DataLoader, device: torch.device) -> tuple[Tensor, Tensor]:
     first, _ = dataset[0]
     needed, free = first.numel() * len(dataset), _free_memory(device)  # type: ignore[arg-type]
     if needed > _MOST_OF_MEMORY * free:
@@ -143,12 +144,12 @@ def _decode(dataset: Dataset, workers: int, device: torch.device) -> tuple[Tenso
             f'--data-in-memory: the images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}.'
         )
     parts = []
-    loader = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=workers)
+    loader = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=like.num_workers, timeout=like.timeout)
     try:
-        for images, targets in progress(loader, 'batch', len(loader), 'Decoding'):
+        for images, targets in progress(read(loader), 'batch', len(loader), 'Decoding'):
             parts.append((images.to(device), targets.to(device)))
         images, targets = (torch.cat(column) for column in zip(*parts, strict=True))
-    except RuntimeError as error:
+    except (RuntimeError, DataError) as error:
         if 'size' not in str(error):
             raise
         raise UsageError(f'--data-in-memory: the images have several sizes ({first_lines(error, 120)}).') from error

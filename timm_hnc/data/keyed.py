@@ -2,7 +2,7 @@
 
 The batch sampler yields epoch and number with the indices; whoever reads the batch seeds from them, and then augments
 its samples and mixes them in their order. A loader can begin at any batch of any epoch, with any number of workers, and
-give what it gave before.
+give what it gave before. So can workers that stay from epoch to epoch.
 """
 
 import random
@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm.data import FastCollateMixup
 from torch.utils.data import DataLoader, IterableDataset
 
 from timm_hnc.data.wrapped import WrappedDataset
 
 _REMEMBERED = 64  # batches whose samples can be named; more than loaders fetch ahead
 _OF_ERASING = -1
+_OF_ORDER = -3
 _MASK = (1 << 64) - 1
 
 
@@ -47,7 +49,8 @@ def seed_generators(*numbers: int, devices: bool = False) -> None:
     seed = mixed(*numbers)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    if devices:
+    # without an accelerator torch.manual_seed() takes a millisecond to note the seed for one that may come
+    if devices and torch.accelerator.is_available():
         torch.manual_seed(seed >> 1)
     else:
         torch.default_generator.manual_seed(seed >> 1)
@@ -68,6 +71,7 @@ class KeyedBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         self.recent.clear()
+        seed_generators(self.seed, self.epoch, _OF_ORDER)  # torch's random sampler draws from the default generator
         for number, batch in islice(enumerate(self.batches), self.start, None):
             self.recent[number] = list(batch)
             if len(self.recent) > _REMEMBERED:
@@ -140,6 +144,9 @@ def use_keys(loader: Any, seed: int) -> KeyedBatches | None:
     # DataLoader refuses to change these once it is made
     object.__setattr__(inner, 'batch_sampler', keyed)
     object.__setattr__(inner, 'dataset', _KeyedDataset(inner.dataset))
+    # workers have a copy of timm's mixup, which --mixup-off-epoch switches off in this process
+    keep_workers = inner.num_workers > 0 and not isinstance(inner.collate_fn, FastCollateMixup)
+    object.__setattr__(inner, 'persistent_workers', keep_workers)
     if getattr(loader, 'random_erasing', None) is not None:
         loader.random_erasing = _KeyedErasing(loader.random_erasing, keyed)
     return keyed

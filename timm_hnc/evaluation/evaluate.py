@@ -1,10 +1,7 @@
 """A model's figures over a data set, every sample counted once."""
 
 import logging
-import multiprocessing
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from timm_hnc.cam.copies import evaluating
+from timm_hnc.data.reading import read
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.multilabel import MultiLabelEvaluator
 from timm_hnc.progress import progress
@@ -49,35 +47,6 @@ def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channe
     for input, target in progress(read(loader), 'batch', total):
         input, target = input.to(device=device, dtype=dtype), target.to(device)
         yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target
-
-
-def read(loader: Iterable) -> Iterator:
-    """What a loader yields, the errors of its reader in one line.
-
-    Raises:
-        DataError: the data cannot be read.
-    """
-    try:
-        yield from loader
-    except (OSError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
-        # kinds of RuntimeError are those of devices, and our own
-        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-            raise
-        # the last line is the message, where a worker has put its traceback in front
-        message = (str(error).strip() or repr(error)).splitlines()[-1]
-        if message.startswith('DataLoader'):
-            _kill_workers()
-            message += ' See --workers, --worker-timeout and the memory that is free.'
-        raise DataError(f'the data cannot be read: {message}') from error
-
-
-def _kill_workers() -> None:
-    """One that hangs would not end when it is asked to, and this process would wait for it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their end
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
 
 
 def evaluate(

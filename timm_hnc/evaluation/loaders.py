@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import ImageMode
 from timm.data import create_loader
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
@@ -77,8 +77,6 @@ def loader_options(
         device=device,
         distributed=distributed,
         use_prefetcher=not args.no_prefetcher,
-        # fresh workers every epoch: what they draw depends on the epoch's seed, not on the epochs before
-        persistent_workers=False,
     )
 
 
@@ -109,6 +107,7 @@ def create_eval_loader(
         num_workers=_eval_workers(args, distributed),
         crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'],
+        persistent_workers=not isinstance(dataset, IterableDataset),
     )
     options |= loader_options(args, data_config, device, distributed) | kwargs
     return create_timed_loader(dataset, args, **options)

@@ -20,6 +20,7 @@ from timm.utils import check_batch_size_retry, decay_batch_step
 from timm_hnc.cam import CamModel
 from timm_hnc.command_line import flag_of
 from timm_hnc.data.datasets import class_names
+from timm_hnc.data.reading import watched_workers
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.attack_options import threat_of
@@ -107,6 +108,7 @@ def _validate_all(
     return sorted(results, key=lambda result: result[metric], reverse=True)
 
 
+@watched_workers()
 def _validate(args: Namespace, source: Source, accelerator: Accelerator, explicit: frozenset[str]) -> dict[str, Any]:
     args = Namespace(**vars(args))
     with accelerator.local_main_process_first():  # what is downloaded, is downloaded once

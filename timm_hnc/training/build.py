@@ -166,15 +166,7 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     keys = use_keys(train_loader, mixed(args.seed, accelerator.process_index))
     if args.data_in_memory and keys is not None:
         keep_in_memory(train_loader, keys, args.hflip, args.vflip, device)
-    eval_loader: Any = None
-    if args.val_split:
-        eval_set = create_eval_dataset(args, data_config, args.val_split, args.val_num_samples)
-        check_same_classes(train_set, eval_set)
-        eval_set.skipped_images = skipped  # type: ignore[attr-defined]
-        batch_size = args.validation_batch_size or args.batch_size
-        eval_loader = create_eval_loader(eval_set, args, data_config, batch_size, device, distributed)
-        if args.data_in_memory:
-            eval_loader.loader = RememberedBatches(eval_loader.loader)
+    eval_loader = _create_eval_loader(args, data_config, train_set, skipped, accelerator) if args.val_split else None
     _resolve_learning_rate(args, train_loader, accelerator.num_processes)
     loss = create_run_loss(args, model, train_set)
     task, optimizer = accelerator.prepare(
@@ -204,6 +196,21 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     )
     run.scheduler, run.num_epochs = _create_scheduler(run)
     return run
+
+
+def _create_eval_loader(
+    args: Namespace, data_config: dict[str, Any], train_set: Any, skipped: SkippedImages, accelerator: Accelerator
+) -> Any:
+    dataset = create_eval_dataset(args, data_config, args.val_split, args.val_num_samples)
+    check_same_classes(train_set, dataset)
+    dataset.skipped_images = skipped  # type: ignore[attr-defined]
+    batch_size, distributed = args.validation_batch_size or args.batch_size, accelerator.num_processes > 1
+    # what is kept in memory is read once
+    options = {'persistent_workers': False} if args.data_in_memory else {}
+    loader = create_eval_loader(dataset, args, data_config, batch_size, accelerator.device, distributed, **options)
+    if args.data_in_memory:
+        loader.loader = RememberedBatches(loader.loader)
+    return loader
 
 
 def create_task(args: Namespace, model: Any, loss: Loss | None, accelerator: Accelerator) -> Any:

@@ -91,6 +91,8 @@ def create_train_loader(
         num_workers=args.workers,
         worker_seeding=args.worker_seeding,
         collate_fn=mixup if isinstance(mixup, FastCollateMixup) else None,
+        # what fresh workers draw depends on the epoch's seed, not on the epochs before; use_keys() lets them stay
+        persistent_workers=False,
         use_multi_epochs_loader=args.use_multi_epochs_loader,
         **_augmentation(args),
         **_schedule(args),
@@ -117,7 +119,7 @@ def _augmentation(args: Namespace) -> dict[str, Any]:
         ratio=args.ratio,
         hflip=args.hflip,
         vflip=args.vflip,
-        color_jitter=args.color_jitter,
+        color_jitter=args.color_jitter or None,  # timm would draw for a jitter of nothing
         color_jitter_prob=args.color_jitter_prob,
         grayscale_prob=args.grayscale_prob,
         gaussian_blur_prob=args.gaussian_blur_prob,

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.models import safe_model_name
 
+from timm_hnc.data.reading import watched_workers
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.options import check_data_named
 from timm_hnc.rows import without_nan
@@ -31,6 +32,7 @@ from timm_hnc.training.state import restore, start_schedule
 _logger = logging.getLogger(__name__)
 
 
+@watched_workers()
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from timm_hnc.evaluation.evaluate import read
+from timm_hnc.data.reading import read
 from timm_hnc.training.build import Run
 
 
@@ -27,7 +27,8 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
         count = min(count, len(dataset))
         dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
     # where workers read the data, one reads this too: they would share what a reader has opened before they were forked
-    loader = DataLoader(dataset, batch_size=None, num_workers=min(1, run.args.workers))
+    workers = min(1, run.args.workers)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, timeout=run.args.worker_timeout * workers)
     samples = list(islice(read(loader), count))
     if not samples:
         return None

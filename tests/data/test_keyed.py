@@ -1,0 +1,60 @@
+import os
+
+import pytest
+import torch
+from timm.data import FastCollateMixup
+from torch.utils.data import DataLoader, Dataset
+
+from timm_hnc.data.keyed import use_keys
+
+
+class Draws(Dataset):
+    """Samples that say which they are, what they drew, and in which process."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return index, torch.rand(()), os.getpid()
+
+
+def loader_of(workers, **options):
+    loader = DataLoader(Draws(), batch_size=2, shuffle=True, num_workers=workers, **options)
+    return loader, use_keys(loader, 5)
+
+
+def read(loader, keys, epoch, start=0):
+    """Indices and numbers of an epoch's batches, and the processes that read them."""
+    keys.set_epoch(epoch)
+    keys.start = start
+    columns = [torch.cat(column) for column in zip(*loader, strict=True)]
+    return columns[0].tolist(), columns[1].tolist(), set(columns[2].tolist())
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_workers_stay_and_give_what_fresh_ones_give(workers):
+    kept, plain = loader_of(workers), loader_of(0)
+    epochs = [read(*kept, epoch) for epoch in range(3)]
+    assert epochs[0][0] != epochs[1][0] != epochs[2][0]
+    assert epochs[0][2] == epochs[1][2] == epochs[2][2]
+    assert len(epochs[0][2]) == workers
+    assert os.getpid() not in epochs[0][2]
+    for epoch, (indices, numbers, _) in enumerate(epochs):
+        assert sorted(indices) == list(range(12))
+        torch.manual_seed(epoch)  # what was drawn before makes no difference
+        assert read(*plain, epoch)[:2] == (indices, numbers)
+        assert read(*loader_of(2), epoch, start=4)[:2] == (indices[8:], numbers[8:])
+
+
+def test_kept_workers_begin_anew_after_a_pass_that_was_left():
+    loader, keys = loader_of(2)
+    whole = read(loader, keys, 1)
+    keys.set_epoch(0)
+    next(iter(loader))
+    assert read(loader, keys, 1) == whole
+
+
+def test_workers_do_not_stay_with_a_mixup_that_is_switched_off_outside_of_them():
+    assert loader_of(1)[0].persistent_workers
+    assert not loader_of(1, collate_fn=FastCollateMixup())[0].persistent_workers
+    assert not loader_of(0)[0].persistent_workers

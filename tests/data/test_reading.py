@@ -1,0 +1,81 @@
+"""A loader's errors, and the end of waiting for processes that are frozen."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from timm_hnc.data import reading
+from timm_hnc.errors import DataError
+
+SAMPLES = [torch.full((3,), float(index)) for index in range(12)]
+
+
+def loader_with(timeout):
+    return DataLoader(SAMPLES, batch_size=2, num_workers=2, timeout=timeout)
+
+
+@pytest.fixture(autouse=True)
+def kept_signals():
+    """Without the timer of pytest-timeout meanwhile, and with torch's handler of dying processes after."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGALRM)}
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
+    yield
+    found = signal.getsignal(signal.SIGALRM), signal.setitimer(signal.ITIMER_REAL, *timer)
+    signal.signal(signal.SIGCHLD, handlers[signal.SIGCHLD])
+    signal.signal(signal.SIGALRM, handlers[signal.SIGALRM])
+    assert found == (handlers[signal.SIGALRM], (0, 0))
+
+
+def signal_workers(number):
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, number)
+
+
+def test_frozen_processes_whose_batches_lie_ready(monkeypatch):
+    """Torch's own timeout is no help: a batch is announced, and its memory must come from the process."""
+    monkeypatch.setattr(reading, '_GRACE', 0)
+    batches = reading.read(loader_with(timeout=2))
+    next(batches)
+    time.sleep(1)  # the next batches are announced
+    workers = multiprocessing.active_children()
+    signal_workers(signal.SIGSTOP)
+    for worker in workers:
+        os.waitpid(worker.pid, os.WUNTRACED)  # until it has stopped
+    rescue = threading.Timer(30, signal_workers, [signal.SIGCONT])
+    rescue.start()
+    with pytest.raises(DataError, match=r'DataLoader has waited 4 seconds .* See --workers'):
+        list(batches)  # one may have come before its turn
+    rescue.cancel()
+    for worker in workers:
+        worker.join(5)
+        assert worker.exitcode == -signal.SIGKILL
+
+
+def test_only_waiting_is_timed(monkeypatch):
+    monkeypatch.setattr(reading, '_GRACE', 0)
+    found = []
+    for batch in reading.read(loader_with(timeout=0.5)):
+        found.append(batch)
+        time.sleep(0.2 if len(found) > 1 else 1.2)
+    assert torch.equal(torch.cat(found), torch.stack(SAMPLES))
+
+
+def test_other_threads_read_without_a_timer():
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(reading.read(loader_with(timeout=20))))
+    thread.start()
+    thread.join(30)
+    assert torch.equal(torch.cat(found), torch.stack(SAMPLES))
+
+
+def test_a_timer_of_the_caller_is_left_alone():
+    signal.setitimer(signal.ITIMER_REAL, 1000)
+    for _ in reading.read(loader_with(timeout=20)):
+        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] < 1000
+    signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,0 +1,98 @@
+"""Reading from loaders; what goes wrong in their processes is an error of one line."""
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from timm_hnc.errors import DataError
+
+_GRACE = 5  # seconds
+
+
+def read(loader: Iterable) -> Iterator[Any]:
+    """What a loader yields, the errors of its reader in one line.
+
+    A DataLoader's own timeout ends the waiting for a batch. Where its processes are frozen a batch may be announced
+    that never comes: a timer ends this.
+
+    Raises:
+        DataError: the data cannot be read, or does not come in time.
+    """
+    timeout = getattr(getattr(loader, 'loader', loader), 'timeout', 0)
+    # timm's prefetching loader waits for two batches before it yields the first
+    seconds = 2 * timeout + _GRACE if timeout else 0
+    try:
+        iterator = iter(loader)
+        while True:
+            with _alarm(seconds):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+    except (OSError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
+        # kinds of RuntimeError are those of devices, and our own
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            raise
+        raise _data_error(error) from error
+
+
+@contextmanager
+def watched_workers() -> Iterator[None]:
+    """A loading process that dies ends what is done inside in one line: torch tells of it at any moment, by a signal.
+
+    Raises:
+        DataError: a loading process died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError or not str(error).startswith('DataLoader worker'):
+            raise
+        raise _data_error(error) from error
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Interrupt what is done inside after so many seconds, 0: never.
+
+    Only the main thread of a POSIX system can, and a timer that somebody else has set is left alone.
+
+    Raises:
+        RuntimeError: the time is over.
+    """
+    possible = hasattr(signal, 'setitimer') and threading.current_thread() is threading.main_thread()
+    if not seconds or not possible or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def end_waiting(*_: Any) -> None:
+        raise RuntimeError(f'DataLoader has waited {seconds:g} seconds for a process that does not go on.')
+
+    previous = signal.signal(signal.SIGALRM, end_waiting)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _data_error(error: Exception) -> DataError:
+    # the last line is the message, where a worker has put its traceback in front
+    message = (str(error).strip() or repr(error)).splitlines()[-1]
+    if message.startswith('DataLoader'):
+        _kill_workers()
+        message += ' See --workers, --worker-timeout and the memory that is free.'
+    return DataError(f'the data cannot be read: {message}')
+
+
+def _kill_workers() -> None:
+    """One that hangs would not end when it is asked to, and this process would wait for it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their end
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
