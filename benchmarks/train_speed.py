@@ -80,6 +80,8 @@ def main() -> None:
             same = [*data, '--model', 'test_resnet', '--device', 'cpu', *out]
             ours, theirs = [sys.executable, TRAIN, *same, *OURS], [sys.executable, args.timm, *same]
             compare("train.py --hnc none over timm's train.py", ours, theirs, args.pairs)
+            jitter = ['--color-jitter', '0.4']
+            compare("the same with timm's default --color-jitter", [*ours, *jitter], [*theirs, *jitter], args.pairs)
 
 
 if __name__ == '__main__':

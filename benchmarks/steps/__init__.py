@@ -1,0 +1,1 @@
+"""What a HNC step costs: cases, steps to time, measurements, and the table of them."""

@@ -1,0 +1,125 @@
+"""Time and peak memory of training steps without their update."""
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import timm
+import torch
+from timm.task import ClassificationTask
+from torch import Tensor, nn
+
+import timm_hnc
+from steps.cases import Case
+
+VARIANTS = ('ce', 'mse', 'kd', 'full')
+_WARM_UP = 3
+_WEIGHT = 0.001
+
+
+class FullMapTask(nn.Module):
+    """Cross-entropy and HNC the published way: a 1x1 convolution to all n maps, a mask of the top k, an MSE."""
+
+    def __init__(self, cam_model: timm_hnc.CamModel, topk: int) -> None:
+        super().__init__()
+        self.cam_model = cam_model
+        self.topk = topk
+
+    def forward(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch, as 'loss'."""
+        class_maps = self.cam_model(images, return_class_maps=True)
+        maps = class_maps.maps()
+        logits = maps.mean((2, 3))
+        indices, valid = timm_hnc.cam.topk_negatives(logits, target, self.topk)
+        mask = torch.zeros_like(logits).scatter(1, indices, valid.to(logits.dtype))
+        hnc = (maps.square() * mask[:, :, None, None]).mean((2, 3)).sum(1).mean()
+        return {'loss': nn.functional.cross_entropy(logits, target) + _WEIGHT * hnc}
+
+
+def build_model(case: Case, device: str) -> nn.Module:
+    """The network, in training mode and channels-last."""
+    torch.manual_seed(0)
+    model = timm.create_model(case.model, num_classes=case.classes, **case.model_kwargs)
+    return model.to(device, memory_format=torch.channels_last).train()
+
+
+def build_task(model: nn.Module, variant: str, topk: int, device: str) -> nn.Module:
+    """Cross-entropy ('ce'), cross-entropy and HNC ('mse', 'kd'), or the published way ('full')."""
+    if variant == 'ce':
+        return ClassificationTask(model, device=torch.device(device), verbose=False)
+    cam_model = timm_hnc.CamModel(model)
+    if variant == 'full':
+        return FullMapTask(cam_model, topk)
+    hnc = timm_hnc.HNCLoss(variant, topk=topk)
+    return timm_hnc.HNCTask(cam_model, hnc=hnc, hnc_weight=_WEIGHT, device=torch.device(device), verbose=False)
+
+
+def build_step(model: nn.Module, variant: str, case: Case, device: str) -> Callable[[], None]:
+    """Forward and backward pass of one batch of random images."""
+    task = build_task(model, variant, case.topk, device)
+    forward = torch.compile(task) if case.mode == 'compiled' else task
+    images = torch.randn(case.batch_size, 3, case.img_size, case.img_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    target = torch.randint(case.classes, (case.batch_size,), device=device)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=case.dtype == 'bfloat16'):
+            loss = forward(images, target)['loss']
+        loss.backward()
+        if device != 'cpu':
+            torch.accelerator.synchronize()
+
+    return step
+
+
+def time_rounds(case: Case, variants: Sequence[str], device: str) -> dict[str, list[float]]:
+    """Seconds of a step of every variant in `case.pairs` rounds, whose order turns from one to the next."""
+    model = build_model(case, device)
+    steps = {variant: build_step(model, variant, case, device) for variant in variants}
+    for step in list(steps.values()) * _WARM_UP:
+        step()
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    for index in range(case.pairs):
+        turned = [*variants[index % len(variants) :], *variants[: index % len(variants)]]
+        for variant in turned:
+            start = time.perf_counter()
+            steps[variant]()
+            seconds[variant].append(time.perf_counter() - start)
+    return seconds
+
+
+def _report_peak(case: Case, variant: str, device: str, queue: multiprocessing.Queue) -> None:
+    step = build_step(build_model(case, device), variant, case, device)
+    for _ in range(_WARM_UP):
+        step()
+    if device == 'cpu':
+        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    else:
+        queue.put(torch.cuda.max_memory_allocated())
+
+
+def peak_memory(case: Case, variant: str, device: str, processes: int = 3) -> int:
+    """Peak memory of a few steps in bytes, the least of some fresh processes.
+
+    All resident memory on a CPU, the allocator's peak on a GPU.
+    """
+    context = multiprocessing.get_context('spawn')
+    peaks = []
+    for _ in range(processes):
+        queue = context.Queue()
+        process = context.Process(target=_report_peak, args=(case, variant, device, queue))
+        process.start()
+        peaks.append(queue.get())
+        process.join()
+    return min(peaks)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and its 95 % confidence interval, from the binomial order statistics (normal approximation)."""
+    ordered = sorted(values)
+    half = 0.98 * len(values) ** 0.5
+    low, high = max(0, int(len(values) / 2 - half)), min(len(values) - 1, int(len(values) / 2 + half))
+    return statistics.median(ordered), ordered[low], ordered[high]
