@@ -6,7 +6,7 @@ python commands.py '[["train", "--model", ...], ["validate", ...]]'
 import json
 import sys
 
-from running import forget_run, keep_process_group
+from running import forget_run, kept_process_group
 
 import timm_hnc.evaluation.main
 import timm_hnc.training.main
@@ -14,7 +14,7 @@ import timm_hnc.training.main
 MAIN = {'train': timm_hnc.training.main.main, 'validate': timm_hnc.evaluation.main.main}
 
 if __name__ == '__main__':
-    keep_process_group()
-    for command, *argv in json.loads(sys.argv[1]):
-        forget_run()
-        MAIN[command](argv)
+    with kept_process_group():
+        for command, *argv in json.loads(sys.argv[1]):
+            forget_run()
+            MAIN[command](argv)

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,17 @@ def forget_run() -> None:
         logging.root.removeHandler(handler)
 
 
-def keep_process_group() -> None:
-    """Let the next run of a script under torchrun use the processes' group again: it cannot be made twice."""
-    PartialState.destroy_process_group = lambda self, group=None: None
+@contextmanager
+def kept_process_group():
+    """Let every run of a script under torchrun use the same processes' group: it cannot be made twice.
+
+    It is left before the script ends: a thread of gloo that frees a tensor while the interpreter ends aborts it.
+    """
+    destroy, PartialState.destroy_process_group = PartialState.destroy_process_group, lambda self, group=None: None
+    yield
+    PartialState.destroy_process_group = destroy
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def main_of(command: str):

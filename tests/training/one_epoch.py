@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from running import forget_run, keep_process_group
+from running import forget_run, kept_process_group
 from torch import nn
 
 from timm_hnc.training.build import build_run
@@ -69,7 +69,7 @@ def one_epoch(argv: list[str]) -> dict:
 
 
 if __name__ == '__main__':
-    keep_process_group()
-    results = [one_epoch(argv) for argv in json.loads(sys.argv[1])]
+    with kept_process_group():
+        results = [one_epoch(argv) for argv in json.loads(sys.argv[1])]
     if os.environ.get('RANK', '0') == '0':
         torch.save(results, sys.argv[2])
