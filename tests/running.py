@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from forks import Script
+from timm.layers import set_fast_norm
 from timm.utils.log import FormatterNoInfo
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +42,7 @@ def clean_process(monkeypatch):
     level = logging.root.level
     yield
     forget_run()
+    set_fast_norm(False)  # --fast-norm is for the whole process
     logging.root.setLevel(level)
 
 
@@ -123,20 +126,32 @@ def subprocess_environment() -> dict[str, str]:
     return environment | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONPATH': os.pathsep.join(paths)}
 
 
-def script_command(*command, processes: int = 0) -> list[str]:
-    """The command line of a Python script, alone or with torchrun in several processes."""
+def start_script(
+    *command, processes: int = 0, fresh: bool = False, cwd: Path | None = None
+) -> Script | subprocess.Popen:
+    """Start a Python script, alone or in several processes.
+
+    Args:
+        command: a path, '-m' and a module, or '-c' and code, and the arguments.
+        processes: in a group; 0 for one without.
+        fresh: an interpreter of its own, and torchrun for a group, rather than forks that have all imports done.
+        cwd: folder to work in.
+    """
+    words = [str(word) for word in command]
+    if not fresh and words[0] != '-c':
+        return Script(words, subprocess_environment(), processes, cwd)
     launcher = [sys.executable]
     if processes:
         launcher += ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
-    return [*launcher, *map(str, command)]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen([*launcher, *words], env=subprocess_environment(), cwd=cwd, start_new_session=True, **pipes)
 
 
-def run_script(*command, processes: int = 0, **kwargs) -> subprocess.CompletedProcess:
-    """A Python script in a process of its own, or with torchrun in several."""
-    command = script_command(*command, processes=processes)
-    return subprocess.run(
-        command, env=subprocess_environment(), capture_output=True, text=True, timeout=150, check=False, **kwargs
-    )
+def run_script(*command, **kwargs) -> subprocess.CompletedProcess:
+    """A Python script to its end; `start_script` says how."""
+    process = start_script(*command, **kwargs)
+    out, err = process.communicate(timeout=150)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def result_of(process: subprocess.CompletedProcess):

@@ -1,6 +1,7 @@
-"""An epoch of train.py's own loop on given batches, this process's share of each; rank 0 saves what came of it.
+"""An epoch of train.py's own loop on given batches in float64, this process's share of each; rank 0 saves the result.
 
-Run by test_processes.py, alone and with torchrun: python one_epoch.py <JSON list of command lines> <file>
+In float32 the order of a sum, which follows from the number of processes, shows after a few updates.
+Run by tests, in one process and in several: python one_epoch.py <JSON list of command lines> <file>
 """
 
 import json
@@ -33,7 +34,7 @@ def batches(accelerator, multi_label: bool, count: int = 5, size: int = 12) -> B
         input = torch.randn(size, 3, 32, 32, generator=generator)
         target = torch.randint(0, 3, (size,), generator=generator)
         if multi_label:
-            target = torch.randint(0, 2, (size, 3), generator=generator).float()
+            target = torch.randint(0, 2, (size, 3), generator=generator).double()
         whole.append((input, target))
     share = size // accelerator.num_processes
     part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
@@ -42,7 +43,7 @@ def batches(accelerator, multi_label: bool, count: int = 5, size: int = 12) -> B
 
 def one_epoch(argv: list[str]) -> dict:
     forget_run()
-    args, explicit = parse_train_options(argv)
+    args, explicit = parse_train_options([*argv, '--model-dtype', 'float64'])
     accelerator = create_accelerator(args, explicit)
     run = build_run(args, accelerator, CheckpointFolder(Path('nowhere'), 1, False, Progress(args.model)))
     with torch.no_grad():

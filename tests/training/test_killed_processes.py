@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +14,7 @@ from running import (
     WITHOUT_PICTURES,
     run_differences,
     run_script,
-    script_command,
-    subprocess_environment,
+    start_script,
     summary,
     train,
 )
@@ -37,13 +35,9 @@ def options(images, tmp_path):
 
 
 @contextmanager
-def running(*argv, processes=0):
+def running(*argv, **kwargs):
     """A train.py that runs in the background, in a session of its own."""
-    command = script_command(TRAIN, *argv, processes=processes)
-    process = subprocess.Popen(
-        command, env=subprocess_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    process = start_script(TRAIN, *argv, **kwargs)
     try:
         yield process
     finally:
@@ -52,7 +46,8 @@ def running(*argv, processes=0):
 
 def kill_all(process):
     """SIGKILL to the launcher, its processes and their workers."""
-    for pid in (*descendants(process.pid), process.pid):
+    ranks = [rank.pid for rank in getattr(process, 'ranks', [process])]
+    for pid in [pid for rank in ranks for pid in (*descendants(rank), rank)]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait(20)
@@ -70,7 +65,7 @@ def wait_for(process, pattern: Path, seconds: float = 90):
     """Until a path of this pattern is there."""
     end = time.monotonic() + seconds
     while not list(pattern.parent.glob(pattern.name)):
-        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < end, f'{pattern} did not come'
         time.sleep(0.02)
 
@@ -93,7 +88,7 @@ def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes):
 def test_a_scheduler_that_ends_two_processes(options, tmp_path):
     """SIGTERM reaches the launcher, which passes it on."""
     argv = options('run', '--epochs', 500, '-b', 4, '--recovery-interval', 1)
-    with running(*argv, processes=2) as process:
+    with running(*argv, processes=2, fresh=True) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=60)[1]
@@ -106,7 +101,7 @@ def test_a_scheduler_that_ends_two_processes(options, tmp_path):
 
 def test_one_process_that_dies_ends_the_other(options, tmp_path):
     argv = options('run', '--epochs', 500, '-b', 4)
-    with running(*argv, processes=2) as process:
+    with running(*argv, processes=2, fresh=True) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         started = time.monotonic()
         first, second = descendants(process.pid)[:2]

@@ -190,14 +190,14 @@ def check_data_named(args: argparse.Namespace) -> None:
 
 
 def check_precision(args: argparse.Namespace) -> None:
-    """Refuse unknown number formats, and a model in half precision under --amp.
+    """Refuse unknown number formats, and a model in another than float32 under --amp.
 
     Raises:
         UsageError: with the flag, its value and what is allowed.
     """
     require_one_of(args, 'amp_dtype', ('float16', 'bfloat16'))
-    require_one_of(args, 'model_dtype', (None, '', 'float32', 'float16', 'bfloat16'))
-    if args.amp and args.model_dtype in ('float16', 'bfloat16'):
+    require_one_of(args, 'model_dtype', (None, '', 'float32', 'float16', 'bfloat16', 'float64'))
+    if args.amp and args.model_dtype not in (None, '', 'float32'):
         raise UsageError(f'--model-dtype {args.model_dtype}: --amp needs a float32 model; leave out one of the two.')
 
 
@@ -289,7 +289,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> 'argparse._MutuallyEx
     add('--device', type=str, default='cuda', help='device to run on')
     add('--amp', action='store_true', help='mixed precision')
     add('--amp-dtype', type=str, default='float16', metavar='TYPE', help='of --amp: float16 or bfloat16')
-    add('--model-dtype', type=str, metavar='TYPE', help='without --amp: number format of the weights')
+    add('--model-dtype', type=str, metavar='TYPE', help='without --amp: float32, float16, bfloat16 or float64 weights')
     add('--channels-last', action='store_true', help='channels-last memory layout')
     add('--fast-norm', action='store_true', help='norm layers in the lower precision')
     add('--torchcompile-mode', type=str, metavar='MODE', help='mode of torch.compile')

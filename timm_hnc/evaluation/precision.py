@@ -59,8 +59,7 @@ def set_up_process(args: Namespace, accelerator: Accelerator) -> None:
     if accelerator.device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    if args.fast_norm:
-        set_fast_norm()
+    set_fast_norm(args.fast_norm)
     _logger.info(
         f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
     )
