@@ -137,13 +137,14 @@ def test_token_models_of_dynamic_size():
 @FEW
 @TRAINING
 def test_channels_last(small, training):
-    plain = CamModel(small.make()).train(training)
-    model = CamModel(small.make()).to(memory_format=torch.channels_last).train(training)
-    expected = seeded(plain.class_maps, small.images())
-    class_maps = seeded(model.class_maps, small.images().contiguous(memory_format=torch.channels_last))
+    plain = CamModel(small.make()).double().train(training)
+    model = CamModel(small.make()).double().to(memory_format=torch.channels_last).train(training)
+    images = small.images().double()
+    expected = seeded(plain.class_maps, images)
+    class_maps = seeded(model.class_maps, images.contiguous(memory_format=torch.channels_last))
     scale = expected.maps(None).abs().max().item()
-    torch.testing.assert_close(class_maps.maps(None), expected.maps(None), rtol=1e-4, atol=1e-4 * scale)
-    assert off_by(class_maps) < 1e-5
+    torch.testing.assert_close(class_maps.maps(None), expected.maps(None), rtol=1e-9, atol=1e-9 * scale)
+    assert off_by(class_maps) < 1e-9
 
 
 # --- torch.compile ---

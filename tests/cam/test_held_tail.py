@@ -51,7 +51,7 @@ def test_the_held_tail_is_affine_in_the_tokens(name):
 
 def test_factors_are_the_maps_themselves():
     small = TAIL_MODELS['vit']
-    class_maps = CamModel(small.make()).class_maps(small.images())
+    class_maps = CamModel(small.make().double()).class_maps(small.images().double())
     assert class_maps.positions.shape == (3, 24, NUM_CLASSES)
     assert class_maps.num_classes == NUM_CLASSES
     torch.testing.assert_close(class_maps.positions.mean(1) @ class_maps.weight.T, class_maps.logits.detach())

@@ -97,7 +97,8 @@ def test_gradients_are_those_of_the_values(name, task):
 
 @each
 def test_halves_accumulate_to_the_whole(name, task):
-    trained, (images, target) = make_task(name, task), (MODELS['efficientnet'].images(4), targets(task))
+    trained = make_task(name, task).double()
+    images, target = MODELS['efficientnet'].images(4).double(), targets(task)
     parameters = list(trained.trainable_module.parameters())
     trained(images, target)['loss'].backward()
     whole = [p.grad.clone() for p in parameters]
@@ -106,7 +107,7 @@ def test_halves_accumulate_to_the_whole(name, task):
         (trained(images[half], target[half])['loss'] / 2).backward()
     scale = max(gradient.abs().max() for gradient in whole)
     for parameter, gradient in zip(parameters, whole, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5 * scale)
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-10 * scale)
 
 
 def test_two_processes_have_the_gradients_of_one(images, multi_label, tmp_path):
