@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -26,6 +27,7 @@ from timm_hnc.training.models import check_class_maps, check_model_name
 from timm_hnc.training.options import parse_train_options
 from timm_hnc.training.publishing import Publisher, check_publishing
 from timm_hnc.training.results import start_trackers, write_args
+from timm_hnc.training.run_lock import run_lock
 from timm_hnc.training.signals import RunStopped
 from timm_hnc.training.state import restore, start_schedule
 
@@ -53,7 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if needs_class_maps(args) or (args.cam_images and 'cam_images' in explicit):
         check_class_maps(args)
     accelerator = create_accelerator(args, explicit)
-    folder, checkpoint = _run_folder(args, accelerator)
+    folder = _run_folder(args)
+    [folder] = broadcast_object_list([folder])
+    with run_lock(folder, accelerator):
+        checkpoint = _checkpoint(args, folder)
+        accelerator.wait_for_everyone()
+        return _train(args, accelerator, folder, checkpoint)
+
+
+def _train(args: Namespace, accelerator: Accelerator, folder: Path, checkpoint: Path | None) -> int:
+    """Build the run, restore it, and train it to its end; the exit code."""
     progress = read_progress(checkpoint, args.model) if checkpoint else Progress(args.model)
     decreasing = args.eval_metric == 'loss' or not args.val_split
     run = build_run(args, accelerator, CheckpointFolder(folder, args.checkpoint_hist, decreasing, progress))
@@ -61,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         restore(run, checkpoint)
     start_schedule(run)
     if accelerator.is_main_process:
-        _create_folder(folder, vars(args))
+        _write_options(folder, vars(args))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, folder, vars(args))
     publisher = Publisher(args, folder)
@@ -74,13 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator.end_training()
     if accelerator.is_main_process:
         publisher.publish('Add model')
-        # timm's scripts print their results this way, for sweeps that read them
-        sys.stdout.write(f'--result\n{json.dumps(without_nan(result), indent=4)}\n')
-        _logger.info(f'Run folder: {folder}')
-        for title, path in (('CAM pictures', folder / 'cams'), ('Report', folder / 'report.html')):
-            if path.exists():
-                _logger.info(f'{title}: {path}')
+        _say_result(folder, result)
     return 0
+
+
+def _say_result(folder: Path, result: dict[str, Any]) -> None:
+    # timm's scripts print their results this way, for sweeps that read them
+    sys.stdout.write(f'--result\n{json.dumps(without_nan(result), indent=4)}\n')
+    _logger.info(f'Run folder: {folder}')
+    for title, path in (('CAM pictures', folder / 'cams'), ('Report', folder / 'report.html')):
+        if path.exists():
+            _logger.info(f'{title}: {path}')
 
 
 def _say_how_to_go_on(accelerator: Accelerator, folder: Path, stopped: RunStopped) -> None:
@@ -90,41 +105,56 @@ def _say_how_to_go_on(accelerator: Accelerator, folder: Path, stopped: RunStoppe
         _logger.info(f'{stopped} It is saved; to go on: {again}')
 
 
-def _run_folder(args: Namespace, accelerator: Accelerator) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to go on from if there is one.
+def _run_folder(args: Namespace) -> Path:
+    """The run folder, of which nothing is read yet but where it lies.
 
     Without --experiment a resumed run goes on in its own folder; with it, in the folder that it names.
+
+    Raises:
+        DataError: --resume names nothing that a run could go on from.
     """
-    output = Path(args.output or 'output/train')
-    folder = output / (args.experiment or _default_name(args))
-    checkpoint = None
-    if args.resume == 'auto':
-        checkpoint = find_checkpoint(folder)
-    elif args.resume:
-        checkpoint = find_checkpoint(Path(args.resume))
-        if checkpoint is None:
-            raise DataError(
-                f"--resume '{args.resume}' is no run folder and no checkpoint of one; to start from a weights file "
-                'use --initial-checkpoint.'
-            )
-        folder = folder if args.experiment else run_folder_of(checkpoint)
-    [folder] = broadcast_object_list([folder])
+    own = Path(args.output or 'output/train') / (args.experiment or _default_name(args))
+    if args.resume in ('', 'auto'):
+        return own
+    path = Path(args.resume)
+    if (path / 'state.json').is_file():
+        path = run_folder_of(path.resolve())
+    elif not any((path / 'checkpoints').glob('*/')):
+        raise _no_checkpoint(args.resume)
+    return own if args.experiment else path
+
+
+def _checkpoint(args: Namespace, folder: Path) -> Path | None:
+    """The checkpoint to go on from, if there is one.
+
+    Raises:
+        UsageError: there is a run in the folder, and it is not to go on.
+        DataError: no checkpoint is whole.
+    """
+    checkpoint = find_checkpoint(folder if args.resume == 'auto' else Path(args.resume)) if args.resume else None
+    if checkpoint is None and args.resume not in ('', 'auto'):
+        raise _no_checkpoint(args.resume)
     going_on = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()
     if (folder / 'args.yaml').exists() and not going_on and args.resume != 'auto':
         raise UsageError(
             f"run folder '{folder}' exists already: go on with --resume auto, or choose another --experiment."
         )
-    accelerator.wait_for_everyone()
-    return folder, checkpoint
+    return checkpoint
+
+
+def _no_checkpoint(resume: str) -> DataError:
+    return DataError(
+        f"--resume '{resume}' is no run folder and no checkpoint of one; to start from a weights file use "
+        '--initial-checkpoint.'
+    )
 
 
 def _default_name(args: Namespace) -> str:
     return '-'.join([datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model)])
 
 
-def _create_folder(folder: Path, options: dict) -> None:
+def _write_options(folder: Path, options: dict[str, Any]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_args(folder, options)
     except OSError as error:
         raise DataError(f"run folder '{folder}' cannot be written: {error}. See --output.") from error
