@@ -2,12 +2,14 @@
 """What becomes of runs that are killed, of damaged checkpoints and images, and of wrong command lines.
 
     python benchmarks/faults.py --kills 50      SIGKILL at random moments, resume, compare with an undisturbed run
+    python benchmarks/faults.py --together 5    start a run three times at once, kill it, start it three times again
     python benchmarks/faults.py --corrupt       a bit flipped, or the end cut off, in every file of a checkpoint
     python benchmarks/faults.py --lines 500     command lines and YAML files at random
     python benchmarks/faults.py --images 500    damaged images
     python benchmarks/faults.py --costs         what a checkpoint and the order of the data cost
 
-The exit code is 0 where every kill ended equal, every damage was seen, and everything else ended well or in one line.
+The exit code is 0 where every kill ended equal, one run at a time held a folder, every damage was seen, and everything
+else ended well or in one line.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from faults.costs import keys, saving
 from faults.images import fuzz_images
 from faults.kills import kill_and_resume
 from faults.lines import fuzz_lines
+from faults.together import STARTED, start_together
 
 from timm_hnc.command_line import run_command
 
@@ -28,6 +31,7 @@ from timm_hnc.command_line import run_command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=0, metavar='N', help='kill runs at least so often')
+    parser.add_argument('--together', type=int, default=0, metavar='N', help='rounds of a run started several times')
     parser.add_argument('--corrupt', action='store_true', help='damage the files of a checkpoint')
     parser.add_argument('--flips', type=int, default=200, metavar='N', help='bits a file that --corrupt flips')
     parser.add_argument('--lines', type=int, default=0, metavar='N', help='command lines and YAML files at random')
@@ -46,6 +50,14 @@ def main(argv: list[str] | None = None) -> int:
                 f'{count.equal} of {count.rounds} runs equal to the undisturbed one'
             )
             good &= count.equal == count.rounds
+        if args.together:
+            found = start_together(work, args.together, args.seed, args.options)
+            print(
+                f'{found.rounds} folders, {found.starts} starts of {STARTED} at once: {found.refused} refused with the '
+                f"holder's name; {found.resumed} of {found.kills} resumed right after SIGKILL, loading workers frozen; "
+                f'{found.equal} of {found.rounds} runs equal to the undisturbed one'
+            )
+            good &= found.good
         if args.costs:
             saving()
             keys()

@@ -49,7 +49,7 @@ class Script:
         codes = [rank.exitcode for rank in self.ranks]
         failed = next((code for code in codes if code), 0)
         if failed:
-            self.send_signal(signal.SIGKILL)
+            self.kill()
         elif None in codes:
             return None
         return failed
@@ -62,7 +62,7 @@ class Script:
         end = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if time.monotonic() > end:
-                self.send_signal(signal.SIGKILL)
+                self.kill()
                 raise subprocess.TimeoutExpired(self.args, timeout)
             time.sleep(0.005)
         for rank in self.ranks:
@@ -73,6 +73,9 @@ class Script:
         self.wait(timeout)
         out, err = (Path(path).read_text() for path in self._streams)
         return out, err
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
         for rank in self.ranks:

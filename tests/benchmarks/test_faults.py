@@ -9,6 +9,7 @@ import pytest
 import torch
 from faults.isolated import isolated
 from faults.kills import same, updates_in
+from faults.together import Together
 
 from timm_hnc.command_line import run_command
 from timm_hnc.errors import DataError
@@ -64,3 +65,10 @@ def test_same_sees_a_bit():
     assert not same(state, {'a': [other, 1.0], 'b': {'c': None}})
     assert not same(state, {'a': [torch.ones(3).double(), 1.0], 'b': {'c': None}})
     assert not same(state, {'a': [torch.ones(3)], 'b': {'c': None}})
+
+
+def test_runs_that_share_a_folder_are_not_good():
+    seen = {'rounds': 2, 'starts': 12, 'refused': 8, 'kills': 2, 'resumed': 2, 'equal': 2}
+    assert Together(**seen).good
+    for name in ('refused', 'kills', 'resumed', 'equal'):
+        assert not Together(**{**seen, name: seen[name] - 1}).good

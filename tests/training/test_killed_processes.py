@@ -4,24 +4,15 @@ import os
 import re
 import signal
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from running import (
-    ROOT,
-    SMALL,
-    WITHOUT_PICTURES,
-    run_differences,
-    run_script,
-    start_script,
-    summary,
-    train,
-)
+from background import TRAIN, descendants, kill_all, running, wait_for, workers_of
+from running import SMALL, WITHOUT_PICTURES, failure, run_differences, run_script, summary, train
 
 from timm_hnc.training.checkpoints import find_checkpoint
 
-TRAIN = ROOT / 'train.py'
 EXACT = ['--model-ema', '--grad-accum-steps', 2, '--hnc', 'mse', '--aa', 'rand-m5', '--mixup', 0.3, '-b', 4]
 EXACT += ['--epochs', 3, '--workers', 1, '--checkpoint-interval', 1, '--lr', 0.05, '--drop', 0.1]
 
@@ -32,42 +23,6 @@ def options(images, tmp_path):
         return ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', name, *argv]
 
     return build
-
-
-@contextmanager
-def running(*argv, **kwargs):
-    """A train.py that runs in the background, in a session of its own."""
-    process = start_script(TRAIN, *argv, **kwargs)
-    try:
-        yield process
-    finally:
-        kill_all(process)
-
-
-def kill_all(process):
-    """SIGKILL to the launcher, its processes and their workers."""
-    ranks = [rank.pid for rank in getattr(process, 'ranks', [process])]
-    for pid in [pid for rank in ranks for pid in (*descendants(rank), rank)]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait(20)
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        children = [int(each) for each in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
-    except FileNotFoundError:
-        return []
-    return [*children, *(each for child in children for each in descendants(child))]
-
-
-def wait_for(process, pattern: Path, seconds: float = 90):
-    """Until a path of this pattern is there."""
-    end = time.monotonic() + seconds
-    while not list(pattern.parent.glob(pattern.name)):
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < end, f'{pattern} did not come'
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize('processes', [0, 2])
@@ -85,11 +40,14 @@ def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes):
     assert run_differences(tmp_path / 'whole', tmp_path / 'parts') == []
 
 
-def test_a_scheduler_that_ends_two_processes(options, tmp_path):
-    """SIGTERM reaches the launcher, which passes it on."""
+def test_a_scheduler_that_ends_two_processes(options, tmp_path, capsys):
+    """SIGTERM reaches the launcher, which passes it on. The first process holds the folder for both."""
     argv = options('run', '--epochs', 500, '-b', 4, '--recovery-interval', 1)
     with running(*argv, processes=2, fresh=True) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
+        code, line = failure(capsys, 'train', *argv, '--resume', 'auto')
+        assert code == 1
+        assert int(re.search('is in use by process ([0-9]+) on ', line)[1]) == descendants(process.pid)[0]
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=60)[1]
     assert len(re.findall('Stopped by SIGTERM (?:in|after) epoch ', errors)) == 1
@@ -115,14 +73,12 @@ def test_one_process_that_dies_ends_the_other(options, tmp_path):
 
 
 def signal_workers(process, number):
-    """Send loading processes a signal until the run ends; they are forks of it."""
-    own = Path(f'/proc/{process.pid}/cmdline').read_bytes()
+    """Send loading processes a signal until the run ends."""
     end = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < end:
-        for pid in descendants(process.pid):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                if Path(f'/proc/{pid}/cmdline').read_bytes() == own:
-                    os.kill(pid, number)
+        for pid in workers_of(process):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
         time.sleep(0.01)
 
 

@@ -102,8 +102,8 @@ class _Lock:
                 return self._refuse()
             self.path.unlink(missing_ok=True)
             _logger.warning(
-                f"Run folder '{self.folder}': no locks on this file system ({error.strerror or error}); make sure that no other "
-                'run uses this folder.'
+                f"Run folder '{self.folder}': no locks on this file system ({error.strerror or error}); make sure that "
+                'no other run uses this folder.'
             )
             return True
         self._file = file

@@ -1,0 +1,58 @@
+"""train.py in the background, in processes that may be killed."""
+
+import os
+import signal
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from running import ROOT, start_script
+
+TRAIN = ROOT / 'train.py'
+
+
+@contextmanager
+def running(*argv, **kwargs):
+    """A train.py that runs in the background, in a session of its own."""
+    process = start_script(TRAIN, *argv, **kwargs)
+    try:
+        yield process
+    finally:
+        kill_all(process)
+
+
+def kill_all(process):
+    """SIGKILL to the launcher, its processes and their workers."""
+    ranks = [rank.pid for rank in getattr(process, 'ranks', [process])]
+    for pid in [pid for rank in ranks for pid in (*descendants(rank), rank)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(20)
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        children = [int(each) for each in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+    except FileNotFoundError:
+        return []
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+def wait_for(process, pattern: Path, seconds: float = 90):
+    """Until a path of this pattern is there."""
+    end = time.monotonic() + seconds
+    while not list(pattern.parent.glob(pattern.name)):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end, f'{pattern} did not come'
+        time.sleep(0.02)
+
+
+def workers_of(process) -> list[int]:
+    """The loading processes of a run; they are forks of it."""
+    own = Path(f'/proc/{process.pid}/cmdline').read_bytes()
+    found = []
+    for pid in descendants(process.pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f'/proc/{pid}/cmdline').read_bytes() == own:
+                found.append(pid)
+    return found
