@@ -2,11 +2,23 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from running import SMALL, WITHOUT_PICTURES, checkpoints, differences, result, run_differences, summary, train
+from running import (
+    SMALL,
+    WITHOUT_PICTURES,
+    checkpoints,
+    contents,
+    differences,
+    failure,
+    result,
+    run_differences,
+    summary,
+    train,
+)
 
 import timm_hnc.training.fit
 from timm_hnc.command_line import run_command
@@ -107,6 +119,47 @@ def test_streams_begin_their_epoch_anew_and_say_so(shards, tmp_path, monkeypatch
     interrupted(at_update, monkeypatch, argv, 1, 4)
     folder = train(*argv, '--resume', 'auto')
     assert 'Epoch 1 begins anew: this data cannot be read from its middle.' in caplog.text
+    assert [row['epoch'] for row in summary(folder)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ('change', 'what'),
+    [
+        ('-b 4', 'updates an epoch 7 -> 14, images an update 8 -> 4'),
+        ('-b 9', 'updates an epoch 7 -> 6, images an update 8 -> 9'),
+        ('fewer images', 'training images 59 -> 58'),
+        ('another class', 'classes 3 -> 4'),
+    ],
+)
+def test_other_images_inside_an_epoch_are_refused(
+    images, options, tmp_path, monkeypatch, at_update, capsys, caplog, change, what
+):
+    argv = options('run', '--epochs', 3, '--checkpoint-interval', 2, '--num-classes', 4)
+    interrupted(at_update, monkeypatch, argv, 1, 5)
+    folder = tmp_path / 'run'
+    before = contents(folder)
+    again = [*argv, *(change.split() if change.startswith('-b') else [])]
+    if not change.startswith('-b'):
+        other = shutil.copytree(images, tmp_path / 'images')
+        moved = other / 'train' / 'red' / 'red-03.png'
+        if change == 'fewer images':
+            moved.unlink()
+        else:
+            for split in ('train', 'validation'):
+                (other / split / 'yellow').mkdir()
+                shutil.copy(other / split / 'red' / 'red-03.png', other / split / 'yellow')
+                (other / split / 'red' / 'red-03.png').unlink()
+        again += ['--data-dir', other]
+    code, line = failure(capsys, 'train', *again, '--resume', 'auto')
+    assert code == 1
+    assert line == (
+        f"checkpoint '{folder}/checkpoints/recovery-1-4' stands inside epoch 1, which would go on with other images "
+        f"than were meant ({what}): bring data and options back, or go on from an epoch's end with --resume "
+        f'{folder}/checkpoints/epoch-0.'
+    )
+    assert contents(folder) == before
+    train(*again, '--resume', folder / 'checkpoints' / 'epoch-0', '--stop-epoch', 2)
+    assert f'{what}; no longer exact from here on.' in caplog.text
     assert [row['epoch'] for row in summary(folder)] == [0, 1]
 
 

@@ -70,14 +70,6 @@ def test_auto_starts_anew_where_there_is_no_run_yet(options):
     assert [row['epoch'] for row in summary(folder)] == [0, 1]
 
 
-def test_resuming_a_finished_run_evaluates_it_again(options):
-    folder = train(*options('run', '--epochs', 2))
-    before, figures = contents(folder / 'checkpoints'), result(folder)
-    train(*options('run', '--epochs', 2, '--resume', 'auto'))
-    assert contents(folder / 'checkpoints') == before
-    assert result(folder)['final'] == figures['final']
-
-
 def test_a_checkpoint_of_the_run_can_be_gone_back_to(options):
     folder = train(*options('run', '--epochs', 3, '--lr', 0.05))
     rows = (folder / 'summary.csv').read_text()

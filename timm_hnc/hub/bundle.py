@@ -17,11 +17,12 @@ from timm_hnc.cam.copies import evaluating
 from timm_hnc.cam.probe import UnsupportedHead
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.hub.card import CardFacts, render_card
-from timm_hnc.hub.portable import data_name, portable_options, portable_result
+from timm_hnc.hub.portable import data_name, portable, portable_options, portable_result
 from timm_hnc.hub.weights import WEIGHTS, find_weights, save_pretrained
 from timm_hnc.plots.run_files import numbers, read_figures, read_result
 from timm_hnc.rows import write_json
 from timm_hnc.run_options import read_options
+from timm_hnc.run_parts import read_parts
 
 _SEED = 0  # of the image that weights are tried with
 
@@ -93,7 +94,8 @@ def bundle_run(
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights / WEIGHTS, folder / WEIGHTS)
     model, config = _load(weights), json.loads((weights / 'config.json').read_text())
-    licence = _set_licence(config, options, licence)
+    parts = read_parts(run)
+    licence = _set_licence(config, parts[0].options if parts else options, licence)
     config['hnc'] = _hnc_block(config, options, found)
     write_json(folder / 'config.json', config)
     check_weights(folder, model)
@@ -107,7 +109,8 @@ def bundle_run(
     has_picture = with_picture and picture.is_file()
     if has_picture:
         shutil.copyfile(picture, folder / 'cams.png')
-    facts = CardFacts(repo_id, config, licence, figures, compared, *records, has_picture, has_maps(model))
+    changes = [replace(part, changed=portable(part.changed)) for part in parts[1:]]
+    facts = CardFacts(repo_id, config, licence, figures, compared, *records, has_picture, has_maps(model), changes)
     (folder / 'README.md').write_text(render_card(facts), encoding='utf-8')
 
 

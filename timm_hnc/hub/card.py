@@ -1,6 +1,6 @@
 """The model card of published weights: README.md with the Hub's metadata."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader
 
 from timm_hnc.hub.portable import data_name, is_hub_name
 from timm_hnc.plots.figure_table import figure_table
+from timm_hnc.run_parts import Part
 
 # names of figures as the Hub's leaderboards and metric pages have them, in percent
 _METRICS = {'top1': ('accuracy', 'top-1 accuracy'), 'top5': ('accuracy', 'top-5 accuracy'), 'map': ('mAP', 'mAP')}
@@ -28,6 +29,7 @@ class CardFacts:
         result: of result.json.
         has_picture: cams.png lies beside the card.
         has_maps: the model has exact class activation maps.
+        changes: parts of the run that went on with other options.
     """
 
     repo_id: str
@@ -39,6 +41,7 @@ class CardFacts:
     result: Mapping[str, Any] = field(default_factory=dict)
     has_picture: bool = False
     has_maps: bool = True
+    changes: Sequence[Part] = ()
 
 
 def render_card(facts: CardFacts) -> str:
@@ -67,6 +70,7 @@ def render_card(facts: CardFacts) -> str:
         versions=facts.result.get('versions') or {},
         device=facts.result.get('device'),
         has_picture=facts.has_picture,
+        changes=facts.changes,
     )
 
 

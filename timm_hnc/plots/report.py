@@ -95,6 +95,7 @@ def _run(name: str, run: RunFiles) -> dict[str, Any]:
         'about': {title: value for title, value in about.items() if value not in (None, '')},
         'versions': ', '.join(f'{package} {version}' for package, version in (result.get('versions') or {}).items()),
         'command': result.get('command', ''),
+        'changes': run.changes,
         'metric': _title_of(run),
         'finished': bool(result),
         'examples': {end: [_example(each) for each in examples] for end, examples in run.examples.items() if examples},

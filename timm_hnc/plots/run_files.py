@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.plots.curves import RunCurves, read_run
 from timm_hnc.plots.examples import Example, read_examples
+from timm_hnc.run_parts import Part, read_parts
 
 VALIDATION = 'validation.json'  # of validate.py --results-file, if it was written into the run folder
 _ATTACKED = re.compile(r'(?P<attack>fgsm|pgd)_(?P<eps>[\d.e-]+)_(?P<figure>.+)')
@@ -30,6 +31,7 @@ class RunFiles:
         examples: best and worst images.
         confusions: rows of `ConfusionPass`.
         robustness: rows with 'attack', 'eps', 'space' and figures; the clean images have eps = 0.
+        changes: parts that went on with other options.
     """
 
     curves: RunCurves
@@ -38,6 +40,7 @@ class RunFiles:
     examples: dict[str, list[Example]]
     confusions: list[dict[str, Any]]
     robustness: list[dict[str, Any]]
+    changes: list[Part] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -77,6 +80,7 @@ def read_run_files(folder: Path) -> RunFiles:
         read_examples(report),
         _read(report / 'confusions.json', list) or [],
         _of_both(_attacks(validation), robustness),
+        read_parts(folder)[1:],
     )
 
 

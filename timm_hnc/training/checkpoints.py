@@ -4,7 +4,7 @@ A checkpoint is a folder `checkpoints/<name>/`, complete once it has that name:
 
     model/                config.json and model.safetensors of the weights that were evaluated, in timm's Hub format
     training_state.pt     weights, EMA, optimizer and scaler to go on from
-    state.json            epochs done, updates done, and the ranking of all checkpoints
+    state.json            epochs and updates done, the ranking of all checkpoints, and what was trained with
     manifest.json         size and SHA-256 of the others, written last
 """
 
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.manifest import check_manifest, sync_folder, write_manifest
+from timm_hnc.run_parts import Part
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Progress:
         skipped_images: that could not be decoded.
         ranking: [name, metric] of the kept checkpoints, best first.
         milestones: names of checkpoints that are kept whatever they score.
+        parts: what the run was trained with, a part for every change of options.
     """
 
     architecture: str
@@ -49,6 +51,7 @@ class Progress:
     skipped_images: int = 0
     ranking: list[tuple[str, float]] = field(default_factory=list)
     milestones: list[str] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
 
 _logger = logging.getLogger(__name__)
@@ -176,13 +179,16 @@ def find_checkpoint(path: Path) -> Path | None:
     return None
 
 
-def _age(checkpoint: Path) -> tuple[int, int]:
-    """Updates done, and nanoseconds of its state; those that cannot be read are oldest."""
+def _age(checkpoint: Path) -> tuple[int, ...]:
+    """Epochs and updates done, and nanoseconds of its state; those that cannot be read are oldest."""
     try:
         path = checkpoint / 'state.json'
-        return int(json.loads(path.read_text())['num_updates']), path.stat().st_mtime_ns
+        state = json.loads(path.read_text())
+        # another size of batch makes other numbers of updates
+        done = (int(state[name]) for name in ('completed_epochs', 'updates_in_epoch', 'num_updates'))
+        return *done, path.stat().st_mtime_ns
     except (OSError, ValueError, KeyError, TypeError):
-        return -1, 0
+        return (-1,)
 
 
 def run_folder_of(checkpoint: Path) -> Path:
@@ -198,7 +204,11 @@ def read_progress(checkpoint: Path, architecture: str) -> Progress:
     """
     try:
         state = json.loads((checkpoint / 'state.json').read_text())
-        progress = Progress(**{**state, 'ranking': [(name, metric) for name, metric in state['ranking']]})
+        lists = {
+            'ranking': [(name, metric) for name, metric in state['ranking']],
+            'parts': [Part(**part) for part in state.get('parts', [])],
+        }
+        progress = Progress(**{**state, **lists})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"checkpoint '{checkpoint}' is damaged: state.json cannot be read ({error}).") from error
     if progress.architecture != architecture:

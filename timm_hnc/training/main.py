@@ -17,8 +17,11 @@ from timm.models import safe_model_name
 from timm_hnc.data.reading import watched_workers
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.options import check_data_named
+from timm_hnc.plots.run_files import read_result
 from timm_hnc.rows import without_nan
-from timm_hnc.training.build import build_run
+from timm_hnc.run_parts import write_parts
+from timm_hnc.training.build import Run, build_run
+from timm_hnc.training.changes import begin_part, parts_of
 from timm_hnc.training.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 from timm_hnc.training.environment import create_accelerator
 from timm_hnc.training.fit import fit
@@ -66,16 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(args: Namespace, accelerator: Accelerator, folder: Path, checkpoint: Path | None) -> int:
     """Build the run, restore it, and train it to its end; the exit code."""
     progress = read_progress(checkpoint, args.model) if checkpoint else Progress(args.model)
+    progress.parts = parts_of(checkpoint, progress) if checkpoint else []
     decreasing = args.eval_metric == 'loss' or not args.val_split
     run = build_run(args, accelerator, CheckpointFolder(folder, args.checkpoint_hist, decreasing, progress))
     if checkpoint:
         restore(run, checkpoint)
     start_schedule(run)
+    publisher = Publisher(args, folder)
+    [complete] = broadcast_object_list([checkpoint is not None and _is_complete(run, checkpoint)])
+    if complete:
+        _say_complete(run, publisher)
+        return 0
+    begin_part(run, checkpoint)
     if accelerator.is_main_process:
-        _write_options(folder, vars(args))
+        _write_options(run)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, folder, vars(args))
-    publisher = Publisher(args, folder)
     with run.stop:
         try:
             result = fit(run, publisher)
@@ -87,6 +96,14 @@ def _train(args: Namespace, accelerator: Accelerator, folder: Path, checkpoint: 
         publisher.publish('Add model')
         _say_result(folder, result)
     return 0
+
+
+def _say_complete(run: Run, publisher: Publisher) -> None:
+    if run.accelerator.is_main_process:
+        epochs = f'{run.num_epochs} of {run.num_epochs} epochs'
+        _logger.info(f"Run '{run.folder}' is complete, {epochs}: its files stay as they are.")
+        publisher.publish('Add model')
+        _say_result(run.folder, read_result(run.folder))
 
 
 def _say_result(folder: Path, result: dict[str, Any]) -> None:
@@ -153,8 +170,15 @@ def _default_name(args: Namespace) -> str:
     return '-'.join([datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model)])
 
 
-def _write_options(folder: Path, options: dict[str, Any]) -> None:
+def _is_complete(run: Run, checkpoint: Path) -> bool:
+    """Whether the newest checkpoint is the run's last, and what follows it was written."""
+    newest = checkpoint == (run.folder / 'last').resolve()
+    return newest and run.start_epoch >= run.num_epochs and (run.folder / 'result.json').is_file()
+
+
+def _write_options(run: Run) -> None:
     try:
-        write_args(folder, options)
+        write_args(run.folder, vars(run.args))
+        write_parts(run.folder, run.checkpoints.progress.parts)
     except OSError as error:
-        raise DataError(f"run folder '{folder}' cannot be written: {error}. See --output.") from error
+        raise DataError(f"run folder '{run.folder}' cannot be written: {error}. See --output.") from error

@@ -13,9 +13,12 @@ from timm_hnc.errors import DataError, first_lines
 from timm_hnc.hub.weights import save_pretrained
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.build import Run
+from timm_hnc.training.changes import check_place, use_settings
 from timm_hnc.training.checkpoints import read_training_state
 
 _logger = logging.getLogger(__name__)
+# of torch's ReduceLROnPlateau, whose state brings them along
+_PLATEAU_SETTINGS = ('factor', 'patience', 'cooldown', 'min_lrs')
 
 
 def save_run(
@@ -91,17 +94,21 @@ def restore(run: Run, checkpoint: Path) -> None:
         DataError: the state is damaged or does not fit the run.
     """
     _check_processes(run)
+    check_place(run, checkpoint)
     state = read_training_state(checkpoint)
     progress = run.checkpoints.progress
     try:
         for name, module in _modules(run):
             module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
         if not run.args.no_resume_opt:
+            fresh = [dict(group) for group in run.optimizer.param_groups]
             run.optimizer.optimizer.load_state_dict(state['optimizer'])
+            use_settings(run, fresh)
             if run.accelerator.scaler is not None and 'scaler' in state:
                 run.accelerator.scaler.load_state_dict(state['scaler'])
             if _has_history(run) and 'scheduler' in state:
-                run.scheduler.lr_scheduler.load_state_dict(state['scheduler'])
+                past = {name: value for name, value in state['scheduler'].items() if name not in _PLATEAU_SETTINGS}
+                run.scheduler.lr_scheduler.load_state_dict(past)
         if progress.updates_in_epoch and run.keys is not None:
             _restore_inside_epoch(run, state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:

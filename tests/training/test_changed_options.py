@@ -1,0 +1,239 @@
+"""A resumed run says what it is trained with that it was not trained with before."""
+
+import json
+import re
+import shutil
+
+import pytest
+import yaml
+from running import (
+    SMALL,
+    WITHOUT_PICTURES,
+    arguments,
+    checkpoints,
+    contents,
+    forget_run,
+    main_of,
+    result,
+    summary,
+    train,
+    training_state,
+)
+
+from timm_hnc.hub.publish import bundled_run
+from timm_hnc.manifest import write_manifest
+
+LINE = re.compile('Going on with other options than before: (.*)')
+
+
+@pytest.fixture(scope='module')
+def begun(images, tmp_path_factory):
+    """One of three epochs."""
+    output = tmp_path_factory.mktemp('begun')
+    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--epochs', 3, '--output', output, '--experiment', 'run']
+    return train(*argv, '--stop-epoch', 1)
+
+
+@pytest.fixture
+def resume(begun, images, tmp_path, caplog):
+    """Go on with a copy of it; the line that names what differs."""
+    shutil.copytree(begun, tmp_path / 'run', symlinks=True)
+
+    def go_on(*argv, how='auto'):
+        caplog.clear()
+        options = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--epochs', 3, '--stop-epoch', 2]
+        train(*options, '--output', tmp_path, '--experiment', 'run', '--resume', how, *argv)
+        lines = LINE.findall(caplog.text)
+        assert len(lines) <= 1
+        return lines[0] if lines else None
+
+    go_on.folder = tmp_path / 'run'
+    return go_on
+
+
+def parts(folder):
+    return json.loads((folder / 'parts.json').read_text())
+
+
+@pytest.mark.parametrize(
+    ('argv', 'line'),
+    [
+        (['--seed', 7], '--seed 42 -> 7; no longer exact from here on.'),
+        (
+            ['-b', 16],
+            '--batch-size 8 -> 16, --lr 0.003125 -> 0.00625, updates an epoch 7 -> 3, images an update 8 -> 16; '
+            'no longer exact from here on.',
+        ),
+        (['--lr', 0.01], '--lr 0.003125 -> 0.01; no longer exact from here on.'),
+        (['--hnc', 'kd'], '--hnc none -> kd, --hnc-weight none -> 0.0065; no longer exact from here on.'),
+        (['--img-size', 48], '--img-size 32 -> 48; no longer exact from here on.'),
+        (['--model-ema'], '--model-ema off -> on; no longer exact from here on.'),
+        (['--scale', 0.5, 1], '--scale 0.08 1.0 -> 0.5 1.0; no longer exact from here on.'),
+        (['--amp'], '--amp off -> on; no longer exact from here on.'),
+        (['--loss', 'bce'], '--loss ce -> bce; no longer exact from here on.'),
+        (['--no-resume-opt'], '--no-resume-opt off -> on; no longer exact from here on.'),
+        (['--on-nonfinite', 'skip'], '--on-nonfinite stop -> skip.'),
+    ],
+    ids=lambda each: str(each[0]) if isinstance(each, list) else '',
+)
+def test_what_differs_is_named_in_one_line(begun, resume, argv, line):
+    before = arguments(begun)
+    assert resume(*argv) == line
+    first, second = parts(resume.folder)
+    assert (first['epoch'], first['changed'], second['epoch'], second['update']) == (0, {}, 1, 0)
+    assert second['exact'] == ('no longer' not in line)
+    # what the first part was trained with can be read, and is no more than its args.yaml said
+    assert (first['options']['seed'], first['options']['lr'], first['options']['hnc']) == (42, 0.003125, 'none')
+    said = {name: value for name, value in first['options'].items() if name in before and name != 'loss'}
+    assert len(said) > 100
+    assert all(before[name] == value for name, value in said.items())
+    assert json.loads((resume.folder / 'last' / 'state.json').read_text())['parts'] == parts(resume.folder)
+
+
+@pytest.mark.parametrize(
+    'argv',
+    [
+        [],
+        [*('--log-interval', 3), *('--workers', 1), *('--checkpoint-hist', 4), '--pin-mem', *('--cam-images', 1)],
+        [*('--lr', 0.003125), *('--loss', 'ce')],
+        [*('--checkpoint-interval', 2), *('--model-ema-decay', 0.9), '--log-tensorboard', '--warmup-epochs', 5],
+    ],
+    ids=['nothing', 'of no matter', 'resolved alike', 'without effect'],
+)
+def test_what_does_not_differ_or_matter_is_not_named(resume, argv):
+    assert resume(*argv) is None
+    assert not (resume.folder / 'parts.json').exists()
+
+
+@pytest.mark.parametrize(
+    'argv',
+    [
+        ['--opt', 'adamw', '--hnc', 'mse', '--mixup', 0.2, '--model-ema', '--drop-connect', 0.1],
+        [
+            '--model-kwargs',
+            'layers=(1,2,1,1)',
+            '--jsd-loss',
+            '--aug-splits',
+            2,
+            '--amp',
+            '--opt-kwargs',
+            'nesterov=False',
+        ],
+        ['--loss', 'center', '--train-img-sizes', 24, 32, '--clip-grad', 1, '--sched', 'step'],
+    ],
+    ids=['adamw', 'tuple', 'center'],
+)
+def test_the_same_command_line_differs_in_nothing(images, tmp_path, caplog, argv):
+    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--epochs', 3, '--output', tmp_path, *argv]
+    argv += ['--experiment', 'run', '--resume', 'auto']
+    folder = train(*argv, '--stop-epoch', 1)
+    train(*argv, '--stop-epoch', 2)
+    forget_run()
+    main_of('train')(['-c', str(folder / 'args.yaml'), '--resume', str(folder), '--stop-epoch', '3'])
+    assert len(summary(folder)) == 3
+    assert LINE.findall(caplog.text) == []
+
+
+def test_settings_that_were_changed_are_in_force(resume, images, tmp_path):
+    """The optimizer's state brings those that it was saved with."""
+    resume('--weight-decay', 0.5, '--momentum', 0.25, '--opt-kwargs', 'nesterov=False')
+    for group in training_state(resume.folder)['optimizer']['param_groups']:
+        assert (group['weight_decay'] in (0.5, 0.0), group['momentum'], group['nesterov']) == (True, 0.25, False)
+    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'flat']
+    argv += ['--sched', 'none', '--epochs', 3, '--resume', 'auto']
+    folder = train(*argv, '--lr', 0.5, '--stop-epoch', 1)
+    train(*argv, '--lr', 0.25, '--stop-epoch', 2)
+    train(*argv, '--lr', 0.25)
+    assert [row['lr'] for row in summary(folder)] == [0.5, 0.25, 0.25]
+
+
+def test_the_patience_of_a_plateau_is_the_one_in_force(images, tmp_path):
+    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run']
+    argv += ['--sched', 'plateau', '--warmup-epochs', 0, '--epochs', 3, '--resume', 'auto']
+    folder = train(*argv, '--patience-epochs', 7, '--stop-epoch', 1)
+    train(*argv, '--patience-epochs', 3, '--decay-rate', 0.25, '--stop-epoch', 2)
+    state = training_state(folder)['scheduler']
+    assert (state['patience'], state['factor']) == (3, 0.25)
+
+
+def test_fewer_updates_an_epoch_do_not_make_a_checkpoint_older(resume):
+    resume('-b', 32)
+    assert resume('-b', 32, '--stop-epoch', 3) is None
+    assert [row['epoch'] for row in summary(resume.folder)] == [0, 1, 2]
+    assert checkpoints(resume.folder) == {'epoch-0', 'epoch-1', 'epoch-2'}
+    assert [part['epoch'] for part in parts(resume.folder)] == [0, 1]
+
+
+def test_the_parts_are_those_of_the_checkpoint(resume):
+    """A run that goes back to where it was not changed yet, was not."""
+    assert resume('--lr', 0.01).startswith('--lr 0.003125 -> 0.01;')
+    assert resume('--stop-epoch', 3, '--lr', 0.02).startswith('--lr 0.01 -> 0.02;')
+    assert [part['options']['lr'] for part in parts(resume.folder)] == [0.003125, 0.01, 0.02]
+    first = resume.folder / 'checkpoints' / 'epoch-0'
+    assert resume(how=first) is None
+    assert not (resume.folder / 'parts.json').exists()
+
+
+def test_a_checkpoint_of_an_earlier_version(resume):
+    """It knows nothing of options; args.yaml does, if it can be read."""
+    checkpoint = resume.folder / 'checkpoints' / 'epoch-0'
+    state = json.loads((checkpoint / 'state.json').read_text())
+    del state['parts']
+    (checkpoint / 'state.json').write_text(json.dumps(state))
+    write_manifest(checkpoint)
+    assert resume(how=checkpoint) is None
+    assert resume('--lr', 0.01, how=checkpoint).startswith('--lr 0.003125 -> 0.01; no longer')
+    options = arguments(resume.folder)
+    assert resume('--lr', 0.01, how=checkpoint) is None
+    (resume.folder / 'args.yaml').write_text(yaml.safe_dump(options)[:100] + ': [')
+    assert resume('--lr', 0.02, how=checkpoint) is None
+    assert len(summary(resume.folder)) == 2
+
+
+def test_other_data_is_told(resume, images, tmp_path):
+    other = tmp_path / 'images'
+    shutil.copytree(images, other)
+    for path in sorted((other / 'train' / 'red').iterdir())[:15]:
+        path.unlink()
+    assert resume('--data-dir', other) == (
+        f'--data-dir {images} -> {other}, training images 59 -> 44, updates an epoch 7 -> 5; '
+        'no longer exact from here on.'
+    )
+
+
+def test_a_complete_run_stays_as_it_is(resume, capsys, caplog):
+    resume('--lr', 0.01)
+    before, figures = contents(resume.folder), result(resume.folder)
+    links = [(resume.folder / name).readlink() for name in ('last', 'model_best')]
+    capsys.readouterr()
+    assert resume('--lr', 0.02) is None
+    assert f"Run '{resume.folder}' is complete, 2 of 2 epochs: its files stay as they are." in caplog.text
+    assert json.loads(capsys.readouterr().out.partition('--result\n')[2]) == figures
+    assert contents(resume.folder) == before
+    assert [(resume.folder / name).readlink() for name in ('last', 'model_best')] == links
+    # one that was killed before its figures were written is not
+    (resume.folder / 'result.json').unlink()
+    resume('--lr', 0.01)
+    assert result(resume.folder)['final'] == figures['final']
+
+
+def test_report_and_card_tell_of_the_change(resume, images, tmp_path):
+    secret = tmp_path / 'secret'
+    secret.symlink_to(images)
+    resume('--lr', 0.01, '--on-nonfinite', 'skip')
+    resume('--lr', 0.01, '--on-nonfinite', 'skip', '--stop-epoch', 3, '--data-dir', secret)
+    main_of('plots')(['report', str(resume.folder), '--out', str(tmp_path / 'page.html')])
+    page = (tmp_path / 'page.html').read_text()
+    changed = '--lr 0.003125 -&gt; 0.01, --on-nonfinite stop -&gt; skip'
+    assert sorted(re.findall('<p>Other options (.*).</p>', page)) == sorted(
+        [
+            f'from epoch 1 on: {changed}; not exact from there on',
+            f'from epoch 2 on: --data-dir {images} -&gt; {secret}',
+        ]
+    )
+    with bundled_run(resume.folder, 'user/name') as bundle:
+        card = (bundle / 'README.md').read_text()
+        assert not (bundle / 'parts.json').exists()
+    assert 'Other options from epoch 1 on: `--lr 0.003125 -> 0.01, --on-nonfinite stop -> skip`; not exact' in card
+    assert f'Other options from epoch 2 on: `--data-dir {images.name} -> secret`.' in card
+    assert 'All options of the last part are in `args.yaml`' in card
