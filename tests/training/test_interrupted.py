@@ -125,7 +125,6 @@ def test_streams_begin_their_epoch_anew_and_say_so(shards, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ('change', 'what'),
     [
-        ('-b 4', 'updates an epoch 7 -> 14, images an update 8 -> 4'),
         ('-b 9', 'updates an epoch 7 -> 6, images an update 8 -> 9'),
         ('fewer images', 'training images 59 -> 58'),
         ('another class', 'classes 3 -> 4'),
