@@ -1,7 +1,7 @@
 """Scripts in processes of their own that need not import torch, timm and timm_hnc first.
 
-Importing takes 3 seconds of a core, and many tests start processes. Here a server, which has imported them and done
-nothing else, forks itself (multiprocessing's forkserver); the fork becomes the script's process. Use a fresh interpreter
+Importing takes 3 seconds of a core, and many tests start processes. Here a server that has imported them and done
+nothing else forks itself (multiprocessing's forkserver); the fork becomes the script's process. Use a fresh interpreter
 (`fresh=True` of `running.run_script`) where starting it, torchrun or an import is what the test is about.
 """
 
@@ -111,6 +111,7 @@ def _become(command: list[str], environment: dict[str, str], cwd: str, out: str,
     multiprocessing.set_start_method(None, force=True)  # the default of a fresh interpreter, not that of the parent
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.fsync = lambda file: None  # as conftest.py says
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
