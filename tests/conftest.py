@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 
 import pytest
@@ -13,3 +14,9 @@ os.fsync = lambda file: None
 def same_random_numbers():
     """Every test draws the same numbers, whichever ran before it."""
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """What is there before the first test stays: the garbage collector need not look at it, nor a fork copy it."""
+    gc.collect()
+    gc.freeze()
