@@ -7,6 +7,7 @@ from timm_hnc.hub.publish import push_to_hub
 from timm_hnc.hub.weights import save_pretrained
 from timm_hnc.losses import HNCLoss, hnc_loss
 from timm_hnc.tasks import HNCMultiLabelTask, HNCTask
+from timm_hnc.version import __version__
 
 __all__ = [
     'CamModel',
@@ -14,9 +15,9 @@ __all__ = [
     'HNCLoss',
     'HNCMultiLabelTask',
     'HNCTask',
+    '__version__',
     'create_model',
     'hnc_loss',
     'push_to_hub',
     'save_pretrained',
 ]
-__version__ = '0.1.0'

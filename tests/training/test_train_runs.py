@@ -1,5 +1,6 @@
 """train.py from end to end: the run folder, and what each kind of data and each option makes of it."""
 
+import importlib.metadata
 import json
 import shlex
 
@@ -26,6 +27,7 @@ from running import (
     validate,
 )
 
+import timm_hnc
 from timm_hnc.training.options import build_parser
 
 
@@ -33,7 +35,13 @@ def run(tmp_path, images, *argv, name='run'):
     return train('--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv)
 
 
-def test_a_run_folder_holds_what_the_contract_says(images, tmp_path, capsys):
+def test_a_run_folder_holds_what_the_contract_says(images, tmp_path, monkeypatch, capsys):
+    def version(name, original=importlib.metadata.version):
+        assert name != 'timm_hnc', 'a clone that is not installed has no metadata'
+        return original(name)
+
+    monkeypatch.setattr(importlib.metadata, 'version', version)
+    monkeypatch.setattr('timm_hnc.training.results.version', version)
     folder = run(tmp_path, images, '--epochs', 3, '--hnc', 'mse', '--lr', 0.1, '--warmup-epochs', 0)
     assert {path.name for path in folder.iterdir()} == {
         *('args.yaml', 'summary.csv', 'checkpoints', 'last', 'model_best', 'cams', 'result.json')
@@ -62,6 +70,7 @@ def test_a_run_folder_holds_what_the_contract_says(images, tmp_path, capsys):
     assert figures['best_metric'] == {'top1': best['eval_top1']}
     assert (figures['device'], figures['num_processes'], figures['skipped_images']) == ('cpu', 1, 0)
     assert figures['versions']['timm'] == timm.__version__
+    assert figures['versions']['timm_hnc'] == timm_hnc.__version__
     assert json.loads(capsys.readouterr().out.partition('--result\n')[2]) == figures
 
     picture = Image.open(folder / 'cams' / 'best.png')

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +16,7 @@ from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.bundle import bundle_model, bundle_run
 from timm_hnc.hub.card import CardFacts
 from timm_hnc.hub.problems import explain, may_pass, try_again
+from timm_hnc.version import __version__
 
 RECORDS = {'args.yaml', 'summary.csv', 'result.json', 'cams.png'}
 _logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def publish_folder(
         DataError: the Hub refuses or fails; the branch is as it was, or has the whole commit.
     """
     commit_message = commit_message or 'Add model'
-    api = HfApi(token=token, library_name='timm_hnc', library_version=version('timm_hnc'))
+    api = HfApi(token=token, library_name='timm_hnc', library_version=__version__)
     name = f'{repo_id}@{revision}' if revision else repo_id
 
     def commit() -> str:

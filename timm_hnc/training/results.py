@@ -17,8 +17,9 @@ from timm.utils import update_summary
 from timm.utils.summary import trim_summary
 
 from timm_hnc.rows import write_json
+from timm_hnc.version import __version__
 
-_PACKAGES = ('timm_hnc', 'timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
+_PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
 
 
 def write_args(folder: Path, args: dict[str, Any]) -> None:
@@ -75,7 +76,11 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     """Versions, device and command line, for result.json."""
     device = accelerator.device
     return {
-        'versions': {'python': platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        'versions': {
+            'python': platform.python_version(),
+            'timm_hnc': __version__,
+            **{name: version(name) for name in _PACKAGES},
+        },
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
         'num_processes': accelerator.num_processes,
         'precision': accelerator.mixed_precision,
