@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the suite runs in two processes, on models that gain nothing from a second thread
+os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')  # no processes of its own, which import torch first
 # it is for a power cut, which no test makes: a killed process leaves what it wrote; a busy disk takes 10 ms
 os.fsync = lambda file: None
 

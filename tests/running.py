@@ -26,7 +26,6 @@ SMALL = [
     '--no-report',  # it takes as long as a run as small as this
 ]
 WITHOUT_PICTURES = ['--cam-images', '0']  # they take half of the time of a run as small as this
-torch.set_num_threads(1)  # models this small gain nothing from a second thread
 # a loader of a failed run is collected late, and then waits this long for its workers
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.3
 _LAUNCHER = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
