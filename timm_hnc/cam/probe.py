@@ -1,6 +1,7 @@
 """Finding out what class maps a model can give, and refusing those that would not be exact."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +74,7 @@ def probe_head(model: TimmModel) -> MapHead:
         UnsupportedHead: the model has no exact class maps, as far as this goes.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # a head may draw
+        with torch.random.fork_rng(devices=[]), _full_precision():  # a head may draw
             return _find(model)
     except _Refused as refused:
         way_out = refused.way_out or way_out_of(model) or ELSE
@@ -81,6 +82,18 @@ def probe_head(model: TimmModel) -> MapHead:
             f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}; "
             'without HNC and pictures it trains as it is.'
         ) from None
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TensorFloat-32, which train.py allows: numbers are compared here."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('highest')
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def check_trainable(model: TimmModel, head: MapHead) -> None:
