@@ -11,7 +11,7 @@ from timm_hnc.errors import DataError, UsageError
 
 DASH = '-'
 HEADINGS = {
-    **{'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'c_f1': 'F1-C', 'c_p': 'P-C', 'c_r': 'R-C'},
+    **{'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'macro_f1': 'F1-C', 'c_p': 'P-C', 'c_r': 'R-C'},
     **{'o_f1': 'F1-O', 'o_p': 'P-O', 'o_r': 'R-O'},
 }
 Found = dict[tuple[str, str], list[Run]]
@@ -35,7 +35,8 @@ def find_runs(table: Table, plan: Plan) -> tuple[Found, dict[str, str]]:
 
 def values_of(table: Table, runs: Sequence[Run], metric: str) -> list[float]:
     """A figure of every run, as the table has it."""
-    return [100 - run.figures[metric] if table.errors else run.figures[metric] for run in runs]
+    values = [run.figures[f'best_{metric}' if table.best_epoch else metric] for run in runs]
+    return [100 - value if table.errors else value for value in values]
 
 
 def format_values(values: Sequence[float]) -> str:

@@ -50,13 +50,14 @@ def test_several_labels_have_their_own_figures(tmp_path):
     table, shared = plan('table4', 'small'), Plan(tmp_path)
     [run] = shared.runs([cell_of(table, 'hnc-mse', 'resnet10t')], 1)
     finish(run, 1)
-    names = ('map', 'c_f1', 'c_p', 'c_r', 'o_f1', 'o_p', 'o_r')
+    names = ('map', 'macro_f1', 'c_p', 'c_r', 'o_f1', 'o_p', 'o_r', 'c_f1')
     header = ','.join(['epoch', *(f'eval_{name}' for name in names)])
-    (run.folder / 'summary.csv').write_text(f'{header}\n0,31,32,33,34,35,36,37\n1,21,22,23,24,25,26,27\n')
+    (run.folder / 'summary.csv').write_text(f'{header}\n0,31,32,33,34,35,36,37,99\n1,21,22,23,24,25,26,27,99\n')
     text, left_out = report(table, shared)
     assert not left_out
     assert row_of(text, 'Loss')[:7] == [f'ResNet-10-T {x}' for x in ['mAP', 'F1-C', 'P-C', 'R-C', 'F1-O', 'P-O', 'R-O']]
-    assert row_of(text, 'HNC_mse')[:7] == [f'{value}.00, n = 1' for value in range(21, 28)]
+    assert row_of(text, 'HNC_mse')[:7] == [f'{value}.00, n = 1' for value in range(31, 38)], 'of the epoch with the best mAP'
+    assert 'the epoch with the highest mAP' in text
     assert row_of(text, 'AC + HNC_kd')[7:] == ['78.2', '72.9', '76.8', '70.0', '76.6', '78.6', '74.7']
     found, _ = find_runs(table, shared)
     write_csv(table, found, tmp_path / 'table4.csv')

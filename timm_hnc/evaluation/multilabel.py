@@ -15,10 +15,18 @@ _FIGURES = ('c_p', 'c_r', 'c_f1', 'o_p', 'o_r', 'o_f1')
 class MultiLabelEvaluator(MultiLabelClassificationEvaluator):
     """timm's evaluator (mAP, F1) with the figures of the multi-label literature, in percent.
 
-    c_p and c_r are the means over classes of precision and recall, o_p and o_r those of all labels together; c_f1 and
-    o_f1 are the harmonic means of the two. A class that is never predicted has precision 0, one that never occurs
-    recall 0, as in scikit-learn with zero_division=0. Predicted are labels at or above the threshold; with `_top3`
-    behind the name, the three with the highest scores.
+    c_p and c_r are the means over classes of precision and recall, o_p and o_r those of all labels together. There are
+    two kinds of F1 by class:
+
+    - `macro_f1` (timm's): the mean of the classes' F1. It is F1-C of the paper's Table 4, of SRN (Zhu et al., CVPR
+      2017) and of attention consistency (Guo et al., CVPR 2019).
+    - `c_f1`: the harmonic mean of c_p and c_r, CF1 of ML-GCN (Chen et al., CVPR 2019). It is never below `macro_f1`.
+
+    o_f1, the harmonic mean of o_p and o_r, is ML-GCN's OF1 and Table 4's F1-O, and equals timm's `micro_f1`.
+
+    A class that is never predicted has precision 0, one that never occurs recall 0, as in scikit-learn with
+    zero_division=0. Predicted are labels at or above the threshold; with `_top3` behind the name, those of them that
+    are among the image's three highest, as in ML-GCN.
     """
 
     metric_names: tuple[str, ...] = (  # type: ignore[assignment]  # timm's is of five
@@ -41,9 +49,8 @@ class MultiLabelEvaluator(MultiLabelClassificationEvaluator):
             return  # nothing but the sampler's padding
         scores, present = self.outputs[-1], self.targets[-1]
         highest = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
-        predicted = torch.stack(
-            [scores.sigmoid() >= self.threshold, functional.one_hot(highest, scores.shape[1]).sum(1).bool()]
-        )
+        likely = scores.sigmoid() >= self.threshold
+        predicted = torch.stack([likely, likely & functional.one_hot(highest, scores.shape[1]).sum(1).bool()])
         # (2 ways to predict, [true positives, predicted, present], n)
         hits = torch.stack([(predicted & present).sum(1), predicted.sum(1), present.sum(0).expand(2, -1)], 1)
         self.hits = hits if self.hits is None else self.hits + hits
