@@ -1,8 +1,10 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from loss_cases import draw
+from safetensors.torch import load_file
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional
 
@@ -32,6 +34,32 @@ def test_equation_8():
     sets = [{o for o in range(5) if row[o]} for row in TARGET]
     value = WeightedSigmoidLoss(COUNTS, SAMPLES).double()(logits, TARGET)
     assert value.item() == pytest.approx(by_the_paper(logits, sets), rel=1e-6)
+
+
+def test_the_sum_over_classes_is_what_the_paper_ran_on():
+    """The weighted loss of hguosc/visual_attention_consistency; commit and licence: test_attention_consistency.py."""
+    theirs = load_file(Path(__file__).parent / 'attention_consistency_reference.safetensors')
+    logits = theirs['features'].mean((2, 3)) @ theirs['weight'].T + theirs['bias']
+    target = theirs['target'].repeat(2, 1).double()
+    summed, averaged = (
+        WeightedSigmoidLoss(theirs['counts'], theirs['samples'].item(), reduction).double()(logits, target)
+        for reduction in ('sum', 'mean')
+    )
+    # the weights of the classes are rounded to float32
+    torch.testing.assert_close(summed, theirs['criterion'], rtol=1e-6, atol=0)
+    torch.testing.assert_close(summed, len(theirs['counts']) * averaged, rtol=1e-12, atol=0)
+
+
+def test_the_sum_has_n_times_the_gradient_of_the_mean():
+    logits = draw(4, 5, scale=3)
+    losses = [WeightedSigmoidLoss(COUNTS, SAMPLES, reduction)(logits, TARGET) for reduction in ('sum', 'mean')]
+    summed, averaged = (torch.autograd.grad(loss, logits)[0] for loss in losses)
+    torch.testing.assert_close(summed, 5 * averaged, rtol=1e-12, atol=0)
+
+
+def test_another_reduction_is_refused():
+    with pytest.raises(ValueError, match="reduction = none: expected 'mean' or 'sum'"):
+        WeightedSigmoidLoss(COUNTS, SAMPLES, 'none')
 
 
 def test_weights_are_those_of_binary_cross_entropy():

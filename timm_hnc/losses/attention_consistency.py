@@ -1,28 +1,36 @@
 """Attention consistency (Guo et al., CVPR 2019): what a network sees should move with the image."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
 from timm_hnc.losses.base import MULTI_LABEL, SINGLE_LABEL, Loss, Needs, at_least, raised
-from timm_hnc.losses.weighted_sigmoid import WeightedSigmoidLoss
+from timm_hnc.losses.weighted_sigmoid import Reduction, WeightedSigmoidLoss
 
 
 class AttentionConsistencyLoss(Loss):
-    """Criterion of images and mirror images + weight * the mean squared difference of their maps, all classes.
+    """Criterion of images and mirror images + weight * the mean squared difference of their maps.
 
-    The criterion is cross-entropy, or Eq. 8 of the HNC paper for several labels, as in its Table 4.
+    The criterion is cross-entropy, or Eq. 8 of the HNC paper for several labels, as in its Table 4. The difference is
+    the mean over images, all classes and positions. It trains the features alone: the maps are made with the
+    classifier's weights as constants.
+
+    By default it is what the authors' code for MS-COCO does with images and mirror images: Eq. 8 summed over classes,
+    and weight 0.6. Beside the mean over n classes the same balance is a weight of 0.6 / n. Their code goes further: it
+    takes every image and its mirror image in a second, smaller size (256 beside 288 pixels) as well, for the criterion
+    and a second such difference of weight 0.6, and adds 0.8 * the mean squared difference of maps between the sizes.
 
     Args:
         multi_label: several labels an image.
         class_counts: (n,) training samples that have the class, for several labels.
         num_samples: of the training data, for several labels.
-        weight: of the consistency. The authors' code for COCO has 0.6 beside Eq. 8 summed over classes,
-            not averaged, and compares with smaller images as well.
+        weight: of the consistency.
+        reduction: of Eq. 8 over classes, 'sum' or 'mean'; see `WeightedSigmoidLoss`. Cross-entropy has none.
 
     Raises:
-        ValueError: the weight is negative.
+        ValueError: the weight is negative, the reduction is another, or cross-entropy is told to take the mean.
     """
 
     needs: ClassVar[Needs] = 'two_views'
@@ -34,7 +42,8 @@ class AttentionConsistencyLoss(Loss):
         multi_label: bool = False,
         class_counts: Tensor | None = None,
         num_samples: int | None = None,
-        weight: float = 1.0,
+        weight: float = 0.6,
+        reduction: Reduction = 'sum',
     ) -> None:
         super().__init__()
         self.weight = at_least(0, weight=weight)
@@ -42,7 +51,9 @@ class AttentionConsistencyLoss(Loss):
         if multi_label:
             if class_counts is None or num_samples is None:
                 raise ValueError('class counts and number of samples are needed for several labels.')
-            self.criterion = WeightedSigmoidLoss(class_counts, num_samples)
+            self.criterion = WeightedSigmoidLoss(class_counts, num_samples, reduction)
+        elif reduction != 'sum':
+            raise ValueError(f'reduction = {reduction}: for several labels only.')
 
     def forward(self, class_maps: ClassMaps, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar.
@@ -51,7 +62,9 @@ class AttentionConsistencyLoss(Loss):
             class_maps: of B images and behind them their mirror images.
             target: (B,) class indices or (B, n) label sets.
         """
-        maps, mirrored = raised(class_maps.maps()).chunk(2)
+        # the bias is the same in both and falls out
+        held = replace(class_maps, weight=class_maps.weight.detach(), bias=None)
+        maps, mirrored = raised(held.maps()).chunk(2)
         consistency = (maps.flip(-1) - mirrored).square().mean()
         both = target.repeat(2, *[1] * (target.ndim - 1))
         return self.criterion(raised(class_maps.logits), both) + self.weight * consistency
