@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
+from timm_hnc.losses.factory import create_loss
 from timm_hnc.training.models import check_class_maps, check_model_name, create_model
 from timm_hnc.training.options import parse_train_options
 
@@ -18,7 +21,22 @@ SCHEDULES = {
     'coco': {0: 1e-3, 5: 1e-3, 6: 1e-4, 7: 1e-4, 8: 1e-5, 9: 1e-5},
     'cub200': {0: 1e-3, 49: 1e-3, 50: 1e-4},
 }
-LENGTHS = {'cifar100': 164, 'imagenet': 120}
+LENGTHS = {'cifar100': 164, 'imagenet': 120, 'coco': 14}
+# what the code says where the paper is silent: GuoleiSun/HNC_loss, commit 5d44b504e68a7bcbecd59a738b8816f233d93dfa
+# (imagenet/), and hguosc/visual_attention_consistency, commit 7c5b0dcfc444d7e6cecadd793b799b4a7ef9da7d
+# (tmp/ms-coco-fs288); neither names a licence
+OF_THE_CODE = {
+    'imagenet': {
+        **{'hflip': 0.0, 'color_jitter': 0.0, 'train_interpolation': 'bilinear', 'crop_pct': 0.875, 'momentum': 0.9},
+        **{'weight_decay': 1e-4, 'opt': 'momentum', 'model_kwargs': {'zero_init_last': False}},
+    },
+    'coco': {
+        **{'train_crop_mode': 'squash', 'crop_mode': 'squash', 'crop_pct': 1.0, 'color_jitter': 0.0, 'momentum': 0.9},
+        **{'weight_decay': 5e-4, 'opt': 'momentum', 'batch_size': 24, 'eval_metric': 'map'},
+        'loss_kwargs': {'reduction': 'sum'},
+    },
+}
+DECAY_EVERYTHING = ['imagenet', 'coco']
 
 
 def options(recipe, *argv):
@@ -49,6 +67,40 @@ def test_the_command_line_chooses_the_form_of_hnc(recipe, hnc):
 def test_imagenet_has_the_weights_of_the_authors_code(variant, weight):
     args = options(FOLDER / 'imagenet.yaml', '--hnc', variant)
     assert (args.hnc_weight, args.hnc_topk, args.hnc_reduction) == (weight, 100, 'sum')
+
+
+@pytest.mark.parametrize('name', OF_THE_CODE)
+def test_settings_are_those_of_the_code_where_the_paper_is_silent(name):
+    args = vars(options(FOLDER / f'{name}.yaml'))
+    assert {setting: args[setting] for setting in OF_THE_CODE[name]} == OF_THE_CODE[name]
+
+
+@pytest.mark.parametrize('recipe', RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize('more', ['', 'filter_bias_and_bn=False', 'filter_bias_and_bn=True'])
+def test_biases_and_norms_are_decayed_where_the_code_does(recipe, more):
+    """In timm's flag: of the recipe's own, and chosen on the command line."""
+    args = options(recipe, *(['--opt-kwargs', more] if more else []))
+    model = timm.create_model('test_resnet')
+    optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    everything = more.endswith('False') if more else recipe.stem in DECAY_EVERYTHING
+    for group in optimizer.param_groups:
+        vectors = {parameter.ndim == 1 for parameter in group['params']}
+        assert everything or len(vectors) == 1
+        assert group['weight_decay'] == (args.weight_decay if everything or vectors == {False} else 0)
+
+
+def test_the_summed_loss_goes_with_attention_consistency_too():
+    args = options(FOLDER / 'coco.yaml', '--loss', 'attention-consistency')
+    loss = create_loss(
+        *(args.loss,),
+        num_classes=3,
+        num_features=2,
+        class_counts=torch.ones(3),
+        num_samples=9,
+        multi_label=True,
+        **args.loss_kwargs,
+    )
+    assert (loss.weight, loss.reduction, loss.criterion.reduction) == (0.6, 'sum', 'sum')
 
 
 @pytest.mark.parametrize('name', SCHEDULES)

@@ -50,8 +50,8 @@ MULTI_LABEL_METRICS = ('map', 'macro_f1', 'c_p', 'c_r', 'o_f1', 'o_p', 'o_r')
 HOLDOUT = ('--holdout', '0.1')
 LAST_EPOCH = 'Ours: the last epoch (the paper does not say which); the best is in the CSV.'
 BEST_EPOCH = (
-    'Ours: the epoch with the highest mAP, as in the code of attention consistency (AC) that the paper ran on; the last is '
-    "in the CSV. F1-C is the mean of the classes' F1."
+    'Ours: the epoch with the highest mAP, as in the code of attention consistency (AC) that the paper ran on; the '
+    "last is in the CSV. F1-C is the mean of the classes' F1."
 )
 
 

@@ -56,7 +56,9 @@ def test_several_labels_have_their_own_figures(tmp_path):
     text, left_out = report(table, shared)
     assert not left_out
     assert row_of(text, 'Loss')[:7] == [f'ResNet-10-T {x}' for x in ['mAP', 'F1-C', 'P-C', 'R-C', 'F1-O', 'P-O', 'R-O']]
-    assert row_of(text, 'HNC_mse')[:7] == [f'{value}.00, n = 1' for value in range(31, 38)], 'of the epoch with the best mAP'
+    assert row_of(text, 'HNC_mse')[:7] == [f'{value}.00, n = 1' for value in range(31, 38)], (
+        'of the epoch with the best mAP'
+    )
     assert 'the epoch with the highest mAP' in text
     assert row_of(text, 'AC + HNC_kd')[7:] == ['78.2', '72.9', '76.8', '70.0', '76.6', '78.6', '74.7']
     found, _ = find_runs(table, shared)

@@ -10,10 +10,10 @@ from timm_hnc import ClassMaps
 from timm_hnc.losses.attention_consistency import AttentionConsistencyLoss
 from timm_hnc.losses.weighted_sigmoid import WeightedSigmoidLoss
 
-
 # what the authors' code made of these features: hguosc/visual_attention_consistency, commit
 # 7c5b0dcfc444d7e6cecadd793b799b4a7ef9da7d, tmp/ms-coco-fs288: the criterion, the maps of resnet.py and the difference
-# between large images and their mirror images with its weight in main.py. It names no licence; nothing of it stands here.
+# between large images and their mirror images with its weight in main.py. It names no licence, and nothing of it stands
+# here.
 REFERENCE = load_file(Path(__file__).parent / 'attention_consistency_reference.safetensors')
 
 
@@ -28,6 +28,13 @@ def test_by_default_it_is_the_authors_loss():
         ('features', 'weight', 'bias'), torch.autograd.grad(value, (features, rows, bias)), strict=True
     ):
         torch.testing.assert_close(gradient, REFERENCE[f'{name}_gradient'], rtol=1e-6, atol=1e-7)
+
+
+def test_the_mean_over_classes_keeps_the_balance():
+    maps, target = class_maps(*draw_factors(batch=8)), torch.eye(5)[LABELS]
+    counts = (torch.tensor([9.0, 3, 1, 7, 2]), 12)
+    summed, averaged = (AttentionConsistencyLoss(True, *counts, reduction=r)(maps, target) for r in ('sum', 'mean'))
+    torch.testing.assert_close(summed, 5 * averaged, rtol=1e-12, atol=0)
 
 
 def by_the_formula(positions, rows, bias):
@@ -58,7 +65,8 @@ def test_value_and_gradients_by_the_formula(weight, reduction):
     value = loss(class_maps(*factors), target)
     logits = (positions @ rows.T + bias).mean(1)
     # the maps hold the classifier's weights constant
-    expected = criterion(logits, torch.cat([target, target])) + weight * by_the_formula(positions, rows.detach(), bias)
+    consistency = by_the_formula(positions, rows.detach(), bias) / (5 if reduction == 'mean' else 1)
+    expected = criterion(logits, torch.cat([target, target])) + weight * consistency
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
     gradients = (torch.autograd.grad(loss, factors) for loss in (value, expected))
     for ours, theirs in zip(*gradients, strict=True):

@@ -22,8 +22,8 @@ each = pytest.mark.parametrize(('name', 'task'), CASES, ids=IDS)
 
 @each
 def test_gradcheck(name, task):
-    # anchor loss holds its anchor, attention consistency the classifier's weights, so that gradients are not those of the
-    # values: their own tests have them
+    # anchor loss holds its anchor, attention consistency the classifier's weights: gradients are not those of the
+    # values, and their own tests have them
     held = {'anchor': {'gamma': 0.0}, 'attention-consistency': {'weight': 0.0}}
     loss = make_loss(name, task, **held.get(name, {})).double().eval()
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from image_data import CLASSES, write_coco, write_cub
-from running import SMALL, WITHOUT_PICTURES, failure, result, train, validate
+from running import ROOT, SMALL, WITHOUT_PICTURES, failure, result, train, training_state, validate
 
 
 def names_of(run):
@@ -26,6 +26,20 @@ def test_coco(tmp_path, loss):
     run = train(*data, *options)
     assert names_of(run) == list(CLASSES)
     assert 0 < result(run)['final']['map'] <= 100
+
+
+def test_the_coco_recipe_decays_everything_and_squashes_images(tmp_path, capsys):
+    recipe = tmp_path / 'coco.yaml'
+    recipe.write_text((ROOT / 'hparams' / 'coco.yaml').read_text().replace('pretrained: true', 'pretrained: false'))
+    data = ['--data-dir', write_coco(tmp_path / 'data'), *SMALL, *WITHOUT_PICTURES, '--output', tmp_path]
+    run = train('-c', recipe, *data, '--experiment', 'run')
+    assert {group['weight_decay'] for group in training_state(run)['optimizer']['param_groups']} == {5e-4}
+    config = json.loads((run / 'model_best' / 'config.json').read_text())['pretrained_cfg']
+    assert (config['crop_mode'], config['crop_pct']) == ('squash', 1.0)
+    figures = validate(capsys, '--checkpoint', run, '--workers', '0', '--device', 'cpu', '-b', '8')
+    assert figures['loss'] == pytest.approx(result(run)['final']['loss'], rel=1e-5)
+    timms = train('-c', recipe, *data, '--opt-kwargs', '--experiment', 'timms')
+    assert {group['weight_decay'] for group in training_state(timms)['optimizer']['param_groups']} == {5e-4, 0.0}
 
 
 def fails(capsys, tmp_path, *argv):

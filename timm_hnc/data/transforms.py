@@ -1,4 +1,4 @@
-"""The CIFAR crop that timm's transforms lack, and names of theirs."""
+"""What timm's training transforms lack: the padded crop of CIFAR, and no crop at all; and names of theirs."""
 
 from collections.abc import Sequence
 
@@ -25,18 +25,35 @@ def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list:
     ]
 
 
-def use_padded_crop(transform: transforms.Compose, size: Sequence[int], interpolation: str = 'bilinear') -> None:
-    """Put the padded crop where a training transform of timm's has its random resized crop.
+def squashed(size: tuple[int, int], interpolation: str = 'bilinear') -> list:
+    """The whole image, resized to height and width whatever its shape, as timm's crop mode `squash` at evaluation.
 
     Args:
+        size: (height, width) in pixels.
+        interpolation: of the resizing.
+    """
+    if interpolation == 'random':
+        interpolation = 'bilinear'
+    return [transforms.Resize(size, interpolation=str_to_interp_mode(interpolation))]
+
+
+CROPS = {'pad': padded_crop, 'squash': squashed}
+"""Ways to crop a training image that timm has not, by name."""
+
+
+def use_crop(name: str, transform: transforms.Compose, size: Sequence[int], interpolation: str = 'bilinear') -> None:
+    """Put a crop where a training transform of timm's has its random resized crop.
+
+    Args:
+        name: one of CROPS.
         transform: from timm's create_transform, changed in place.
         size: (..., height, width) of the crop in pixels.
-        interpolation: of the resizing in front of the crop.
+        interpolation: of the resizing.
 
     Raises:
         ValueError: the transform has no random resized crop.
     """
     crops = [i for i, step in enumerate(transform.transforms) if isinstance(step, RandomResizedCropAndInterpolation)]
     if not crops:
-        raise ValueError('the training transform has no random resized crop to replace by the padded crop.')
-    transform.transforms[crops[0] : crops[0] + 1] = padded_crop((size[-2], size[-1]), interpolation)
+        raise ValueError(f"the training transform has no random resized crop to replace by '{name}'.")
+    transform.transforms[crops[0] : crops[0] + 1] = CROPS[name]((size[-2], size[-1]), interpolation)

@@ -94,7 +94,6 @@ def check_validate_options(args: argparse.Namespace) -> None:
         require_range(args, dest, low=1)
     for dest in ('workers', 'crop_border_pixels'):
         require_range(args, dest, low=0)
-    require_one_of(args, 'crop_mode', (None, '', 'squash', 'border', 'center'))
     require_one_of(args, 'results_format', ('csv', 'json'))
     check_input_options(args)
     check_holdout(args)
@@ -145,6 +144,7 @@ def check_input_options(args: argparse.Namespace) -> None:
     if getattr(args, 'tf_preprocessing', False) and find_spec('tensorflow') is None:
         raise UsageError('--tf-preprocessing needs the package tensorflow.')
     require_range(args, 'crop_pct', low=0)
+    require_one_of(args, 'crop_mode', (None, '', 'squash', 'border', 'center'))
     channels = args.in_chans or 3
     if args.input_size:
         channels = args.input_size[0]
@@ -260,6 +260,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     add('--in-chans', type=int, metavar='N', help='channels of the input')
     add('--input-size', type=int, nargs=3, metavar='N', help='channels, height and width of the input')
     add('--crop-pct', type=float, metavar='X', help='share of the resized image that the center crop keeps')
+    add('--crop-mode', type=str, metavar='MODE', help='how it is cropped: squash, border or center')
     add('--mean', type=float, nargs='+', metavar='X', help='mean that images are normalised with')
     add('--std', type=float, nargs='+', metavar='X', help='standard deviation that images are normalised with')
     add('--interpolation', type=str, default='', metavar='NAME', help='how images are resized')
@@ -317,7 +318,6 @@ def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     add('--num-samples', type=int, metavar='N', help='number of samples, for data sets that do not know it')
     add('-b', '--batch-size', type=int, default=256, metavar='N', help='images in a batch, on each device')
     add('--use-train-size', action='store_true', help='evaluate at the training size')
-    add('--crop-mode', type=str, metavar='MODE', help='squash, border or center')
     add('--crop-border-pixels', type=int, metavar='N', help='pixels cut off each border')
     add('--tf-preprocessing', action='store_true', help="TensorFlow's preprocessing")
     add('--test-pool', action='store_true', help='pool at test time over larger inputs')

@@ -18,16 +18,17 @@ class AttentionConsistencyLoss(Loss):
     classifier's weights as constants.
 
     By default it is what the authors' code for MS-COCO does with images and mirror images: Eq. 8 summed over classes,
-    and weight 0.6. Beside the mean over n classes the same balance is a weight of 0.6 / n. Their code goes further: it
-    takes every image and its mirror image in a second, smaller size (256 beside 288 pixels) as well, for the criterion
-    and a second such difference of weight 0.6, and adds 0.8 * the mean squared difference of maps between the sizes.
+    and weight 0.6. Their code goes further: it takes every image and its mirror image in a second, smaller size (256
+    beside 288 pixels) as well, for the criterion and a second such difference of weight 0.6, and adds 0.8 * the mean
+    squared difference of maps between the sizes.
 
     Args:
         multi_label: several labels an image.
         class_counts: (n,) training samples that have the class, for several labels.
         num_samples: of the training data, for several labels.
-        weight: of the consistency.
-        reduction: of Eq. 8 over classes, 'sum' or 'mean'; see `WeightedSigmoidLoss`. Cross-entropy has none.
+        weight: of the consistency, beside cross-entropy or Eq. 8 summed over classes.
+        reduction: over the classes of an image, for several labels: 'sum' as the authors', or 'mean', which divides the
+            loss by their number n and so keeps the balance of its two parts (see `WeightedSigmoidLoss`).
 
     Raises:
         ValueError: the weight is negative, the reduction is another, or cross-entropy is told to take the mean.
@@ -48,6 +49,7 @@ class AttentionConsistencyLoss(Loss):
         super().__init__()
         self.weight = at_least(0, weight=weight)
         self.criterion: nn.Module = nn.CrossEntropyLoss()
+        self.reduction = reduction
         if multi_label:
             if class_counts is None or num_samples is None:
                 raise ValueError('class counts and number of samples are needed for several labels.')
@@ -66,8 +68,9 @@ class AttentionConsistencyLoss(Loss):
         held = replace(class_maps, weight=class_maps.weight.detach(), bias=None)
         maps, mirrored = raised(held.maps()).chunk(2)
         consistency = (maps.flip(-1) - mirrored).square().mean()
+        weight = self.weight / (class_maps.num_classes if self.reduction == 'mean' else 1)
         both = target.repeat(2, *[1] * (target.ndim - 1))
-        return self.criterion(raised(class_maps.logits), both) + self.weight * consistency
+        return self.criterion(raised(class_maps.logits), both) + weight * consistency
 
     def extra_repr(self) -> str:
         """The options, for print(task)."""

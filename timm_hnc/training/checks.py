@@ -11,7 +11,7 @@ from timm.task import ClassificationEvaluator
 
 from timm_hnc.command_line import flag_of, require_one_of, require_range
 from timm_hnc.data.noise import LabelNoise
-from timm_hnc.data.transforms import INTERPOLATIONS
+from timm_hnc.data.transforms import CROPS, INTERPOLATIONS
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.multilabel import MultiLabelEvaluator
 from timm_hnc.evaluation.options import (
@@ -63,7 +63,7 @@ PROBABILITIES = (
 _HUGE = 1e30  # beyond this, float32 ends
 
 CHOICES = {
-    'train_crop_mode': (None, '', 'rrc', 'rkrc', 'rkrr', 'pad'),
+    'train_crop_mode': (None, '', 'rrc', 'rkrc', 'rkrr', *CROPS),
     'train_interpolation': ('', 'random', *INTERPOLATIONS),
     'worker_seeding': ('all', 'part'),
     'mixup_mode': ('batch', 'pair', 'elem', 'half'),

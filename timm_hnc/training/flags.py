@@ -228,7 +228,12 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
 def _add_augmentation_options(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, 'augmentation')
     add('--no-aug', action='store_true', help='no augmentation at all')
-    add('--train-crop-mode', type=str, metavar='MODE', help='rrc, rkrc, rkrr, or pad: pad and crop, as for CIFAR')
+    add(
+        '--train-crop-mode',
+        type=str,
+        metavar='MODE',
+        help='rrc, rkrc, rkrr; pad: pad and crop, as for CIFAR; squash: the whole image, resized to the shape',
+    )
     add('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='X', help='area of random crops')
     add('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3], metavar='X', help='aspect ratio of random crops')
     add('--hflip', type=float, default=0.5, metavar='P', help='probability of a horizontal flip')

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
-from timm_hnc.data.transforms import use_padded_crop
+from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.loaders import create_timed_loader, dataset_options, loader_options
 from timm_hnc.training.options import mixup_active
@@ -78,7 +78,7 @@ def create_train_loader(
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
         interpolation = data_config['interpolation']
-    padded = args.train_crop_mode == 'pad' and not args.no_aug
+    ours = args.train_crop_mode in CROPS and not args.no_aug
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
     loader = create_timed_loader(
@@ -87,7 +87,7 @@ def create_train_loader(
         batch_size=args.batch_size,
         is_training=True,
         interpolation=interpolation,
-        train_crop_mode='rrc' if args.train_crop_mode == 'pad' else args.train_crop_mode,
+        train_crop_mode='rrc' if args.train_crop_mode in CROPS else args.train_crop_mode,
         num_workers=args.workers,
         worker_seeding=args.worker_seeding,
         collate_fn=mixup if isinstance(mixup, FastCollateMixup) else None,
@@ -98,8 +98,8 @@ def create_train_loader(
         **_schedule(args),
         **loader_options(args, data_config, device, distributed),
     )
-    if padded:
-        _pad_crops(loader.dataset, args, data_config, interpolation)
+    if ours:
+        _replace_crops(loader.dataset, args, data_config, interpolation)
     if len(loader) == 0:
         raise DataError(
             f'{len(dataset)} training images do not fill one batch of {args.batch_size} a process: '
@@ -144,9 +144,9 @@ def _schedule(args: Namespace) -> dict[str, Any]:
     )
 
 
-def _pad_crops(dataset: Any, args: Namespace, data_config: dict[str, Any], interpolation: str) -> None:
+def _replace_crops(dataset: Any, args: Namespace, data_config: dict[str, Any], interpolation: str) -> None:
     if args.train_img_sizes:
         for transform, size in zip(dataset.transforms, args.train_img_sizes, strict=True):
-            use_padded_crop(transform, (size, size), interpolation)
+            use_crop(args.train_crop_mode, transform, (size, size), interpolation)
     else:
-        use_padded_crop(dataset.transform, data_config['input_size'], interpolation)
+        use_crop(args.train_crop_mode, dataset.transform, data_config['input_size'], interpolation)

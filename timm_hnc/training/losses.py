@@ -38,7 +38,9 @@ def check_loss_by_name(args: Namespace) -> None:
     """
     if not is_ours(args):
         if args.loss_kwargs:
-            raise UsageError(f'--loss-kwargs: for --loss {", ".join(LOSSES)} only.')
+            raise UsageError(
+                f'--loss-kwargs: for --loss {", ".join(LOSSES)} only; empty, it leaves out those of a YAML file.'
+            )
         _check_loss_lr(args)
         return
     kind = LOSSES[args.loss]

@@ -5,7 +5,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import InterpolationMode, RandomCrop, Resize
 
-from timm_hnc.data.transforms import padded_crop, use_padded_crop
+from timm_hnc.data.transforms import padded_crop, use_crop
 
 
 def image(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -51,9 +51,19 @@ def test_height_and_width_are_padded_in_proportion():
 def test_takes_the_place_of_timms_random_resized_crop():
     transform = create_transform((3, 32, 32), is_training=True, hflip=0.5, color_jitter=0.0, auto_augment='rand-m2')
     before = [type(step).__name__ for step in transform.transforms]
-    use_padded_crop(transform, (3, 32, 32))
+    use_crop('pad', transform, (3, 32, 32))
     after = [type(step).__name__ for step in transform.transforms]
     assert after == ['Resize', 'RandomCrop', *before[1:]]
     assert transform(image((40, 32))).shape == (3, 32, 32)
-    with pytest.raises(ValueError, match='no random resized crop'):
-        use_padded_crop(transform, (3, 32, 32))
+    with pytest.raises(ValueError, match="no random resized crop to replace by 'pad'"):
+        use_crop('pad', transform, (3, 32, 32))
+
+
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic', 'nearest'])
+def test_squashed_images_are_those_of_timms_evaluation(interpolation):
+    statistics = dict(interpolation=interpolation, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    training = create_transform((3, 32, 48), is_training=True, hflip=0.0, color_jitter=None, **statistics)
+    use_crop('squash', training, (3, 32, 48), interpolation)
+    evaluation = create_transform((3, 32, 48), crop_mode='squash', crop_pct=1.0, **statistics)
+    for size in ((80, 64), (20, 90), (48, 32)):
+        assert torch.equal(training(image(size)), evaluation(image(size)))
