@@ -27,8 +27,8 @@ from timm_hnc.losses.factory import LOSSES, create_loss
 CASES = [(name, task) for name, kind in LOSSES.items() for task in kind.tasks]
 each = pytest.mark.parametrize(('name', 'task'), CASES, ids=[f'{name}-{task}' for name, task in CASES])
 NUM_FEATURES = 32
-# a gradient that is stopped on purpose differs from that of the values: tests/losses/test_anchor.py looks at it
-DIFFERENTIABLE = {'anchor': {'gamma': 0.0}}
+# a gradient that is stopped on purpose differs from that of the values: the losses' own tests look at it
+DIFFERENTIABLE = {'anchor': {'gamma': 0.0}, 'attention-consistency': {'weight': 0.0}}
 LABELS = torch.tensor([2, 0, 5, 2])
 LABEL_SETS = torch.nn.functional.one_hot(LABELS, NUM_CLASSES) + torch.eye(NUM_CLASSES)[[3, 3, 3, 3]]
 
