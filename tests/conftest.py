@@ -5,6 +5,9 @@ import os
 
 import pytest
 import torch
+from faulty_images import faulty_format
+
+__all__ = ['faulty_format']
 
 torch.set_num_threads(1)  # the suite runs in two processes, on models that gain nothing from a second thread
 os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')  # no processes of its own, which import torch first

@@ -6,11 +6,15 @@ import zlib
 
 import numpy as np
 import pytest
-from image_data import write_folder
+from faulty_images import ERRORS, faulty
+from image_data import write_folder, write_parquet, write_tar
 from PIL import Image, ImageDraw
 
+from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.reading import read as read_loader
 from timm_hnc.data.skipped import SkippedImages
+from timm_hnc.errors import DataError
 
 
 def saved(image, format='PNG', **kwargs):
@@ -113,3 +117,81 @@ def test_skipped_and_counted(read, kind, caplog):
     assert skipped.count == 1
     assert f'Skipped sample (index {index}).' in caplog.text
     assert (image.tobytes(), target) == (neighbour.tobytes(), expected)
+
+
+@pytest.mark.parametrize('where', ['open', 'load'])
+@pytest.mark.parametrize('error', ERRORS)
+def test_whatever_pillow_raises_the_image_is_skipped_and_counted(read, faulty_format, caplog, error, where):
+    dataset, index, skipped = read(faulty(error, where))
+    with pytest.raises((ERRORS[error], OSError)):
+        Image.open(dataset.filename(index, absolute=True)).load()
+    image, target = dataset[index]
+    neighbour, expected = dataset[index + 1]
+    assert skipped.count == 1
+    assert f'Skipped sample (index {index}). ' in caplog.text
+    assert (image.tobytes(), target) == (neighbour.tobytes(), expected)
+
+
+@pytest.fixture
+def with_a_faulty_image(faulty_format, tmp_path, monkeypatch):
+    """Writes every form of data set with its fifth image faulty."""
+    import image_data
+
+    content, original = faulty('NotImplementedError'), image_data.samples
+
+    def samples(split, seed=0):
+        found = original(split, seed)
+        return [(name, label, content if number == 4 else png) for number, (name, label, png) in enumerate(found)]
+
+    monkeypatch.setattr(image_data, 'samples', samples)
+    return tmp_path
+
+
+SKIPPING = {
+    'folder': lambda root: ('', write_folder(root)),
+    'tar': lambda root: ('', write_tar(root / 'train.tar', 'train')),
+    'hfds': lambda root: (f'hfds/{write_parquet(root / "set")}', root / 'cache'),
+}
+
+
+@pytest.mark.parametrize('kind', SKIPPING)
+def test_every_kind_of_data_that_is_read_by_index_skips_it(with_a_faulty_image, kind):
+    skipped = SkippedImages()
+    name, root = SKIPPING[kind](with_a_faulty_image)
+    dataset = create_dataset(name, str(root), 'train', num_classes=3)
+    found = [(image.tobytes(), target) for image, target in (dataset[index] for index in range(len(dataset)))]
+    assert len(found) == 59
+    assert found[4] == found[5]
+    assert skipped.count == 1
+    skipped.stop()
+
+
+def test_folders_of_torchvision_and_streams_end_in_one_line(with_a_faulty_image):
+    root = with_a_faulty_image
+    folder = create_dataset('torch/image_folder', str(write_folder(root / 'folder')), 'train', num_classes=3)
+    name = f'hfids/{write_parquet(root / "set")}'
+    stream = create_dataset(name, str(root / 'cache'), 'train', num_classes=3, num_samples=59, batch_size=8)
+    for samples in ((folder[index] for index in range(len(folder))), stream):
+        with pytest.raises(DataError, match='the data cannot be read: NotImplementedError: some bytes are wrong'):
+            list(read_loader(samples))
+
+
+def test_the_size_of_a_faulty_image_is_not_known(read, faulty_format, tmp_path):
+    dataset, index, _ = read(faulty('SyntaxError'))
+    dataset.reader.unchecked.boxes, dataset.reader.unchecked.box_labels = [[]] * 25, [[]] * 25
+    source = BoxSource(dataset)
+    assert source.image_size(index) is None
+    assert source.image_size(index + 1) == (32, 32)
+
+
+def test_the_end_of_a_loading_process_is_no_damaged_image(read, monkeypatch):
+    """torch tells of it at any moment of the process that reads, in the middle of an image as well."""
+    dataset, index, skipped = read(READ['grey'])
+
+    def interrupted(*_):
+        raise RuntimeError('DataLoader worker (pid 4711) is killed by signal: Killed.')
+
+    monkeypatch.setattr(Image.Image, 'convert', interrupted)
+    with pytest.raises(RuntimeError, match='DataLoader worker'):
+        dataset[index]
+    assert skipped.count == 0

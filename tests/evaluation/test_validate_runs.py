@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from faulty_images import faulty
 from image_data import CLASSES, MULTI_LABEL_COUNT, samples, write_folder, write_shards
 from PIL import Image
 from running import ROOT, SMALL, arguments, failure, result, result_of, run_script, train, validate
@@ -311,10 +312,10 @@ def test_data_that_does_not_fit_has_exit_code_1(fails, run, multi_label, tmp_pat
         assert message in line
 
 
-def test_images_that_cannot_be_decoded_are_counted(fails, run, tmp_path, capsys):
+def test_images_that_cannot_be_decoded_are_counted(fails, run, tmp_path, capsys, faulty_format):
     data = write_folder(tmp_path / 'images')
     files = sorted((data / 'validation').rglob('*.png'))
-    files[4].write_bytes(b'no image')
+    files[4].write_bytes(faulty('OverflowError'))
     assert validate(capsys, '--checkpoint', run, data, *HERE)['skipped_images'] == 1
     for file in files:
         file.write_bytes(b'no image')

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import yaml
+from faulty_images import faulty
 from image_data import write_folder, write_shards
 from running import ROOT, SMALL, contents, failure, result, run_script, train
 
@@ -202,19 +203,24 @@ def test_fewer_images_than_a_batch(fails, images):
     assert '59 training images do not fill one batch of 64 a process: set a lower --batch-size' in line
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_images_that_cannot_be_decoded_are_skipped_and_counted(tmp_path, workers):
+IN_MEMORY = ['--data-in-memory', '--train-crop-mode', 'pad', '--color-jitter', 0]
+
+
+@pytest.mark.parametrize('more', [['--workers', 0], ['--workers', 2], IN_MEMORY], ids=['', 'workers', 'in memory'])
+def test_images_that_cannot_be_decoded_are_skipped_and_counted(tmp_path, faulty_format, more):
     data = write_folder(tmp_path / 'images')
     files = sorted((data / 'train').rglob('*.png')), sorted((data / 'validation').rglob('*.png'))
-    files[0][7].write_bytes(b'no image')
+    files[0][0].write_bytes(faulty('ValueError'))
     files[0][30].write_bytes(files[0][30].read_bytes()[:200])
-    files[1][3].write_bytes(b'')
+    files[1][0].write_bytes(faulty('SyntaxError'))
     folder = train(
-        *('--data-dir', data, *SMALL, '-b', 1, '--epochs', 2, '--workers', workers),
-        *('--output', tmp_path, '--experiment', 'run'),
+        *('--data-dir', data, *SMALL, '-b', 1, '--epochs', 2, *more),
+        *('--cam-images', 1, '--output', tmp_path, '--experiment', 'run'),
     )
-    # two epochs of training images; validation after both, and of the best; a skipped picture is one more
-    assert result(folder)['skipped_images'] in (2 * 2 + 3, 2 * 2 + 3 + 1)
+    # two epochs of training images; validation after both, and of the best; in memory each is read once
+    read = 2 + 1 if more is IN_MEMORY else 2 * 2 + 3
+    assert result(folder)['skipped_images'] == read + 1, 'one of the pictures'
+    assert (folder / 'cams' / 'best.png').is_file()
 
 
 @pytest.mark.parametrize(('split', 'workers'), [('train', 0), ('train', 1), ('validation', 0), ('validation', 1)])

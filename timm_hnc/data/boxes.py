@@ -103,14 +103,7 @@ class BoxSource:
 
     def image_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of a stored image, None for one that cannot be decoded."""
-        index = int(index if self.indices is None else self.indices[index])
-        try:
-            file, *_ = self.reader[index]
-            with file, Image.open(file) as image:
-                image.load()
-                return image.size
-        except OSError:
-            return None
+        return self.reader.image_size(int(index if self.indices is None else self.indices[index]))
 
     def _check(self, boxes: Tensor, index: int) -> None:
         wrong = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1) | (boxes < -1).any(1)]

@@ -13,7 +13,7 @@ from timm_hnc.data.coco import read_coco
 from timm_hnc.data.cub import read_cub
 from timm_hnc.data.digits import create_digits
 from timm_hnc.data.labels import sample_labels
-from timm_hnc.data.readable import CheckedReader
+from timm_hnc.data.readable import check_images
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.data.tiny_imagenet import read_tiny_imagenet
 from timm_hnc.errors import DataError, UsageError
@@ -58,8 +58,7 @@ def create_dataset(
         dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
-    if isinstance(dataset, timm.data.ImageDataset):
-        dataset.reader = CheckedReader(dataset.reader)
+    check_images(dataset)
     dense = target_format == 'multihot'
     dataset.target_transform = LabelSet(num_classes, dense) if multi_label else ClassIndex(num_classes)
     if not multi_label:

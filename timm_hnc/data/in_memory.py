@@ -137,16 +137,12 @@ class RememberedBatches:
 
 
 def _decode(dataset: Dataset, like: DataLoader, device: torch.device) -> tuple[Tensor, Tensor]:
-    first, _ = dataset[0]
-    needed, free = first.numel() * len(dataset), _free_memory(device)  # type: ignore[arg-type]
-    if needed > _MOST_OF_MEMORY * free:
-        raise DataError(
-            f'--data-in-memory: the images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}.'
-        )
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
     loader = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=like.num_workers, timeout=like.timeout)
     try:
         for images, targets in progress(read(loader), 'batch', len(loader), 'Decoding'):
+            if not parts:
+                _check_memory(images[0].numel() * len(dataset), device)  # type: ignore[arg-type]
             parts.append((images.to(device), targets.to(device)))
         images, targets = (torch.cat(column) for column in zip(*parts, strict=True))
     except (RuntimeError, DataError) as error:
@@ -154,6 +150,14 @@ def _decode(dataset: Dataset, like: DataLoader, device: torch.device) -> tuple[T
             raise
         raise UsageError(f'--data-in-memory: the images have several sizes ({first_lines(error, 120)}).') from error
     return images, targets
+
+
+def _check_memory(needed: int, device: torch.device) -> None:
+    free = _free_memory(device)
+    if needed > _MOST_OF_MEMORY * free:
+        raise DataError(
+            f'--data-in-memory: the images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}.'
+        )
 
 
 def _free_memory(device: torch.device) -> int:

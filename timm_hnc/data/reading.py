@@ -49,9 +49,14 @@ def watched_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if type(error) is not RuntimeError or not str(error).startswith('DataLoader worker'):
+        if not is_of_a_worker(error):
             raise
         raise _data_error(error) from error
+
+
+def is_of_a_worker(error: Exception) -> bool:
+    """Whether torch tells of the end of a loading process."""
+    return type(error) is RuntimeError and str(error).startswith('DataLoader worker')
 
 
 @contextmanager
