@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
+from faulty_images import ERRORS, faulty
 from PIL import Image
 from running import ROOT, run_script
 
@@ -47,6 +48,10 @@ def photos(tmp_path):
     return folder
 
 
+def rows_of(files, subjects):
+    return [row for _, row in photo_rows(files, subjects)]
+
+
 def fails(capsys, *argv):
     capsys.readouterr()
     code = run_command(main, [str(word) for word in argv])
@@ -72,8 +77,8 @@ def test_photos_of_two_models_share_their_scale(weights, photos, tmp_path):
     for subject in subjects:
         assert names_of(subject.model.model) == ['ant', 'bee', 'cat']
     named = [Subject(each.model, each.caption, ['ant', 'bee', 'cat']) for each in subjects]
-    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(draw_panel(photo_rows(files, named), labelled=False)))
-    one = draw_panel(photo_rows(files, named[:1]), labelled=False)
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(draw_panel(rows_of(files, named), labelled=False)))
+    one = draw_panel(rows_of(files, named[:1]), labelled=False)
     assert Image.open(out).height > 1.8 * one.height
 
 
@@ -88,7 +93,9 @@ def test_it_is_a_command(weights, photos, tmp_path):
 def test_wrong_use(weights, photos, tmp_path, capsys):
     photo, checkpoint = photos / 'a.png', ['--checkpoint', weights[0]]
     (tmp_path / 'names.txt').write_text('ant\nbee\n')
+    (tmp_path / 'blank.txt').write_text('\n  \n')
     (tmp_path / 'empty').mkdir()
+    folder = weights[1] / 'model_best'
     for argv, code, message in (
         (['cams', photo], 2, 'no model: pass --checkpoint RUN, or --model NAME'),
         (['cams', tmp_path / 'none.jpg', *checkpoint], 1, "none.jpg' does not exist"),
@@ -97,6 +104,24 @@ def test_wrong_use(weights, photos, tmp_path, capsys):
         (['cams', photo, *checkpoint, '--topk', 5], 2, '--topk 5: expected 0 to 4'),
         (['cams', photo, *checkpoint, '--class-names', tmp_path / 'names.txt'], 1, '2 class names for 3 classes'),
         (['cams', photo, *checkpoint, '--class-names', tmp_path / 'no.txt'], 1, 'cannot be read'),
+        (
+            ['cams', photo, *checkpoint, '--class-names', tmp_path / 'blank.txt'],
+            1,
+            "blank.txt' is empty: expected a name",
+        ),
+        (
+            ['cams', photo, *checkpoint, '--model', 'resnet18'],
+            1,
+            f"'{weights[0]}' is of the architecture 'test_resnet'",
+        ),
+        (
+            ['cams', photo, *checkpoint, '--against', folder, '--model', 'resnet18'],
+            1,
+            f"--model resnet18: '{folder}' is",
+        ),
+        (['cams', photo, '--checkpoint', tmp_path / 'none'], 1, f"--checkpoint '{tmp_path / 'none'}' does not exist"),
+        (['cams', photo, '--checkpoint', tmp_path / 'empty'], 1, "empty' is neither a run folder nor its model_best"),
+        (['cams', photo, '--against', folder], 2, 'no model: pass --checkpoint RUN, or --model NAME'),
         (['cams', photo, '--model', 'resnet_none', '--pretrained'], 1, "'resnet_none' cannot be loaded"),
         (['cams', photo, '--model', 'test_vit', '--num-classes', 0], 2, 'no class'),
         (['cams', photo, *checkpoint, '--out', tmp_path / 'a.what'], 2, 'a.what'),
@@ -104,6 +129,56 @@ def test_wrong_use(weights, photos, tmp_path, capsys):
     ):
         assert fails(capsys, *argv)[0] == code, argv
         assert message in fails(capsys, *argv)[1], argv
+
+
+def test_model_may_repeat_the_architecture_of_a_run_and_names_that_of_a_file(weights, photos, tmp_path):
+    """--model is never left aside: with a weights file or alone it says what else is drawn."""
+    torch.manual_seed(3)
+    other = timm.create_model('test_efficientnet', num_classes=3).eval()
+    torch.save(other.state_dict(), tmp_path / 'other.pth')
+
+    def logits(*argv):
+        out = ['--out', tmp_path / 'c.png', '--values', tmp_path / 'c.json']
+        main([str(word) for word in ('cams', photos / 'a.png', *argv, *out)])
+        rows = json.loads((tmp_path / 'c.json').read_text())
+        found = {}
+        for row in rows:
+            found.setdefault(row['model'], {})[row['class']] = row['mean']
+        return found
+
+    [alone] = logits('--checkpoint', weights[0]).values()
+    assert logits('--checkpoint', weights[0], '--model', 'test_resnet') == {'': alone}
+    file = ['--checkpoint', tmp_path / 'other.pth', '--model', 'test_efficientnet', '--num-classes', 3]
+    both = logits('--against', weights[0], *file)
+    assert both['run-0'] == alone
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=other))
+    with torch.no_grad():
+        [expected] = other(transform(load_photo(photos / 'a.png'))[None]).tolist()
+    named = dict(zip('012', expected, strict=True))
+    assert both['other.pth'] == pytest.approx(named, abs=1e-5)
+    against = logits('--against', weights[0], '--model', 'test_resnet', '--num-classes', 3)
+    assert against['run-0'] == alone
+    assert set(against) == {'run-0', 'test_resnet'}
+
+
+def test_photos_that_cannot_be_read_are_skipped(weights, photos, tmp_path, capsys, caplog, faulty_format):
+    for number, error in enumerate(ERRORS):
+        path = photos / f'aa-{number}.png'
+        path.write_bytes(faulty(error))
+        with pytest.raises(DataError, match=rf"aa-{number}\.png' (cannot be read: it is no image|has too many pixels)"):
+            load_photo(path)
+    drawn = ['--checkpoint', str(weights[0]), '--out', str(tmp_path / 'c.png'), '--values', str(tmp_path / 'c.json')]
+    main(['cams', str(photos), *drawn])
+    shown = {row['photo'] for row in json.loads((tmp_path / 'c.json').read_text())}
+    assert shown == {str(photos / name) for name in ('a.png', 'b.jpg')}
+    *skipped, count = caplog.messages
+    assert len(skipped) == len(ERRORS)
+    assert (
+        skipped[0] == f"Skipped: photo '{photos / 'aa-0.png'}' cannot be read: it is no image, or damaged (ValueError)."
+    )
+    assert count == f'{len(ERRORS)} of {len(ERRORS) + 2} photos skipped.'
+    code, line = fails(capsys, 'cams', photos / 'aa-0.png', photos / 'aa-1.png', *drawn)
+    assert (code, "aa-0.png' cannot be read" in line) == (1, True)
 
 
 def photo_of(tmp_path, image, name, **options):

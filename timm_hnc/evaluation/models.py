@@ -1,6 +1,5 @@
 """The model that validate.py evaluates."""
 
-import json
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -12,6 +11,7 @@ from timm.models import load_checkpoint, parse_model_name, reparameterize_model
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.hub.loading import reading
+from timm_hnc.hub.weights import check_architecture
 
 _logger = logging.getLogger(__name__)
 
@@ -56,14 +56,7 @@ def load_model(args: Namespace, source: Source, explicit: frozenset[str]) -> Any
 
 
 def _check_architecture(args: Namespace, source: Source, explicit: frozenset[str]) -> None:
-    """A run knows its architecture: --model may repeat it, and not contradict it."""
     scheme, name = parse_model_name(source.model)
-    if scheme != 'local-dir':
-        return
-    try:
-        found = json.loads((Path(name) / 'config.json').read_text())['architecture']
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"'{name}/config.json' cannot be read: {error!r}") from error
-    if args.checkpoint and 'model' in explicit and args.model.rpartition(':')[2] != found:
-        raise DataError(f"--checkpoint '{args.checkpoint}' is of the architecture '{found}', not '{args.model}'.")
-    args.model = found if args.checkpoint else args.model
+    if scheme == 'local-dir' and args.checkpoint:
+        given = args.model if 'model' in explicit else None
+        args.model = check_architecture(Path(name), f"--checkpoint '{args.checkpoint}'", given)

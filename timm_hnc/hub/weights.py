@@ -1,5 +1,6 @@
 """Weights and config in timm's Hub format."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel
-from timm_hnc.errors import UsageError
+from timm_hnc.errors import DataError, UsageError
 from timm_hnc.manifest import MANIFEST, check_manifest
 
 WEIGHTS = 'model.safetensors'
@@ -60,6 +61,29 @@ def find_weights(path: Path) -> Path | None:
             check_weights_file(folder)
             return folder
     return None
+
+
+def check_architecture(folder: Path, what: str, model: str | None) -> str:
+    """What config.json says of weights: a name given beside them may repeat it, and not contradict it.
+
+    Args:
+        folder: from `find_weights`.
+        what: how the message calls them, such as "'output/run'".
+        model: timm's name of a model, None where none was given.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        DataError: the architectures differ, or config.json cannot be read.
+    """
+    try:
+        found = json.loads((folder / 'config.json').read_text())['architecture']
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"'{folder}/config.json' cannot be read: {error!r}") from error
+    if model is not None and model.rpartition(':')[2] != found:
+        raise DataError(f"{what} is of the architecture '{found}', not '{model}'.")
+    return found
 
 
 def save_pretrained(

@@ -14,7 +14,7 @@ from timm_hnc.cam.probe import UnsupportedHead
 from timm_hnc.command_line import HelpFormatter, KeyValues
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.loading import reading
-from timm_hnc.hub.weights import find_weights
+from timm_hnc.hub.weights import check_architecture, find_weights
 from timm_hnc.plots.curves import curve_rows, draw_curves, read_run
 from timm_hnc.plots.figure_table import table_rows
 from timm_hnc.plots.loss_figure import draw_losses, loss_rows
@@ -103,23 +103,50 @@ def _cams(args: argparse.Namespace, path: Path) -> Rows:
     if not 0 <= args.topk <= MAX_NEGATIVES:
         raise UsageError(f'--topk {args.topk}: expected 0 to {MAX_NEGATIVES}.')
     photos = find_photos(args.photos)
-    names = None
-    if args.class_names:
-        try:
-            names = [line.strip() for line in Path(args.class_names).read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"--class-names '{args.class_names}' cannot be read: {error}") from error
-    checkpoints = [each for each in (args.against, args.checkpoint) if each] or [None]
+    names = _read_names(args.class_names) if args.class_names else None
+    checkpoints = _find_checkpoints(args)
     subjects = []
-    for checkpoint in checkpoints:
-        model = _load(args, checkpoint)
-        caption = _caption(checkpoint) if checkpoint and len(checkpoints) > 1 else ''
+    for checkpoint, folder in checkpoints:
+        model = _load(args, checkpoint, folder)
+        caption = _caption(checkpoint or args.model) if len(checkpoints) > 1 else ''
         names_of_classes = names_of(model.model, names)
         subjects.append(Subject(model, caption, names_of_classes, _has_several_labels(args, checkpoint)))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk)
-    _save(draw_panel(drawn, args.title, labelled=False), path)
-    files = [photo for photo in photos for _ in subjects]
-    return [value for photo, row in zip(files, drawn, strict=True) for value in map_values(photo, row)]
+    _save(draw_panel([row for _, row in drawn], args.title, labelled=False), path)
+    return [value for photo, row in drawn for value in map_values(photo, row)]
+
+
+def _read_names(path: str) -> list[str]:
+    try:
+        names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--class-names '{path}' cannot be read: {error}") from error
+    if not names:
+        raise DataError(f"--class-names '{path}' is empty: expected a name a line.")
+    return names
+
+
+def _find_checkpoints(args: argparse.Namespace) -> list[tuple[str | None, Path | None]]:
+    """The checkpoints to draw, None for --model alone, each with its folder of weights, None for a weights file.
+
+    A folder knows its architecture: where all are folders, --model may repeat it and not contradict it.
+    """
+    found: list[tuple[str | None, Path | None]] = []
+    for flag, checkpoint in (('--against', args.against), ('--checkpoint', args.checkpoint)):
+        if checkpoint is None:
+            continue
+        if not Path(checkpoint).exists():
+            raise DataError(f"{flag} '{checkpoint}' does not exist.")
+        folder = find_weights(Path(checkpoint))
+        if folder is None and Path(checkpoint).is_dir():
+            raise DataError(f"{flag} '{checkpoint}' is neither a run folder nor its model_best.")
+        found.append((checkpoint, folder))
+    if args.checkpoint is None:
+        found.append((None, None))
+    named = [(checkpoint, folder) for checkpoint, folder in found if folder is not None]
+    for checkpoint, folder in named if len(named) == len(found) else ():
+        check_architecture(folder, f"--model {args.model}: '{checkpoint}'", args.model)
+    return found
 
 
 def _has_several_labels(args: argparse.Namespace, checkpoint: str | None) -> bool:
@@ -133,12 +160,12 @@ def _has_several_labels(args: argparse.Namespace, checkpoint: str | None) -> boo
     return False
 
 
-def _load(args: argparse.Namespace, checkpoint: str | None) -> CamModel:
+def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None) -> CamModel:
     """A model in evaluation mode, on the accelerator if there is one."""
     options: dict[str, Any] = dict(args.model_kwargs)
     if args.num_classes is not None:
         options['num_classes'] = args.num_classes
-    name, folder = args.model, find_weights(Path(checkpoint)) if checkpoint else None
+    name = args.model
     if folder is not None:
         name, options['pretrained'] = f'local-dir:{folder}', True
     elif name is None:

@@ -14,7 +14,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.plots.cams import panel_rows
 from timm_hnc.plots.panel import PanelRow
-from timm_hnc.plots.photos import load_photo
+from timm_hnc.plots.photos import load_photos
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
 
 
 @torch.no_grad()
-def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 4) -> list[PanelRow]:
+def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 4) -> list[tuple[Path, PanelRow]]:
     """The maps of photographs: of the class that the model sees, then of the next ones by rank.
+
+    A photo that cannot be read is skipped with a warning.
 
     Args:
         photos: image files.
@@ -62,18 +64,17 @@ def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 
         topk: how many classes behind the first.
 
     Returns:
-        A row a photo and model, for `draw_panel`.
+        A photo and its row for `draw_panel`, for every photo and model.
 
     Raises:
-        DataError: a photo cannot be read.
+        DataError: no photo can be read.
     """
-    rows: list[PanelRow] = []
-    for path in photos:
-        photo = load_photo(path)
+    rows: list[tuple[Path, PanelRow]] = []
+    for path, photo in load_photos(photos):
         own = [_row(photo, subject, topk) for subject in subjects]
         cells = [cell for row in own for cell in ([row.positive] if row.positive else []) + list(row.negatives)]
         values = torch.cat([cell.map.flatten() for cell in cells])
-        rows += [replace(row, scale=(values.min().item(), values.max().item())) for row in own]
+        rows += [(path, replace(row, scale=(values.min().item(), values.max().item()))) for row in own]
     return rows
 
 

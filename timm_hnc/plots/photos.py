@@ -1,12 +1,15 @@
 """Photographs as people have them, read into plain RGB."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from timm_hnc.errors import DataError
+
+_logger = logging.getLogger(__name__)
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 MAX_SIDE = 4096
@@ -29,6 +32,30 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+def load_photos(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]:
+    """Photos as `load_photo` reads them; one that it cannot read is skipped with a warning.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+    problems: list[DataError] = []
+    count = 0
+    for path in paths:
+        count += 1
+        try:
+            photo = load_photo(path)
+        except DataError as error:
+            problems.append(error)
+            continue
+        yield path, photo
+    if problems and len(problems) == count:
+        raise problems[0]
+    for problem in problems:
+        _logger.warning(f'Skipped: {problem}')
+    if problems:
+        _logger.warning(f'{len(problems)} of {count} photos skipped.')
+
+
 def load_photo(path: Path) -> Image.Image:
     """An RGB image: turned as its EXIF data says, transparent places white, 16 bits scaled, only the first frame.
 
@@ -44,7 +71,7 @@ def load_photo(path: Path) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise DataError(f"photo '{path}' has too many pixels: make it smaller first.") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's plugins raise what their parsing of a damaged file ends in
         raise DataError(
             f"photo '{path}' cannot be read: it is no image, or damaged ({type(error).__name__})."
         ) from error
