@@ -41,6 +41,7 @@ def test_hnc_in_an_existing_script():
         exec(block, names)
         names['loss'].backward()
     assert names['cams'].shape == (2, 5, 3, 3)
+    assert names['same'].shape == (2, 2, 3, 3)
 
 
 @pytest.mark.parametrize('command', train_commands())

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,6 +55,30 @@ def test_chosen_maps_and_their_gradients_are_those_of_all_maps(bias):
     ours, theirs = (torch.autograd.grad((maps * factors).sum(), leaves) for maps in (chosen, picked))
     for gradient, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    'classes', [3, [3], [2, 0, 2], (1, 3), range(4), np.int64(1), [np.int32(0)], torch.tensor(2), []]
+)
+def test_a_number_or_a_list_is_for_every_image(classes):
+    class_maps = make()
+    each = list(classes) if isinstance(classes, (list, tuple, range)) else [int(classes)]
+    maps = class_maps.maps(classes)
+    assert maps.shape == (3, len(each), 2, 3)
+    picked = class_maps.maps(None)[:, each]
+    torch.testing.assert_close(maps, picked, rtol=1e-12, atol=1e-12)
+    factors = torch.randn(maps.shape, dtype=maps.dtype)
+    leaves = [class_maps.positions, class_maps.weight, class_maps.bias]
+    ours, theirs = (torch.autograd.grad((each * factors).sum(), leaves) for each in (maps, picked))
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_indices_may_be_of_any_integer_type(dtype):
+    class_maps = make()
+    classes = torch.tensor([[2, 2], [0, 3], [3, 1]])
+    assert torch.equal(class_maps.maps(classes.to(dtype)), class_maps.maps(classes))
 
 
 def test_only_the_maps_asked_for_are_computed():

@@ -29,9 +29,30 @@ def test_classes_out_of_range(small):
             class_maps.maps(torch.tensor([[0], [wrong], [1]]))
     with pytest.raises(ValueError, match=r'classes are int64 of shape \(3,\): expected \(3, k\) class indices'):
         class_maps.maps(torch.tensor([0, 1, 2]))
-    with pytest.raises(ValueError, match=r'classes are float32 of shape \(3, 2\)'):
-        class_maps.maps(torch.rand(3, 2))
+    for other in (torch.float32, torch.bool, torch.complex64):
+        name = str(other).removeprefix('torch.')
+        with pytest.raises(ValueError, match=rf'classes are {name} of shape \(3, 2\): expected \(3, k\) class indices'):
+            class_maps.maps(torch.zeros(3, 2).to(other))
     assert class_maps.maps(torch.zeros(3, 0, dtype=torch.long)).shape[1] == 0
+
+
+@KINDS
+def test_classes_that_are_no_tensor(small):
+    class_maps = CamModel(small.make()).class_maps(small.images())
+    assert torch.equal(class_maps.maps(3), class_maps.maps(torch.full((3, 1), 3)))
+    assert torch.equal(class_maps.maps([3, 0]), class_maps.maps(torch.tensor([[3, 0]] * 3)))
+    assert class_maps.maps([]).shape[:2] == (3, 0)
+    for wrong in (7, -1, [0, 7], [-1, 0], torch.tensor(7)):
+        with pytest.raises(IndexError, match=r'class (7|-1) is out of range: the model has 7 classes, from 0 on'):
+            class_maps.maps(wrong)
+    wanted = r'expected a class index or a list of them \(the same classes for every image\), a \(3, k\) tensor of'
+    for wrong, name in (
+        *((1.0, r'1\.0'), ('cat', "'cat'"), (True, 'True'), ([0, False], r'\[0, False\]'), ([1.5], r'\[1\.5\]')),
+        *(([[0], [1], [2]], r'\[\[0\], \[1\], \[2\]\]'), ({1}, r'\{1\}'), ([0.5] * 99, 'list')),
+    ):
+        with pytest.raises(TypeError, match=f'^classes are {name}: {wanted}') as error:
+            class_maps.maps(wrong)
+        assert '\n' not in str(error.value)
 
 
 @KINDS

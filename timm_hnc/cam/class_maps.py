@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from timm_hnc.cam.classes import Classes, class_indices
 from timm_hnc.cam.negatives import topk_negatives
 from timm_hnc.cam.selected import selected_scores
 
@@ -56,20 +57,23 @@ class ClassMaps:
         """Number of classes n."""
         return self.weight.shape[0]
 
-    def maps(self, classes: Tensor | None = None) -> Tensor:
+    def maps(self, classes: Classes | None = None) -> Tensor:
         """Class activation maps of the classes asked for.
 
         Args:
-            classes: (B, k) class indices, or None for all n classes.
+            classes: (B, k) class indices; a list of k of them, or a number, for the same classes of every image; or
+                None for all n classes.
 
         Returns:
             (B, k, h, w) maps, (B, n, h, w) for None, in the type of the positions.
 
         Raises:
-            IndexError: a class is not among the n (checked where that costs no synchronisation with a GPU).
+            IndexError: a class is not among the n (of a tensor checked where that costs no synchronisation with a GPU).
+            TypeError: the classes are no tensor, no list of numbers and no number.
+            ValueError: a tensor is no (B, k) integers.
         """
         if classes is not None:
-            check_classes(classes, len(self.positions), self.num_classes)
+            classes = class_indices(classes, len(self.positions), self.num_classes, self.positions.device)
         if classes is None:
             maps = torch.matmul(self.weight.to(self.positions.dtype), self.positions.transpose(1, 2))
         else:
@@ -82,20 +86,3 @@ class ClassMaps:
     def topk_negatives(self, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
         """The k negative classes with the highest logits: indices and valid, see `timm_hnc.cam.topk_negatives`."""
         return topk_negatives(self.logits, target, k, target_floor)
-
-
-def check_classes(classes: Tensor, batch: int, num_classes: int) -> None:
-    """Refuse class indices that are out of range, on a CPU and where no gradient is kept.
-
-    Raises:
-        IndexError: with the index.
-        ValueError: the classes are no (B, k) integers.
-    """
-    if classes.ndim != 2 or len(classes) != batch or classes.is_floating_point():
-        found = f'{str(classes.dtype).removeprefix("torch.")} of shape {tuple(classes.shape)}'
-        raise ValueError(f'classes are {found}: expected ({batch}, k) class indices, k an image.')
-    if torch.compiler.is_compiling() or classes.is_meta or (classes.is_cuda and torch.is_grad_enabled()):
-        return
-    wrong = classes[(classes < 0) | (classes >= num_classes)]
-    if len(wrong):
-        raise IndexError(f'class {wrong[0].item()} is out of range: the model has {num_classes} classes, from 0 on.')

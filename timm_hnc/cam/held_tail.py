@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_hnc.cam.class_maps import ClassMaps, check_classes
+from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.classes import Classes, class_indices
 from timm_hnc.cam.frozen import attention_weights, held_gate, held_norm
 from timm_hnc.cam.grids import Cell, finest, resize_positions, token_grid
 from timm_hnc.cam.heads import TimmModel
@@ -156,11 +157,10 @@ class TailMaps(ClassMaps):
         """Number of classes n."""
         return self.logits.shape[1]
 
-    def maps(self, classes: Tensor | None = None) -> Tensor:
+    def maps(self, classes: Classes | None = None) -> Tensor:
         """(B, k, h, w) maps of the classes asked for, without a gradient; see `ClassMaps.maps`."""
-        if classes is None:
-            classes = torch.arange(self.num_classes, device=self.logits.device).expand(len(self.logits), -1)
-        check_classes(classes, *self.logits.shape)
+        classes = range(self.num_classes) if classes is None else classes
+        classes = class_indices(classes, len(self.logits), self.num_classes, self.logits.device)
         if not classes.shape[1]:
             return self.logits.new_zeros(len(classes), 0, *self.grid)
         return torch.stack([self._map(column) for column in classes.unbind(1)], 1).unflatten(-1, self.grid)
