@@ -15,18 +15,22 @@ IMAGES = [(3, 16, 24), (1, 16, 24), (2, 24, 16), (2, 4, 24), (2, 16, 4)]
 class Tiny(nn.Module):
     """A model in timm's shape: NCHW features, the mean over positions, a linear layer."""
 
-    num_features = 8
+    channels = 8
     num_classes = 5
     layout = 'NCHW'
 
     def __init__(self):
         super().__init__()
         self.pretrained_cfg = {'input_size': (3, 16, 24), 'architecture': 'tiny', 'classifier': 'fc'}
-        self.stem = nn.Conv2d(3, self.num_features, 4, stride=4)
+        self.stem = nn.Conv2d(3, self.channels, 4, stride=4)
         self.fc = self.classifier()
 
+    @property
+    def num_features(self):
+        return self.channels
+
     def classifier(self):
-        return nn.Linear(self.num_features, self.num_classes)
+        return nn.Linear(self.channels, self.num_classes)
 
     def get_classifier(self):
         return self.fc
@@ -110,7 +114,7 @@ class Tokens(Tiny):
 
 class ConvolutionalClassifier(Tiny):
     def classifier(self):
-        return nn.Conv2d(self.num_features, self.num_classes, 1)
+        return nn.Conv2d(self.channels, self.num_classes, 1)
 
     def pool(self, x):
         return x.mean((2, 3), keepdim=True)
@@ -171,7 +175,7 @@ class ChannelsBeforeTokens(Tiny):
 
 class HiddenLayerClassifier(Tiny):
     def classifier(self):
-        return nn.Sequential(nn.Linear(self.num_features, 6), nn.Linear(6, self.num_classes))
+        return nn.Sequential(nn.Linear(self.channels, 6), nn.Linear(6, self.num_classes))
 
 
 class NormalizedWeights(Tiny):
@@ -246,10 +250,61 @@ class AsManyChannelsAsRows(Tiny):
     """(B, H, W, C) features with H = C: their shape does not say which is which."""
 
     layout = 'NHWC'
-    num_features = 4
+    channels = 4
 
     def forward_head(self, x, pre_logits: bool = False):
         return self.fc(x.mean((1, 2)).tanh())
+
+
+class Cube(AsManyChannelsAsRows):
+    """Features of 4 x 4 x 4: either layout fits a square image."""
+
+    def __init__(self):
+        super().__init__()
+        self.pretrained_cfg['input_size'] = (3, 16, 16)
+
+
+def missing(_):
+    raise AttributeError
+
+
+def without(attribute, model_class):
+    """The same model without one of its attributes."""
+    return type(f'Without_{attribute}', (model_class,), {attribute: property(missing)})
+
+
+@pytest.mark.parametrize(
+    ('kind', 'model'),
+    [
+        *(('A1', Tiny), ('A2', ConvolutionalClassifier), ('A3', LastLayout), ('A4', Tokens), ('A5', PrefixTokens)),
+        *(('D', HiddenLayerClassifier), ('A', NormalizedWeights), ('H', TwoGrids), ('D', AsManyChannelsAsRows)),
+    ],
+)
+def test_models_that_do_not_say_their_channels(kind, model):
+    cam_model = accepted(without('num_features', model))
+    assert cam_model.head.kind == kind
+    assert_exact(cam_model, False)
+    if model is not TwoGrids:
+        assert_maps_move_with_the_patches(cam_model)
+
+
+@pytest.mark.parametrize(
+    ('attribute', 'model', 'what', 'way_out'),
+    [
+        ('num_features', ChannelsBeforeTokens, 'no num_features, and the shape (2, 8, 24) does', 'its num_features to'),
+        ('num_features', ClassTokenInTheMean, 'no num_features, and the shape (2, 25, 8) does', 'its num_features to'),
+        ('num_features', Cube, 'no num_features, and the shape (2, 4, 4, 4) does', 'its num_features to'),
+        ('num_classes', Tiny, 'no num_classes', 'it to the number of its classes'),
+        ('get_classifier', Tiny, 'no get_classifier()', None),
+    ],
+)
+def test_a_missing_attribute_is_named(attribute, model, what, way_out):
+    model = model()
+    model.__class__ = without(attribute, type(model))
+    with pytest.raises(UnsupportedHead) as error:
+        CamModel(model)
+    assert f'it has {what}' in str(error.value)
+    assert f'Way out: {f"set {way_out}" if way_out else "use an image classifier of timm"}' in str(error.value)
 
 
 def fail(*_):
@@ -295,8 +350,8 @@ class Transformer(Tiny):
 
     def __init__(self):
         super().__init__()
-        self.token = nn.Parameter(torch.randn(1, 1, self.num_features))
-        self.blocks = nn.Sequential(Block(self.num_features), Block(self.num_features))
+        self.token = nn.Parameter(torch.randn(1, 1, self.channels))
+        self.blocks = nn.Sequential(Block(self.channels), Block(self.channels))
 
     def forward_features(self, x):
         x = super().forward_features(x)
@@ -334,7 +389,7 @@ class ClampedToken(Transformer):
 class AttentionOverChannels(Tiny):
     """Rows of as many channels as a grid has cells; a 'class channel' is read, and no position is ever apart."""
 
-    num_features = 24
+    channels = 24
 
     def __init__(self):
         super().__init__()

@@ -79,13 +79,14 @@ def _pooling(model: TimmModel, shape: tuple[int, ...]) -> tuple[Layout, int]:
     pooled = _recorded(model, lambda: model.forward_head(features, pre_logits=True), {*_POOLING})
     if not isinstance(pooled, Tensor):
         raise NotPlain('its classifier does not see the mean over all positions')
-    width = model.num_features
+    # without it, the values alone say which mean it is
+    width = getattr(model, 'num_features', None)
     means: list[tuple[Layout, int, Tensor]] = []
-    if len(shape) == 4 and shape[1] == width:
+    if len(shape) == 4 and width in (shape[1], None):
         means.append(('NCHW', 0, features.mean((2, 3))))
-    if len(shape) == 4 and shape[3] == width:
+    if len(shape) == 4 and width in (shape[3], None):
         means.append(('NHWC', 0, features.mean((1, 2))))
-    if len(shape) == 3 and shape[2] == width:
+    if len(shape) == 3 and width in (shape[2], None):
         prefixes = range(min(MAX_PREFIX_TOKENS, shape[1] - 1) + 1)
         means.extend(('NLC', prefix, features[:, prefix:].mean(1)) for prefix in prefixes)
     for layout, prefix, mean in means:

@@ -15,7 +15,7 @@ from timm_hnc.cam.copies import evaluating, full_copy, meta_copy
 from timm_hnc.cam.heads import Head, MapHead, TimmModel
 from timm_hnc.cam.held_head import KINDS, Branch, HeldHead, followed_calls, held_class_maps
 from timm_hnc.cam.plain import NotPlain, agree, plain_head
-from timm_hnc.cam.search import BATCH, branches, find_tail
+from timm_hnc.cam.search import BATCH, branches, find_tail, widths_of
 from timm_hnc.cam.tracking import Lost
 
 _ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
@@ -141,7 +141,9 @@ def _find(model: TimmModel) -> MapHead:
             raise _Refused(f'it has no {method}()', 'use an image classifier of timm')
     if next(model.parameters(), None) is None:
         raise _Refused('it has no weights', 'use an image classifier of timm')
-    if not getattr(model, 'num_classes', 0):
+    if not hasattr(model, 'num_classes'):
+        raise _Refused('it has no num_classes', 'set it to the number of its classes')
+    if not model.num_classes:
         raise _Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
     found = _features(model, get_model_input_config(model)['input_size'])
     reasons = []
@@ -224,7 +226,8 @@ def _held_head(model: TimmModel, found: Features) -> MapHead:
             if place
         ]
     except _ERRORS as error:
-        raise _Refused(f'its features have no positions ({_line(error)})') from error
+        way_out = None if widths_of(model) else 'set its num_features to the number of channels of its features'
+        raise _Refused(f'its features have no positions ({_line(error)})', way_out) from error
     if max(sizes, default=1) == 1:
         return _held_head_of_larger_images(model, found)
     _, parts = _followed(found, places)

@@ -27,11 +27,12 @@ def branches(model: TimmModel, shapes: Sequence[Sequence[int]], image_size: tupl
     Raises:
         ValueError: no dimension is that of the channels, or tokens form no grid.
     """
-    widths = _widths(model)
+    widths = widths_of(model)
     return [_branch(model, tuple(shape), widths, image_size) for shape in shapes]
 
 
-def _widths(model: TimmModel) -> list[int]:
+def widths_of(model: TimmModel) -> list[int]:
+    """How many channels its features may have, as the model says; none where it does not."""
     width = getattr(model, 'num_features', ())
     infos = getattr(model, 'feature_info', None) or []
     channels = [info['num_chs'] for info in infos if isinstance(info, dict) and 'num_chs' in info]
@@ -41,6 +42,8 @@ def _widths(model: TimmModel) -> list[int]:
 def _branch(model: TimmModel, shape: tuple[int, ...], widths: list[int], image_size: tuple[int, int]) -> Branch:
     channels = (1, 3) if len(shape) == 4 else (2, 1)
     found = next((dim for width in widths for dim in channels if len(shape) in (3, 4) and shape[dim] == width), None)
+    if found is None and not widths:
+        found = _channels_by_shape(shape, image_size)
     if found is None:
         raise ValueError(f'its features of shape {shape} are no map and no row of tokens')
     if len(shape) == 4:
@@ -50,6 +53,19 @@ def _branch(model: TimmModel, shape: tuple[int, ...], widths: list[int], image_s
         return Branch((2,), cell=_cell(shape[2], image_size))
     prefix = prefix_tokens(model, shape[1], image_size)
     return Branch((1,), prefix, _cell(shape[1] - prefix, image_size))
+
+
+def _channels_by_shape(shape: tuple[int, ...], image_size: tuple[int, int]) -> int:
+    """The dimension of the channels of a feature map: the one whose other two are shaped as the image is.
+
+    Raises:
+        ValueError: both could be, none could, or there are no four dimensions.
+    """
+    (height, width), sides = image_size, {1: shape[2:], 3: shape[1:3]} if len(shape) == 4 else {}
+    fitting = [dim for dim, (h, w) in sides.items() if abs(h * width - w * height) < max(image_size)]
+    if len(fitting) != 1:
+        raise ValueError(f'it has no num_features, and the shape {shape} does not say which dimension is its channels')
+    return fitting[0]
 
 
 def _cell(num_tokens: int, image_size: tuple[int, int]) -> Cell | None:
@@ -125,7 +141,7 @@ def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tu
     image_size = (images.shape[-2], images.shape[-1])
     inputs = []
     for index, tensor in enumerate(tensors):
-        if tensor.ndim != 3 or len(tensor) != len(images) or tensor.shape[2] not in _widths(model):
+        if tensor.ndim != 3 or len(tensor) != len(images) or tensor.shape[2] not in widths_of(model):
             continue
         try:
             prefix = prefix_tokens(model, tensor.shape[1], image_size)
