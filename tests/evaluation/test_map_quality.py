@@ -95,7 +95,8 @@ def test_two_processes_give_the_figures_of_one(run, tmp_path, capsys):
     assert {name: one[name] for name in plain} == plain
     two = result_of(run_script(ROOT / 'validate.py', *options, tmp_path / 'two.csv', processes=2))
     cam = [name for name in one if name.startswith('cam_')]
-    assert len(cam) == 6
+    assert len(cam) == 7
+    assert one['cam_topk'] == 2
     assert {name: two[name] for name in cam} == pytest.approx({name: one[name] for name in cam}, rel=1e-4)
     rows = [list(csv.DictReader((tmp_path / f'{name}.csv').open())) for name in ('one', 'two')]
     assert [row['class'] for row in rows[0]] == ['blue', 'green', 'red']

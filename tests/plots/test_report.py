@@ -21,6 +21,7 @@ from timm_hnc.errors import DataError
 from timm_hnc.evaluation.confusions import ConfusionPass
 from timm_hnc.plots.command import main
 from timm_hnc.plots.examples import ExamplePass, read_examples
+from timm_hnc.plots.figure_table import figure_table
 from timm_hnc.plots.report import write_report
 from timm_hnc.plots.run_files import read_run_files
 
@@ -104,7 +105,8 @@ def test_figures_and_robustness_are_those_of_validate(runs, capsys):
     argv = ['--checkpoint', runs[1], '--workers', '0', '--device', 'cpu', '-b', '7']
     found = validate(capsys, *argv, '--cam-metrics', '--attack', 'fgsm', '--attack-eps', *eps)
     figures = read(runs[1], 'figures')
-    assert len(figures) == 9
+    assert len(figures) == 10
+    assert figures['cam_topk'] == 10
     for name, value in figures.items():
         assert value == pytest.approx(found[name], abs=1e-3), name
     rows = read(runs[1], 'robustness')
@@ -135,6 +137,34 @@ def test_figures_of_validate_come_into_the_report(runs, capsys, tmp_path):
     page = write_and_read([run], tmp_path)
     assert 'units of the normalised input; all validation images' in page
     assert 'deletion area' in page
+
+
+def test_figures_of_other_numbers_of_absent_classes_are_not_compared():
+    absent, present = (f'maps of {which} classes: peak above the mean' for which in ('absent', 'present'))
+    first = {'top1': 50.0, 'cam_topk': 10, 'cam_negative_peak': 3.0, 'cam_positive_peak': 4.0}
+    second = {'top1': 60.0, 'cam_topk': 10, 'cam_negative_peak': 1.5, 'cam_positive_peak': 6.0}
+    unmeasured = {'top1': 55.0}
+    alike = {row.name: row for row in figure_table([first, second, unmeasured])}
+    assert (alike[absent].differences, alike[absent].best) == (['', '-1.50', ''], [False, True, False])
+    other = {row.name: row for row in figure_table([first, second | {'cam_topk': 2}, unmeasured])}
+    assert alike.pop('top-1, %') == other.pop('top-1, %')
+    assert alike[present] == other[present]
+    marked = other[f'{absent} (of 10 and 2 classes an image: not comparable, see --cam-topk)']
+    assert marked.texts == ['3.00', '1.50', '']
+    assert (marked.differences, marked.best) == (['', '', ''], [False] * 3)
+
+
+def test_a_run_measured_with_another_topk_is_marked_on_the_page(runs, capsys, tmp_path):
+    run = shutil.copytree(runs[1], tmp_path / 'one', symlinks=True)
+    argv = ['--checkpoint', run, '--workers', '0', '--device', 'cpu', '--cam-metrics', '--cam-topk', '1']
+    found = validate(capsys, *argv, '--results-file', run / 'validation.json', '--results-format', 'json')
+    figures = read_run_files(run).figures
+    assert (figures['cam_topk'], figures['cam_negative_peak']) == (1, found['cam_negative_peak'])
+    marks = [
+        write_and_read(each, tmp_path).count('(of 10 and 1 classes an image: not comparable, see --cam-topk)')
+        for each in ([runs[0], run], [run], runs)
+    ]
+    assert marks == [3, 0, 0]
 
 
 def write_and_read(folders, tmp_path):

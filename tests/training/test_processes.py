@@ -104,7 +104,7 @@ def test_train_py_under_torchrun(images, tmp_path, capsys):
     alone = validate(capsys, '--checkpoint', folder, '--cam-metrics', '--workers', 0, '--device', 'cpu')
     figures = json.loads((report / 'figures.json').read_text())
     maps = [name for name in figures if name.startswith('cam_')]
-    assert len(maps) == 6
+    assert len(maps) == 7
     assert {name: figures[name] for name in maps} == pytest.approx({name: alone[name] for name in maps}, rel=1e-4)
     assert sum(row['images'] for row in json.loads((report / 'confusions.json').read_text())) == 25
     kept = read_examples(report)

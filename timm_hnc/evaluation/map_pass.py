@@ -130,7 +130,7 @@ class QualityPass:
         self.quality.update(class_maps, target)
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
-        """Figures over all processes; the rows of the classes go to the file.
+        """Figures over all processes, and how many negatives they are of; the rows of the classes go to the file.
 
         Raises:
             UsageError: the file cannot be written.
@@ -143,7 +143,7 @@ class QualityPass:
                 write_csv(self.classes_file, rows)
             except OSError as error:
                 raise UsageError(f"--cam-classes-file '{self.classes_file}' cannot be written: {error}") from error
-        return self.quality.compute()
+        return self.quality.compute() | {'topk': self.quality.topk}
 
 
 class CurvePass:

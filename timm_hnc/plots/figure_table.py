@@ -6,6 +6,8 @@ from typing import Any
 
 from timm_hnc.plots.run_files import RunFiles, names_of_runs
 
+TOPK = 'cam_topk'  # how many absent classes of each image the figures of their maps are of
+_OF_ABSENT = 'cam_negative_'
 # name of a figure, how it reads, and whether high (1) or low (-1) is good
 KNOWN = {
     'top1': ('top-1, %', 1),
@@ -53,10 +55,15 @@ class FigureRow:
 def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
     """Rows of the figures that any run has, those whose meaning is known.
 
+    Where maps of absent classes were measured on other numbers of classes (--cam-topk of validate.py), their rows say
+    so, and none of their figures is compared.
+
     Args:
         runs: figures by name.
     """
     rows = []
+    topk = [figures.get(TOPK) for figures in runs]
+    counts = sorted({count for count in topk if count is not None}, key=topk.index)
     for name, (title, direction) in KNOWN.items():
         values = [figures.get(name) for figures in runs]
         found = [value for value in values if value is not None]
@@ -64,6 +71,9 @@ def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
             continue
         best = max(found, key=lambda value: direction * value) if direction and len(found) > 1 else None
         first = values[0]
+        if name.startswith(_OF_ABSENT) and len(counts) > 1:
+            numbers = ' and '.join(f'{count:g}' for count in counts)
+            title, best, first = f'{title} (of {numbers} classes an image: not comparable, see --cam-topk)', None, None
         rows.append(
             FigureRow(
                 title,
