@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from timm_hnc.data.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.attack_options import fraction
 from timm_hnc.evaluation.attacks import Attack, attack, normalized, sample_losses, with_hnc
+from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
 from timm_hnc.evaluation.localization import Localization
 from timm_hnc.losses import HNCLoss
 from timm_hnc.rows import write_json
@@ -163,3 +165,23 @@ def test_one_channel_and_a_damaged_image(tmp_path, capsys, images):
     save_pretrained(timm.create_model('test_resnet', num_classes=3, in_chans=4), tmp_path / 'four')
     assert run_command(main_of('plots'), ['cams', str(photo), '--checkpoint', str(tmp_path / 'four'), *out]) == 2
     assert 'the model has 4 input channels: photos have 1 or 3.' in capsys.readouterr().err
+
+
+class Stream:
+    """A reader that keeps its epoch in a tensor from pass to pass, as Hugging Face's streams do."""
+
+    def __init__(self):
+        self.epoch = None
+
+    def __iter__(self):
+        self.epoch = torch.zeros(()) if self.epoch is None else self.epoch
+        self.epoch += 1
+        yield torch.randn(4, 3, 8, 8), torch.arange(4) % 2
+
+
+def test_a_stream_that_was_evaluated_can_be_read_again_elsewhere():
+    stream = Stream()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    evaluate(model, stream, create_evaluator(stream, torch.device('cpu')), nullcontext)
+    assert len(list(stream)) == 1
+    assert stream.epoch == 2

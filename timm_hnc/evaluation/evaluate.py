@@ -78,22 +78,24 @@ def evaluate(
         DataError: a target does not fit the task, or nothing was there to evaluate.
     """
     seen = 0
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model):
         for index, (input, target) in enumerate(inputs):
-            with autocast():
-                output = model(input)
-            output = output[0] if isinstance(output, (tuple, list)) else output
-            if tta > 1:
-                output, target = output.unfold(0, tta, tta).mean(dim=2), target[::tta]
-            if on_batch is not None:
-                output, target = on_batch(output, target)
-            try:
-                evaluator.update(output, target)
-            except ValueError as error:
-                raise DataError(f'validation targets of shape {tuple(target.shape)} do not fit: {error}') from error
-            seen += len(target)
-            if (index + 1) % log_interval == 0:
-                _logger.info(f'Evaluated {seen} images of this process: {_text(evaluator.summary())}')
+            # not around the loop: what a reader keeps for the next pass may be changed outside of it
+            with torch.inference_mode():
+                with autocast():
+                    output = model(input)
+                output = output[0] if isinstance(output, (tuple, list)) else output
+                if tta > 1:
+                    output, target = output.unfold(0, tta, tta).mean(dim=2), target[::tta]
+                if on_batch is not None:
+                    output, target = on_batch(output, target)
+                try:
+                    evaluator.update(output, target)
+                except ValueError as error:
+                    raise DataError(f'validation targets of shape {tuple(target.shape)} do not fit: {error}') from error
+                seen += len(target)
+                if (index + 1) % log_interval == 0:
+                    _logger.info(f'Evaluated {seen} images of this process: {_text(evaluator.summary())}')
     if not seen:
         raise DataError('the validation set is empty: see --val-split and --data-dir.')
     metrics = dict(evaluator.compute(distributed=distributed))
