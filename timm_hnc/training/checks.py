@@ -263,7 +263,9 @@ def _check_schedule(args: argparse.Namespace) -> None:
         with warnings.catch_warnings():
             # the scheduler that trains says it again
             warnings.simplefilter('ignore')
-            create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1000)
+            _, num_epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1000)
     except (ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
         known = '' if args.sched in SCHEDULERS else f' Expected one of {", ".join(SCHEDULERS)}.'
         raise UsageError(f'--sched {args.sched}: {error or "timm refuses its settings."}{known}') from error
+    if args.stop_epoch is not None and args.stop_epoch > num_epochs:
+        raise UsageError(f'--stop-epoch {args.stop_epoch}: the schedule has {num_epochs} epochs (see --epochs).')

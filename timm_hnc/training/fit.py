@@ -49,7 +49,8 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch))
         _synchronise_batch_norm(run, run.model)
         done = epoch + 1
-        if done % run.args.val_interval and done != run.num_epochs:
+        milestone = done in (run.args.save_epochs or ())
+        if done % run.args.val_interval and done != run.num_epochs and not milestone:
             if run.scheduler is not None:
                 run.scheduler.step(done, None)
             continue
@@ -60,7 +61,7 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
             run.scheduler.step(done, metric)
         # a run that is killed between the two finds a row too many, and drops it
         summary.add(epoch, train_metrics, metrics, lr)
-        save_run(run, f'epoch-{epoch}', done, metric=metric, milestone=done in (run.args.save_epochs or ()))
+        save_run(run, f'epoch-{epoch}', done, metric=metric, milestone=milestone)
         _log_epoch(run, epoch, metric)
         _stop_if_asked(run, f'after epoch {epoch}.')
         if run.args.hub_every and done % run.args.hub_every == 0 and done != run.num_epochs:
