@@ -3,17 +3,21 @@
 import argparse
 import copy
 import difflib
+import logging
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 from timm.utils import ParseKwargs
 
 from timm_hnc.errors import DataError, UsageError
+
+_logger = logging.getLogger(__name__)
 
 
 class KeyValues(ParseKwargs):
@@ -48,13 +52,17 @@ def flag_of(dest: str) -> str:
     return '--' + dest.replace('_', '-')
 
 
-def load_config(parser: argparse.ArgumentParser, path: str | Path) -> dict[str, Any]:
+def load_config(
+    parser: argparse.ArgumentParser, path: str | Path, former: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Read a YAML file of option names and values, as timm's `--config` takes it.
 
     Args:
         parser: whose options the file may set; its actions check and convert the values.
         path: the file, one flat mapping of destination names ('batch_size') to values. A number that YAML 1.1 reads
             as text ('3e-4') is a number where the option is one.
+        former: keys that the parser had options for once, and what took their place. They are passed over, and one
+            warning names them.
 
     Returns:
         The converted values by destination name.
@@ -79,22 +87,30 @@ def load_config(parser: argparse.ArgumentParser, path: str | Path) -> dict[str, 
     values = {}
     for key, value in content.items():
         if key not in actions:
-            raise UsageError(f"{path}: unknown key '{key}'{_nearest(str(key), actions)}.")
+            if key in former:
+                continue
+            raise UsageError(f"{path}: unknown key '{key}'{_nearest(str(key), actions)}")
         try:
             values[key] = _convert(actions[key], value)
         except (TypeError, ValueError) as error:
             raise UsageError(f'{path}: {key} = {value!r}: expected {_describe(actions[key])}.') from error
+    passed_over = [f'{key} (now {former[key]})' for key in content if key in former and key not in actions]
+    if passed_over and _is_first_process():
+        _logger.warning(f'{path}: options of other versions of timm are passed over: {", ".join(passed_over)}.')
     return values
 
 
 def parse_options(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    former: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[argparse.Namespace, frozenset[str]]:
     """Parse a command line; values of the file that `--config` names replace defaults, the command line wins.
 
     Args:
         parser: may have an option with the destination `config`; it is not changed.
         argv: the command line, that of the process if None.
+        former: keys of the file that are passed over (`load_config`).
 
     Returns:
         The options, and the destinations that were given on the command line or in the file.
@@ -112,7 +128,7 @@ def parse_options(
     explicit = given_on_command_line(parser, argv)
     if not getattr(args, 'config', None):
         return args, explicit
-    values = load_config(parser, args.config)
+    values = load_config(parser, args.config, former)
     # a run's own args.yaml names the file it was made from, which is not read again
     values.pop('config', None)
     configured = copy.deepcopy(parser)
@@ -208,11 +224,15 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
         message, code = f'error: {one_line(error)}', 1
     except KeyboardInterrupt:
         message, code = 'interrupted', 130
-    rank = os.environ.get('RANK') or '0'
-    if rank == '0' or code == 1:
-        process = '' if rank == '0' else f'[rank {rank}] '
+    if _is_first_process() or code == 1:
+        process = '' if _is_first_process() else f'[rank {os.environ["RANK"]}] '
         sys.stderr.write(f'{process}{_command_name()}: {message}\n')
     return code
+
+
+def _is_first_process() -> bool:
+    """Whether this is the process that speaks for all, before there is an Accelerator to ask."""
+    return (os.environ.get('RANK') or '0') == '0'
 
 
 def _command_name() -> str:
@@ -237,7 +257,7 @@ def one_line(error: BaseException) -> str:
 
 def _nearest(key: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(key.replace('-', '_'), known, n=1, cutoff=0.5)
-    return f", did you mean '{nearest[0]}'?" if nearest else ', and no option has a similar name'
+    return f", did you mean '{nearest[0]}'?" if nearest else ', and no option has a similar name.'
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:
@@ -245,13 +265,13 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise TypeError
         return value
+    if value is None and action.default is None:
+        return None
     if isinstance(action, ParseKwargs):
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise TypeError
         return value
     is_list = action.nargs not in (None, '?')
-    if value is None and action.default is None:
-        return None
     if value is None and not is_list:
         # an empty text is what timm's scripts take for "none" wherever the default is a text
         value = '' if action.type in (None, str) else value

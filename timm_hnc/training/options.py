@@ -10,6 +10,7 @@ from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.training.checks import HNC_DESTS, check_train_options
 from timm_hnc.training.flags import build_parser
+from timm_hnc.training.former_flags import FORMER_FLAGS
 from timm_hnc.training.loss_options import loss_kwargs, mixup_active
 
 __all__ = ['build_parser', 'check_train_options', 'loss_kwargs', 'mixup_active', 'parse_train_options']
@@ -35,7 +36,7 @@ def parse_train_options(argv: Sequence[str] | None = None) -> tuple[argparse.Nam
         (0.0007, False)
     """
     parser = build_parser()
-    args, explicit = parse_options(parser, argv)
+    args, explicit = parse_options(parser, argv, FORMER_FLAGS)
     refuse(parser, args, explicit, _refused(args))
     given = given_on_command_line(parser, argv)
     if args.hnc == 'none' and 'hnc' in given:
