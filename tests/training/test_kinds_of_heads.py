@@ -11,7 +11,7 @@ SMALLEST = {
     'C': ['test_convnext'],
     'D': ['mobilenetv3_small_050'],
     'E': ['efficientvit_b0', '--model-kwargs', 'widths=(4,8,16,32,64)', 'head_widths=(64,80)'],
-    'F': ['test_vit3', '--model-kwargs', 'img_size=32'],
+    'F': ['test_vit3'],
     'G with --gp avg': ['test_vit', '--model-kwargs', 'img_size=32', '--gp', 'avg'],
     'H': ['efficientvim_m1', '--img-size', '64'],
 }

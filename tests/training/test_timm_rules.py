@@ -4,14 +4,35 @@ import json
 import logging
 
 import pytest
+import safetensors.torch
+import timm
+import torch
 import yaml
-from running import SMALL, checkpoints, summary, train
+from running import SMALL, checkpoints, equal_tensors, summary, train
 
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.training.former_flags import FORMER_FLAGS
+from timm_hnc.training.models import create_model
 from timm_hnc.training.options import build_parser, parse_train_options
 
 HERE = [*SMALL, '--cam-images', '0']
+
+
+def model_of(*argv):
+    return create_model(parse_train_options([str(word) for word in argv])[0])
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Makes a file of weights of test_resnet with so many classes: its path and its tensors."""
+
+    def make(classes, name='weights.safetensors', model='test_resnet'):
+        state = timm.create_model(model, num_classes=classes).state_dict()
+        safetensors.torch.save_file(state, tmp_path / name)
+        return tmp_path / name, state
+
+    return make
 
 
 def test_a_milestone_is_evaluated_and_kept_whatever_the_interval(images, tmp_path):
@@ -84,3 +105,28 @@ def test_former_flags_are_none_of_today_and_name_some_of_today():
     named = [word for instead in FORMER_FLAGS.values() for word in instead.split() if word.startswith('--')]
     assert named
     assert set(named) <= options
+
+
+def test_fields_of_the_weights_configuration_can_be_replaced(tmp_path, weights):
+    (first, _), (second, state) = weights(5, 'first.safetensors'), weights(5, 'second.safetensors')
+    named = ['--model', 'test_resnet', '--num-classes', '5', '--pretrained-path', str(first)]
+    model = model_of(*named, '--pretrained-cfg-overlay', f'file={second}', 'num_classes=5', 'crop_pct=0.5')
+    assert equal_tensors(model.state_dict(), state)
+    assert model.pretrained_cfg['crop_pct'] == 0.5
+    assert not equal_tensors(model_of(*named).state_dict(), state)
+    for written in (None, {}, {'file': str(second), 'num_classes': 5}):
+        path = write_config(tmp_path, {'pretrained_cfg_overlay': written})
+        assert equal_tensors(model_of(*named, '-c', path).state_dict(), state) == bool(written)
+    with pytest.raises(UsageError, match='nothing'):
+        model_of(*named, '--pretrained-cfg-overlay', 'nothing=1')
+
+
+def test_the_size_of_the_images_is_that_of_a_model_of_fixed_size():
+    for given in (['--img-size', '32'], ['--input-size', '3', '32', '32'], ['--model-kwargs', 'img_size=32']):
+        args, _ = parse_train_options(['--model', 'test_vit3', '--num-classes', '3', *given])
+        model = create_model(args)
+        assert model.patch_embed.img_size == (32, 32)
+        assert input_config(model, args)['input_size'] == (3, 32, 32)
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    with pytest.raises(UsageError, match=r"'test_vit3' cannot be made .* Conflicting input image sizes"):
+        model_of('--model', 'test_vit3', '--img-size', 32, '--model-kwargs', 'img_size=48')

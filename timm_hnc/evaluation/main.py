@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from timm import utils
-from timm.data import resolve_data_config
-from timm.data.loader import adapt_to_chs
 from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
 
@@ -26,6 +24,7 @@ from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.attack_options import threat_of
 from timm_hnc.evaluation.attacks import normalized
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
+from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.evaluation.map_pass import watch_maps
@@ -115,10 +114,7 @@ def _validate(args: Namespace, source: Source, accelerator: Accelerator, explici
         model = load_model(args, source, explicit)
     args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    data_config = resolve_data_config(
-        vars(args), model=model, use_test_size=not args.use_train_size, verbose=accelerator.is_main_process
-    )
-    data_config |= {name: adapt_to_chs(data_config[name], data_config['input_size'][0]) for name in ('mean', 'std')}
+    data_config = input_config(model, args, use_test_size=not args.use_train_size, verbose=accelerator.is_main_process)
     if args.test_pool:
         model, pooled = apply_test_time_pool(model, data_config)
         data_config = {**data_config, **({'crop_pct': 1.0} if pooled else {})}

@@ -9,6 +9,7 @@ import timm
 from timm.models import load_checkpoint, parse_model_name, reparameterize_model
 
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.evaluation.inputs import model_arguments
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.hub.loading import reading
 from timm_hnc.hub.weights import check_architecture
@@ -29,20 +30,14 @@ def load_model(args: Namespace, source: Source, explicit: frozenset[str]) -> Any
         DataError: the weights are missing, damaged or of another architecture.
     """
     _check_architecture(args, source, explicit)
-    in_chans = args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else None
     try:
         with reading(source.model):
-            model = timm.create_model(
-                source.model,
-                pretrained=source.pretrained,
-                num_classes=args.num_classes,
-                in_chans=in_chans,
-                global_pool=args.gp,
-                **args.model_kwargs,
-            )
+            options = dict(num_classes=args.num_classes, global_pool=args.gp, **args.model_kwargs)
+            arguments = model_arguments(source.model, args, **options)
+            model = timm.create_model(**arguments, pretrained=source.pretrained)
         if source.checkpoint:
             load_checkpoint(model, source.checkpoint, args.use_ema)
-    except DataError:
+    except (UsageError, DataError):
         raise
     except (TypeError, AssertionError) as error:
         raise UsageError(f"timm cannot make '{source.model}' with these options: {first_lines(error)}") from error

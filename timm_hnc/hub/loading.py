@@ -14,7 +14,7 @@ from timm.models._hub import hf_split
 
 from timm_hnc.cam import CamModel
 from timm_hnc.data.transforms import INTERPOLATIONS
-from timm_hnc.errors import DataError, first_lines
+from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.problems import explain, is_of_the_hub
 from timm_hnc.hub.weights import check_weights_file
 
@@ -100,7 +100,7 @@ def reading(model_name: str) -> Iterator[None]:
     try:
         check_config(_read_config(source, where), model_name)
         yield
-    except (DataError, TypeError, AssertionError):
+    except (UsageError, DataError, TypeError, AssertionError):
         raise
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         if is_of_the_hub(error):

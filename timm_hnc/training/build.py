@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from timm import utils
-from timm.data import Mixup, resolve_data_config
-from timm.data.loader import adapt_to_chs
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, MultiLabelClassificationTask
@@ -22,6 +21,7 @@ from timm_hnc.data.in_memory import RememberedBatches, keep_in_memory
 from timm_hnc.data.keyed import KeyedBatches, mixed, use_keys
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import UsageError, first_lines
+from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.base import Loss
@@ -152,9 +152,7 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
         model = create_model(args)
     if args.num_classes is None:
         args.num_classes = model.num_classes
-    data_config = resolve_data_config(vars(args), model=model, verbose=accelerator.is_main_process)
-    # as timm's loaders do where the model has other channels than its published weights
-    data_config |= {name: adapt_to_chs(data_config[name], data_config['input_size'][0]) for name in ('mean', 'std')}
+    data_config = input_config(model, args, verbose=accelerator.is_main_process)
     model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)

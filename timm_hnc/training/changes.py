@@ -44,8 +44,8 @@ _NEEDS = {
 # options that a run goes on exactly with, whatever they were before
 _EXACT = frozenset(
     {
-        *('data_dir', 'on_nonfinite', 'pretrained', 'pretrained_path', 'initial_checkpoint'),
-        *('head_init_scale', 'head_init_bias'),
+        *('data_dir', 'on_nonfinite', 'pretrained', 'pretrained_path', 'pretrained_cfg_overlay'),
+        *('initial_checkpoint', 'head_init_scale', 'head_init_bias'),
     }
 )
 # facts that say which images an update takes

@@ -146,6 +146,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add('--model', type=str, default='resnet50', metavar='NAME', help='model name')
     add('--pretrained', action='store_true', help='start from the published weights')
     add('--pretrained-path', type=str, metavar='PATH', help='start from this file as if it were the published weights')
+    add(
+        '--pretrained-cfg-overlay',
+        nargs='*',
+        action=KeyValues,
+        metavar='K=V',
+        help="fields of the published weights' configuration to replace, such as custom_load=True",
+    )
     add('--initial-checkpoint', type=str, default='', metavar='PATH', help='start from this checkpoint, head included')
     add('--resume', type=str, default='', metavar='PATH', help="go on from a checkpoint; auto: from the run's last one")
     add('--no-resume-opt', action='store_true', help='resume the weights without the optimizer')

@@ -15,6 +15,7 @@ from torch import nn
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.probe import UnsupportedHead, check_trainable
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.evaluation.inputs import model_arguments
 from timm_hnc.hub.loading import reading
 from timm_hnc.training.losses import check_loss_fits, needs_class_maps
 
@@ -37,9 +38,11 @@ def check_model_name(name: str) -> None:
 
 
 def _model_options(args: Namespace) -> dict[str, Any]:
-    in_chans = args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else None
+    overlay: dict[str, Any] = {}
+    if args.pretrained_path:
+        overlay = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
     return dict(
-        in_chans=in_chans,
+        pretrained_cfg_overlay=overlay | (args.pretrained_cfg_overlay or {}),
         num_classes=args.num_classes,
         drop_rate=args.drop,
         drop_path_rate=args.drop_path if args.drop_path is not None else args.drop_connect,
@@ -66,9 +69,13 @@ def check_class_maps(args: Namespace) -> None:
         if needs_class_maps(args):
             check_trainable(model, cam_model.head)
     except UnsupportedHead as error:
-        flag = f'--hnc {args.hnc}' if args.hnc != 'none' else f'--loss {args.loss}'
-        raise UsageError(f'{flag if needs_class_maps(args) else "--cam-images"}: {error}') from error
+        raise UsageError(f'{_loss_flag(args) if needs_class_maps(args) else "--cam-images"}: {error}') from error
     check_loss_fits(args, cam_model)
+
+
+def _loss_flag(args: Namespace) -> str:
+    """The option whose loss needs class maps."""
+    return f'--hnc {args.hnc}' if args.hnc != 'none' else f'--loss {args.loss}'
 
 
 def create_model(args: Namespace) -> Any:
@@ -81,16 +88,12 @@ def create_model(args: Namespace) -> Any:
     for flag, path in (('--initial-checkpoint', args.initial_checkpoint), ('--pretrained-path', args.pretrained_path)):
         if path and not Path(path).exists():
             raise DataError(f"{flag} '{path}' does not exist.")
-    options: dict[str, Any] = {}
-    if args.pretrained_path:
-        options['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
     try:
         model = _create(
             args,
             # who names weights wants them
             pretrained=args.pretrained or bool(args.pretrained_path) or bool(parse_model_name(args.model)[0]),
             checkpoint_path=args.initial_checkpoint,
-            **options,
         )
     except (UsageError, DataError):
         raise
@@ -111,7 +114,9 @@ def create_model(args: Namespace) -> Any:
 def _create(args: Namespace, **options: Any) -> Any:
     try:
         with reading(args.model):
-            return timm.create_model(args.model, **_model_options(args), **options)
+            return timm.create_model(**model_arguments(args.model, args, **_model_options(args)), **options)
+    except UsageError:
+        raise
     except (TypeError, AssertionError, ValueError) as error:
         raise UsageError(f"timm cannot make '{args.model}' with these options: {first_lines(error)}") from error
 
