@@ -8,7 +8,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from running import SMALL, checkpoints, equal_tensors, summary, train
+from running import SMALL, checkpoints, equal_tensors, failure, result, summary, train
 
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import input_config
@@ -130,3 +130,17 @@ def test_the_size_of_the_images_is_that_of_a_model_of_fixed_size():
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
     with pytest.raises(UsageError, match=r"'test_vit3' cannot be made .* Conflicting input image sizes"):
         model_of('--model', 'test_vit3', '--img-size', 32, '--model-kwargs', 'img_size=48')
+
+
+def test_images_smaller_than_a_cell_of_the_maps_train_without_maps(images, tmp_path, capsys, caplog):
+    options = ['--data-dir', images, *SMALL, '--model-kwargs', '--img-size', 16, '--output', tmp_path]
+    folder = train(*options, '--experiment', 'plain')
+    assert result(folder)['epochs'] == 1
+    assert not (folder / 'cams').exists()
+    small = 'smaller than one cell of the maps'
+    assert [record.getMessage() for record in caplog.records if small in record.getMessage()] == [
+        f'No CAM pictures: images of 16 x 16 pixels are {small}, 32 x 32 pixels.'
+    ]
+    code, line = failure(capsys, 'train', *options, '--experiment', 'hnc', '--hnc', 'mse')
+    assert code == 2
+    assert line == f"--hnc mse: images of 16 pixels are {small} of 'test_resnet', 32 pixels: see --img-size."

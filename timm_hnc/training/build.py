@@ -32,7 +32,7 @@ from timm_hnc.training.checkpoints import CheckpointFolder
 from timm_hnc.training.intervals import Interval
 from timm_hnc.training.loaders import create_mixup, create_train_dataset, create_train_loader
 from timm_hnc.training.losses import create_run_loss, needs_class_maps
-from timm_hnc.training.models import create_model
+from timm_hnc.training.models import check_image_size, create_model
 from timm_hnc.training.notices import Notices
 from timm_hnc.training.options import loss_kwargs, mixup_active
 from timm_hnc.training.signals import StopSignals
@@ -153,6 +153,7 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     if args.num_classes is None:
         args.num_classes = model.num_classes
     data_config = input_config(model, args, verbose=accelerator.is_main_process)
+    check_image_size(args, model, data_config['input_size'])
     model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from timm.models import is_model, parse_model_name
 from torch import nn
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.model import cell_size
 from timm_hnc.cam.probe import UnsupportedHead, check_trainable
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.inputs import model_arguments
@@ -76,6 +77,25 @@ def check_class_maps(args: Namespace) -> None:
 def _loss_flag(args: Namespace) -> str:
     """The option whose loss needs class maps."""
     return f'--hnc {args.hnc}' if args.hnc != 'none' else f'--loss {args.loss}'
+
+
+def check_image_size(args: Namespace, model: Any, input_size: tuple[int, int, int]) -> None:
+    """Refuse images that are smaller than one cell of the maps that a loss needs.
+
+    Args:
+        args: options of the run.
+        model: plain timm model.
+        input_size: channels, height and width of the images.
+
+    Raises:
+        UsageError: with both sizes.
+    """
+    side, cell = min(*input_size[1:], *(args.train_img_sizes or ())), cell_size(model)
+    if needs_class_maps(args) and side < cell:
+        raise UsageError(
+            f'{_loss_flag(args)}: images of {side} pixels are smaller than one cell of the maps of '
+            f"'{args.model}', {cell} pixels: see --img-size."
+        )
 
 
 def create_model(args: Namespace) -> Any:

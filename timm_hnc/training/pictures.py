@@ -44,16 +44,21 @@ class CamPictures:
         run, (inputs, targets) = self.run, self.samples
         device = run.accelerator.device
         cam_model = CamModel(model)
-        with evaluating(cam_model):
-            picture = draw_cams(
-                cam_model,
-                inputs.to(device, run.input_dtype),
-                restored(run, inputs),
-                targets.to(device),
-                run.class_names,
-                multi_label=run.args.task == 'multilabel',
-                title=title,
-            )
+        try:
+            with evaluating(cam_model):
+                picture = draw_cams(
+                    cam_model,
+                    inputs.to(device, run.input_dtype),
+                    restored(run, inputs),
+                    targets.to(device),
+                    run.class_names,
+                    multi_label=run.args.task == 'multilabel',
+                    title=title,
+                )
+        except ValueError as error:  # the model has maps, of other images than these
+            _logger.warning(f'No CAM pictures: {error}')
+            self.samples = None
+            return
         folder = run.folder / 'cams'
         folder.mkdir(exist_ok=True)
         picture.save(folder / f'{name}.png')
