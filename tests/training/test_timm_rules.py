@@ -10,7 +10,7 @@ import torch
 import yaml
 from running import SMALL, checkpoints, equal_tensors, failure, result, summary, train
 
-from timm_hnc.errors import UsageError
+from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.training.former_flags import FORMER_FLAGS
 from timm_hnc.training.models import create_model
@@ -105,6 +105,36 @@ def test_former_flags_are_none_of_today_and_name_some_of_today():
     named = [word for instead in FORMER_FLAGS.values() for word in instead.split() if word.startswith('--')]
     assert named
     assert set(named) <= options
+
+
+def test_a_checkpoint_with_other_classes_names_the_flags_that_fine_tune(images, tmp_path, capsys, weights):
+    path, state = weights(5)
+    options = ['--data-dir', images, *HERE, '--output', tmp_path, '--experiment', 'run']
+    code, line = failure(capsys, 'train', *options, '--initial-checkpoint', path)
+    assert code == 1
+    assert line == (
+        f"--initial-checkpoint '{path}' has 5 classes, the model 3: to fine-tune it with a new classifier use "
+        f'--pretrained --pretrained-path {path}, to keep its own --num-classes 5.'
+    )
+    tuned = model_of('--model', 'test_resnet', '--num-classes', 3, '--pretrained', '--pretrained-path', path)
+    trunk = {name: tensor for name, tensor in tuned.state_dict().items() if not name.startswith('fc.')}
+    assert equal_tensors(trunk, {name: state[name] for name in trunk})
+    assert (len(trunk), tuned.fc.weight.shape[0]) == (len(state) - 2, 3)
+    kept = model_of('--model', 'test_resnet', '--num-classes', 5, '--initial-checkpoint', path)
+    assert equal_tensors(kept.state_dict(), state)
+
+
+def test_a_checkpoint_that_differs_in_more_than_its_classes_is_another_architecture(weights):
+    path, _ = weights(5, model='test_efficientnet')
+    with pytest.raises(DataError, match="do not load into 'test_resnet'"):
+        model_of('--model', 'test_resnet', '--num-classes', 3, '--initial-checkpoint', path)
+    path, state = weights(5)
+    wider = {
+        name: tensor.repeat(2, *[1] * (tensor.dim() - 1)) if tensor.dim() else tensor for name, tensor in state.items()
+    }
+    safetensors.torch.save_file(wider, path)
+    with pytest.raises(DataError, match="do not load into 'test_resnet'"):
+        model_of('--model', 'test_resnet', '--num-classes', 3, '--initial-checkpoint', path)
 
 
 def test_fields_of_the_weights_configuration_can_be_replaced(tmp_path, weights):

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
-from timm.models import is_model, parse_model_name
+from timm.models import is_model, load_state_dict, parse_model_name
 from torch import nn
 
 from timm_hnc.cam import CamModel
@@ -118,6 +118,8 @@ def create_model(args: Namespace) -> Any:
     except (UsageError, DataError):
         raise
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
+        if args.initial_checkpoint and 'size mismatch' in str(error):
+            _check_classes(args)
         source = args.initial_checkpoint or args.pretrained_path or args.model
         raise DataError(f"weights '{source}' do not load into '{args.model}': {first_lines(error)}") from error
     _initialise_head(model, args)
@@ -139,6 +141,29 @@ def _create(args: Namespace, **options: Any) -> Any:
         raise
     except (TypeError, AssertionError, ValueError) as error:
         raise UsageError(f"timm cannot make '{args.model}' with these options: {first_lines(error)}") from error
+
+
+def _check_classes(args: Namespace) -> None:
+    """Say how to fine-tune where a checkpoint has another number of classes than the model, and that alone.
+
+    Raises:
+        DataError: that is so.
+    """
+    path = args.initial_checkpoint
+    saved = {name: tuple(tensor.shape) for name, tensor in load_state_dict(path).items()}
+    with torch.device('meta'):
+        model = _create(args, pretrained=False)
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    names = model.pretrained_cfg.get('classifier') or ()
+    classifiers = tuple(f'{name}.' for name in ([names] if isinstance(names, str) else names))
+    differing = [name for name in own if own[name] != saved.get(name)]
+    if saved.keys() != own.keys() or not all(name.startswith(classifiers) for name in differing):
+        return
+    theirs, ours = saved[differing[0]][0], own[differing[0]][0]
+    raise DataError(
+        f"--initial-checkpoint '{path}' has {theirs} classes, the model {ours}: to fine-tune it with a new classifier "
+        f'use --pretrained --pretrained-path {path}, to keep its own --num-classes {theirs}.'
+    )
 
 
 def _initialise_head(model: Any, args: Namespace) -> None:
