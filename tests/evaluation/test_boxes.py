@@ -1,112 +1,21 @@
-"""Boxes: where they lie in a model's input, and maps against them."""
+"""Boxes of data sets, and validate.py with them."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from image_data import png, square, write_cub
-from PIL import Image, ImageDraw
 from running import ROOT, SMALL, WITHOUT_PICTURES, failure, result_of, run_script, train, validate
-from timm.data import create_transform
 
-from timm_hnc.data.boxes import BoxSource, InputGeometry
+from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.evaluation.localization import THRESHOLDS, Localization
 
 HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']
 STATISTICS = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
-
-
-@pytest.mark.parametrize('size', [(200, 120), (90, 160), (64, 64)])
-@pytest.mark.parametrize('mode', ['center', 'squash', 'border'])
-@pytest.mark.parametrize('prefetcher', [False, True])
-def test_boxes_move_as_drawn_rectangles_do(size, mode, prefetcher):
-    transform = create_transform((3, 96, 80), crop_pct=0.9, crop_mode=mode, use_prefetcher=prefetcher, **STATISTICS)
-    width, height = size
-    box = torch.tensor([[0.3 * width, 0.25 * height, 0.7 * width, 0.8 * height]]).round().double()
-    picture = Image.new('RGB', size)
-    left, top, right, bottom = map(int, box[0])
-    ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), (255, 255, 255))
-    seen = np.asarray(transform(picture))[0] > (127 if prefetcher else 0.5)
-    rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
-    expected = torch.tensor([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]]).double()
-    torch.testing.assert_close(InputGeometry(transform).boxes(box, size), expected, rtol=0, atol=1.0)
-
-
-def test_what_is_cropped_away_has_no_area():
-    transform = create_transform((3, 32, 32), crop_pct=0.5, **STATISTICS)
-    moved = InputGeometry(transform).boxes(torch.tensor([[0.0, 0, 5, 5], [0, 0, 64, 64]]).double(), (64, 64))
-    assert moved[0, 2] - moved[0, 0] == 0
-    assert moved[1].tolist() == [0, 0, 32, 32]
-
-
-def box_iou(left, right):
-    x1, y1 = np.maximum(left[:2], right[:2])
-    x2, y2 = np.minimum(left[2:], right[2:])
-    inner = max(0, x2 - x1) * max(0, y2 - y1)
-    area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (left, right)]
-    return inner / (sum(area) - inner)
-
-
-def parts_of(mask):
-    """Boxes around connected parts, found by flooding."""
-    left, boxes = {tuple(place) for place in np.argwhere(mask)}, []
-    while left:
-        part, edge = set(), [left.pop()]
-        while edge:
-            y, x = edge.pop()
-            part.add((y, x))
-            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= near
-            edge += near
-        ys, xs = zip(*part, strict=True)
-        boxes.append(np.array([min(xs), min(ys), max(xs) + 1, max(ys) + 1]))
-    return boxes
-
-
-def test_figures_are_those_of_brute_force():
-    generator, size, localization = torch.Generator().manual_seed(0), (24, 32), Localization()
-    found, pointing, energy = np.zeros((len(THRESHOLDS), 3)), [], []
-    for _ in range(12):
-        map_ = torch.randn(4, 5, generator=generator)
-        corner, extent = torch.rand(2, 2, generator=generator) * 12, torch.rand(2, 2, generator=generator) * 11 + 1
-        boxes = torch.cat([corner, corner + extent], 1).double()
-        localization.update(map_, torch.cat([boxes, torch.zeros(1, 4).double()]), size)
-        values = torch.nn.functional.interpolate(map_[None, None].double(), size, mode='bilinear')[0, 0].numpy()
-        scaled = (values - values.min()) / (values.max() - values.min())
-        for row, threshold in enumerate(THRESHOLDS):
-            best = max(box_iou(part, box) for part in parts_of(scaled >= threshold) for box in boxes.numpy())
-            found[row] += [best >= iou for iou in (0.3, 0.5, 0.7)]
-        inside = np.array(
-            [
-                [any(b[0] <= x + 0.5 <= b[2] and b[1] <= y + 0.5 <= b[3] for b in boxes) for x in range(size[1])]
-                for y in range(size[0])
-            ]
-        )
-        pointing.append(inside.flat[values.argmax()])
-        energy.append(values.clip(0)[inside].sum() / values.clip(0).sum())
-    figures = localization.compute()
-    accuracy = 100 * found.max(0) / 12
-    assert figures['maps_with_boxes'] == 12
-    assert [figures[f'box_acc_{iou}'] for iou in (0.3, 0.5, 0.7)] == pytest.approx(accuracy)
-    assert figures['max_box_acc_v2'] == pytest.approx(accuracy.mean())
-    assert figures['pointing'] == pytest.approx(100 * np.mean(pointing))
-    assert figures['energy'] == pytest.approx(100 * np.mean(energy))
-
-
-def test_a_map_that_is_the_box():
-    localization, map_ = Localization(), torch.zeros(8, 8)
-    map_[2:6, 1:5] = 1
-    localization.update(map_, torch.tensor([[1.0, 2, 5, 6]]).double(), (8, 8))
-    assert localization.compute() == {
-        **dict.fromkeys(('max_box_acc_v2', 'box_acc_0.3', 'box_acc_0.5', 'box_acc_0.7', 'pointing', 'energy'), 100),
-        'maps_with_boxes': 1,
-    }
 
 
 @pytest.fixture(scope='module')

@@ -17,18 +17,8 @@ from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.attack_options import fraction
 from timm_hnc.evaluation.attacks import Attack, attack, normalized, sample_losses, with_hnc
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
-from timm_hnc.evaluation.localization import Localization
 from timm_hnc.losses import HNCLoss
 from timm_hnc.rows import write_json
-
-
-@pytest.mark.parametrize('value', [0.0, 3.0, float('nan')])
-def test_flat_maps_are_compared_and_not_found(value):
-    localization = Localization()
-    localization.update(torch.full((4, 4), value), torch.tensor([[0.0, 0.0, 4.0, 4.0]]), (32, 32))
-    figures = localization.compute()
-    assert figures['maps_with_boxes'] == 1
-    assert figures['box_acc_0.7'] == 0
 
 
 class Reader:

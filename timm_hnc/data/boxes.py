@@ -1,10 +1,9 @@
-"""Bounding boxes of a data set's objects, in pixels of the stored images and of a model's input."""
+"""Bounding boxes of a data set's objects, in pixels of the stored images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data.readers.targets import get_field
@@ -126,63 +125,6 @@ def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None
             f'sample {index} has the box {wrong.tolist()[0]}, which ends outside the image of {image_size[0]} x '
             f'{image_size[1]} pixels: see --boxes-format.'
         )
-
-
-class InputGeometry:
-    """How a validation transform moves points of an image, whatever it is made of: found out by moving coordinates.
-
-    Args:
-        transform: of a timm validation loader.
-    """
-
-    def __init__(self, transform: Any) -> None:
-        self.transform = transform
-        self._known: dict[tuple[int, int], tuple[Tensor, Tensor, tuple[int, int]]] = {}
-
-    def boxes(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Boxes of an image in pixels of the input, cut at its borders; what is cropped away has no area.
-
-        Args:
-            boxes: (m, 4) x1, y1, x2, y2 in pixels of the stored image.
-            image_size: its (width, height).
-        """
-        if image_size not in self._known:
-            self._known[image_size] = self._measure(image_size)
-        start, step, (width, height) = self._known[image_size]
-        moved = (boxes - start.repeat(2)) / step.repeat(2)
-        limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-        return moved.clamp(min=0).minimum(limit)
-
-    def _measure(self, image_size: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """Where the input begins in the image, how far one of its pixels reaches, and its (width, height)."""
-        width, height = image_size
-        # red grows to the right, green downwards, blue tells the image from what is padded around it
-        colours = np.full((height, width, 3), 255.0)
-        colours[..., 0] *= (np.arange(width) + 0.5) / width
-        colours[..., 1] *= ((np.arange(height) + 0.5) / height)[:, None]
-        picture = Image.fromarray(colours.round().astype(np.uint8))
-        for step in self.transform.transforms:
-            moved = step(picture)
-            if not isinstance(moved, Image.Image):
-                break
-            picture = moved
-        values = np.asarray(picture).astype(float)
-        fits = [_line(values, axis, length) for axis, length in enumerate(image_size)]
-        starts, steps = zip(*fits, strict=True)
-        return torch.tensor(starts, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64), picture.size
-
-
-def _line(values: np.ndarray, axis: int, length: int) -> tuple[float, float]:
-    """Where the first pixel begins along an axis (0: to the right), and how far a pixel reaches, in image pixels."""
-    seen = values[..., 2] == 255
-    places = np.flatnonzero(seen.any(axis))
-    places = places[len(places) // 10 : len(places) - len(places) // 10]  # interpolation bends the borders
-    means = np.array([np.take(values[..., axis], p, 1 - axis)[np.take(seen, p, 1 - axis)].mean() for p in places])
-    found = means / 255 * length
-    if len(places) < 2:
-        return float(found[0] - 0.5 * length), float(length)
-    slope, start = np.polyfit(places + 0.5, found, 1)
-    return float(start), float(slope)
 
 
 def sample_order(loader: Any) -> Iterator[int]:

@@ -8,8 +8,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.data.boxes import BoxSource, InputGeometry, check_inside, sample_order
+from timm_hnc.data.boxes import BoxSource, check_inside, sample_order
+from timm_hnc.data.input_geometry import InputGeometry
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.localization import Localization
 from timm_hnc.evaluation.map_quality import present_classes
 
 
@@ -20,25 +22,25 @@ class BoxPass:
         args: options of validate.py.
         loader: validation loader, that yields the samples in a known order.
         dataset: that it reads.
+        num_classes: n.
         max_samples: images of this process that count.
 
     Raises:
         UsageError: the data set has no boxes.
     """
 
-    def __init__(self, args: Namespace, loader: Any, dataset: Any, max_samples: int | None) -> None:
-        from timm_hnc.evaluation.localization import Localization  # needs scipy
-
+    def __init__(
+        self, args: Namespace, loader: Any, dataset: Any, num_classes: int, max_samples: int | None = None
+    ) -> None:
         self.source = BoxSource(dataset, args.boxes_key, args.boxes_format, args.boxes_dir)
         self.geometry = InputGeometry(dataset.transform)
         self.order = sample_order(loader)
         self.left = len(dataset) if max_samples is None else max_samples
-        self.localization = Localization()
+        self.localization = Localization(num_classes)
 
     @torch.no_grad()
     def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
         """Count a batch: (B,) class indices or (B, n) label sets."""
-        size = (inputs.shape[-2], inputs.shape[-1])
         classes, there = (part.cpu() for part in present_classes(target))
         maps = class_maps.maps(classes.to(target.device)).cpu()
         for row, index in zip(range(min(len(target), self.left)), self.order, strict=False):
@@ -49,9 +51,10 @@ class BoxPass:
             if image_size is None:
                 continue  # timm has put the next image in its place
             check_inside(found.boxes, image_size, index)
-            boxes = self.geometry.boxes(found.boxes, image_size)
+            frame = self.geometry.frame(image_size)
             for column in there[row].nonzero().flatten().tolist():
-                self.localization.update(maps[row, column], boxes[found.labels == classes[row, column]], size)
+                label = int(classes[row, column])
+                self.localization.update(maps[row, column], label, found.boxes[found.labels == label], frame)
         self.left -= min(len(target), self.left)
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
@@ -62,6 +65,7 @@ class BoxPass:
         """
         if accelerator.num_processes > 1:
             self.localization.gather(accelerator.device)
-        if not self.localization.count:
+        figures = self.localization.compute()
+        if not figures['maps_with_boxes']:
             raise UsageError('--cam-boxes: no image has a box of a class that is in it.')
-        return self.localization.compute()
+        return figures

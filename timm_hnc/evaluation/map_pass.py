@@ -107,7 +107,7 @@ def watch_maps(model: Any, args: Namespace, loader: Any, dataset: Any, class_nam
             QualityPass(MapQuality(len(class_names), args.cam_topk, limit), class_names, args.cam_classes_file)
         )
     if args.cam_boxes:
-        passes.append(BoxPass(args, loader, dataset, limit))
+        passes.append(BoxPass(args, loader, dataset, len(class_names), limit))
     if args.cam_curves:
         passes.append(CurvePass(model, args.cam_curves, args.task == 'multilabel', limit))
     return WatchedMaps(cam_model, passes)

@@ -122,8 +122,6 @@ def check_map_options(args: argparse.Namespace) -> None:
         raise UsageError(f'{flag}: not together with {"--torchcompile" if args.torchcompile else "--test-pool"}.')
     if args.boxes_dir and not args.cam_boxes:
         raise UsageError(f'--boxes-dir {args.boxes_dir}: needs --cam-boxes.')
-    if args.cam_boxes and find_spec('scipy') is None:
-        raise UsageError('--cam-boxes needs scipy: pip install "timm_hnc[boxes]".')
     if args.cam_boxes and is_streamed(args.dataset):
         raise UsageError(f'--cam-boxes: {args.dataset} is streamed, its images have no index.')
     if args.cam_classes_file and not args.cam_metrics:

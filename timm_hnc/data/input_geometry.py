@@ -1,0 +1,124 @@
+"""Where a model's input lies in the stored image."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Side:
+    """Width or height: place x of the stored image is place x * times / over - offset of the input.
+
+    Args:
+        size: of the input, in pixels.
+        times: pixels after all resizes.
+        over: pixels before them.
+        offset: what is cut off in front, in pixels of the input; negative where it is padded.
+    """
+
+    size: int
+    times: int = 1
+    over: int = 1
+    offset: float = 0.0
+
+    def to_input(self, places: Tensor) -> Tensor:
+        """Places of the stored image in pixels of the input, some of them outside of it."""
+        return places * self.times / self.over - self.offset
+
+    def to_image(self, place: float) -> float:
+        """A place of the input in pixels of the stored image."""
+        return (place + self.offset) * self.over / self.times
+
+
+@dataclass(frozen=True)
+class InputFrame:
+    """How the input of a model shows a stored image.
+
+    Args:
+        columns: its width.
+        rows: its height.
+    """
+
+    columns: Side
+    rows: Side
+
+    @classmethod
+    def whole(cls, size: tuple[int, int]) -> 'InputFrame':
+        """Of an image of (width, height) that is the input as it stands."""
+        return cls(*map(Side, size))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input."""
+        return self.rows.size, self.columns.size
+
+    @property
+    def window(self) -> tuple[float, float, float, float]:
+        """What the input shows, x1, y1, x2, y2 in pixels of the stored image; beyond it where the input is padded."""
+        sides = (self.columns, self.rows)
+        x1, y1 = (side.to_image(0) for side in sides)
+        x2, y2 = (side.to_image(side.size) for side in sides)
+        return x1, y1, x2, y2
+
+    def boxes(self, boxes: Tensor) -> Tensor:
+        """Boxes in pixels of the input, cut at its borders; what is cropped away has no area.
+
+        Args:
+            boxes: (m, 4) x1, y1, x2, y2 in pixels of the stored image.
+        """
+        edges = [side.to_input(boxes[:, edge]) for edge, side in enumerate((self.columns, self.rows) * 2)]
+        height, width = self.size
+        limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
+        return torch.stack(edges, 1).clamp(min=0).minimum(limit)
+
+
+class InputGeometry:
+    """How a validation transform shows images: it may crop, pad, and resize all that is there, as timm's transforms do.
+
+    Args:
+        transform: of a timm validation loader.
+    """
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+        self._known: dict[tuple[int, int], InputFrame] = {}
+
+    def frame(self, image_size: tuple[int, int]) -> InputFrame:
+        """How the input shows an image of (width, height)."""
+        if image_size not in self._known:
+            sides = (self._follow(image_size, axis) for axis in (0, 1))
+            self._known[image_size] = InputFrame(*sides)
+        return self._known[image_size]
+
+    def _follow(self, image_size: tuple[int, int], axis: int) -> Side:
+        """Width (axis 0) or height (1) through all steps."""
+        side = Side(image_size[axis])
+        for step in self.transform.transforms:
+            moved = step(_numbered(image_size, axis))
+            if not isinstance(moved, Image.Image):
+                break
+            image_size = moved.size
+            side = _after(side, moved, axis)
+        return side
+
+
+def _numbered(size: tuple[int, int], axis: int) -> Image.Image:
+    """A picture whose colours are the number of the column (axis 0) or of the row (1)."""
+    numbers = np.arange(size[axis])[:, None] >> [16, 8, 0]
+    picture = np.broadcast_to(numbers[:, None] if axis else numbers, (size[1], size[0], 3))
+    return Image.fromarray(picture.astype(np.uint8))
+
+
+def _after(side: Side, moved: Image.Image, axis: int) -> Side:
+    """What a side became by a step that made the picture of numbers into this one."""
+    size = moved.size[axis]
+    colours = np.asarray(moved).astype(int).take(moved.size[1 - axis] // 2, axis=axis)
+    shifts = colours @ [1 << 16, 1 << 8, 1] - np.arange(size)
+    shift = int(shifts[size // 2])
+    if (shifts == shift).sum() == min(size, side.size):  # as many columns as can be are still themselves
+        return replace(side, size=size, offset=side.offset + shift)
+    return Side(size, side.times * size, side.over * side.size, side.offset * size / side.size)
