@@ -1,13 +1,49 @@
-"""Deletion and insertion curves against a loop over single images, and their promises."""
+"""Deletion and insertion curves against the published code and a loop over single images, and their promises."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from running import SMALL, WITHOUT_PICTURES, train, validate
+from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
 from torch import nn
-from torchvision.transforms.v2.functional import gaussian_blur
+from torch.nn.functional import conv2d
 
-from timm_hnc.evaluation.deletion import curve_areas
+from timm_hnc.evaluation.deletion import blur, curve_areas
+
+# Three images of 24 x 24 pixels, orders of their pixels as maps, and areas of the model `Published` for the class that
+# it sees, computed by github.com/eclique/RISE (commit d91ea006, MIT licence) with 64 and 53 pixels a step and its blur.
+REFERENCE = load_file(Path(__file__).parent / 'rise_reference.safetensors')
+
+
+class Published(nn.Module):
+    """A linear layer in float64."""
+
+    def forward(self, x):
+        weight = ((torch.arange(4 * 3 * 24 * 24) * 37 + 11) % 101 - 50).view(4, -1).double() / 4000
+        return x.flatten(1).double() @ weight.T
+
+
+@pytest.mark.parametrize('steps', [9, 11])
+def test_areas_are_those_of_the_published_code(steps):
+    images, maps = REFERENCE['images'], REFERENCE['maps'].float()
+    areas = curve_areas(Published(), images, maps, Published()(images).argmax(1), steps)
+    # float32 in the blurred image alone: below 1e-6 a pixel, times weights whose sizes add up to 11, times 1/4 at most
+    torch.testing.assert_close(areas.double(), REFERENCE[f'areas_{steps}'], rtol=0, atol=1e-5)
+
+
+def test_blurred_images_are_those_of_the_published_kernel():
+    point = np.zeros((11, 11))
+    point[5, 5] = 1
+    kernel = torch.from_numpy(gaussian_filter(point, 5.0)).float()
+    torch.testing.assert_close(kernel, REFERENCE['kernel'], rtol=1e-6, atol=0)
+    images = REFERENCE['images']
+    expected = conv2d(images.double(), kernel.double().expand(3, 1, 11, 11), padding=5, groups=3)
+    torch.testing.assert_close(
+        blur(images).double(), expected, rtol=0, atol=2e-6
+    )  # 22 products of float32, sizes up to 3
 
 
 class Corner(nn.Module):
@@ -26,15 +62,15 @@ def test_areas_are_those_of_a_loop(multi_label):
     images, steps = inputs(), 5
     maps = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
     classes = torch.tensor([0, 1, 1])
-    found = curve_areas(Corner(), images, maps, classes, steps, multi_label)
+    found, each = curve_areas(Corner(), images, maps, classes, steps, multi_label), 52
     for image, map_, label, areas in zip(images, maps, classes, found.T, strict=True):
         order = np.argsort(-map_.flatten().numpy(), kind='stable')
-        blurred = gaussian_blur(image, [11, 11], [5.0, 5.0])
+        blurred = blur(image[None])[0]
         for first, last, area in ((image, torch.zeros_like(image), areas[0]), (blurred, image, areas[1])):
             curve = []
             for step in range(steps + 1):
                 changed = first.flatten(1).clone()
-                places = order[: int(np.ceil(step * 256 / steps))]
+                places = order[: step * each]
                 changed[:, places] = last.flatten(1)[:, places]
                 logits = Corner()(changed.view(1, 3, 16, 16))[0]
                 curve.append((logits.sigmoid() if multi_label else logits.softmax(0))[label])

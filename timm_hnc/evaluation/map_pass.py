@@ -14,7 +14,7 @@ from timm_hnc.cam.probe import UnsupportedHead
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
 from timm_hnc.evaluation.deletion import CURVES, curve_areas
-from timm_hnc.evaluation.map_quality import MapQuality, present_classes
+from timm_hnc.evaluation.map_quality import MapQuality
 from timm_hnc.rows import write_csv
 
 OnBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -147,7 +147,7 @@ class QualityPass:
 
 
 class CurvePass:
-    """Deletion and insertion curves, of the present class with the highest logit of every image.
+    """Deletion and insertion curves, of the class that the model sees in every image (the highest logit), as in RISE.
 
     Args:
         model: timm model, in evaluation mode when it is used.
@@ -164,17 +164,13 @@ class CurvePass:
     @torch.no_grad()
     def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
         """Count a batch."""
-        classes, there = present_classes(target)
-        scores = class_maps.logits.float().gather(1, classes).masked_fill(~there, -torch.inf)
-        chosen = classes.gather(1, scores.argmax(1, keepdim=True))
-        counted = there.any(1)
-        if self.left is not None:
-            counted[self.left :] = False
-            self.left = max(0, self.left - len(target))
-        maps = class_maps.maps(chosen).squeeze(1)
-        areas = curve_areas(self.model, inputs, maps, chosen.squeeze(1), self.steps, self.multi_label)
-        areas = areas[:, counted].double().cpu()
-        self.sums += torch.cat([areas.sum(1), torch.tensor([areas.shape[1]], dtype=torch.float64)])
+        chosen = class_maps.logits.argmax(1)
+        count = len(target) if self.left is None else min(len(target), self.left)
+        self.left = None if self.left is None else self.left - count
+        maps = class_maps.maps(chosen[:, None]).squeeze(1)
+        areas = curve_areas(self.model, inputs, maps, chosen, self.steps, self.multi_label)
+        areas = areas[:, :count].double().cpu()
+        self.sums += torch.cat([areas.sum(1), torch.tensor([count], dtype=torch.float64)])
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean areas over all processes."""
