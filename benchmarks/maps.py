@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""What class activation maps cost: those of pictures over a forward pass, `--cam-metrics` over a plain validation.
+"""What maps cost: those of pictures over a forward pass, and figures of validate.py over a plain validation.
 
 Pictures: logits and the maps of the 5 highest classes of every image, over `model(images)`, both under no_grad. Beside
 them, where they are installed, torchcam's CAM and pytorch-grad-cam's GradCAM for the same classes. Validation: whole
-passes of `timm_hnc.evaluation.evaluate` over images in memory, or whole commands of validate.py, with and without
-`--cam-metrics`. All run in one process on one set of weights, in interleaved pairs whose order alternates; the ratio is
-taken pair by pair, so that a machine whose speed drifts does not matter.
+passes of `timm_hnc.evaluation.evaluate` over images in memory, with and without `--cam-metrics`, or whole commands of
+validate.py, also with `--cam-boxes`. All run in one process on one set of weights, in interleaved pairs whose order
+alternates; the ratio is taken pair by pair, so that a machine whose speed drifts does not matter.
 
     pip install torchcam==0.5.0 grad-cam                              # optional; or --rivals FOLDER ...
     python benchmarks/maps.py                                         # pictures and validation, some minutes
     python benchmarks/maps.py --quick                                 # tries everything on small models, some seconds
     python benchmarks/maps.py --parts pictures --pictures resnet50 --channels-last
     python benchmarks/maps.py --command --model cifar_resnet20 --dataset hfds/cifar100 --input-key img ...
+    python benchmarks/maps.py --measure cam-boxes --command --model resnet50 --dataset hfds/voc2007 ...
 """
 
 import argparse
@@ -206,8 +207,8 @@ def measure_command(args: argparse.Namespace) -> None:
             validate([*args.command, *more])
         logging.disable(logging.INFO)
 
-    measured = time_pairs(command, lambda: command('--cam-metrics'), args.passes, args)
-    print('| command | plain (ms) | with --cam-metrics over it (median, 95 %) | runs |')
+    measured = time_pairs(command, lambda: command(f'--{args.measure}'), args.passes, args)
+    print(f'| command | plain (ms) | with --{args.measure} over it (median, 95 %) | runs |')
     print('|---|--:|---|--:|')
     row((f'`validate.py {" ".join(args.command)}`',), measured)
 
@@ -231,6 +232,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--cpu-time', action='store_true', help='of the process: with --threads 1 on a busy machine')
     parser.add_argument('--rivals', nargs='*', default=[], metavar='FOLDER', help='where else to look for the rivals')
     parser.add_argument('--quick', action='store_true', help='few repetitions on small models, to try the script')
+    parser.add_argument('--measure', default='cam-metrics', choices=('cam-metrics', 'cam-boxes'), help='of --command')
     parser.add_argument('--command', nargs=argparse.REMAINDER, help='instead: validate.py with the options that follow')
     args = parser.parse_args()
     if args.quick:
