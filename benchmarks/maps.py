@@ -28,7 +28,7 @@ from typing import Any
 
 import timm
 import torch
-from step_cost import median_interval
+from steps.measure import median_interval
 from timm.data import resolve_model_data_config
 from timm.task import ClassificationEvaluator
 
@@ -92,8 +92,8 @@ def time_pairs(plain: Step, other: Step, pairs: int, args: argparse.Namespace) -
 def row(cells: tuple[str, ...], measured: tuple[list[float], float]) -> None:
     """Print a row of a table."""
     ratios, seconds = measured
-    low, high = median_interval(ratios)
-    spread = f'{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})'
+    middle, low, high = median_interval(ratios)
+    spread = f'{middle:.3f} ({low:.3f} to {high:.3f})'
     print(f'| {" | ".join(cells)} | {1000 * seconds:.0f} | {spread} | {len(ratios)} |', flush=True)
 
 
