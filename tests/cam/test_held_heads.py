@@ -8,7 +8,9 @@ import weakref
 import pytest
 import torch
 from map_checks import assert_same, gradients, off_by, seeded
-from small_models import HELD_MODELS, NUM_CLASSES, SmallModel
+from small_models import HELD_MODELS, NUM_CLASSES, SmallModel, perturb
+from timm.layers import AttentionPool2d, RotAttentionPool2d, apply_rot_embed_cat
+from timm.models.byobnet import ByoBlockCfg
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional
@@ -234,14 +236,63 @@ def test_vgg_on_other_sizes():
         assert off_by(class_maps) < 1e-5
 
 
-def test_mean_query_attention_pool():
-    """CLIP's ResNet: the mean of all positions is a token of its own, its parts are those of the positions."""
-    model = CamModel(SmallModel('resnet50_clip', 'F', (224, 224), (7, 7)).make())
-    images = torch.randn(1, 3, 224, 224)
+BLOCKS = tuple(ByoBlockCfg('bottle', d=1, c=c, s=s, br=0.25) for c, s in ((32, 1), (64, 2), (64, 2), (64, 2)))
+CLIP = SmallModel('resnet50_clip', 'F', (64, 96), (2, 3), {'img_size': (64, 96), 'blocks': BLOCKS})
+ONE_LAYER = {'qkv_separate': False, 'out_features': NUM_CLASSES}
+
+
+@pytest.mark.parametrize(
+    ('head', 'fused'),
+    [
+        pytest.param(lambda: None, True, id='learned positions'),
+        pytest.param(lambda: None, False, id='attention by matmul'),
+        pytest.param(lambda: AttentionPool2d(64, (2, 3), **ONE_LAYER), True, id='one layer of query, key and value'),
+        pytest.param(lambda: RotAttentionPool2d(64, **ONE_LAYER), True, id='rotary positions'),
+        pytest.param(lambda: AttentionPool2d(64, (2, 3), class_token=True, **ONE_LAYER), True, id='class token'),
+    ],
+)
+def test_mean_query_attention_pool_written_out(head, fused):
+    """CLIP's ResNet: attention weights held, the mean token is the mean of what positions are without their place."""
+    models = []
+    for _ in range(2):
+        plain = CLIP.make()
+        plain.head = head() or plain.head
+        plain.head.fused_attn = fused
+        models.append(perturb(plain).double())
+    models[1].load_state_dict(models[0].state_dict())
+    model, other = CamModel(models[0]), models[1]
     assert model.kind.name == 'F'
+    target, images = torch.tensor([1, 0, 4]), CLIP.images().double()
     class_maps = model.class_maps(images)
-    assert off_by(class_maps) < 1e-5
-    assert class_maps.positions.shape[1:] == (49, 2048)
+    scores = clip_scores(other.head, other.forward_features(images))
+    torch.testing.assert_close(class_maps.logits, other(images), rtol=0, atol=0)
+    torch.testing.assert_close(class_maps.maps(None).flatten(2), scores.transpose(1, 2), rtol=1e-9, atol=1e-9)
+    hnc_loss(class_maps, target, 'kd', topk=3).backward()
+    assert_same_loss(model, other, scores, target)
+
+
+def clip_scores(pool, features):
+    """(B, L, n) scores of every position."""
+    x = features.flatten(2).transpose(1, 2)
+    rotary = isinstance(pool, RotAttentionPool2d)
+    places = torch.zeros(x.shape[1] + 1, x.shape[2], dtype=x.dtype) if rotary else pool.pos_embed
+    in_front = x if pool.cls_token is None else pool.cls_token.expand_as(x)
+
+    def heads(tokens, layer):
+        weight, bias = (layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer
+        return functional.linear(tokens, weight, bias).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+
+    joint = [] if pool.qkv is None else zip(pool.qkv.weight.chunk(3), pool.qkv.bias.chunk(3), strict=True)
+    query, key, value = [pool.q, pool.k, pool.v] if pool.qkv is None else list(joint)
+    asked = heads(in_front.mean(1, keepdim=True) + places[:1], query)
+    patches = heads(x + places[1:], key)
+    if rotary:
+        patches = apply_rot_embed_cat(patches, pool.pos_embed.get_embed(CLIP.grid))
+    keys = torch.cat([heads(in_front.mean(1, keepdim=True) + places[:1], key), patches], 2)
+    weights = (asked @ keys.transpose(2, 3) / pool.head_dim**0.5).softmax(-1).transpose(2, 3).detach()
+    parts = weights[:, :, :1] * heads(in_front + places[:1], value)
+    parts = parts + x.shape[1] * weights[:, :, 1:] * heads(x + places[1:], value)
+    return pool.proj(parts.transpose(1, 2).flatten(2))
 
 
 def test_states_without_a_place_in_the_image_are_flat():

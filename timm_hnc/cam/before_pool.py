@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_hnc.cam.frozen import attention_weights, held_gate
+from timm_hnc.cam.frozen import attention_weights
 from timm_hnc.cam.layout import Live, laid_out_anew
 from timm_hnc.cam.operations import GATED, NORMS, RESHAPING, Call, names, tensors_in
-from timm_hnc.cam.parts import Parts
+from timm_hnc.cam.parts import Parts, Stacked
+from timm_hnc.cam.prefix import rows_in_front, with_rows
 from timm_hnc.cam.tracking import Lost, Tracker
 
 _SPATIAL = names('conv2d interpolate avg_pool2d adaptive_avg_pool2d max_pool2d')
@@ -66,7 +67,7 @@ class BeforePool:
             return Lost(f'{call.name}() of different positions')
         if call.name == 'dropout' and call.out is not call.value:
             self.found.add('dropout in front of the pool')
-        return _with_rows(call, live) if len(lives) == 1 else replace(live, rows=None, layer=None)
+        return with_rows(call, lives, self._companion)
 
     def _new_map(self, live: Live, call: Call) -> Any:
         spatial = (call.value.ndim - 2, call.value.ndim - 1)
@@ -90,12 +91,10 @@ class BeforePool:
         in_front = [self._companion(tensor) for tensor in front]
         if not isinstance(live, Live) or live.prefix or live.dims != (dim % last.ndim,):
             return Lost('cat() of positions with something else')
-        if any(isinstance(companion, Live) for companion in in_front):
+        if any(isinstance(companion, (Live, Stacked)) for companion in in_front):
             return Lost('cat() of positions with positions')
-        means = [isinstance(companion, Parts) for companion in in_front]
-        if any(means) and (len(front) > 1 or front[0].shape[dim] != 1):
-            return Lost('cat() of several pooled tokens with positions')
-        return Live(live.dims, live.grid, sum(tensor.shape[dim] for tensor in front), any(means))
+        rows = rows_in_front(front, in_front, live, dim)
+        return Live(live.dims, live.grid, sum(tensor.shape[dim] for tensor in front), rows)
 
     def _attention(self, call: Call) -> Any:
         query, key, tokens, *_ = (*call.args, *(call.kwargs[n] for n in ('query', 'key', 'value') if n in call.kwargs))
@@ -106,7 +105,10 @@ class BeforePool:
             weights = attention_weights(query, key, tokens, *call.args[3:], **_without(call.kwargs))
         except NotImplementedError as error:
             return Lost(str(error))
-        return self._attended(weights, tokens, live, self._companion(query))
+        asking = self._companion(query)
+        if isinstance(asking, Lost) and query.shape[-2] == tokens.shape[-2]:  # what turned them left them in place
+            asking = Live(live.dims, live.grid, live.prefix) if live.prefix else asking
+        return self._attended(weights, tokens, live, asking)
 
     def _weighted_sum(self, call: Call) -> Any:
         left, right = call.args
@@ -128,15 +130,13 @@ class BeforePool:
         spread = weights[..., live.prefix :] * live.num_positions
         values = torch.einsum('...rl,...ld->l...rd', spread, tokens[..., live.prefix :, :])
         if live.prefix:
-            in_front = weights[..., : live.prefix]
-            values = values + in_front @ tokens[..., : live.prefix, :]
-            if live.mean_prefix:
-                patches = tokens[..., 1:, :]
-                values = values + torch.einsum(
-                    '...rl,...pd->p...rd', in_front, patches - patches.mean(-2, keepdim=True)
-                )
+            rows = live.carried_out().rows
+            if isinstance(rows, Lost):
+                return rows
+            in_front = tokens[..., : live.prefix, :] if rows is None else rows
+            values = values + weights[..., : live.prefix] @ in_front
         if isinstance(query, Live):
-            return replace(query, rows=values, layer=None, mean_prefix=False)
+            return replace(query, rows=values, layer=None)
         return Parts(values, live.grid)
 
 
@@ -147,22 +147,6 @@ def _place(live: Live, value: Tensor) -> tuple:
 
 def _without(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in kwargs if key not in ('query', 'key', 'value')}
-
-
-def _with_rows(call: Call, live: Live) -> Live:
-    """What a function makes of the prefix tokens' rows; they are given up where it is none of a head's."""
-    if live.rows is None:
-        return live
-    if call.name == 'linear':
-        weight, bias, *_ = (*call.options, *call.kwargs.values(), None)
-        return replace(live.carried_out(), layer=(weight, bias))
-    if call.name == 'dropout' and call.out is call.value:
-        return live
-    live = live.carried_out()
-    if call.name in GATED and live.rows is not None:
-        value, out = live.prefix_of(call.value), live.prefix_of(call.out)
-        return replace(live, rows=held_gate(replace(call, value=value, out=out), live.rows))
-    return replace(live, rows=None)
 
 
 def _pool(live: Live, call: Call) -> Any:
@@ -178,12 +162,18 @@ def _pool(live: Live, call: Call) -> Any:
             return Lost(f'{call.name}() over everything')
         dims = {each % value.ndim for each in ((dim,) if isinstance(dim, int) else dim)}
     if not set(live.dims) <= dims or any(value.shape[each] != 1 for each in dims - set(live.dims)):
-        keeps = call.out.ndim == value.ndim and not set(live.dims) & dims
-        return replace(live, rows=None, layer=None) if keeps else Lost(f'{call.name}() over some positions')
+        if call.out.ndim != value.ndim or set(live.dims) & dims:
+            return Lost(f'{call.name}() over some positions')
+        unknown = None if live.rows is None else Lost(f'{call.name}() of tokens in front of the positions')
+        return replace(live, rows=unknown, layer=None)
+    rows = live.carried_out().rows
+    if isinstance(rows, Lost):
+        return rows
     tokens = live.positions(value)
     values = tokens[live.prefix :]
     if live.prefix or call.name == 'sum':
-        values = values * live.num_positions + tokens[: live.prefix].sum(0)
+        in_front = tokens[: live.prefix] if rows is None else rows.movedim(live.dims[0] + 1, 0)
+        values = values * live.num_positions + in_front.sum(0)
         values = values / len(tokens) if call.name != 'sum' else values
     return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)
 

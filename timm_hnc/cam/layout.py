@@ -21,17 +21,15 @@ class Live:
         dims: the dimensions that run over positions in raster order; one for tokens.
         grid: (h, w) of the positions.
         prefix: tokens in front of the positions, in the same dimension.
-        mean_prefix: the token in front is the mean of the others.
         rows: what the prefix tokens are the mean of, (h * w, *shape with the prefix tokens alone); None if they do
-            not depend on the positions.
+            not depend on the positions, `Lost` if nobody knows how.
         layer: weight and bias of a linear layer behind the rows that was not carried out on them.
     """
 
     dims: tuple[int, ...]
     grid: Grid
     prefix: int = 0
-    mean_prefix: bool = False
-    rows: Tensor | None = None
+    rows: Tensor | Lost | None = None
     layer: tuple[Tensor, Tensor | None] | None = None
 
     @property
@@ -46,7 +44,7 @@ class Live:
 
     def carried_out(self) -> 'Live':
         """With the linear layer carried out on the rows."""
-        if self.layer is None or self.rows is None:
+        if self.layer is None or not isinstance(self.rows, Tensor):
             return self
         return replace(self, rows=functional.linear(self.rows, *self.layer), layer=None)
 
@@ -83,16 +81,16 @@ def _place(live: Live, call: Call, probe: Tensor, out: Tensor, index: int | None
             return Lost(f'{call.name}() of some positions')
         count *= probe.shape[dim]
     if offset + count <= live.prefix:
-        return None if live.rows is None else _prefix_token(live, live.rows, call, out, index)
+        return _prefix_token(live, live.rows, call, out, index) if isinstance(live.rows, Tensor) else live.rows
     if offset > live.prefix or offset + count != live.prefix + live.num_positions:
         return Lost(f'{call.name}() of some positions')
     if not dims:  # a single position is the mean over itself
         return Parts(out[None], live.grid)
     prefix = live.prefix - offset
     rows = live.carried_out().rows if prefix else None
-    if rows is not None:
+    if isinstance(rows, Tensor):
         rows = _rows(rows, call, out, index, (dims[0], prefix))
-    return replace(live, dims=dims, prefix=prefix, mean_prefix=live.mean_prefix and prefix > 0, rows=rows, layer=None)
+    return replace(live, dims=dims, prefix=prefix, rows=rows, layer=None)
 
 
 def _prefix_token(live: Live, rows: Tensor, call: Call, out: Tensor, index: int | None) -> Parts | Scores:

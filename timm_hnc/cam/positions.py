@@ -50,9 +50,9 @@ class PositionTracker(Tracker):
         return lost or self._behind.follow(call)
 
     def needs_value(self, tensor: Tensor) -> bool:
-        """See `Tracker.needs_value`: with positions, only the shape matters."""
+        """See `Tracker.needs_value`: with positions alone, only the shape matters."""
         companion = self.companion(tensor)
-        return not isinstance(companion, Live) or companion.rows is not None
+        return not isinstance(companion, Live) or companion.prefix > 0
 
     def hold(self, call: Call) -> None:
         """See `Tracker.hold`."""
