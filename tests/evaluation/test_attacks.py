@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from timm_hnc import CamModel, HNCLoss, hnc_loss
 from timm_hnc.evaluation.attack_options import fraction
-from timm_hnc.evaluation.attacks import Attack, attack, cross_entropy, normalized, with_hnc
+from timm_hnc.evaluation.attacks import Attack, attack, cross_entropy, normalized, sample_losses, with_hnc
 
 REFERENCE = load_file(Path(__file__).parent / 'torchattacks_reference.safetensors')
 PGD = Attack('pgd', EPS, STEPS, STEP, random_start=False)
@@ -54,6 +54,40 @@ def test_more_restarts_are_never_weaker(classifier):
         losses.append(cross_entropy(classifier, found, LABELS))
     assert (losses[1] >= losses[0]).all()
     assert (losses[1] > losses[0]).any()
+
+
+@pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('wrap', [lambda model: model, CamModel], ids=['plain', 'CamModel'])
+def test_wrappers_take_the_mode_and_leave_the_statistics(wrap, training):
+    """A mode set by hand, as of a frozen norm, is left too; neither an attack nor a wrapper moves a running mean."""
+    model = timm.create_model('test_resnet', num_classes=5).train(training)
+    if training:
+        model.bn1.eval()
+    modes = [module.training for module in model.modules()]
+    wrapped = wrap(model)
+    classifier = normalized(wrapped)
+    assert (wrapped.training, classifier.training) == (training, training)
+    assert [module.training for module in model.modules()] == modes
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for how in (Attack('fgsm', EPS), Attack('pgd', EPS, steps=2, restarts=2)):
+        attack(classifier, torch.rand(4, 3, 48, 48), LABELS[:4], how)
+    assert [module.training for module in model.modules()] == modes
+    if not training:
+        classifier(torch.rand(4, 3, 48, 48))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize('target', [LABELS, torch.eye(5)[LABELS]], ids=['one label', 'label sets'])
+def test_float64_stays_float64(target):
+    """Logits that differ by less than float32 can tell have losses that differ, and the attack sees it."""
+    logits = torch.zeros(6, 5, dtype=torch.float64).scatter(1, LABELS[:, None], 1.0)
+    losses = [sample_losses(each, target) for each in (logits, logits + 1e-12 * torch.arange(5) ** 2)]
+    assert losses[0].dtype == torch.float64
+    assert (losses[0] != losses[1]).all()
+    assert sample_losses(logits.bfloat16(), target).dtype == torch.float32
+    classifier = normalized(Network().double())
+    for how in (Attack('fgsm', EPS), Attack('pgd', EPS, steps=2, restarts=2)):
+        assert attack(classifier, images().double(), target, how).dtype == torch.float64
 
 
 def test_nothing_is_done_within_eps_0(classifier):

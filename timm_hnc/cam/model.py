@@ -13,7 +13,8 @@ from timm_hnc.cam.probe import probe_head
 class CamModel(nn.Module):
     """A timm model that also emits class activation maps, exactly: the mean of a map is the logit.
 
-    `model` is the untouched timm model: optimizers, EMA and exports take it, not the wrapper.
+    `model` is the untouched timm model: optimizers, EMA and exports take it, not the wrapper. The wrapper begins in the
+    model's mode, training or evaluation.
 
     Args:
         model: a timm classifier. What lies between its positions and its logits and is not linear (norms, activations,
@@ -35,6 +36,7 @@ class CamModel(nn.Module):
             raise TypeError('the model is a CamModel already.')
         self.head: MapHead = probe_head(model)
         self.model: TimmModel = model
+        self.training = model.training
 
     @property
     def kind(self) -> Kind:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from timm_hnc.cam.copies import evaluating
 from timm_hnc.losses import HNCLoss
+from timm_hnc.losses.base import raised
 
 AttackedLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 ATTACKS = ('fgsm', 'pgd')
@@ -23,7 +24,7 @@ class Normalized(nn.Module):
     """A classifier of images in [0, 1]: normalisation, then the model's logits.
 
     Args:
-        model: of normalised images; kept as `model`.
+        model: of normalised images; kept as `model`, and its mode with it.
         mean: a value a channel.
         std: a value a channel.
     """
@@ -34,6 +35,7 @@ class Normalized(nn.Module):
     def __init__(self, model: nn.Module, mean: Any, std: Any) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
         for name, values in (('mean', mean), ('std', std)):
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
@@ -52,7 +54,7 @@ class Normalized(nn.Module):
 
 
 def normalized(model: Any, mean: Any = None, std: Any = None) -> Normalized:
-    """A timm model as attack libraries want it: plain logits of images in [0, 1].
+    """A timm model as attack libraries want it: plain logits of images in [0, 1], in the model's own mode.
 
     Args:
         model: timm model or CamModel.
@@ -60,13 +62,13 @@ def normalized(model: Any, mean: Any = None, std: Any = None) -> Normalized:
         std: a value a channel, the model's own if None.
 
     Example:
-        >>> classifier = normalized(timm.create_model('resnet18')).eval()
+        >>> classifier = normalized(timm.create_model('resnet18').eval())
         >>> autoattack.AutoAttack(classifier, norm='Linf', eps=8 / 255).run_standard_evaluation(images, labels)
     """
     cfg = model.pretrained_cfg
     device = next(model.parameters()).device
     wrapper = Normalized(model, cfg['mean'] if mean is None else mean, cfg['std'] if std is None else std)
-    return wrapper.to(device).train(model.training)
+    return wrapper.to(device)
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,15 @@ def cross_entropy(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 
 
 def sample_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """(B,) cross-entropy of class indices, or its sum over classes on sigmoids for (B, n) label sets."""
+    """(B,) cross-entropy of class indices, or its sum over classes on sigmoids for (B, n) label sets.
+
+    Half types are raised to float32, float64 stays.
+    """
+    logits = raised(logits)
     if target.ndim == 2:
-        return functional.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction='none').sum(1)
-    return functional.cross_entropy(logits.float(), target, reduction='none')
+        target = target.to(logits.dtype)
+        return functional.binary_cross_entropy_with_logits(logits, target, reduction='none').sum(1)
+    return functional.cross_entropy(logits, target, reduction='none')
 
 
 def with_hnc(hnc: HNCLoss, weight: float) -> AttackedLoss:
@@ -188,7 +195,7 @@ def _pgd(
         if attack.restarts == 1:
             return found
         with torch.no_grad():
-            value = _one_by_one(model, found, target, loss).float()
+            value = _one_by_one(model, found, target, loss)
         better = value > highest
         best = torch.where(better[:, None, None, None], found, best)
         highest = torch.where(better, value, highest)

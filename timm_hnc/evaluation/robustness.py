@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from timm_hnc.cam.copies import evaluating
 from timm_hnc.evaluation.attacks import Attack, AttackedLoss, Normalized, attack, cross_entropy
 from timm_hnc.evaluation.evaluate import evaluate
+from timm_hnc.losses.base import raised
 
 _logger = logging.getLogger(__name__)
 _ROUNDING = 1e-6
@@ -99,7 +100,7 @@ class _Attacked:
                 generator = torch.Generator(input.device).manual_seed(self.threat.seed)
             with torch.inference_mode(False):
                 # tensors that were made in inference mode cannot have gradients, their copies can
-                target, images = target.clone(), self.classifier.restore(input.clone().float())
+                target, images = target.clone(), self.classifier.restore(raised(input.clone()))
                 found = attack(self.classifier, images, target, self.attack, self._loss, scale, generator)
                 self._look(images, found, scale)
                 yield self.classifier.normalize(found).to(input.dtype), target
@@ -123,6 +124,7 @@ def _warn_of_chance(
 ) -> None:
     input, _ = next(iter(inputs))
     with evaluating(classifier), autocast():
-        first, second = classifier.model(input), classifier.model(input)
+        first = classifier.model(input).clone()  # a CUDA graph writes the next output into the same memory
+        second = classifier.model(input)
     if not torch.equal(first, second):
         _logger.warning('The model answers the same images differently: one gradient says little about it.')
