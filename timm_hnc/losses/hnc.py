@@ -50,6 +50,9 @@ def hnc_loss(
         \text{kd (Eq. 5):} \quad -\frac{1}{hw} \sum_{o \in J'_>} \sum_{i,j} \log \sigma(M_o)(i, j)
 
     with the softmax :math:`\sigma` over positions; then the mean over the batch. An image without negatives adds 0.
+    Present classes are never among the k. The authors' code sets the present class's score to minus infinity and then
+    takes 100: of 100 classes that takes the present one in as well, of fewer its `topk` fails. Here k is cut to the
+    negatives that there are.
 
     Args:
         class_maps: of a batch of B images and n classes.
