@@ -308,6 +308,32 @@ def test_compile_ema_and_checkpoint(task, compiled, images):
     assert not torch.allclose(task.get_eval_model(ema=True)(images), task.get_eval_model()(images))
 
 
+@pytest.mark.parametrize('task', [HNCTask, HNCMultiLabelTask])
+def test_what_a_compiled_task_trains_and_evaluates_is_compiled(task, images):
+    calls = []
+
+    def counting(graph, inputs):
+        return lambda *inputs: calls.append(torch.is_grad_enabled()) or graph(*inputs)
+
+    target = LABELS if task is HNCTask else LABEL_SETS
+    task = make(task)
+    names = list(task.state_dict())
+    assert task.compile_ema() is None
+    assert task.compile(backend=counting) is task.get_eval_model()
+    assert list(task.state_dict()) == names
+    task.setup_ema(decay=0.5)
+    assert task.compile_ema(backend=counting) is task.get_eval_model(ema=True)
+    task(images, target)['loss'].backward()
+    task.eval()
+    with torch.inference_mode():
+        task.get_eval_model()(images)
+        task.get_eval_model(ema=True)(images)
+    assert calls == [True, False, False]
+    plain = list(SMALL.make().state_dict())
+    assert list(task.get_checkpoint_state()['state_dict']) == plain
+    assert list(task.get_checkpoint_state(ema=True)['state_dict_ema']) == plain
+
+
 def test_checkpoint_of_a_compiled_task_loads_into_another(images):
     first = train(make(), images, LABELS)
     first.setup_ema(decay=0.5)

@@ -78,6 +78,33 @@ class ClassMapTask(ClassificationTask):
             return self.criterion(class_maps.logits, target), class_maps
         return loss(class_maps, target), loss.as_plain(class_maps)
 
+    def compile(  # type: ignore[override]  # timm's tasks give nn.Module's name to this
+        self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
+        """Compile what trains, the model with its class maps, and the plain model that is evaluated, both in place.
+
+        Args:
+            backend: of torch.compile.
+            mode: of torch.compile.
+            compile_kwargs: further options of torch.compile.
+
+        Returns:
+            The plain timm model.
+        """
+        cam_model = unwrap_model(self.trainable_module)
+        for module in (cam_model, cam_model.model):
+            module.compile(backend=backend, mode=mode, **compile_kwargs)
+        return cam_model.model
+
+    def compile_ema(
+        self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module | None:
+        """Compile the plain model of the moving average in place, and return it; None where there is none."""
+        model = self.get_eval_model(ema=True)
+        if model is not None:
+            model.compile(backend=backend, mode=mode, **compile_kwargs)
+        return model
+
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The plain timm model, so that checkpoints load where timm_hnc is not installed."""
         module = super().get_eval_model(module, ema)

@@ -41,6 +41,12 @@ def batches(accelerator, multi_label: bool, count: int = 5, size: int = 12) -> B
     return Batches((input[part], target[part]) for input, target in whole)
 
 
+def wrappers(task: nn.Module) -> list[str]:
+    """The wrapped task's classes, from outside in."""
+    inner = [each for name, each in task._modules.items() if name in ('module', '_orig_mod')]
+    return [type(task).__name__, *(name for each in inner for name in wrappers(each))]
+
+
 def one_epoch(argv: list[str]) -> dict:
     forget_run()
     args, explicit = parse_train_options([*argv, '--model-dtype', 'float64'])
@@ -62,6 +68,7 @@ def one_epoch(argv: list[str]) -> dict:
     run.optimizer.step = observed
     metrics = train_one_epoch(run, 0)
     result = {'gradients': gradients, 'weights': run.model.state_dict(), 'metrics': metrics}
+    result['wrappers'] = wrappers(run.task)
     if run.ema is not None:
         result['ema'] = run.ema.module.state_dict()
     processes = accelerator.num_processes

@@ -8,9 +8,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from running import forget_run
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.precision import resolve_precision
+from timm_hnc.training.compilation import Compilation
 from timm_hnc.training.environment import create_accelerator
 from timm_hnc.training.options import parse_train_options
 
@@ -101,26 +104,68 @@ def test_gradient_accumulation_comes_from_either(monkeypatch):
     assert accelerator('--grad-accum-steps', '2')[1].grad_accum_steps == 2
 
 
-def test_compilation_comes_from_either(monkeypatch):
-    def backend(*argv):
-        return accelerator(*argv)[0].state.dynamo_plugin.backend
+def compilation(*argv):
+    """What Accelerate compiles (nothing), and what --torchcompile and its mode say in the end."""
+    forget_run()
+    made, args = accelerator(*argv)
+    assert made.state.dynamo_plugin.backend == DynamoBackend.NO
+    return args.torchcompile, args.torchcompile_mode, Compilation(args).options
 
-    assert backend() == DynamoBackend.NO
-    forget_run()
-    assert backend('--torchcompile', 'eager') == DynamoBackend.EAGER
-    for launcher in ('NO', 'no', 'EAGER', 'eager'):
-        forget_run()
+
+def options(backend, mode, dynamic=None, fullgraph=False):
+    return {'backend': backend, 'mode': mode, 'dynamic': dynamic, 'fullgraph': fullgraph}
+
+
+def test_compilation_comes_from_either(monkeypatch):
+    assert compilation() == (None, None, None)
+    expected = ('eager', None, options('eager', None))
+    assert compilation('--torchcompile', 'eager') == expected
+    # what the launcher exports where it was asked for nothing but a backend
+    monkeypatch.setenv('ACCELERATE_DYNAMO_MODE', 'default')
+    for name in ('FULLGRAPH', 'DYNAMIC', 'REGIONAL_COMPILATION'):
+        monkeypatch.setenv(f'ACCELERATE_DYNAMO_USE_{name}', 'False')
+    for launcher in ('NO', 'no', ''):
         monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', launcher)
-        assert backend('--torchcompile', 'eager') == DynamoBackend.EAGER
-    forget_run()
-    assert backend() == DynamoBackend.EAGER
-    forget_run()
+        assert compilation('--torchcompile', 'eager') == expected
+    for launcher in ('EAGER', 'eager'):
+        monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', launcher)
+        for argv in ([], ['--torchcompile', 'eager']):
+            assert compilation(*argv) == ('eager', 'default', options('eager', 'default'))
+
+
+def test_modes_and_wishes_of_the_launcher(monkeypatch):
     monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'INDUCTOR')
-    with pytest.raises(UsageError, match='--torchcompile eager contradicts the launcher, which says inductor'):
-        accelerator('--torchcompile', 'eager')
-    monkeypatch.delenv('ACCELERATE_DYNAMO_BACKEND')
+    monkeypatch.setenv('ACCELERATE_DYNAMO_MODE', 'reduce-overhead')
+    for argv in ([], ['--torchcompile'], ['--torchcompile-mode', 'reduce-overhead']):
+        assert compilation(*argv)[:2] == ('inductor', 'reduce-overhead')
+    monkeypatch.setenv('ACCELERATE_DYNAMO_USE_FULLGRAPH', 'True')
+    monkeypatch.setenv('ACCELERATE_DYNAMO_USE_DYNAMIC', 'True')
+    assert compilation()[2] == options('inductor', 'reduce-overhead', dynamic=True, fullgraph=True)
+
+
+def test_blocks_are_compiled_where_the_launcher_asks_for_regions(monkeypatch):
+    monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'EAGER')
+    monkeypatch.setenv('ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION', 'True')
+    args = accelerator()[1]
+    blocks = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    model = Compilation(args)(nn.ModuleDict({'blocks': blocks, 'head': nn.Linear(2, 2)}))
+    assert [type(block) for block in model['blocks']] == [OptimizedModule] * 2
+    assert model['blocks'][0]._orig_mod is blocks[0]
+
+
+def test_compilers_that_contradict_each_other_or_that_there_are_not(monkeypatch):
     with pytest.raises(UsageError, match=r'--torchcompile nothing: expected one of .*eager.*inductor'):
         accelerator('--torchcompile', 'nothing')
+    with pytest.raises(UsageError, match=r'--torchcompile-mode fast: expected one of default.*reduce-overhead'):
+        accelerator('--torchcompile', '--torchcompile-mode', 'fast')
+    monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'INDUCTOR')
+    monkeypatch.setenv('ACCELERATE_DYNAMO_MODE', 'max-autotune')
+    with pytest.raises(UsageError, match='--torchcompile eager contradicts the launcher, which says inductor'):
+        accelerator('--torchcompile', 'eager')
+    with pytest.raises(
+        UsageError, match='--torchcompile-mode reduce-overhead contradicts the launcher, which says max-autotune'
+    ):
+        accelerator('--torchcompile-mode', 'reduce-overhead')
 
 
 def test_without_an_accelerator_it_says_that_it_trains_on_the_cpu(monkeypatch, caplog):

@@ -30,6 +30,7 @@ TASKS = [
     '--hnc mse --hnc-weight 0.1 --hnc-topk 1',
     '--hnc kd --hnc-weight 0.1 --hnc-reduction mean --grad-accum-steps 2 --clip-grad 0.5 --model-ema',
     '--hnc mse --hnc-weight 0.1 --task multilabel --clip-grad 0.02 --clip-mode agc',
+    '--hnc mse --hnc-weight 0.1 --hnc-topk 1 --torchcompile eager',
 ]
 
 
@@ -63,6 +64,8 @@ def test_processes_with_their_share_of_the_batch_have_the_gradients_of_one(image
             if 'ema' in task:
                 assert distance(one['ema'], other['ema']) < 1e-9
             assert other['metrics'] == pytest.approx(one['metrics'], rel=1e-9)
+            assert other['wrappers'] == ['DistributedDataParallel', *one['wrappers']]
+        assert ('OptimizedModule' in one['wrappers']) == ('torchcompile' in task)
 
 
 def test_a_task_whose_parameters_are_sharded(tmp_path):

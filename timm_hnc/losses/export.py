@@ -32,19 +32,24 @@ def check_classifier(cam_model: CamModel, loss: Loss) -> None:
 
 
 @torch.no_grad()
-def exported(model: Any, loss: Loss | None) -> Any:
+def exported(model: Any, loss: Loss | None, copied: Any = None) -> Any:
     """A model that classifies by itself as it did in training.
 
     Args:
         model: a timm model with one linear classifier.
         loss: that it was trained with, None for timm's.
+        copied: an earlier copy to bring up to date, instead of a new one.
 
     Returns:
         The model itself where the loss uses its logits; else a copy with the loss's `plain_classifier`.
     """
     if loss is None or not loss.changes_scores:
         return model
-    model = copy.deepcopy(model)
+    if copied is None:
+        copied = copy.deepcopy(model)
+    else:
+        copied.load_state_dict(model.state_dict())
+    model = copied
     classifier = model.get_classifier()
     weight, bias = loss.plain_classifier(classifier.weight.flatten(1), classifier.bias)
     classifier.weight.copy_(weight.view_as(classifier.weight))

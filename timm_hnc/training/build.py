@@ -29,6 +29,7 @@ from timm_hnc.losses.export import exported
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoints import CheckpointFolder
+from timm_hnc.training.compilation import Compilation
 from timm_hnc.training.intervals import Interval
 from timm_hnc.training.loaders import create_mixup, create_train_dataset, create_train_loader
 from timm_hnc.training.losses import create_run_loss, needs_class_maps
@@ -51,7 +52,8 @@ class Run:
         folder: the run folder.
         model: the plain timm model, unwrapped; its parameters are those that train.
         loss: of timm_hnc.losses, None for timm's.
-        task: model and losses, as Accelerate wrapped them.
+        compiled: compiles what is evaluated, where the run is compiled.
+        task: model and losses, compiled, as Accelerate wrapped them.
         ema: moving average of the model, or None.
         optimizer: as Accelerate wrapped it.
         scheduler: timm's, or None.
@@ -65,6 +67,7 @@ class Run:
         checkpoints: of this run folder.
         notices: what processes tell each other of every update.
         keys: the training loader's batches where their random numbers depend on their place alone, else None.
+        export_copy: of `averaged_model`, with the classifier that the loss exports; None where that is the model's own.
         start_epoch: the epoch to begin with.
         start_update: updates of that epoch that are done already.
         averages: of the epoch under way.
@@ -80,6 +83,7 @@ class Run:
     folder: Path
     model: Any
     loss: Loss | None
+    compiled: Compilation
     task: Any
     ema: ModelEmaV3 | None
     optimizer: Any
@@ -94,6 +98,7 @@ class Run:
     checkpoints: CheckpointFolder
     notices: Notices
     keys: KeyedBatches | None = None
+    export_copy: Any = None
     start_epoch: int = 0
     start_update: int = 0
     averages: Averages = field(default_factory=Averages)
@@ -131,7 +136,7 @@ class Run:
     @property
     def evaluated_model(self) -> Any:
         """What is evaluated, saved and drawn: the weights that count, with the classifier that the loss exports."""
-        return exported(self.averaged_model, self.loss)
+        return exported(self.averaged_model, self.loss, self.export_copy)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -168,15 +173,16 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     eval_loader = _create_eval_loader(args, data_config, train_set, skipped, accelerator) if args.val_split else None
     _resolve_learning_rate(args, train_loader, accelerator.num_processes)
     loss = create_run_loss(args, model, train_set)
-    task, optimizer = accelerator.prepare(
-        create_task(args, model, loss, accelerator), _create_optimizer(args, model, loss)
-    )
+    compiled = Compilation(args)
+    task = compiled(create_task(args, model, loss, accelerator))  # inside DDP, whose hooks would break the graph
+    task, optimizer = accelerator.prepare(task, _create_optimizer(args, model, loss))
     run = Run(
         args=args,
         accelerator=accelerator,
         folder=checkpoints.folder,
         model=model,
         loss=loss,
+        compiled=compiled,
         task=task,
         ema=_create_ema(args, model),
         optimizer=optimizer,
@@ -193,6 +199,7 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
         skipped=skipped,
         checkpoints=checkpoints,
     )
+    run.export_copy = exported(run.averaged_model, loss) if loss is not None and loss.changes_scores else None
     run.scheduler, run.num_epochs = _create_scheduler(run)
     return run
 

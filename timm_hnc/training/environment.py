@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
-    DynamoBackend,
     GradientAccumulationPlugin,
     ProjectConfiguration,
     TorchDynamoPlugin,
@@ -18,6 +17,7 @@ from accelerate.utils import (
 
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
+from timm_hnc.training.compilation import resolve_compilation
 
 _logger = logging.getLogger(__name__)
 
@@ -39,13 +39,14 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
             raise UsageError(f'--device-modules {module}: cannot be imported ({error}).') from error
     cpu = on_cpu(args)
     args.grad_accum_steps = _accumulation(args, explicit)
+    resolve_compilation(args)
     trackers = _trackers(args)
     accelerator = Accelerator(
         mixed_precision=resolve_precision(args, explicit),
         cpu=cpu,
         # our own counter closes the last window of an epoch; Accelerate's would scale the loss a second time
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_plugin=_compilation(args),
+        dynamo_plugin=TorchDynamoPlugin(backend='no'),  # it would compile around DDP, and leave out what is evaluated
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
         log_with=trackers or None,
         project_config=ProjectConfiguration(logging_dir='.'),  # `start_trackers` puts the run folder there
@@ -66,18 +67,6 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
 def _check_sync_bn(args: Namespace, accelerator: Accelerator) -> None:
     if args.sync_bn and accelerator.device.type == 'cpu':
         raise UsageError('--sync-bn: PyTorch synchronises batch statistics on accelerators only; leave it out here.')
-
-
-def _compilation(args: Namespace) -> TorchDynamoPlugin | None:
-    launcher = os.environ.get('ACCELERATE_DYNAMO_BACKEND', 'no').lower()
-    if not args.torchcompile:
-        return None  # the launcher's, if it has one
-    if launcher not in ('no', '', args.torchcompile.lower()):
-        raise UsageError(f'--torchcompile {args.torchcompile} contradicts the launcher, which says {launcher}.')
-    backends = [backend.value.lower() for backend in DynamoBackend if backend is not DynamoBackend.NO]
-    if args.torchcompile.lower() not in backends:
-        raise UsageError(f'--torchcompile {args.torchcompile}: expected one of {", ".join(backends)}.')
-    return TorchDynamoPlugin(backend=args.torchcompile, mode=args.torchcompile_mode or 'default')
 
 
 def _accumulation(args: Namespace, explicit: frozenset[str]) -> int:

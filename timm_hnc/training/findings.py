@@ -65,7 +65,7 @@ class Findings:
             evaluate_model: (model, on_batch) to figures.
         """
         if self.watched is None:
-            return evaluate_model(self.model)
+            return evaluate_model(self.run.compiled(self.model))
         return evaluate_model(self.watched, self.watched.before(lambda output, target: (output, target)))
 
     def write(self, final: dict[str, float]) -> None:

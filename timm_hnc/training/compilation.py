@@ -1,0 +1,67 @@
+"""torch.compile of a run's modules: what trains, with its losses, and what is evaluated."""
+
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import TorchDynamoPlugin, compile_regions
+from torch import nn
+
+from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.precision import check_compiler
+
+DEFAULT_MODE = 'default'  # of the launcher, which exports it unasked
+
+
+def resolve_compilation(args: Namespace) -> None:
+    """Let --torchcompile and --torchcompile-mode say what command line and launcher ask for together.
+
+    Args:
+        args: training options, changed to what is in force.
+
+    Raises:
+        UsageError: command line and launcher contradict each other, or there is no such backend or mode.
+    """
+    launcher = (os.environ.get('ACCELERATE_DYNAMO_BACKEND') or 'no').lower()
+    if launcher != 'no':
+        mode = os.environ.get('ACCELERATE_DYNAMO_MODE') or DEFAULT_MODE
+        _check_agreement('--torchcompile', args.torchcompile, launcher)
+        _check_agreement('--torchcompile-mode', args.torchcompile_mode, None if mode == DEFAULT_MODE else mode)
+        args.torchcompile = args.torchcompile or launcher
+        args.torchcompile_mode = args.torchcompile_mode or mode
+    check_compiler(args.torchcompile, args.torchcompile_mode)
+
+
+def _check_agreement(flag: str, value: str | None, launcher: str | None) -> None:
+    if value and launcher and value.lower() != launcher.lower():
+        raise UsageError(f'{flag} {value} contradicts the launcher, which says {launcher}.')
+
+
+class Compilation:
+    """Compiles modules as a run asks for it, each once; names and state dicts of the modules themselves stay.
+
+    Args:
+        args: training options; without --torchcompile modules stay as they are.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        self.options: dict[str, Any] | None = None
+        self._compile: Callable[..., Any] = torch.compile
+        self._compiled: dict[nn.Module, nn.Module] = {}
+        if args.torchcompile:
+            launcher = TorchDynamoPlugin(backend='no')
+            self.options = {'backend': args.torchcompile, 'mode': args.torchcompile_mode}
+            # the launcher exports what it was not asked for: only what it switches on is a wish
+            self.options |= {'fullgraph': launcher.fullgraph, 'dynamic': launcher.dynamic or None}
+            if launcher.use_regional_compilation:
+                self._compile = compile_regions
+
+    def __call__(self, module: nn.Module) -> nn.Module:
+        """The module compiled; the very module where nothing is to be compiled."""
+        if self.options is None:
+            return module
+        if module not in self._compiled:
+            self._compiled[module] = self._compile(module, **self.options)
+        return self._compiled[module]
