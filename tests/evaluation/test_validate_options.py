@@ -88,3 +88,14 @@ def test_options_that_cannot_work_are_refused_in_one_line(command, fragment):
         parse_validate_options(command.split())
     assert fragment in str(error.value)
     assert '\n' not in str(error.value)
+
+
+def test_the_launcher_may_compile(monkeypatch):
+    with pytest.raises(UsageError, match=r'--torchcompile nothing: expected one of .*inductor'):
+        parse_validate_options(['--torchcompile', 'nothing'])
+    monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'EAGER')
+    assert parse_validate_options([])[0].torchcompile == 'eager'
+    with pytest.raises(UsageError, match='--cam-metrics: not together with --torchcompile'):
+        parse_validate_options(['--cam-metrics'])
+    with pytest.raises(UsageError, match='--torchcompile inductor contradicts the launcher, which says eager'):
+        parse_validate_options(['--torchcompile'])

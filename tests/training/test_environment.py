@@ -12,8 +12,8 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.precision import resolve_precision
-from timm_hnc.training.compilation import Compilation
 from timm_hnc.training.environment import create_accelerator
 from timm_hnc.training.options import parse_train_options
 
@@ -130,7 +130,7 @@ def test_compilation_comes_from_either(monkeypatch):
     for launcher in ('EAGER', 'eager'):
         monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', launcher)
         for argv in ([], ['--torchcompile', 'eager']):
-            assert compilation(*argv) == ('eager', 'default', options('eager', 'default'))
+            assert compilation(*argv) == expected
 
 
 def test_modes_and_wishes_of_the_launcher(monkeypatch):

@@ -23,6 +23,7 @@ from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.attack_options import threat_of
 from timm_hnc.evaluation.attacks import normalized
+from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.evaluation.labels import LabelOptions
@@ -30,7 +31,7 @@ from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.evaluation.map_pass import watch_maps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.options import check_data_named, parse_validate_options
-from timm_hnc.evaluation.precision import check_compiler, on_cpu, resolve_precision, set_up_process
+from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
 from timm_hnc.evaluation.robustness import robust_figures
 from timm_hnc.evaluation.sources import Source, find_sources, use_run_data
 from timm_hnc.rows import without_nan, write_csv, write_json
@@ -51,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, explicit = parse_validate_options(argv)
     use_run_data(args, explicit)
     check_data_named(args)
-    check_compiler(args.torchcompile, args.torchcompile_mode)
     for name in ('results_file', 'cam_classes_file'):
         if getattr(args, name) and not Path(getattr(args, name)).parent.is_dir():
             raise UsageError(f'{flag_of(name)} {getattr(args, name)}: its folder does not exist.')
@@ -145,9 +145,7 @@ def _place(model: Any, args: Namespace, accelerator: Accelerator) -> Any:
     model = model.to(device=accelerator.device, dtype=dtype)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if args.torchcompile:
-        model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
-    return model
+    return Compilation(args)(model)
 
 
 def _evaluate(

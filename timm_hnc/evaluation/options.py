@@ -22,6 +22,7 @@ from timm_hnc.data.boxes import FORMATS
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.attack_options import add_attack_options, attacks_of
+from timm_hnc.evaluation.compilation import resolve_compilation
 
 TASKS = ('classification', 'multilabel')
 
@@ -80,6 +81,7 @@ def parse_validate_options(argv: Sequence[str] | None = None) -> tuple[argparse.
     refuse(parser, args, explicit, REFUSED)
     # in timm's validate.py the positional folder comes first; in its train.py --data-dir does
     args.data_dir = args.data or args.data_dir
+    resolve_compilation(args)
     check_validate_options(args)
     return args, explicit
 

@@ -1,4 +1,4 @@
-"""Mixed precision and device, where command line and launcher both have a say, compilers, and what a process sets."""
+"""Mixed precision and device, where command line and launcher both have a say, and what a process sets once."""
 
 import logging
 import os
@@ -49,22 +49,6 @@ def resolve_precision(args: Namespace, explicit: frozenset[str]) -> str:
         if precision == accelerate_name:
             args.amp, args.amp_dtype = True, name
     return precision
-
-
-def check_compiler(backend: str | None, mode: str | None) -> None:
-    """Refuse a --torchcompile or --torchcompile-mode that torch does not know.
-
-    Raises:
-        UsageError: with those that it knows.
-    """
-    if not backend:
-        return
-    backends = torch._dynamo.list_backends(exclude_tags=())
-    if backend not in backends:
-        raise UsageError(f'--torchcompile {backend}: expected one of {", ".join(backends)}.')
-    modes = torch._inductor.list_mode_options() if backend == 'inductor' and mode else {}
-    if modes and mode not in modes:
-        raise UsageError(f'--torchcompile-mode {mode}: expected one of {", ".join(modes)}.')
 
 
 def set_up_process(args: Namespace, accelerator: Accelerator) -> None:

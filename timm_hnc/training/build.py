@@ -21,6 +21,7 @@ from timm_hnc.data.in_memory import RememberedBatches, keep_in_memory
 from timm_hnc.data.keyed import KeyedBatches, mixed, use_keys
 from timm_hnc.data.skipped import SkippedImages
 from timm_hnc.errors import UsageError, first_lines
+from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.losses import HNCLoss
@@ -29,7 +30,6 @@ from timm_hnc.losses.export import exported
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoints import CheckpointFolder
-from timm_hnc.training.compilation import Compilation
 from timm_hnc.training.intervals import Interval
 from timm_hnc.training.loaders import create_mixup, create_train_dataset, create_train_loader
 from timm_hnc.training.losses import create_run_loss, needs_class_maps

@@ -16,8 +16,8 @@ from accelerate.utils import (
 )
 
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.compilation import resolve_compilation
 from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
-from timm_hnc.training.compilation import resolve_compilation
 
 _logger = logging.getLogger(__name__)
 

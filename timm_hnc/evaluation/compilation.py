@@ -1,4 +1,4 @@
-"""torch.compile of a run's modules: what trains, with its losses, and what is evaluated."""
+"""torch.compile of what trains and of what is evaluated, where command line and launcher both have a say."""
 
 import os
 from argparse import Namespace
@@ -10,28 +10,26 @@ from accelerate.utils import TorchDynamoPlugin, compile_regions
 from torch import nn
 
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.precision import check_compiler
-
-DEFAULT_MODE = 'default'  # of the launcher, which exports it unasked
 
 
 def resolve_compilation(args: Namespace) -> None:
     """Let --torchcompile and --torchcompile-mode say what command line and launcher ask for together.
 
     Args:
-        args: training options, changed to what is in force.
+        args: options of train.py or validate.py, changed to what is in force.
 
     Raises:
         UsageError: command line and launcher contradict each other, or there is no such backend or mode.
     """
     launcher = (os.environ.get('ACCELERATE_DYNAMO_BACKEND') or 'no').lower()
     if launcher != 'no':
-        mode = os.environ.get('ACCELERATE_DYNAMO_MODE') or DEFAULT_MODE
+        mode = os.environ.get('ACCELERATE_DYNAMO_MODE') or None
+        mode = None if mode == 'default' else mode  # which it exports unasked
         _check_agreement('--torchcompile', args.torchcompile, launcher)
-        _check_agreement('--torchcompile-mode', args.torchcompile_mode, None if mode == DEFAULT_MODE else mode)
+        _check_agreement('--torchcompile-mode', args.torchcompile_mode, mode)
         args.torchcompile = args.torchcompile or launcher
         args.torchcompile_mode = args.torchcompile_mode or mode
-    check_compiler(args.torchcompile, args.torchcompile_mode)
+    _check_compiler(args.torchcompile, args.torchcompile_mode)
 
 
 def _check_agreement(flag: str, value: str | None, launcher: str | None) -> None:
@@ -39,11 +37,22 @@ def _check_agreement(flag: str, value: str | None, launcher: str | None) -> None
         raise UsageError(f'{flag} {value} contradicts the launcher, which says {launcher}.')
 
 
+def _check_compiler(backend: str | None, mode: str | None) -> None:
+    if not backend:
+        return
+    if backend not in torch._dynamo.list_backends(exclude_tags=()):
+        usual = sorted({'aot_eager', 'eager', *torch._dynamo.list_backends()})  # without those for tests of torch's own
+        raise UsageError(f'--torchcompile {backend}: expected one of {", ".join(usual)}.')
+    modes = torch._inductor.list_mode_options() if backend == 'inductor' and mode else {}
+    if modes and mode not in modes:
+        raise UsageError(f'--torchcompile-mode {mode}: expected one of {", ".join(modes)}.')
+
+
 class Compilation:
-    """Compiles modules as a run asks for it, each once; names and state dicts of the modules themselves stay.
+    """Compiles modules as the options ask for it, each once; names and state dicts of the modules themselves stay.
 
     Args:
-        args: training options; without --torchcompile modules stay as they are.
+        args: options of train.py or validate.py; without --torchcompile modules stay as they are.
     """
 
     def __init__(self, args: Namespace) -> None:
