@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data.readers.targets import get_field
 from torch import Tensor
 from torchvision.ops import box_convert
