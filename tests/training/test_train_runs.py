@@ -222,7 +222,13 @@ OPTIONS = [
 
 @pytest.mark.parametrize('options', OPTIONS)
 def test_options_of_timms_script_train(options, images, tmp_path):
-    folder = run(tmp_path, images, *WITHOUT_PICTURES, *shlex.split(options))
+    words = shlex.split(options)
+    small = list(SMALL)
+    if '--input-size' in words:  # timm refuses another size beside it
+        at = small.index('--img-size')
+        del small[at : at + 2]
+    output = ('--output', tmp_path, '--experiment', 'run')
+    folder = train('--data-dir', images, *small, *WITHOUT_PICTURES, *words, *output)
     rows = summary(folder)
     assert rows
     assert result(folder)['final']['loss'] < 3
