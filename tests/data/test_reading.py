@@ -79,3 +79,14 @@ def test_a_timer_of_the_caller_is_left_alone():
     for _ in reading.read(loader_with(timeout=20)):
         assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] < 1000
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_a_batch_whose_process_died_on_the_way():
+    """What the pipe says by which torch's DataLoader gets a batch's memory."""
+
+    def batches():
+        yield SAMPLES[0]
+        raise EOFError
+
+    with pytest.raises(DataError, match='^the data cannot be read: DataLoader worker ended while it handed a batch'):
+        list(reading.read(batches()))

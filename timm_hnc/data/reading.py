@@ -32,7 +32,7 @@ def read(loader: Iterable) -> Iterator[Any]:
             if batch is None:
                 return
             yield batch
-    except (OSError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
         # kinds of RuntimeError are those of devices, and our own
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
@@ -86,6 +86,8 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 def _data_error(error: Exception) -> DataError:
+    if isinstance(error, EOFError) and not str(error):  # from the pipe by which a batch's memory is handed over
+        error = RuntimeError('DataLoader worker ended while it handed a batch over.')
     # the last line is the message, where a worker has put its traceback in front
     message = (str(error).strip() or repr(error)).splitlines()[-1]
     if message.startswith('DataLoader'):
