@@ -88,5 +88,5 @@ def test_a_batch_whose_process_died_on_the_way():
         yield SAMPLES[0]
         raise EOFError
 
-    with pytest.raises(DataError, match='^the data cannot be read: DataLoader worker ended while it handed a batch'):
+    with pytest.raises(DataError, match=r'^the data cannot be read: DataLoader worker ended while it handed a batch'):
         list(reading.read(batches()))
