@@ -36,7 +36,7 @@ class Script:
         self.args = command
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [os.path.join(self._folder.name, name) for name in ('out', 'err')]
-        _start_server(environment)
+        start_server(environment)
         variables = [environment | each for each in _groups(processes)]
         ranks = [(command, each, str(cwd or Path.cwd()), *self._streams) for each in variables]
         self.ranks = [_context.Process(target=_become, args=args) for args in ranks]
@@ -83,7 +83,7 @@ class Script:
                 os.kill(rank.pid, number)
 
 
-def _start_server(environment: dict[str, str]) -> None:
+def start_server(environment: dict[str, str]) -> None:
     """The server reads variables as it starts (threads of OpenMP, settings of the Hub's client)."""
     before = dict(os.environ)
     os.environ.update({name: value for name, value in environment.items() if name != 'PYTHONPATH'})

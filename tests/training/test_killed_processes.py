@@ -41,8 +41,11 @@ def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes):
 
 
 def test_a_scheduler_that_ends_two_processes(options, tmp_path, capsys):
-    """SIGTERM reaches the launcher, which passes it on. The first process holds the folder for both."""
-    argv = options('run', '--epochs', 500, '-b', 4, '--recovery-interval', 1)
+    """SIGTERM reaches torchrun, which passes it on to the processes and to those that load for them.
+
+    The first process holds the folder for both. They save and end with 0, torchrun does not, as README says.
+    """
+    argv = options('run', '--epochs', 500, '-b', 4, '--recovery-interval', 1, '--workers', 1)
     with running(*argv, processes=2, fresh=True) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         code, line = failure(capsys, 'train', *argv, '--resume', 'auto')
@@ -52,6 +55,9 @@ def test_a_scheduler_that_ends_two_processes(options, tmp_path, capsys):
         errors = process.communicate(timeout=60)[1]
     assert len(re.findall('Stopped by SIGTERM (?:in|after) epoch ', errors)) == 1
     assert '--resume' in errors
+    assert process.returncode == 1
+    assert re.search('SignalException: Process [0-9]+ got signal: 15', errors)
+    assert 'error:' not in errors
     found = find_checkpoint(tmp_path / 'run')
     assert found is not None
     assert found == (tmp_path / 'run' / 'last').resolve()
@@ -111,13 +117,16 @@ def test_a_worker_that_hangs(options, tmp_path):
     assert re.search('error: the data cannot be read: DataLoader (timed out after 2.0|has waited 9) seconds', errors)
 
 
-def test_ctrl_c_saves_the_run(options, tmp_path):
-    with running(*options('run', '--epochs', 500)) as process:
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_to_all_processes_saves_the_run(options, tmp_path, number, code):
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the loading processes as well."""
+    with running(*options('run', '--epochs', 500, '--workers', 2)) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
-        process.send_signal(signal.SIGINT)
+        assert workers_of(process)
+        os.killpg(process.pid, number)
         errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert len(re.findall('Stopped by SIGINT (?:in|after) epoch ', errors)) == 1
+    assert process.returncode == code
+    assert len(re.findall(f'Stopped by {number.name} (?:in|after) epoch ', errors)) == 1
     assert 'Traceback' not in errors
     rows = len(summary(tmp_path / 'run'))
     train(*options('run', '--epochs', 500, '--stop-epoch', rows + 1, '--resume', 'auto'))

@@ -20,6 +20,7 @@ from timm_hnc.data.datasets import check_same_classes, class_names
 from timm_hnc.data.in_memory import RememberedBatches, keep_in_memory
 from timm_hnc.data.keyed import KeyedBatches, mixed, use_keys
 from timm_hnc.data.skipped import SkippedImages
+from timm_hnc.data.workers import outlive_signals
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
@@ -167,6 +168,7 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     train_set.skipped_images = skipped  # type: ignore[attr-defined]  # travels to the loader's workers
     mixup = create_mixup(args)
     train_loader = create_train_loader(train_set, args, data_config, device, distributed, mixup)
+    outlive_signals(train_loader)
     keys = use_keys(train_loader, mixed(args.seed, accelerator.process_index))
     if args.data_in_memory and keys is not None:
         keep_in_memory(train_loader, keys, args.hflip, args.vflip, device)
@@ -214,6 +216,7 @@ def _create_eval_loader(
     # what is kept in memory is read once
     options = {'persistent_workers': False} if args.data_in_memory else {}
     loader = create_eval_loader(dataset, args, data_config, batch_size, accelerator.device, distributed, **options)
+    outlive_signals(loader)
     if args.data_in_memory:
         loader.loader = RememberedBatches(loader.loader)
     return loader

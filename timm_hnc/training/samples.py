@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from timm_hnc.data.reading import read
+from timm_hnc.data.workers import outlive_signals
 from timm_hnc.training.build import Run
 
 
@@ -29,6 +30,7 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
     # where workers read the data, one reads this too: they would share what a reader has opened before they were forked
     workers = min(1, run.args.workers)
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, timeout=run.args.worker_timeout * workers)
+    outlive_signals(loader)
     samples = list(islice(read(loader), count))
     if not samples:
         return None

@@ -1,0 +1,68 @@
+"""Signals to the loading processes: of the process that reads, and of anybody else."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import torch
+from forks import start_server
+from running import subprocess_environment
+from torch.utils.data import DataLoader, get_worker_info
+
+from timm_hnc.data.workers import outlive_signals
+
+SAMPLES = [torch.full((1,), float(index)) for index in range(8)]
+
+
+class Prepared:
+    """Samples that say how their process was prepared."""
+
+    def __len__(self):
+        return len(SAMPLES)
+
+    def __getitem__(self, index):
+        return SAMPLES[index], get_worker_info().dataset.prepared
+
+
+def prepare(worker):
+    get_worker_info().dataset.prepared = worker + 10
+
+
+def workers_of(loader):
+    """Its processes, after a pass."""
+    before = set(multiprocessing.active_children())
+    assert [prepared.item() for _, prepared in loader] == [10, 11] * 4
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    return workers
+
+
+def loader_of(context):
+    options = {'persistent_workers': True, 'worker_init_fn': prepare, 'multiprocessing_context': context}
+    loader = DataLoader(Prepared(), num_workers=2, **options)
+    outlive_signals(loader)
+    return loader
+
+
+def test_only_the_process_that_reads_ends_them():
+    loader = loader_of('fork')
+    workers = workers_of(loader)
+    # this process reads: another one sends them
+    numbers = [int(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    code = f'import os\nfor pid in {[each.pid for each in workers]}:\n for n in {numbers}: os.kill(pid, n)'
+    subprocess.run([sys.executable, '-c', code], check=True)
+    assert [sample.item() for sample, _ in loader] == list(range(8))
+    assert all(worker.is_alive() for worker in workers)
+    for worker in workers:
+        worker.terminate()
+        worker.join(20)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_those_that_are_no_forks_of_it_are_of_no_group():
+    start_server(subprocess_environment())
+    loader = loader_of('forkserver')  # its processes end with it
+    for worker in workers_of(loader):
+        assert os.getpgid(worker.pid) == worker.pid

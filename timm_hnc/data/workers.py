@@ -1,0 +1,45 @@
+"""Loading processes that live through the signals by which a run is stopped, until the run has been saved."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.context import ForkProcess
+from typing import Any
+
+_SIGNALS = {getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)}
+
+
+def outlive_signals(loader: Any) -> None:
+    """Let a loader's processes end when the process that reads ends them, and at no signal of anybody else.
+
+    A terminal, a scheduler and torchrun signal whole groups of processes. The one that trains saves the run first, and
+    needs batches until then.
+
+    Args:
+        loader: a DataLoader, or timm's around one; its processes are not yet started.
+    """
+    inner = getattr(loader, 'loader', loader)
+    inner.worker_init_fn = partial(_begin, inner.worker_init_fn)
+
+
+def _begin(before: Callable[[int], None] | None, worker: int) -> None:
+    if before is not None:
+        before(worker)
+    reader = multiprocessing.parent_process()
+    if isinstance(multiprocessing.current_process(), ForkProcess) and hasattr(signal, 'sigwaitinfo') and reader:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=_end_with, args=(reader.pid,), daemon=True).start()
+    elif hasattr(os, 'setpgrp'):
+        # started anew, it has threads of libraries that would take the signals: those to a group do not reach it
+        os.setpgrp()
+
+
+def _end_with(reader: int) -> None:
+    """Wait for the signals that no thread takes; that of the reader ends this process, as torch's own handler does."""
+    while True:
+        received = signal.sigwaitinfo(_SIGNALS)
+        if received.si_signo == signal.SIGTERM and received.si_pid == reader:
+            os._exit(0)
