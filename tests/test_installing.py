@@ -50,7 +50,7 @@ def run(*command, cwd: Path) -> str:
     """What a command prints, with nothing of the repository on its path."""
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=350)
     assert done.returncode == 0, f'{" ".join(words)}\n{done.stdout}\n{done.stderr}'
     return done.stdout
 

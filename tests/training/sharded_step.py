@@ -26,10 +26,17 @@ def batch(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(size, 3, 32, 32, generator=generator), torch.randint(0, 3, (size,), generator=generator)
 
 
-def step(task: torch.nn.Module, input: torch.Tensor, target: torch.Tensor) -> None:
-    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+def step(task: torch.nn.Module, input: torch.Tensor, target: torch.Tensor, lr: float = 0.1) -> None:
+    optimizer = torch.optim.SGD(task.parameters(), lr=lr)
     task(input, target)['loss'].backward()
     optimizer.step()
+
+
+def mean_of_ones() -> float:
+    """What gloo makes of the mean over the processes, 1; with torch 2.7 and 2.8 it is the sum, and so is the gradient."""
+    mean = torch.empty(1)
+    dist.reduce_scatter_tensor(mean, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
+    return mean.item()
 
 
 if __name__ == '__main__':
@@ -41,7 +48,7 @@ if __name__ == '__main__':
     fully_shard(task, mesh=mesh)
     input, target = batch()
     own = slice(dist.get_rank() * 4, dist.get_rank() * 4 + 4)
-    step(task, input[own], target[own])
+    step(task, input[own], target[own], lr=0.1 / mean_of_ones())
     weights = get_model_state_dict(task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:
         torch.save(weights, sys.argv[1])

@@ -1,4 +1,4 @@
-"""Copies of a model to try things on, and evaluation mode for a while."""
+"""Copies of a model to try things on, and what is otherwise for a while."""
 
 import copy
 from collections.abc import Iterator
@@ -21,6 +21,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def keeping_no_casts() -> Iterator[None]:
+    """Autocast keeps no weight that it casts inside.
+
+    One that was cast without a gradient would be used again in a training step, which then leaves the weight without
+    its gradient (seen with torch 2.6, 2.7 and 2.8).
+    """
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 def meta_copy(model: TimmModel) -> TimmModel:

@@ -11,7 +11,7 @@ from timm.models import get_model_input_config, is_model
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
-from timm_hnc.cam.copies import evaluating, full_copy, meta_copy
+from timm_hnc.cam.copies import evaluating, full_copy, keeping_no_casts, meta_copy
 from timm_hnc.cam.heads import Head, MapHead, TimmModel
 from timm_hnc.cam.held_head import KINDS, Branch, HeldHead, followed_calls, held_class_maps
 from timm_hnc.cam.plain import NotPlain, agree, plain_head
@@ -74,7 +74,7 @@ def probe_head(model: TimmModel) -> MapHead:
         UnsupportedHead: the model has no exact class maps, as far as this goes.
     """
     try:
-        with torch.random.fork_rng(devices=[]), _full_precision():  # a head may draw
+        with keeping_no_casts(), _full_precision(), torch.random.fork_rng(devices=[]):  # a head may draw
             return _find(model)
     except _Refused as refused:
         way_out = refused.way_out or way_out_of(model) or ELSE
