@@ -33,7 +33,7 @@ def step(task: torch.nn.Module, input: torch.Tensor, target: torch.Tensor, lr: f
 
 
 def mean_of_ones() -> float:
-    """What gloo makes of the mean over the processes, 1; with torch 2.7 and 2.8 it is the sum, and so is the gradient."""
+    """What gloo makes of the mean over the processes, 1; with torch 2.7 and 2.8 the sum, and so is the gradient."""
     mean = torch.empty(1)
     dist.reduce_scatter_tensor(mean, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
     return mean.item()
