@@ -98,7 +98,7 @@ def files_below(folder: Path) -> set[str]:
     return {path.as_posix() for path in files if not any(part.startswith(('.', '__pycache__')) for part in path.parts)}
 
 
-@pytest.mark.parametrize('name', ['timm_hnc', 'hparams', 'benchmarks', 'tests'])
+@pytest.mark.parametrize('name', ['timm_hnc', 'hparams', 'benchmarks', 'tests', 'docs'])
 def test_a_source_distribution_holds_all_that_readme_runs(clone, name):
     assert files_below(clone / name) == files_below(ROOT / name)
     assert {'pyproject.toml', 'README.md', 'LICENSE', 'train.py', 'validate.py'} < set(os.listdir(clone))

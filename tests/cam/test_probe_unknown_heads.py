@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from test_probe_unknown_models import (
+from torch import nn
+from torch.nn import functional
+from unknown_models import (
     IMAGES,
     Tiny,
     accepted,
     assert_exact,
     assert_maps_move_with_the_patches,
 )
-from torch import nn
-from torch.nn import functional
 
 from timm_hnc import CamModel
 from timm_hnc.cam.probe import UnsupportedHead

@@ -91,18 +91,8 @@ def test_the_same_run_compiled(options, epochs, images, tmp_path, calls, seen):
 
 
 def test_a_compiled_run_goes_on_uncompiled(images, tmp_path):
-    argv = [
-        '--data-dir',
-        images,
-        *SMALL,
-        *WITHOUT_PICTURES,
-        '--hnc',
-        'mse',
-        '--output',
-        tmp_path,
-        '--experiment',
-        'run',
-    ]
+    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--hnc', 'mse', '--output', tmp_path]
+    argv += ['--experiment', 'run']
     folder = train(*argv, '--epochs', 2, '--stop-epoch', 1, '--torchcompile', 'eager')
     assert arguments(folder)['torchcompile'] == 'eager'
     train(*argv, '--epochs', 2, '--resume', 'auto')

@@ -1,4 +1,4 @@
-"""Copies of a model to try things on, and what is otherwise for a while."""
+"""Copies of a model to try things on, and settings that are put back."""
 
 import copy
 from collections.abc import Iterator
@@ -36,6 +36,18 @@ def keeping_no_casts() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(kept)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TensorFloat-32, which train.py allows, where numbers are compared."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('highest')
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def meta_copy(model: TimmModel) -> TimmModel:

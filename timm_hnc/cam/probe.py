@@ -1,7 +1,6 @@
 """Finding out what class maps a model can give, and refusing those that would not be exact."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from timm.models import get_model_input_config, is_model
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
-from timm_hnc.cam.copies import evaluating, full_copy, keeping_no_casts, meta_copy
+from timm_hnc.cam.copies import evaluating, full_copy, full_precision, keeping_no_casts, meta_copy
 from timm_hnc.cam.heads import Head, MapHead, TimmModel
 from timm_hnc.cam.held_head import KINDS, Branch, HeldHead, followed_calls, held_class_maps
 from timm_hnc.cam.plain import NotPlain, agree, plain_head
@@ -74,7 +73,7 @@ def probe_head(model: TimmModel) -> MapHead:
         UnsupportedHead: the model has no exact class maps, as far as this goes.
     """
     try:
-        with keeping_no_casts(), _full_precision(), torch.random.fork_rng(devices=[]):  # a head may draw
+        with keeping_no_casts(), full_precision(), torch.random.fork_rng(devices=[]):  # a head may draw
             return _find(model)
     except _Refused as refused:
         way_out = refused.way_out or way_out_of(model) or ELSE
@@ -82,18 +81,6 @@ def probe_head(model: TimmModel) -> MapHead:
             f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}; "
             'without HNC and pictures it trains as it is.'
         ) from None
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TensorFloat-32, which train.py allows: numbers are compared here."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision('highest')
-    try:
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def check_trainable(model: TimmModel, head: MapHead) -> None:

@@ -40,8 +40,8 @@ def _check_agreement(flag: str, value: str | None, launcher: str | None) -> None
 def _check_compiler(backend: str | None, mode: str | None) -> None:
     if not backend:
         return
-    if backend not in torch._dynamo.list_backends(exclude_tags=()):
-        usual = sorted({'aot_eager', 'eager', *torch._dynamo.list_backends()})  # without those for tests of torch's own
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        usual = sorted({'aot_eager', 'eager', *torch.compiler.list_backends()})  # not those for torch's own tests
         raise UsageError(f'--torchcompile {backend}: expected one of {", ".join(usual)}.')
     modes = torch._inductor.list_mode_options() if backend == 'inductor' and mode else {}
     if modes and mode not in modes:
