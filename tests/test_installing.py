@@ -16,7 +16,7 @@ from zipfile import ZipFile
 import pytest
 from data_fixtures import images
 from packaging.requirements import Requirement
-from running import ROOT, SMALL, WITHOUT_PICTURES, clean_process, train
+from running import ROOT, SMALL, clean_process, train
 
 __all__ = ['clean_process', 'images']
 NAME = 'timm_hnc'
@@ -124,7 +124,7 @@ def test_quickstart_shows_everything(wheel):
 def test_a_wheel_does_without_the_repository(wheel, images, tmp_path):
     python, packages = fresh_environment(tmp_path / 'environment')
     pip_install(python, wheel)
-    made = train('--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run')
+    made = train('--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run')
     empty = tmp_path / 'empty'
     empty.mkdir()
     printed = run(python, '-c', USED, made, tmp_path, cwd=empty)

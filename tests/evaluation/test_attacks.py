@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from attacked_network import EPS, LABELS, STEP, STEPS, Network, images
-from running import SMALL, WITHOUT_PICTURES, failure, train, validate
+from running import SMALL, failure, train, validate
 from safetensors.torch import load_file
 
 from timm_hnc import CamModel, HNCLoss, hnc_loss
@@ -143,7 +143,7 @@ def test_fractions():
 @pytest.fixture(scope='module')
 def run(images, tmp_path_factory):
     root = tmp_path_factory.mktemp('attacked')
-    options = [*SMALL, *WITHOUT_PICTURES, '--epochs', 2, '--lr', 0.02, '--hnc', 'mse', '--output', root]
+    options = [*SMALL, '--epochs', 2, '--lr', 0.02, '--hnc', 'mse', '--output', root]
     return train('--data-dir', images, *options, '--experiment', 'run')
 
 
@@ -184,7 +184,7 @@ def test_wrong_attacks(run, images, capsys):
 
 
 def test_a_model_without_a_gradient_is_refused_in_a_line(tmp_path, capsys, monkeypatch):
-    argv = ['--dataset', 'hnc/digits', *SMALL, '--num-classes', '10', *WITHOUT_PICTURES]
+    argv = ['--dataset', 'hnc/digits', *SMALL, '--num-classes', '10']
     run = train(*argv, '--output', tmp_path, '--experiment', 'run')
     forward = timm.models.ResNet.forward
     monkeypatch.setattr(timm.models.ResNet, 'forward', lambda self, x: forward(self, x).detach())

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from image_data import png, square, write_cub
-from running import ROOT, SMALL, WITHOUT_PICTURES, failure, result_of, run_script, train, validate
+from running import ROOT, SMALL, failure, result_of, run_script, train, validate
 
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
@@ -68,7 +68,7 @@ def test_boxes_that_cannot_be(tmp_path, box):
 
 def test_boxes_that_end_outside(tmp_path, capsys):
     data = write_objects(tmp_path / 'set', [[[1, 1, 30, 33]], [[4, 4, 40, 9]], []])
-    run = train(*data, *SMALL, '-b', '2', *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run')
+    run = train(*data, *SMALL, '-b', '2', '--output', tmp_path, '--experiment', 'run')
     argv = ['validate', '--checkpoint', run, *HERE, '--cam-boxes', '--boxes-key', 'things']
     code, line = failure(capsys, *argv)
     assert code == 1
@@ -93,7 +93,7 @@ def test_boxes_of_xml_files(images, tmp_path, capsys, nested):
         found = source[index]
         assert found.boxes.tolist() == ([[2, 3, 12, 19]] if index % 2 == 0 else [])
         assert found.labels.tolist() == ([data.reader[index][1]] if index % 2 == 0 else [])
-    run = train('--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run')
+    run = train('--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run')
     argv = ['--checkpoint', run, *HERE, '--cam-boxes', '--boxes-dir', tmp_path / 'boxes']
     assert validate(capsys, *argv)['cam_maps_with_boxes'] == 13
     path.with_suffix('.xml').write_text('<annotation>')
@@ -109,7 +109,7 @@ def test_boxes_of_xml_files(images, tmp_path, capsys, nested):
 
 def test_validate_with_boxes(birds, images, tmp_path, capsys):
     data = ['--dataset', 'hnc/cub200', '--data-dir', birds, '--val-split', 'test']
-    run = train(*data, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run')
+    run = train(*data, *SMALL, '--output', tmp_path, '--experiment', 'run')
     one = validate(capsys, '--checkpoint', run, *HERE, '--cam-boxes')
     assert one['cam_maps_with_boxes'] == 25
     assert 0 < one['cam_energy'] < 100

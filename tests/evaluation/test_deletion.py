@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import SMALL, WITHOUT_PICTURES, train, validate
+from running import SMALL, train, validate
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from torch import nn
@@ -86,7 +86,7 @@ def test_a_map_that_points_at_the_cause_is_better_than_one_that_does_not():
 
 
 def test_validate_with_curves(images, tmp_path, capsys):
-    run = train('--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run')
+    run = train('--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run')
     here = ['--checkpoint', run, '--workers', '0', '--device', 'cpu', '--cam-curves', 4]
     small, large = (validate(capsys, *here, '-b', batch) for batch in (7, 25))
     for name in ('cam_deletion_area', 'cam_insertion_area'):

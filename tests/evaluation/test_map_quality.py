@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from running import ROOT, SMALL, WITHOUT_PICTURES, failure, result_of, run_script, train, validate
+from running import ROOT, SMALL, failure, result_of, run_script, train, validate
 from scipy.stats import entropy
 
 from timm_hnc import ClassMaps
@@ -85,7 +85,7 @@ def test_flat_maps_and_no_maps():
 @pytest.fixture(scope='module')
 def run(images, tmp_path_factory):
     root = tmp_path_factory.mktemp('maps')
-    return train('--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--lr', 0.02, '--output', root, '--experiment', 'run')
+    return train('--data-dir', images, *SMALL, '--lr', 0.02, '--output', root, '--experiment', 'run')
 
 
 def test_two_processes_give_the_figures_of_one(run, tmp_path, capsys):

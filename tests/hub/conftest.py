@@ -4,7 +4,7 @@ import pytest
 from data_fixtures import images
 from hub_server import HubServer, client_environment
 from hub_worker import Worker
-from running import SMALL, clean_process, subprocess_environment, train
+from running import WITH_REPORT, clean_process, subprocess_environment, train
 
 __all__ = ['clean_process', 'images', 'run', 'server', 'worker']
 
@@ -40,6 +40,5 @@ def worker(server, tmp_path_factory):
 @pytest.fixture(scope='module')
 def run(images, tmp_path_factory):
     """A run folder with HNC."""
-    options = [word for word in SMALL if word != '--no-report']
     output = ['--output', tmp_path_factory.mktemp('runs'), '--experiment', 'run']
-    return train('--data-dir', images, *options, '--hnc', 'mse', '--hnc-topk', '2', *output)
+    return train('--data-dir', images, *WITH_REPORT, '--cam-images', 8, '--hnc', 'mse', '--hnc-topk', '2', *output)

@@ -10,7 +10,7 @@ import timm
 import torch
 from browser import open_page
 from image_data import CLASSES
-from running import SMALL, result, train, validate
+from running import SMALL, WITH_REPORT, result, train, validate
 from timm.data import create_transform, resolve_data_config
 from torch.nn.functional import cross_entropy, softmax
 from torchvision.datasets import ImageFolder
@@ -25,14 +25,12 @@ from timm_hnc.plots.figure_table import figure_table
 from timm_hnc.plots.report import write_report
 from timm_hnc.plots.run_files import read_run_files
 
-REPORTED = [word for word in SMALL if word != '--no-report']
-
 
 @pytest.fixture(scope='module')
 def runs(images, tmp_path_factory):
     """Two runs with their reports: without and with HNC."""
     output = tmp_path_factory.mktemp('runs')
-    argv = ['--data-dir', images, *REPORTED, '--epochs', '2', '--cam-images', '0', '--output', output]
+    argv = ['--data-dir', images, *WITH_REPORT, '--epochs', '2', '--output', output]
     return [
         train(*argv, '--experiment', 'plain'),
         train(*argv, '--experiment', 'flat', '--hnc', 'mse', '--hnc-weight', '0.1', '--hnc-topk', '2'),
@@ -234,7 +232,7 @@ def test_the_table_of_two_runs(runs, browser, tmp_path):
 
 
 def test_several_labels(multi_label, tmp_path):
-    run = train(*multi_label, *REPORTED, '--cam-images', '0', '--output', tmp_path, '--experiment', 'run')
+    run = train(*multi_label, *WITH_REPORT, '--output', tmp_path, '--experiment', 'run')
     files = read_run_files(run)
     assert files.metric == 'map'
     assert files.robustness[0]['map'] == pytest.approx(result(run)['final']['map'], abs=1e-3)
@@ -243,9 +241,9 @@ def test_several_labels(multi_label, tmp_path):
 
 
 def test_a_model_without_maps_and_a_run_without_report(images, tmp_path):
-    argv = ['--data-dir', images, '--output', tmp_path, '--cam-images', '0']
+    argv = ['--data-dir', images, '--output', tmp_path]
     # a maximum in front of the classifier has no exact maps
-    run = train(*argv, *REPORTED, '--gp', 'max', '--experiment', 'max')
+    run = train(*argv, *WITH_REPORT, '--gp', 'max', '--experiment', 'max')
     assert not (run / 'report' / 'examples.json').exists()
     assert set(read(run, 'figures')) == {'loss', 'top1', 'top5'}
     assert len(read(run, 'robustness')) == 5
@@ -328,7 +326,7 @@ def test_model_for_pictures_only_is_not_measured_map_by_map(images, tmp_path):
     """A map of such a model costs a backward pass: the report shows those of its examples alone."""
     model = ['--model', 'test_vit', '--num-classes', '3', '--img-size', '160', '--workers', '0', '--device', 'cpu']
     assert not CamModel(timm.create_model('test_vit', num_classes=3)).kind.trainable
-    argv = ['--data-dir', images, *model, '-b', '8', '--epochs', '1', '--cam-images', '0']
+    argv = ['--data-dir', images, *model, '-b', '8', '--epochs', '1']
     run = train(*argv, '--output', tmp_path, '--experiment', 'run')
     assert len(read_examples(run / 'report')['worst']) == 4
     assert set(read(run, 'figures')) == {'loss', 'top1', 'top5'}

@@ -8,7 +8,6 @@ import pytest
 import yaml
 from running import (
     SMALL,
-    WITHOUT_PICTURES,
     arguments,
     checkpoints,
     contents,
@@ -30,7 +29,7 @@ LINE = re.compile('Going on with other options than before: (.*)')
 def begun(images, tmp_path_factory):
     """One of three epochs."""
     output = tmp_path_factory.mktemp('begun')
-    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--epochs', 3, '--output', output, '--experiment', 'run']
+    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--output', output, '--experiment', 'run']
     return train(*argv, '--stop-epoch', 1)
 
 
@@ -41,7 +40,7 @@ def resume(begun, images, tmp_path, caplog):
 
     def go_on(*argv, how='auto'):
         caplog.clear()
-        options = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--epochs', 3, '--stop-epoch', 2]
+        options = ['--data-dir', images, *SMALL, '--epochs', 3, '--stop-epoch', 2]
         train(*options, '--output', tmp_path, '--experiment', 'run', '--resume', how, *argv)
         lines = LINE.findall(caplog.text)
         assert len(lines) <= 1
@@ -117,7 +116,7 @@ def test_what_does_not_differ_or_matter_is_not_named(resume):
     ids=['adamw', 'tuple'],
 )
 def test_the_same_command_line_differs_in_nothing(images, tmp_path, caplog, argv):
-    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--epochs', 3, '--output', tmp_path, *argv]
+    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--output', tmp_path, *argv]
     argv += ['--experiment', 'run', '--resume', 'auto']
     folder = train(*argv, '--stop-epoch', 1)
     train(*argv, '--stop-epoch', 2)
@@ -132,7 +131,7 @@ def test_settings_that_were_changed_are_in_force(resume, images, tmp_path):
     resume('--weight-decay', 0.5, '--momentum', 0.25, '--opt-kwargs', 'nesterov=False')
     for group in training_state(resume.folder)['optimizer']['param_groups']:
         assert (group['weight_decay'] in (0.5, 0.0), group['momentum'], group['nesterov']) == (True, 0.25, False)
-    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'flat']
+    argv = ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'flat']
     argv += ['--sched', 'none', '--epochs', 3, '--resume', 'auto']
     folder = train(*argv, '--lr', 0.5, '--stop-epoch', 1)
     train(*argv, '--lr', 0.25, '--stop-epoch', 2)
@@ -141,7 +140,7 @@ def test_settings_that_were_changed_are_in_force(resume, images, tmp_path):
 
 
 def test_the_patience_of_a_plateau_is_the_one_in_force(images, tmp_path):
-    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run']
+    argv = ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run']
     argv += ['--sched', 'plateau', '--warmup-epochs', 0, '--epochs', 3, '--resume', 'auto']
     folder = train(*argv, '--patience-epochs', 7, '--stop-epoch', 1)
     train(*argv, '--patience-epochs', 3, '--decay-rate', 0.25, '--stop-epoch', 2)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import timm
 import torch
-from running import SMALL, WITHOUT_PICTURES, arguments, best_weights, result, train, training_state
+from running import SMALL, arguments, best_weights, result, train, training_state
 from torch._dynamo.eval_frame import OptimizedModule
 
 import timm_hnc.training.fit
@@ -64,7 +64,7 @@ def seen(monkeypatch):
 )
 def test_the_same_run_compiled(options, epochs, images, tmp_path, calls, seen):
     """Every batch goes through one graph, of the task or of what is evaluated; the files are those of a plain run."""
-    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--epochs', epochs, '--warmup-epochs', 0, '--lr', 0.05]
+    argv = ['--data-dir', images, *SMALL, '--epochs', epochs, '--warmup-epochs', 0, '--lr', 0.05]
     argv += [*options.split(), '--model-dtype', 'float64', '--output', tmp_path]
     plain = train(*argv, '--experiment', 'plain')
     calls.clear()
@@ -91,7 +91,7 @@ def test_the_same_run_compiled(options, epochs, images, tmp_path, calls, seen):
 
 
 def test_a_compiled_run_goes_on_uncompiled(images, tmp_path):
-    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--hnc', 'mse', '--output', tmp_path]
+    argv = ['--data-dir', images, *SMALL, '--hnc', 'mse', '--output', tmp_path]
     argv += ['--experiment', 'run']
     folder = train(*argv, '--epochs', 2, '--stop-epoch', 1, '--torchcompile', 'eager')
     assert arguments(folder)['torchcompile'] == 'eager'
@@ -102,6 +102,6 @@ def test_a_compiled_run_goes_on_uncompiled(images, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['default', 'reduce-overhead', 'max-autotune'])
 def test_modes_of_inductor(mode, images, tmp_path):
-    argv = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--hnc', 'mse', '--model-ema', '--grad-accum-steps', 2]
+    argv = ['--data-dir', images, *SMALL, '--hnc', 'mse', '--model-ema', '--grad-accum-steps', 2]
     argv += ['--torchcompile', '--torchcompile-mode', mode, '--output', tmp_path, '--experiment', mode]
     assert torch.isfinite(torch.tensor(result(train(*argv))['final']['loss']))

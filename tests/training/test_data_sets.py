@@ -4,7 +4,7 @@ import json
 
 import pytest
 from image_data import CLASSES, write_coco, write_cub
-from running import ROOT, SMALL, WITHOUT_PICTURES, failure, result, train, training_state, validate
+from running import ROOT, SMALL, failure, result, train, training_state, validate
 
 
 def names_of(run):
@@ -13,7 +13,7 @@ def names_of(run):
 
 def test_cub(tmp_path, capsys):
     data = ['--dataset', 'hnc/cub200', '--data-dir', write_cub(tmp_path / 'data'), '--val-split', 'test']
-    run = train(*data, *SMALL, *WITHOUT_PICTURES, '--hnc', 'kd', '--output', tmp_path, '--experiment', 'run')
+    run = train(*data, *SMALL, '--hnc', 'kd', '--output', tmp_path, '--experiment', 'run')
     assert names_of(run) == [f'{number + 1:03d}.{name}' for number, name in enumerate(CLASSES)]
     figures = validate(capsys, '--checkpoint', run, '--workers', '0', '--device', 'cpu', '-b', '8')
     assert figures['loss'] == pytest.approx(result(run)['final']['loss'], rel=1e-5)
@@ -22,7 +22,7 @@ def test_cub(tmp_path, capsys):
 @pytest.mark.parametrize('loss', ['weighted-sigmoid', 'attention-consistency'])
 def test_coco(tmp_path, loss):
     data = ['--dataset', 'hnc/coco', '--data-dir', write_coco(tmp_path / 'data'), '--task', 'multilabel']
-    options = [*SMALL, *WITHOUT_PICTURES, '--loss', loss, '--hnc', 'mse', '--output', tmp_path, '--experiment', 'run']
+    options = [*SMALL, '--loss', loss, '--hnc', 'mse', '--output', tmp_path, '--experiment', 'run']
     run = train(*data, *options)
     assert names_of(run) == list(CLASSES)
     assert 0 < result(run)['final']['map'] <= 100
@@ -31,7 +31,7 @@ def test_coco(tmp_path, loss):
 def test_the_coco_recipe_decays_everything_and_squashes_images(tmp_path, capsys):
     recipe = tmp_path / 'coco.yaml'
     recipe.write_text((ROOT / 'hparams' / 'coco.yaml').read_text().replace('pretrained: true', 'pretrained: false'))
-    data = ['--data-dir', write_coco(tmp_path / 'data'), *SMALL, *WITHOUT_PICTURES, '--output', tmp_path]
+    data = ['--data-dir', write_coco(tmp_path / 'data'), *SMALL, '--output', tmp_path]
     run = train('-c', recipe, *data, '--experiment', 'run')
     assert {group['weight_decay'] for group in training_state(run)['optimizer']['param_groups']} == {5e-4}
     config = json.loads((run / 'model_best' / 'config.json').read_text())['pretrained_cfg']

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from running import (
     SMALL,
-    WITHOUT_PICTURES,
     checkpoints,
     contents,
     differences,
@@ -30,7 +29,7 @@ AUGMENTED = ['--aa', 'rand-m5-mstd0.5-inc1', '--reprob', 0.3, '--drop', 0.1, '--
 @pytest.fixture
 def options(images, tmp_path):
     def build(name, *argv):
-        return ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', name, *argv]
+        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
 
     return build
 
@@ -114,7 +113,7 @@ def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, monkeypatch,
 
 
 def test_streams_begin_their_epoch_anew_and_say_so(shards, tmp_path, monkeypatch, at_update, caplog):
-    argv = ['--dataset', 'wds/x', '--data-dir', shards, *SMALL, *WITHOUT_PICTURES, '--checkpoint-interval', 2]
+    argv = ['--dataset', 'wds/x', '--data-dir', shards, *SMALL, '--checkpoint-interval', 2]
     argv += ['--output', tmp_path, '--experiment', 'run', '--epochs', 2]
     interrupted(at_update, monkeypatch, argv, 1, 4)
     folder = train(*argv, '--resume', 'auto')

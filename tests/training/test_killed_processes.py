@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from background import TRAIN, descendants, kill_all, running, wait_for, workers_of
-from running import SMALL, WITHOUT_PICTURES, failure, run_differences, run_script, summary, train
+from running import SMALL, failure, run_differences, run_script, summary, train
 
 from timm_hnc.training.checkpoints import find_checkpoint
 
@@ -20,7 +20,7 @@ EXACT += ['--epochs', 3, '--workers', 1, '--checkpoint-interval', 1, '--lr', 0.0
 @pytest.fixture
 def options(images, tmp_path):
     def build(name, *argv):
-        return ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', name, *argv]
+        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
 
     return build
 

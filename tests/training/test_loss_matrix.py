@@ -8,7 +8,6 @@ import pytest
 import torch
 from running import (
     SMALL,
-    WITHOUT_PICTURES,
     best_weights,
     equal_tensors,
     result,
@@ -135,7 +134,7 @@ def test_two_processes_have_the_gradients_of_one(images, multi_label, tmp_path):
 @each
 def test_a_run_goes_on_where_it_was_saved(name, task, images, multi_label, tmp_path):
     data = multi_label if task == MULTI_LABEL else ['--data-dir', images]
-    options = [*data, *SMALL, *WITHOUT_PICTURES, '--loss', name, '--task', task, '--lr', '0.02', '--epochs', '2']
+    options = [*data, *SMALL, '--loss', name, '--task', task, '--lr', '0.02', '--epochs', '2']
     options += ['--hnc', 'kd', '--output', tmp_path, '--experiment']
     whole = train(*options, 'whole')
     train(*options, 'parts', '--stop-epoch', '1')
@@ -150,7 +149,7 @@ def test_a_run_goes_on_where_it_was_saved(name, task, images, multi_label, tmp_p
 
 @pytest.mark.parametrize('name', [name for name, kind in LOSSES.items() if kind.export_note])
 def test_the_saved_classifier_is_the_plain_one(name, images, tmp_path, capsys):
-    options = ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--loss', name, '--lr', '0.02', '--hnc', 'mse']
+    options = ['--data-dir', images, *SMALL, '--loss', name, '--lr', '0.02', '--hnc', 'mse']
     run = train(*options, '--model-ema', '--output', tmp_path, '--experiment', 'run')
     weight, bias = (best_weights(run)[f'fc.{part}'] for part in ('weight', 'bias'))
     trained = training_state(run)['ema']

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from running import SMALL, WITHOUT_PICTURES, failure, result, summary, train, training_state
+from running import SMALL, failure, result, summary, train, training_state
 
 import timm_hnc.training.epoch
 from timm_hnc.training.checkpoints import find_checkpoint
@@ -16,7 +16,7 @@ from timm_hnc.training.notices import Notice, Notices
 def options(images, tmp_path):
     def build(*argv):
         return [
-            *('--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', 'run'),
+            *('--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run'),
             *('--lr', 0.05, '--epochs', 2, *argv),
         ]
 

@@ -11,6 +11,7 @@ import torch
 from running import (
     ROOT,
     SMALL,
+    WITH_REPORT,
     arguments,
     checkpoints,
     failure,
@@ -83,8 +84,20 @@ def test_a_task_whose_parameters_are_sharded(tmp_path):
 
 
 def test_train_py_under_torchrun(images, tmp_path, capsys):
-    options = [word for word in SMALL if word != '--no-report']
-    options += ['-b', '4', '--epochs', '2', '--hnc', 'mse', '--model-ema', '--workers', '1']
+    options = [
+        *WITH_REPORT,
+        '-b',
+        '4',
+        '--epochs',
+        '2',
+        '--hnc',
+        'mse',
+        '--model-ema',
+        '--workers',
+        '1',
+        '--cam-images',
+        '2',
+    ]
     output = ['--output', 'out', '--experiment', 'run']
     done = run_script(ROOT / 'train.py', '--data-dir', images, *options, *output, processes=2, fresh=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

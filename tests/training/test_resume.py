@@ -9,7 +9,6 @@ import pytest
 import torch
 from running import (
     SMALL,
-    WITHOUT_PICTURES,
     arguments,
     checkpoints,
     contents,
@@ -31,7 +30,7 @@ AUGMENTED = ['--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--mixup', 0.3, '--drop
 @pytest.fixture
 def options(images, tmp_path):
     def build(name, *argv):
-        return ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, '--output', tmp_path, '--experiment', name, *argv]
+        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
 
     return build
 

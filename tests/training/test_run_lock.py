@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from background import TRAIN, running, wait_for, workers_of
-from running import SMALL, WITHOUT_PICTURES, contents, failure, main_of, run_script, summary, train, validate
+from running import SMALL, contents, failure, main_of, run_script, summary, train, validate
 
 from timm_hnc.hub.publish import bundled_run
 
@@ -19,7 +19,7 @@ LOCK = '.run.lock'
 
 
 def arguments(images, output, name, *argv):
-    return [*('--data-dir', images), *SMALL, *WITHOUT_PICTURES, *('--output', output), *('--experiment', name), *argv]
+    return [*('--data-dir', images), *SMALL, *('--output', output), *('--experiment', name), *argv]
 
 
 @pytest.fixture

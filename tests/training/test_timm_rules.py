@@ -16,8 +16,6 @@ from timm_hnc.training.former_flags import FORMER_FLAGS
 from timm_hnc.training.models import create_model
 from timm_hnc.training.options import build_parser, parse_train_options
 
-HERE = [*SMALL, '--cam-images', '0']
-
 
 def model_of(*argv):
     return create_model(parse_train_options([str(word) for word in argv])[0])
@@ -37,7 +35,7 @@ def weights(tmp_path):
 
 def test_a_milestone_is_evaluated_and_kept_whatever_the_interval(images, tmp_path):
     folder = train(
-        *('--data-dir', images, *HERE, '--epochs', 6, '--stop-epoch', 5, '--val-interval', 3, '--save-epochs', 1, 6),
+        *('--data-dir', images, *SMALL, '--epochs', 6, '--stop-epoch', 5, '--val-interval', 3, '--save-epochs', 1, 6),
         *('--checkpoint-hist', 1, '--output', tmp_path, '--experiment', 'run'),
     )
     assert [row['epoch'] for row in summary(folder)] == [0, 2, 4]
@@ -109,7 +107,7 @@ def test_former_flags_are_none_of_today_and_name_some_of_today():
 
 def test_a_checkpoint_with_other_classes_names_the_flags_that_fine_tune(images, tmp_path, capsys, weights):
     path, state = weights(5)
-    options = ['--data-dir', images, *HERE, '--output', tmp_path, '--experiment', 'run']
+    options = ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run']
     code, line = failure(capsys, 'train', *options, '--initial-checkpoint', path)
     assert code == 1
     assert line == (
@@ -163,7 +161,18 @@ def test_the_size_of_the_images_is_that_of_a_model_of_fixed_size():
 
 
 def test_images_smaller_than_a_cell_of_the_maps_train_without_maps(images, tmp_path, capsys, caplog):
-    options = ['--data-dir', images, *SMALL, '--model-kwargs', '--img-size', 16, '--output', tmp_path]
+    options = [
+        '--data-dir',
+        images,
+        *SMALL,
+        '--model-kwargs',
+        '--img-size',
+        16,
+        '--cam-images',
+        8,
+        '--output',
+        tmp_path,
+    ]
     folder = train(*options, '--experiment', 'plain')
     assert result(folder)['epochs'] == 1
     assert not (folder / 'cams').exists()

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from running import SMALL, WITHOUT_PICTURES, summary, train, training_state
+from running import SMALL, summary, train, training_state
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.utils import ModelEmaV3, random_seed
@@ -25,7 +25,7 @@ def options(images, *argv):
     # a schedule that is easy to write down
     schedule = ['--sched', 'step', '--decay-epochs', 1, '--decay-rate', 0.5, '--warmup-epochs', 0]
     precision = ['--model-dtype', 'float64']
-    return ['--data-dir', images, *SMALL, *WITHOUT_PICTURES, *precision, '--lr', 0.05, *schedule, *argv]
+    return ['--data-dir', images, *SMALL, *precision, '--lr', 0.05, *schedule, *argv]
 
 
 def build(images, tmp_path, *argv):

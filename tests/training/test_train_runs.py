@@ -11,7 +11,6 @@ from PIL import Image
 from running import (
     ROOT,
     SMALL,
-    WITHOUT_PICTURES,
     arguments,
     best_weights,
     checkpoints,
@@ -42,7 +41,7 @@ def test_a_run_folder_holds_what_the_contract_says(images, tmp_path, monkeypatch
 
     monkeypatch.setattr(importlib.metadata, 'version', version)
     monkeypatch.setattr('timm_hnc.training.results.version', version)
-    folder = run(tmp_path, images, '--epochs', 3, '--hnc', 'mse', '--lr', 0.1, '--warmup-epochs', 0)
+    folder = run(tmp_path, images, *shlex.split('--epochs 3 --hnc mse --lr 0.1 --warmup-epochs 0 --cam-images 8'))
     assert {path.name for path in folder.iterdir()} == {
         *('args.yaml', 'summary.csv', 'checkpoints', 'last', 'model_best', 'cams', 'result.json')
     }
@@ -132,7 +131,7 @@ def test_every_kind_of_data_trains_and_is_evaluated_alike(kind, workers, request
         pytest.skip('read as a folder is')
     if kind == 'hfids':
         workers = min(workers, 1)  # one file, one worker
-    options = [*DATA[kind](request.getfixturevalue), *SMALL, '--workers', workers, '--epochs', 2]
+    options = [*DATA[kind](request.getfixturevalue), *SMALL, '--workers', workers, '--epochs', 2, '--cam-images', 1]
     folder = train(*options, '--output', tmp_path, '--experiment', 'run')
     figures = result(folder)
     assert len(summary(folder)) == 2
@@ -149,7 +148,7 @@ def test_every_kind_of_data_trains_and_is_evaluated_alike(kind, workers, request
 def test_every_loss_on_one_label_and_on_several(task, hnc, request, tmp_path):
     data = request.getfixturevalue(task)
     data = data if isinstance(data, list) else ['--data-dir', data]
-    folder = train(*data, *SMALL, '--hnc', hnc, '--output', tmp_path, '--experiment', 'run')
+    folder = train(*data, *SMALL, '--hnc', hnc, '--cam-images', 1, '--output', tmp_path, '--experiment', 'run')
     [row] = summary(folder)
     metrics = ['loss', 'top1', 'top5']
     if task != 'images':
@@ -228,7 +227,7 @@ def test_options_of_timms_script_train(options, images, tmp_path):
         at = small.index('--img-size')
         del small[at : at + 2]
     output = ('--output', tmp_path, '--experiment', 'run')
-    folder = train('--data-dir', images, *small, *WITHOUT_PICTURES, *words, *output)
+    folder = train('--data-dir', images, *small, *words, *output)
     rows = summary(folder)
     assert rows
     assert result(folder)['final']['loss'] < 3
@@ -293,7 +292,9 @@ def test_stop_epoch_ends_early_on_the_same_schedule(images, tmp_path):
 
 
 def test_without_a_validation_split_the_training_loss_ranks(images, tmp_path):
-    folder = run(tmp_path, images, '--val-split', '', '--epochs', 3, '--lr', 0.05, '--checkpoint-hist', 1)
+    folder = run(
+        tmp_path, images, *shlex.split("--val-split '' --epochs 3 --lr 0.05 --checkpoint-hist 1 --cam-images 8")
+    )
     rows = summary(folder)
     assert list(rows[0]) == ['epoch', 'train_loss', 'lr']
     best = min(rows, key=lambda row: row['train_loss'])
@@ -332,8 +333,11 @@ def test_cam_images_says_how_many_are_drawn(images, tmp_path):
 
 
 def test_a_model_without_class_maps_trains_without_hnc_and_without_pictures(images, tmp_path, caplog):
-    folder = run(tmp_path, images, '--model', 'test_vit4', '--model-kwargs', 'depth=1')
-    assert result(folder)['model'] == 'test_vit4'
+    as_by_default = SMALL[: SMALL.index('--cam-images')]
+    folder = train('--data-dir', images, *as_by_default, '--gp', 'max', '--output', tmp_path, '--experiment', 'run')
+    assert result(folder)['epochs'] == 1
+    assert not (folder / 'cams').exists()
+    assert any('No CAM pictures' in record.getMessage() for record in caplog.records)
 
 
 def test_a_run_without_experiment_gets_a_folder_of_its_own(images, tmp_path):
@@ -355,7 +359,7 @@ def test_train_py_is_a_command(images, tmp_path):
 
 def test_label_noise_is_in_the_training_labels_alone(images, tmp_path):
     """All labels wrong by one class: what is learned is the next class, and validation says so."""
-    options = ['--epochs', 12, '--lr', 0.1, '--warmup-epochs', 0, '--smoothing', 0, '--no-aug', *WITHOUT_PICTURES]
+    options = ['--epochs', 12, '--lr', 0.1, '--warmup-epochs', 0, '--smoothing', 0, '--no-aug']
     clean = result(run(tmp_path, images, *options, name='clean'))
     noisy = result(run(tmp_path, images, *options, '--label-noise', 'asymmetric:1', name='noisy'))
     assert clean['final']['top1'] > 80
