@@ -139,11 +139,15 @@ def parse_options(
 def given_on_command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> frozenset[str]:
     """The destinations that a command line sets itself, defaults and config files left aside."""
     untouched = object()
-    probe = copy.deepcopy(parser)
-    for action in probe._actions:
-        if action.default is not argparse.SUPPRESS:
+    defaults = {action: action.default for action in parser._actions if action.default is not argparse.SUPPRESS}
+    try:
+        for action in defaults:
             action.default = untouched
-    return frozenset(dest for dest, value in vars(probe.parse_args(argv)).items() if value is not untouched)
+        args = parser.parse_args(argv)
+    finally:
+        for action, default in defaults.items():
+            action.default = default
+    return frozenset(dest for dest, value in vars(args).items() if value is not untouched)
 
 
 def refuse(

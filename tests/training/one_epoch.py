@@ -27,7 +27,7 @@ class Batches(list):
     dataset = batch_sampler = sampler = SimpleNamespace()
 
 
-def batches(accelerator, multi_label: bool, count: int = 5, size: int = 12) -> Batches:
+def batches(accelerator, multi_label: bool, count: int = 3, size: int = 6) -> Batches:
     generator = torch.Generator().manual_seed(7)
     whole = []
     for _ in range(count):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,17 @@ def test_processes_with_their_share_of_the_batch_have_the_gradients_of_one(image
         data = multi_label if 'multilabel' in task else ['--data-dir', str(images)]
         commands.append([*shlex.split(f'{model} --lr 0.05 --warmup-epochs 0 {task}'), *data])
     found = {}
-    for processes, batch_size in ((0, 12), (2, 6), (3, 4)):
-        argv = json.dumps([[*command, '-b', str(batch_size)] for command in commands])
+    for processes, batch_size in ((0, 6), (2, 3), (3, 2)):
+        chosen = [each for each in commands if processes < 3 or '--torchcompile' not in each]  # compiling takes longest
+        argv = json.dumps([[*command, '-b', str(batch_size)] for command in chosen])
         done = run_script(HERE / 'one_epoch.py', argv, tmp_path / f'{processes}.pt', processes=processes, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         found[processes] = torch.load(tmp_path / f'{processes}.pt', weights_only=True)
-    for task, one, *others in zip(TASKS, *found.values(), strict=True):
-        assert [each['processes'] for each in (one, *others)] == [1, 2, 3]
+    for task, one, *others in zip_longest(TASKS, *found.values()):
+        others = [other for other in others if other]
+        assert [each['processes'] for each in (one, *others)] == [1, 2, 3][: 2 if 'torchcompile' in task else 3]
         for other in others:
-            assert len(one['gradients']) == len(other['gradients']) == (3 if 'accum' in task else 5), task
+            assert len(one['gradients']) == len(other['gradients']) == (2 if 'accum' in task else 3), task
             for step, (left, right) in enumerate(zip(one['gradients'], other['gradients'], strict=True)):
                 assert distance(left, right) < 1e-9, (task, step)
             assert distance(one['weights'], other['weights']) < 1e-9, task
@@ -83,23 +86,10 @@ def test_a_task_whose_parameters_are_sharded(tmp_path):
     assert distance(model.state_dict(), task.trainable_module.model.state_dict()) < 1e-6
 
 
-def test_train_py_under_torchrun(images, tmp_path, capsys):
-    options = [
-        *WITH_REPORT,
-        '-b',
-        '4',
-        '--epochs',
-        '2',
-        '--hnc',
-        'mse',
-        '--model-ema',
-        '--workers',
-        '1',
-        '--cam-images',
-        '2',
-    ]
+def test_train_py_in_two_processes(images, tmp_path, capsys):
+    options = [*WITH_REPORT, *shlex.split('-b 4 --epochs 2 --hnc mse --model-ema --workers 1 --cam-images 2')]
     output = ['--output', 'out', '--experiment', 'run']
-    done = run_script(ROOT / 'train.py', '--data-dir', images, *options, *output, processes=2, fresh=True, cwd=tmp_path)
+    done = run_script(ROOT / 'train.py', '--data-dir', images, *options, *output, processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / 'out' / 'run'
     figures = result(folder)
