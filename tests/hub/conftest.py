@@ -2,14 +2,14 @@
 
 import pytest
 from data_fixtures import images
-from hub_server import HubServer, client_environment
-from hub_worker import Worker
-from running import WITH_REPORT, clean_process, subprocess_environment, train
+from hub_server import HubServer
+from hub_worker import Workers
+from running import WITH_REPORT, clean_process, train
 
-__all__ = ['clean_process', 'images', 'run', 'server', 'worker']
+__all__ = ['clean_process', 'images', 'run', 'server', 'worker', 'workers']
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def server(tmp_path_factory):
     with HubServer(tmp_path_factory.mktemp('hub')) as server:
         yield server
@@ -28,16 +28,21 @@ def somebody(worker):
     worker.become('hf_good')
 
 
-@pytest.fixture(scope='module')
-def worker(server, tmp_path_factory):
+@pytest.fixture(scope='session')
+def workers(server):
+    """What starts workers."""
+    with Workers(server) as workers:
+        yield workers
+
+
+@pytest.fixture(scope='session')
+def worker(workers, tmp_path_factory):
     """A process of alice's."""
-    start = subprocess_environment()
-    environment = client_environment(server, tmp_path_factory.mktemp('home'), token='hf_good', start=start)
-    with Worker(environment) as worker:
+    with workers.start(tmp_path_factory.mktemp('home'), token='hf_good') as worker:
         yield worker
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def run(images, tmp_path_factory):
     """A run folder with HNC."""
     output = ['--output', tmp_path_factory.mktemp('runs'), '--experiment', 'run']

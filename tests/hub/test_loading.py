@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import subprocess
 import sys
 
@@ -10,7 +11,6 @@ import safetensors.torch
 import timm
 import torch
 from hub_server import client_environment
-from hub_worker import Worker
 from running import ROOT, contents, result, subprocess_environment
 
 from timm_hnc import create_model, save_pretrained
@@ -73,52 +73,44 @@ def test_train_push_load_validate_fine_tune_and_push_again(server, worker, image
     torch.testing.assert_close(after['conv1.0.weight'], before['conv1.0.weight'])
 
 
-def test_names_revisions_and_the_cache(server, good, tmp_path):
+def test_names_revisions_and_the_cache(server, workers, good, tmp_path):
     server.put_repo('alice/cached', good)
     code = "import timm_hnc\nfound = timm_hnc.create_model('hf-hub:alice/cached{}').class_names"
-    environment = client_environment(server, tmp_path / 'home', start=subprocess_environment())
-    with Worker(environment) as stranger:
+    with workers.start(tmp_path) as stranger:
         assert stranger('python', code.format('')).found == ['blue', 'green', 'red']
         sha = server.commits('alice/cached', 'main')[0].sha
         assert stranger('python', code.format(f'@{sha}')).found == ['blue', 'green', 'red']
         done = stranger('python', code.format('@nowhere'))
         assert done.found == "DataError: 'alice/cached@nowhere' has no such revision (branch, tag or commit)."
     asked = len(server.requests)
-    with Worker(environment | {'HF_HUB_OFFLINE': '1'}) as stranger:
-        assert stranger('python', code.format('')).found == ['blue', 'green', 'red']
-        done = stranger('python', code.format('').replace('cached', 'other'))
-        assert done.found.startswith("DataError: 'alice/other' is not in the cache, and HF_HUB_OFFLINE is set"), done
+    offline = """
+import timm_hnc
+print(timm_hnc.create_model('hf-hub:alice/cached').class_names)
+timm_hnc.create_model('hf-hub:alice/other')
+"""
+    environment = client_environment(server, tmp_path / 'home', start=subprocess_environment())
+    command, pipes = [sys.executable, '-c', offline], {'capture_output': True, 'text': True, 'timeout': 100}
+    done = subprocess.run(command, env=environment | {'HF_HUB_OFFLINE': '1'}, **pipes)
+    assert done.stdout == "['blue', 'green', 'red']\n", done.stderr
+    assert "DataError: 'alice/other' is not in the cache, and HF_HUB_OFFLINE is set" in done.stderr
     assert len(server.requests) == asked
 
 
-def test_two_processes_download_once(server, good, images, tmp_path):
+def test_two_processes_download_once(server, workers, good, images, tmp_path):
     server.put_repo('alice/shared', good)
-    environment = client_environment(server, tmp_path / 'home', start=subprocess_environment())
-    argv = [
-        '--model',
-        'hf-hub:alice/shared',
-        '--data-dir',
-        images,
-        '--img-size',
-        '32',
-        '-b',
-        '8',
-        '--workers',
-        '0',
-        '--device',
-        'cpu',
-    ]
-    command = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc_per_node',
-        '2',
-        ROOT / 'validate.py',
-    ]
-    done = subprocess.run([*map(str, (*command, *argv))], env=environment, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-2000:]
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    group = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2'}
+    argv = ['--model', 'hf-hub:alice/shared', '--data-dir', images, '--img-size', '32', '-b', '8', '--workers', '0']
+    with (
+        workers.start(tmp_path, **group, RANK='0', LOCAL_RANK='0') as first,
+        workers.start(tmp_path, **group, RANK='1', LOCAL_RANK='1') as second,
+    ):
+        for each in (first, second):
+            each.begin('validate', *argv, '--device', 'cpu')
+        done = [each.end() for each in (first, second)]
+    assert [each.code for each in done] == [0, 0], done
+    assert ['--result' in each.out for each in done] == [True, False], 'one group'
     loads = [each for each in server.requests if 'alice/shared' in each.path and each.method == 'GET']
     assert sum(each.path.endswith('model.safetensors') for each in loads) == 1
 
@@ -213,7 +205,7 @@ def test_a_hub_that_is_down(server, worker, good, how):
     assert f"for 'alice/down-{how}' (" in done.found
 
 
-def test_no_space_for_the_cache(server, good, tmp_path):
+def test_no_space_for_the_cache(server, workers, good, tmp_path):
     server.put_repo('alice/large', good)
     code = """
 import resource, signal
@@ -222,7 +214,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 import timm_hnc
 timm_hnc.create_model('hf-hub:alice/large')
 """
-    with Worker(client_environment(server, tmp_path / 'home', start=subprocess_environment())) as stranger:
+    with workers.start(tmp_path) as stranger:
         done = stranger('python', code)
     assert done.found == "DataError: no space left on disk for 'alice/large': see HF_HOME for where the cache lies."
 

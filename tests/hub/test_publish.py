@@ -11,11 +11,10 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from hub_server import UPLOAD_REQUESTS, client_environment
-from hub_worker import Worker
+from hub_server import UPLOAD_REQUESTS
 from huggingface_hub import ModelCard
 from PIL import Image
-from running import arguments, contents, result, subprocess_environment
+from running import arguments, contents, result
 
 from timm_hnc.hub.portable import data_name, portable_options, portable_result, without_folders
 from timm_hnc.manifest import write_manifest
@@ -87,11 +86,10 @@ def test_the_card(server, worker, run):
     assert result(run)['command'].split()[0] in text
 
 
-def test_code_of_the_card_runs_as_it_stands(server, worker, run, tmp_path):
+def test_code_of_the_card_runs_as_it_stands(server, worker, workers, run, tmp_path):
     assert worker('hub', 'push', run, 'alice/code').code == 0
     blocks = ModelCard(server.files('alice/code')['README.md'].decode()).text.split('```python\n')[1:]
-    environment = client_environment(server, tmp_path / 'home', start=subprocess_environment())
-    with Worker(environment) as stranger:
+    with workers.start(tmp_path) as stranger:
         first, second = (stranger('python', block.split('```')[0]) for block in blocks)
     assert (first.code, second.code) == (0, 0), (first, second)
     lines = first.out.splitlines()
@@ -312,14 +310,14 @@ def test_epochs_stand_in_the_summary(server, worker, run):
     assert len(rows) == result(run)['epochs']
 
 
-def test_plain_timm_loads_bit_equal_logits(server, worker, run, tmp_path):
+def test_plain_timm_loads_bit_equal_logits(server, worker, workers, run, tmp_path):
     assert worker('hub', 'push', run, 'alice/plain').code == 0
     code = """
 import timm, torch
 model = timm.create_model('hf-hub:alice/plain', pretrained=True).eval()
 found = model(torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32)).tolist()
 """
-    with Worker(client_environment(server, tmp_path / 'home', start=subprocess_environment())) as stranger:
+    with workers.start(tmp_path) as stranger:
         found = stranger('python', code).found
     own = timm.create_model('test_resnet', num_classes=3, output_stride=8).eval()
     own.load_state_dict(safetensors.torch.load_file(run / 'model_best' / 'model.safetensors'))
