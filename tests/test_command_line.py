@@ -1,12 +1,11 @@
 import argparse
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from running import run_script
 from timm.utils import ParseKwargs
 from torch.utils.data import DataLoader, Dataset
 
@@ -294,13 +293,11 @@ def test_one_line_finds_the_message_of_an_error_in_a_loading_process():
     assert one_line(torch.OutOfMemoryError('a\nb')) == 'a b'
 
 
-def test_a_process_ends_with_the_exit_code():
-    code = (
+def test_a_process_ends_with_the_exit_code(tmp_path):
+    (tmp_path / 'train.py').write_text(
         'import sys; from timm_hnc.command_line import run_command; from timm_hnc.errors import UsageError\n'
         'def main(argv): raise UsageError("--x 1: no.")\n'
-        'sys.argv[0] = "train.py"; sys.exit(run_command(main))'
+        'sys.exit(run_command(main))'
     )
-    root = str(Path(__file__).parents[1])
-    environment = {key: value for key, value in os.environ.items() if key != 'RANK'} | {'PYTHONPATH': root}
-    result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    result = run_script(tmp_path / 'train.py')
     assert (result.returncode, result.stdout, result.stderr) == (2, '', 'train.py: error: --x 1: no.\n')

@@ -5,7 +5,7 @@ import pytest
 
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
 
-NUM_CLASSES, PER_CLASS = 100, 500
+NUM_CLASSES, PER_CLASS = 20, 500
 
 
 def transitions(noise, seed=0):
