@@ -1,9 +1,9 @@
 """What figures drawn with matplotlib share: import, colours, size of letters, and a picture of the result."""
 
-import io
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from timm_hnc.errors import UsageError
@@ -36,6 +36,7 @@ def as_image(figure: Any, dots_per_inch: int = 130) -> Image.Image:
     """The figure as an RGB picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    file = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(file, dpi=dots_per_inch, format='png')
-    return Image.open(file).convert('RGB')
+    figure.set_dpi(dots_per_inch)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once: saving a figure draws it twice where it has a layout
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
