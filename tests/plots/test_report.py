@@ -152,7 +152,7 @@ def test_figures_of_other_numbers_of_absent_classes_are_not_compared():
     assert (marked.differences, marked.best) == (['', '', ''], [False] * 3)
 
 
-def test_a_run_measured_with_another_topk_is_marked_on_the_page(runs, capsys, tmp_path):
+def test_a_run_measured_with_another_topk_is_marked_on_the_page(runs, capsys, tmp_path, without_curves):
     run = shutil.copytree(runs[1], tmp_path / 'one', symlinks=True)
     argv = ['--checkpoint', run, '--workers', '0', '--device', 'cpu', '--cam-metrics', '--cam-topk', '1']
     found = validate(capsys, *argv, '--results-file', run / 'validation.json', '--results-format', 'json')
@@ -165,16 +165,30 @@ def test_a_run_measured_with_another_topk_is_marked_on_the_page(runs, capsys, tm
     assert marks == [3, 0, 0]
 
 
+@pytest.fixture
+def without_curves(monkeypatch):
+    """Drawing them takes half a second a page: as without matplotlib."""
+    monkeypatch.setattr('timm_hnc.plots.report.find_spec', lambda name: None)
+
+
 def write_and_read(folders, tmp_path):
     write_report(folders, tmp_path / 'page.html')
     return (tmp_path / 'page.html').read_text()
 
 
+@pytest.fixture(scope='module')
+def page(runs, tmp_path_factory):
+    """The page of both runs, in a folder that was not there, beside its values."""
+    folder = tmp_path_factory.mktemp('page') / 'a'
+    values = [str(folder.parent / f'v.{ending}') for ending in ('csv', 'json')]
+    main(['report', *map(str, runs), '--out', str(folder / 'page.html'), '--values', *values])
+    return folder / 'page.html'
+
+
 @pytest.mark.parametrize('width', [400, 1200])
-def test_the_page_in_a_browser(runs, browser, tmp_path, width):
-    main(['report', *map(str, runs), '--out', str(tmp_path / 'a' / 'page.html')])
+def test_the_page_in_a_browser(page, browser, width):
     browser.get_log('performance')
-    open_page(browser, tmp_path / 'a' / 'page.html', width)
+    open_page(browser, page, width)
     assert browser.get_log('browser') == []
     asked = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
     urls = [each['params']['request']['url'] for each in asked if each['method'] == 'Network.requestWillBeSent']
@@ -200,18 +214,7 @@ def test_the_page_in_a_browser(runs, browser, tmp_path, width):
     assert cut == 0, 'no text beyond the edge'
 
 
-def test_the_table_of_two_runs(runs, browser, tmp_path):
-    page = tmp_path / 'page.html'
-    main(
-        [
-            'report',
-            *map(str, runs),
-            '--out',
-            str(page),
-            '--values',
-            *(str(tmp_path / f'v.{x}') for x in ('csv', 'json')),
-        ]
-    )
+def test_the_table_of_two_runs(runs, page, browser):
     open_page(browser, page, 1000)
     cells = browser.execute_script(
         'return [...document.querySelectorAll("#figures tbody tr")].map('
@@ -227,7 +230,7 @@ def test_the_table_of_two_runs(runs, browser, tmp_path):
         assert [float(text) for text, _ in table[name]] == pytest.approx([plain[key], flat[key]], abs=0.006)
         best = min(plain[key], flat[key]) if low_is_good else max(plain[key], flat[key])
         assert [mark for _, mark in table[name]] == [plain[key] == best, flat[key] == best]
-    values = json.loads((tmp_path / 'v.json').read_text())
+    values = json.loads((page.parents[1] / 'v.json').read_text())
     assert values == [{'run': 'plain', **plain}, {'run': 'flat', **flat}]
 
 
@@ -254,15 +257,12 @@ def test_a_model_without_maps_and_a_run_without_report(images, tmp_path):
     assert 'Images and their class activation maps' not in page
 
 
-def test_without_matplotlib(runs, tmp_path, monkeypatch):
-    import timm_hnc.plots.report as report
-
-    monkeypatch.setattr(report, 'find_spec', lambda name: None)
+def test_without_matplotlib(runs, tmp_path, without_curves):
     page = write_and_read(runs, tmp_path)
     assert 'pip install &#34;timm_hnc[plots]&#34;' in page or 'pip install "timm_hnc[plots]"' in page
 
 
-def test_names_that_are_code_stay_text(runs, tmp_path):
+def test_names_that_are_code_stay_text(runs, tmp_path, without_curves):
     run = shutil.copytree(runs[0], tmp_path / '<b>run', symlinks=True)
     path = run / 'report' / 'confusions.json'
     rows = json.loads(path.read_text())
@@ -292,7 +292,7 @@ def test_damaged_runs(runs, tmp_path, file, content, message):
         write_report([run], tmp_path / 'page.html')
 
 
-def test_wrong_use(runs, tmp_path, capsys):
+def test_wrong_use(runs, tmp_path, capsys, without_curves):
     (tmp_path / 'empty').mkdir()
     for argv, code, message in (
         (['report', tmp_path / 'empty'], 1, "empty' is no run folder of train.py: there is no args.yaml in it."),
@@ -324,7 +324,8 @@ def test_examples_and_confusions_leave_padding_out():
 
 def test_model_for_pictures_only_is_not_measured_map_by_map(images, tmp_path):
     """A map of such a model costs a backward pass: the report shows those of its examples alone."""
-    model = ['--model', 'test_vit', '--num-classes', '3', '--img-size', '160', '--workers', '0', '--device', 'cpu']
+    size = ['--img-size', '32', '--model-kwargs', 'img_size=32']
+    model = ['--model', 'test_vit', '--num-classes', '3', *size, '--workers', '0', '--device', 'cpu']
     assert not CamModel(timm.create_model('test_vit', num_classes=3)).kind.trainable
     argv = ['--data-dir', images, *model, '-b', '8', '--epochs', '1']
     run = train(*argv, '--output', tmp_path, '--experiment', 'run')
