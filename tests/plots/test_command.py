@@ -127,8 +127,9 @@ def test_wrong_use(weights, photos, tmp_path, capsys):
         (['cams', photo, *checkpoint, '--out', tmp_path / 'a.what'], 2, 'a.what'),
         (['curves', tmp_path / 'empty'], 1, "empty' is no run folder of train.py"),
     ):
-        assert fails(capsys, *argv)[0] == code, argv
-        assert message in fails(capsys, *argv)[1], argv
+        found, line = fails(capsys, *argv)
+        assert found == code, argv
+        assert message in line, argv
 
 
 def test_model_may_repeat_the_architecture_of_a_run_and_names_that_of_a_file(weights, photos, tmp_path):

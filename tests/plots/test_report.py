@@ -234,7 +234,7 @@ def test_the_table_of_two_runs(runs, page, browser):
     assert values == [{'run': 'plain', **plain}, {'run': 'flat', **flat}]
 
 
-def test_several_labels(multi_label, tmp_path):
+def test_several_labels(multi_label, tmp_path, without_curves):
     run = train(*multi_label, *WITH_REPORT, '--output', tmp_path, '--experiment', 'run')
     files = read_run_files(run)
     assert files.metric == 'map'
@@ -243,7 +243,7 @@ def test_several_labels(multi_label, tmp_path):
     assert 'mAP, %' in (run / 'report.html').read_text()
 
 
-def test_a_model_without_maps_and_a_run_without_report(images, tmp_path):
+def test_a_model_without_maps_and_a_run_without_report(images, tmp_path, without_curves):
     argv = ['--data-dir', images, '--output', tmp_path]
     # a maximum in front of the classifier has no exact maps
     run = train(*argv, *WITH_REPORT, '--gp', 'max', '--experiment', 'max')
@@ -322,7 +322,7 @@ def test_examples_and_confusions_leave_padding_out():
     assert sum(row['images'] for row in confusions.rows(9)) == 5
 
 
-def test_model_for_pictures_only_is_not_measured_map_by_map(images, tmp_path):
+def test_model_for_pictures_only_is_not_measured_map_by_map(images, tmp_path, without_curves):
     """A map of such a model costs a backward pass: the report shows those of its examples alone."""
     size = ['--img-size', '32', '--model-kwargs', 'img_size=32']
     model = ['--model', 'test_vit', '--num-classes', '3', *size, '--workers', '0', '--device', 'cpu']
@@ -343,7 +343,7 @@ def test_model_for_pictures_only_is_not_measured_map_by_map(images, tmp_path):
         ('report/robustness.json', [{'attack': 'fgsm', 'space': 'pixel', 'eps': None, 'top1': 1.0}]),
     ],
 )
-def test_run_folders_of_another_version_in_one_line(runs, tmp_path, name, change):
+def test_run_folders_of_another_version_in_one_line(runs, tmp_path, without_curves, name, change):
     run = shutil.copytree(runs[1], tmp_path / 'run', symlinks=True)
     content = json.loads((run / name).read_text())
     (run / name).write_text(json.dumps(content | change if isinstance(content, dict) else change))
