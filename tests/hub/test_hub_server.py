@@ -275,7 +275,11 @@ def watched(server, repo_id):
 
 
 def digest(files):
-    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+    found = hashlib.sha256()
+    for path, content in sorted(files.items()):
+        found.update(f'{path} {len(content)}\n'.encode())
+        found.update(content)
+    return found.hexdigest()
 
 
 def break_every_request(server, client, tmp_path, how, repo_id, allowed):

@@ -39,13 +39,13 @@ def figures_agree(files):
 
 def test_every_commit_of_a_run_belongs_together(server, worker, images, tmp_path):
     options = ['--hub-every', '1', '--push-to-hub', 'alice/every', '--no-report', '--cam-images', '2']
-    train(worker, images, tmp_path, 'run', '--epochs', '3', *options)
+    train(worker, images, tmp_path, 'run', '--epochs', '2', *options)
     # the run goes on after its end: what it then publishes is not what its first end said
-    train(worker, images, tmp_path, 'run', '--epochs', '5', '--resume', 'auto', *options)
+    train(worker, images, tmp_path, 'run', '--epochs', '4', '--resume', 'auto', *options)
     commits = server.commits('alice/every', 'main')
     titles = [commit.title for commit in commits if commit.title.startswith('Add model')]
     assert titles.count('Add model') >= 1
-    assert 'Add model of epoch 0' in titles
+    assert {'Add model of epoch 0', 'Add model of epoch 2'} <= set(titles)
     for commit in commits:
         if commit.title.startswith('Add model'):
             figures_agree(server.files('alice/every', commit.sha))
