@@ -183,9 +183,7 @@ def test_wrong_attacks(run, images, capsys):
     )
 
 
-def test_a_model_without_a_gradient_is_refused_in_a_line(tmp_path, capsys, monkeypatch):
-    argv = ['--dataset', 'hnc/digits', *SMALL, '--num-classes', '10']
-    run = train(*argv, '--output', tmp_path, '--experiment', 'run')
+def test_a_model_without_a_gradient_is_refused_in_a_line(run, capsys, monkeypatch):
     forward = timm.models.ResNet.forward
     monkeypatch.setattr(timm.models.ResNet, 'forward', lambda self, x: forward(self, x).detach())
     code, line = failure(capsys, 'validate', '--checkpoint', run, '--attack', 'fgsm', '--workers', '0', '-b', '8')

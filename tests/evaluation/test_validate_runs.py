@@ -115,7 +115,7 @@ def test_figures_do_not_depend_on_how_they_are_computed(run, capsys, options):
 def test_options_of_timms_script_run(run, images, capsys):
     for options in (
         '--use-train-size --test-pool --fast-norm --reparam',
-        '--torchcompile eager --retry',
+        '--torchcompile eager --retry -b 5',  # 25 images: no second shape to compile for
         '--model-dtype bfloat16 --log-freq 1',
         '--crop-pct 1.0 --crop-mode squash --interpolation bicubic --crop-border-pixels 2',
         '--num-samples 10 --pin-mem --seed 3',
