@@ -16,6 +16,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.run_options import load_yaml
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def load_config(
         {'lr': 0.0003}
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        content = load_yaml(Path(path).read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f'--config {path}: cannot be read ({error}).') from error
     except yaml.YAMLError as error:
