@@ -1,5 +1,6 @@
 """Small models of every kind of head, with nothing left at its initial value (fresh norms and biases hide errors)."""
 
+import copy
 import csv
 import warnings
 from dataclasses import dataclass, field
@@ -8,11 +9,28 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import build_model_with_cfg
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.hgnet import HighPerfGpuNet
+from timm.models.metaformer import Attention, LayerNorm2dNoBias, LayerNormNoBias, MetaFormer, SepConv
+from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.vgg import VGG
+from timm.models.volo import VOLO
 from torch import Tensor, nn
 
 NUM_CLASSES = 7
 ATTENTION = {'embed_dim': 32, 'num_heads': 2, 'depth': 2}
 PATCH_MEAN = {'global_pool': 'avg', 'fc_norm': False}
+CROSSVIT = {'embed_dim': (16, 32), 'depth': ((1, 1, 0), (1, 2, 0)), 'num_heads': (2, 2)}
+COAT = {'embed_dims': (24, 32, 32, 32), 'serial_depths': (1, 1, 1, 1), 'parallel_depth': 2}
+FEW_STAGES = {
+    **{'stem_type': 'v2', 'stem_chs': [8, 8], 'stage1': [8, 8, 16, 1, False, False, 3, 2]},
+    **{'stage2': [16, 8, 24, 1, True, False, 3, 2], 'stage3': [24, 8, 32, 1, True, True, 5, 2]},
+    'stage4': [32, 16, 48, 1, True, True, 5, 2],
+}
+FEW_BLOCKS = decode_arch_def(
+    [[block] for block in ('ds_r1_k3_s2_e1_c16_se0.25', *['ir_r1_k5_s2_e2_c24_se0.25'] * 3, 'cn_r1_k1_s1_c48')]
+)
 
 
 @dataclass(frozen=True)
@@ -24,12 +42,17 @@ class SmallModel:
     image: tuple[int, int]
     grid: tuple[int, int]
     kwargs: dict[str, Any] = field(default_factory=dict)
+    network: type[nn.Module] | None = None  # built with other stages than listed, where the listed name has them fixed
 
     def make(self, seed: int = 0, **kwargs: Any) -> nn.Module:
         """The perturbed timm model, in evaluation mode."""
         torch.manual_seed(seed)
-        options = {'num_classes': NUM_CLASSES, **self.kwargs, **kwargs}
-        return perturb(timm.create_model(self.name, **options)).eval()
+        options = copy.deepcopy({'num_classes': NUM_CLASSES, **self.kwargs, **kwargs})  # timm takes lists apart
+        if self.network is None:
+            model = timm.create_model(self.name, **options)
+        else:
+            model = build_model_with_cfg(self.network, self.name, pretrained=False, **options)
+        return perturb(model).eval()
 
     def images(self, batch: int = 3, seed: int = 1) -> Tensor:
         """Random normalised images."""
@@ -100,8 +123,8 @@ REPRESENTATIVES = ('resnet', 'resnetv2', 'swin', 'twins', 'vit_reg4', 'swiftform
 
 # one model of every kind of head whose non-linear parts are held
 HELD_MODELS = {
-    'levit': SmallModel('levit_128s', 'B', (224, 224), (4, 4)),
-    'repvit': SmallModel('repvit_m0_9', 'B', (64, 96), (2, 3)),
+    'levit': SmallModel('levit_128s', 'B', (224, 224), (4, 4), {'depth': (1, 1, 1)}),
+    'repvit': SmallModel('repvit_m0_9', 'B', (64, 96), (2, 3), {'embed_dim': (16, 16, 24, 64), 'depth': (1, 1, 1, 1)}),
     'convnext': SmallModel('test_convnext', 'C', (64, 96), (2, 3), {'drop_path_rate': 0.2}),
     'convnext_rms': SmallModel('convnext_zepto_rms', 'C', (64, 96), (2, 3)),
     'vit_fc_norm': SmallModel('test_vit', 'C', (64, 96), (4, 6), {'img_size': (64, 96), 'global_pool': 'avg'}),
@@ -112,17 +135,58 @@ HELD_MODELS = {
         (2, 3),
         {'embed_dims': (16, 16, 32, 32), 'num_heads': (1, 1, 2, 2), 'depths': (1, 1, 1, 1)},
     ),
-    'mobilenetv3': SmallModel('mobilenetv3_small_050', 'D', (64, 96), (2, 3)),
-    'hgnet': SmallModel('hgnetv2_b0', 'D', (64, 96), (2, 3)),
+    'mobilenetv3': SmallModel(
+        'mobilenetv3_small_050',
+        'D',
+        (64, 96),
+        (2, 3),
+        {'block_args': FEW_BLOCKS, 'num_features': 64, 'act_layer': nn.Hardswish},
+        MobileNetV3,
+    ),
+    'hgnet': SmallModel(
+        'hgnetv2_b0',
+        'D',
+        (64, 96),
+        (2, 3),
+        {'model_cfg': FEW_STAGES, 'head_hidden_size': 64, 'use_lab': True},
+        HighPerfGpuNet,
+    ),
     'mambaout': SmallModel('test_mambaout', 'D', (64, 96), (2, 3)),
-    'metaformer': SmallModel('caformer_s18', 'D', (64, 96), (2, 3)),
-    'efficientvit': SmallModel('efficientvit_b0', 'E', (64, 96), (2, 3)),
-    'vgg': SmallModel('vgg11', 'E', (224, 224), (7, 7), {'mlp_ratio': 0.02}),
+    'metaformer': SmallModel(
+        'caformer_s18',
+        'D',
+        (64, 96),
+        (2, 3),
+        {
+            'depths': (1, 1, 1, 1),
+            'dims': (16, 24, 32, 64),
+            'token_mixers': [SepConv, SepConv, Attention, Attention],
+            'norm_layers': [LayerNorm2dNoBias] * 2 + [LayerNormNoBias] * 2,
+        },
+        MetaFormer,
+    ),
+    'efficientvit': SmallModel(
+        'efficientvit_b0',
+        'E',
+        (64, 96),
+        (2, 3),
+        {'widths': (4, 8, 16, 32, 64), 'depths': (1, 1, 1, 1, 1), 'head_widths': (64, 80)},
+    ),
+    'vgg': SmallModel(
+        'vgg11',
+        'E',
+        (224, 224),
+        (7, 7),
+        {'model_cfg': [8, 'M', 8, 'M', 16, 'M', 16, 'M', 32, 'M'], 'mlp_ratio': 0.02},
+        VGG,
+    ),
     'vit_map': SmallModel('test_vit3', 'F', (160, 160), (10, 10)),
     'siglip': SmallModel('vit_base_patch16_siglip_224', 'F', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}),
-    'efficientvim': SmallModel('efficientvim_m1', 'H', (128, 192), (2, 3)),
-    'crossvit': SmallModel('crossvit_9_240', 'H', (240, 240), (20, 20), {'global_pool': 'avg'}),
-    'coat': SmallModel('coat_mini', 'H', (64, 96), (8, 12), {'img_size': (64, 96), 'global_pool': 'avg'}),
+    'efficientvim': SmallModel(
+        'efficientvim_m1', 'H', (128, 192), (2, 3), {'embed_dim': (24, 32, 40), 'depths': (1, 1, 1)}
+    ),
+    'crossvit': SmallModel('crossvit_9_240', 'H', (240, 240), (20, 20), {'global_pool': 'avg', **CROSSVIT}),
+    'coat': SmallModel('coat_mini', 'H', (64, 96), (8, 12), {'img_size': (64, 96), 'global_pool': 'avg', **COAT}),
 }
 # class-token models as they are listed
 TAIL_MODELS = {
@@ -138,12 +202,33 @@ TAIL_MODELS = {
     'convit': SmallModel(
         'convit_tiny', 'G', (64, 64), (4, 4), {'img_size': 64, 'embed_dim': 36, 'num_heads': 4, 'depth': 2}
     ),
-    'tnt': SmallModel('tnt_s_legacy_patch16_224', 'G', (64, 96), (4, 6), {'img_size': (64, 96), 'depth': 2}),
-    'pit': SmallModel('pit_ti_224', 'G', (224, 224), (7, 7)),
-    'coat_lite': SmallModel('coat_lite_tiny', 'G', (64, 96), (2, 3), {'img_size': (64, 96)}),
-    'volo': SmallModel('volo_d1_224', 'H', (64, 64), (4, 4), {'img_size': 64}),
-    'crossvit': SmallModel('crossvit_9_240', 'H', (240, 240), (20, 20)),
-    'coat': SmallModel('coat_mini', 'H', (64, 96), (8, 12), {'img_size': (64, 96)}),
+    'tnt': SmallModel(
+        'tnt_s_legacy_patch16_224',
+        'G',
+        (64, 96),
+        (4, 6),
+        {'img_size': (64, 96), 'embed_dim': 48, 'num_heads_outer': 2, 'depth': 2},
+    ),
+    'pit': SmallModel(
+        'pit_ti_224', 'G', (224, 224), (7, 7), {'base_dims': (8, 8, 8), 'depth': (1, 2, 1), 'heads': (1, 2, 4)}
+    ),
+    'coat_lite': SmallModel(
+        'coat_lite_tiny',
+        'G',
+        (64, 96),
+        (2, 3),
+        {'img_size': (64, 96), 'embed_dims': (16, 24, 32, 40), 'serial_depths': (1, 1, 1, 2)},
+    ),
+    'volo': SmallModel(
+        'volo_d1_224',
+        'H',
+        (64, 64),
+        (4, 4),
+        {'img_size': 64, 'layers': (1, 1, 1, 1), 'embed_dims': (24, 48, 48, 48), 'num_heads': (2, 4, 4, 4)},
+        VOLO,
+    ),
+    'crossvit': SmallModel('crossvit_9_240', 'H', (240, 240), (20, 20), CROSSVIT),
+    'coat': SmallModel('coat_mini', 'H', (64, 96), (8, 12), {'img_size': (64, 96), **COAT}),
 }
 
 
