@@ -135,7 +135,7 @@ def test_two_processes_have_the_gradients_of_one(images, multi_label, tmp_path):
 def test_a_run_goes_on_where_it_was_saved(name, task, images, multi_label, tmp_path):
     data = multi_label if task == MULTI_LABEL else ['--data-dir', images]
     options = [*data, *SMALL, '--loss', name, '--task', task, '--lr', '0.02', '--epochs', '2']
-    options += ['--hnc', 'kd', '--output', tmp_path, '--experiment']
+    options += ['-b', '24', '--hnc', 'kd', '--output', tmp_path, '--experiment']
     whole = train(*options, 'whole')
     train(*options, 'parts', '--stop-epoch', '1')
     parts = train(*options, 'parts', '--resume', 'auto')
