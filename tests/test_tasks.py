@@ -196,16 +196,16 @@ def test_with_timm_mixup(task, cutmix, images):
 # --- errors ---
 
 
-@pytest.mark.parametrize('variant', ['mse', 'kd'])
 @pytest.mark.parametrize('name', MODELS)
-def test_no_step_reads_a_number_from_the_device(name, variant):
+def test_no_step_reads_a_number_from_the_device(name):
     """Tensors without data refuse to be read: what runs on them never makes the host wait for an accelerator."""
     small = MODELS[name]
-    task = HNCTask(CamModel(small.make().train()), hnc=HNCLoss(variant, topk=3), verbose=False).to('meta')
+    model = CamModel(small.make().train()).to('meta')
     images = small.images(BATCH).to('meta')
-    result = task(images, LABELS.to('meta'))
-    result['loss'].backward()
-    assert result['output'].is_meta
+    for variant in ('mse', 'kd'):
+        result = HNCTask(model, hnc=HNCLoss(variant, topk=3), verbose=False)(images, LABELS.to('meta'))
+        result['loss'].backward()
+        assert result['output'].is_meta
 
 
 def test_only_a_cam_model_will_do():
