@@ -23,6 +23,7 @@ MILLIONS = {  # as published, for 100 classes
     'cifar_resnext29_16x64d': 68.2,
 }
 NAMES = [*MILLIONS, 'cifar_resnet20', 'cifar_resnet32', 'cifar_resnet44']
+SMALLEST = ('cifar_resnet20', 'cifar_densenet_bc_100_k12', 'cifar_resnext29_8x64d')  # of every family
 CHANNELS = {'cifar_resnet': [16, 32, 64], 'cifar_resnext': [256, 512, 1024], 'cifar_densenet': [216, 300, 342]}
 THIN = {'layers': (1, 2, 1), 'channels': (4, 8, 16), 'stem_width': 8, 'cardinality': 2}
 SMALL = {
@@ -70,7 +71,7 @@ def test_features_of_every_network(name):
     model = make_on_meta(name, features_only=True)
     assert model.feature_info.channels() == channels_of(name)
     assert model.feature_info.reduction() == [1, 2, 4]
-    for side in (32, 64):
+    for side in (32, 64) if name in SMALLEST else (64,):
         shapes = [tuple(feature.shape) for feature in model(torch.empty(2, 3, side, side, device='meta'))]
         assert shapes == [(2, chs, side // r, side // r) for chs, r in zip(channels_of(name), (1, 2, 4), strict=True)]
 
