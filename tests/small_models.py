@@ -125,9 +125,13 @@ REPRESENTATIVES = ('resnet', 'resnetv2', 'swin', 'twins', 'vit_reg4', 'swiftform
 HELD_MODELS = {
     'levit': SmallModel('levit_128s', 'B', (224, 224), (4, 4), {'depth': (1, 1, 1)}),
     'repvit': SmallModel('repvit_m0_9', 'B', (64, 96), (2, 3), {'embed_dim': (16, 16, 24, 64), 'depth': (1, 1, 1, 1)}),
-    'convnext': SmallModel('test_convnext', 'C', (64, 96), (2, 3), {'drop_path_rate': 0.2}),
-    'convnext_rms': SmallModel('convnext_zepto_rms', 'C', (64, 96), (2, 3)),
-    'vit_fc_norm': SmallModel('test_vit', 'C', (64, 96), (4, 6), {'img_size': (64, 96), 'global_pool': 'avg'}),
+    'convnext': SmallModel('test_convnext', 'C', (64, 96), (2, 3), {'drop_path_rate': 0.2, 'depths': (1, 1, 1, 1)}),
+    'convnext_rms': SmallModel(
+        'convnext_zepto_rms', 'C', (64, 96), (2, 3), {'dims': (16, 24, 32, 40), 'depths': (1, 1, 1, 1)}
+    ),
+    'vit_fc_norm': SmallModel(
+        'test_vit', 'C', (64, 96), (4, 6), {'img_size': (64, 96), 'global_pool': 'avg', **ATTENTION}
+    ),
     'davit': SmallModel(
         'davit_tiny',
         'C',
@@ -180,7 +184,7 @@ HELD_MODELS = {
         {'model_cfg': [8, 'M', 8, 'M', 16, 'M', 16, 'M', 32, 'M'], 'mlp_ratio': 0.02},
         VGG,
     ),
-    'vit_map': SmallModel('test_vit3', 'F', (160, 160), (10, 10)),
+    'vit_map': SmallModel('test_vit3', 'F', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}),
     'siglip': SmallModel('vit_base_patch16_siglip_224', 'F', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}),
     'efficientvim': SmallModel(
         'efficientvim_m1', 'H', (128, 192), (2, 3), {'embed_dim': (24, 32, 40), 'depths': (1, 1, 1)}
@@ -190,7 +194,7 @@ HELD_MODELS = {
 }
 # class-token models as they are listed
 TAIL_MODELS = {
-    'vit': SmallModel('test_vit', 'G', (64, 96), (4, 6), {'img_size': (64, 96)}),
+    'vit': SmallModel('test_vit', 'G', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}),
     'deit_distilled': SmallModel(
         'deit_tiny_distilled_patch16_224', 'G', (64, 96), (4, 6), {'img_size': (64, 96), **ATTENTION}
     ),

@@ -85,7 +85,7 @@ def test_logits_have_their_own_gradient():
 
 
 def test_nothing_is_trained_on_them():
-    small = SmallModel('test_vit', 'G', (160, 160), (10, 10))
+    small = TAIL_MODELS['vit']
     model = CamModel(small.make())
     with pytest.raises(UnsupportedHead, match=r"no trainable class maps for 'test_vit': .*\(--gp avg\)"):
         HNCTask(model)
