@@ -237,7 +237,7 @@ def test_a_file_of_names_gives_a_row_each(run, images, tmp_path, capsys):
 
 
 def test_validate_py_is_a_command(run, tmp_path):
-    process = run_script(ROOT / 'validate.py', '--checkpoint', run, *HERE, fresh=True, cwd=tmp_path)
+    process = run_script(ROOT / 'validate.py', '--checkpoint', run, *HERE, cwd=tmp_path)
     figures = result_of(process)
     assert figures['loss'] == pytest.approx(result(run)['final']['loss'], rel=1e-5)
     assert 'Warning' not in process.stderr
