@@ -18,6 +18,7 @@ from torch import nn
 from timm_hnc import CamModel, HNCLoss, HNCMultiLabelTask, HNCTask
 
 SMALL = MODELS['resnet']
+BOTH_TASKS = [(HNCTask, SMALL), (HNCMultiLabelTask, MODELS['vit'])]  # with running statistics and, sooner, without
 BATCH = 4
 LABELS = torch.tensor([2, 0, 5, 2])
 LABEL_SETS = torch.tensor(
@@ -36,9 +37,9 @@ def images():
     return SMALL.images(BATCH)
 
 
-def make(task=HNCTask, hnc=None, **kwargs):
+def make(task=HNCTask, hnc=None, small=SMALL, **kwargs):
     hnc = hnc if hnc is not None else HNCLoss('kd', topk=3)
-    return task(CamModel(SMALL.make()), hnc=hnc, verbose=False, **kwargs)
+    return task(CamModel(small.make()), hnc=hnc, verbose=False, **kwargs)
 
 
 def hnc_of_plain_model(model: nn.Module, images: torch.Tensor, absent: torch.Tensor, variant: str, k: int) -> float:
@@ -260,9 +261,8 @@ def assert_equal_states(first, second):
 
 @pytest.mark.parametrize('multi_label', [False, True])
 def test_with_weight_zero_it_trains_as_timm_does(multi_label, images):
-    ours, theirs, target = HNCTask, ClassificationTask, LABELS
-    if multi_label:
-        ours, theirs, target = HNCMultiLabelTask, MultiLabelClassificationTask, LABEL_SETS
+    several = HNCMultiLabelTask, MultiLabelClassificationTask, LABEL_SETS
+    ours, theirs, target = several if multi_label else (HNCTask, ClassificationTask, LABELS)
     task = train(make(ours, hnc_weight=0.0), images, target)
     timm_task = train(theirs(SMALL.make(), verbose=False), images, target)
     assert issubclass(ours, theirs)
@@ -283,11 +283,11 @@ def test_training_makes_negative_maps_homogeneous(variant, images):
 
 
 @pytest.mark.parametrize('compiled', [False, True])
-@pytest.mark.parametrize('task', [HNCTask, HNCMultiLabelTask])
-def test_compile_ema_and_checkpoint(task, compiled, images):
-    target = LABELS if task is HNCTask else LABEL_SETS
-    reference = train(make(task), images, target)
-    task = make(task)
+@pytest.mark.parametrize(('task', 'small'), BOTH_TASKS)
+def test_compile_ema_and_checkpoint(task, small, compiled):
+    images, target = small.images(BATCH), LABELS if task is HNCTask else LABEL_SETS
+    reference = train(make(task, small=small), images, target)
+    task = make(task, small=small)
     before = copy.deepcopy(task.trainable_module.model.state_dict())
     if compiled:
         task.compile(backend='eager', fullgraph=True)
@@ -296,7 +296,7 @@ def test_compile_ema_and_checkpoint(task, compiled, images):
     task.update_ema()
     state, ema = task.get_checkpoint_state(), task.get_checkpoint_state(ema=True)
     trained, averaged = state['state_dict'], ema['state_dict_ema']
-    plain = timm.create_model(SMALL.name, num_classes=NUM_CLASSES)
+    plain = timm.create_model(small.name, num_classes=NUM_CLASSES, **small.kwargs)
     assert list(trained) == list(averaged) == list(plain.state_dict())
     for name, tensor in reference.trainable_module.model.state_dict().items():
         torch.testing.assert_close(trained[name], tensor)
@@ -308,15 +308,15 @@ def test_compile_ema_and_checkpoint(task, compiled, images):
     assert not torch.allclose(task.get_eval_model(ema=True)(images), task.get_eval_model()(images))
 
 
-@pytest.mark.parametrize('task', [HNCTask, HNCMultiLabelTask])
-def test_what_a_compiled_task_trains_and_evaluates_is_compiled(task, images):
+@pytest.mark.parametrize(('task', 'small'), BOTH_TASKS)
+def test_what_a_compiled_task_trains_and_evaluates_is_compiled(task, small):
     calls = []
 
     def counting(graph, inputs):
         return lambda *inputs: calls.append(torch.is_grad_enabled()) or graph(*inputs)
 
-    target = LABELS if task is HNCTask else LABEL_SETS
-    task = make(task)
+    images, target = small.images(BATCH), LABELS if task is HNCTask else LABEL_SETS
+    task = make(task, small=small)
     names = list(task.state_dict())
     assert task.compile_ema() is None
     assert task.compile(backend=counting) is task.get_eval_model()
@@ -329,7 +329,7 @@ def test_what_a_compiled_task_trains_and_evaluates_is_compiled(task, images):
         task.get_eval_model()(images)
         task.get_eval_model(ema=True)(images)
     assert calls == [True, False, False]
-    plain = list(SMALL.make().state_dict())
+    plain = list(small.make().state_dict())
     assert list(task.get_checkpoint_state()['state_dict']) == plain
     assert list(task.get_checkpoint_state(ema=True)['state_dict_ema']) == plain
 
