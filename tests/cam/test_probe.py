@@ -34,12 +34,11 @@ PLAIN = [
     *('samvit_base_patch16_224', 'swinv2_cr_tiny_224', 'focalnet_tiny_srf'),
     *('resnetv2_18d', 'dla34', 'dpn48b', 'swin_s3_tiny_224', 'resmlp_12_224', 'vit_srelpos_small_patch16_224'),
     *('vit_medium_patch16_gap_240', 'mvitv2_tiny', 'twins_pcpvt_small', 'vit_so150m_patch16_reg4_gap_256'),
-    *('efficientformer_l1', 'efficientformerv2_s0', 'swiftformer_s'),
+    *('efficientformer_l1', 'swiftformer_s'),
 ]
 HELD = [
     *('levit_512_s8', 'repvit_m1_1', 'convnext_atto', 'convnext_atto_rms', 'hiera_tiny_224', 'test_vit4'),
-    *('mobilenetv3_small_050', 'resnet50_mlp', 'test_mambaout', 'vgg13', 'efficientvit_b0', 'resnet50_clip'),
-    *('test_vit3', 'vit_pe_core_base_patch16_224', 'efficientvim_m1'),
+    *('resnet50_mlp', 'vgg13', 'efficientvit_b0', 'resnet50_clip', 'vit_pe_core_base_patch16_224'),
 ]
 FOR_PICTURES = [
     *('pit_s_224', 'vit_xsmall_patch16_clip_224', 'mvitv2_small_cls', 'deit_small_distilled_patch16_224'),
