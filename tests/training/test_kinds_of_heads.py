@@ -10,7 +10,7 @@ SMALLEST = {
     'B': ['repvit_m0_9', '--model-kwargs', 'embed_dim=(16,32)', 'depth=(1,1)'],
     'C': ['test_convnext'],
     'D': ['mobilenetv3_small_050'],
-    'E': ['efficientvit_b0', '--model-kwargs', *'widths=(4,8,16,32,64) depths=(1,1,1,1,1) head_widths=(64,80)'.split()],
+    'E': ['efficientvit_b0', '--model-kwargs', 'widths=(4,8,16,32,64)', 'depths=(1,1,1,1,1)', 'head_widths=(64,80)'],
     'F': ['test_vit3'],
     'G with --gp avg': ['test_vit', '--model-kwargs', 'img_size=32', '--gp', 'avg'],
     'H': ['efficientvim_m1', '--img-size', '64', '--model-kwargs', 'embed_dim=(24,32,40)', 'depths=(1,1,1)'],
