@@ -2,12 +2,14 @@
 
 import csv
 import importlib
+import importlib.metadata
 import json
 import logging
 import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,12 +22,21 @@ from timm.layers import set_fast_norm
 from timm.utils.log import FormatterNoInfo
 
 ROOT = Path(__file__).parents[1]
+# as narrow as it learns with: most of a test's time would be convolutions
+NARROW = {'output_stride': 8, 'stem_width': 16, 'channels': (16, 16, 16, 16)}
+MODEL = [
+    *('--model', 'test_resnet', '--model-kwargs'),
+    *(f'{name}={value}'.replace(' ', '') for name, value in NARROW.items()),
+    *('--num-classes', '3', '--img-size', '32'),
+]
 SMALL = [
-    *('--model', 'test_resnet', '--model-kwargs', 'output_stride=8', '--num-classes', '3', '--img-size', '32'),
+    *MODEL,
     *('--workers', '0', '-b', '8', '--epochs', '1', '--device', 'cpu'),
     *('--no-report', '--cam-images', '0'),  # each takes as long as a run as small as this
 ]
 WITH_REPORT = [word for word in SMALL if word != '--no-report']
+# Accelerate reads it anew at every look whether a package is there
+importlib.metadata.metadata = cache(importlib.metadata.metadata)
 # a loader of a failed run is collected late, and then waits this long for its workers
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.3
 _LAUNCHER = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')

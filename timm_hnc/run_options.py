@@ -7,8 +7,9 @@ import yaml
 
 from timm_hnc.errors import DataError
 
-# libyaml's is ten times as fast, but not in every build of PyYAML
+# libyaml's are ten times as fast, but not in every build of PyYAML
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+_DUMPER = getattr(yaml, 'CSafeDumper', yaml.SafeDumper)
 
 
 def load_yaml(text: str) -> Any:
@@ -18,6 +19,11 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: it is none.
     """
     return yaml.load(text, _LOADER)
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """A YAML text of plain values, a line each, sorted by name."""
+    return yaml.dump(values, Dumper=_DUMPER, default_flow_style=False)
 
 
 def read_options(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from attacked_network import EPS, LABELS, STEP, STEPS, Network, images
-from running import SMALL, failure, train, validate
+from running import MODEL, SMALL, failure, train, validate
 from safetensors.torch import load_file
 
 from timm_hnc import CamModel, HNCLoss, hnc_loss
@@ -175,8 +175,7 @@ def test_wrong_attacks(run, images, capsys):
         code, line = failure(capsys, 'validate', '--checkpoint', run, *HERE, *argv.split())
         assert (code, message in line) == (2, True), line
     weights = run / 'model_best' / 'model.safetensors'
-    model = ['--model', 'test_resnet', '--model-kwargs', 'output_stride=8', '--num-classes', '3', '--img-size', '32']
-    argv = [*model, '--checkpoint', weights, '--data-dir', images, *HERE, '--attack', 'fgsm', '--attack-loss', 'train']
+    argv = [*MODEL, '--checkpoint', weights, '--data-dir', images, *HERE, '--attack', 'fgsm', '--attack-loss', 'train']
     assert failure(capsys, 'validate', *argv) == (
         1,
         "--attack-loss train: 'test_resnet' does not say how it was trained; pass a run folder.",

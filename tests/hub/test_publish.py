@@ -14,7 +14,7 @@ import yaml
 from hub_server import UPLOAD_REQUESTS
 from huggingface_hub import ModelCard
 from PIL import Image
-from running import arguments, contents, result
+from running import NARROW, arguments, contents, result
 
 from timm_hnc.hub.portable import data_name, portable_options, portable_result, without_folders
 from timm_hnc.manifest import write_manifest
@@ -319,7 +319,7 @@ found = model(torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32)).tolist(
 """
     with workers.start(tmp_path) as stranger:
         found = stranger('python', code).found
-    own = timm.create_model('test_resnet', num_classes=3, output_stride=8).eval()
+    own = timm.create_model('test_resnet', num_classes=3, **NARROW).eval()
     own.load_state_dict(safetensors.torch.load_file(run / 'model_best' / 'model.safetensors'))
     with torch.no_grad():
         expected = own(torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32))

@@ -172,7 +172,7 @@ def test_an_existing_run_folder_is_refused_without_resume(run, options, capsys):
             "of the architecture 'test_resnet', not 'test_eff",
         ),
         (['--num-classes', '4'], 'does not fit this run: Error(s) in loading state_dict'),
-        (['--model-kwargs', 'output_stride=8', 'layers=(1,2,1,1)'], 'does not fit this run'),
+        (['--model-kwargs', *SMALL[3:6], 'layers=(1,2,1,1)'], 'does not fit this run'),
         (['--opt', 'adamw', '--layer-decay', '0.5'], 'does not fit this run'),
     ],
     ids=['architecture', 'classes', 'layers', 'optimizer'],

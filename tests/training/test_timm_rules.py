@@ -107,7 +107,7 @@ def test_former_flags_are_none_of_today_and_name_some_of_today():
 
 def test_a_checkpoint_with_other_classes_names_the_flags_that_fine_tune(images, tmp_path, capsys, weights):
     path, state = weights(5)
-    options = ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run']
+    options = ['--data-dir', images, *SMALL, '--model-kwargs', '--output', tmp_path, '--experiment', 'run']
     code, line = failure(capsys, 'train', *options, '--initial-checkpoint', path)
     assert code == 1
     assert line == (

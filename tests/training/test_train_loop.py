@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from running import SMALL, summary, train, training_state
+from running import NARROW, SMALL, summary, train, training_state
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.utils import ModelEmaV3, random_seed
@@ -40,7 +40,7 @@ class ByHand:
         self.seed = seed
         self.loader = build(images, tmp_path, *argv).train_loader
         random_seed(seed, 0)
-        self.model = timm.create_model('test_resnet', num_classes=3, output_stride=8).double()
+        self.model = timm.create_model('test_resnet', num_classes=3, **NARROW).double()
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{'params': vectors, 'weight_decay': 0.0}, {'params': matrices, 'weight_decay': 2e-5}]

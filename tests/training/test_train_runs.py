@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 from running import (
+    NARROW,
     ROOT,
     SMALL,
     arguments,
@@ -91,7 +92,7 @@ def test_model_best_is_a_model_of_plain_timm(images, tmp_path):
         'print("--result"); print(json.dumps({"logits": model(x).tolist(), "cfg": model.pretrained_cfg}))'
     )
     found = result_of(run_script('-c', code, folder / 'model_best', cwd=tmp_path))
-    model = timm.create_model('test_resnet', num_classes=3, output_stride=8)
+    model = timm.create_model('test_resnet', num_classes=3, **NARROW)
     state = torch.load(folder / 'model_best' / '..' / 'training_state.pt', weights_only=True)
     model.load_state_dict(state['model'])
     x = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -219,7 +220,9 @@ def test_options_of_timms_script_train(options, images, tmp_path):
     assert result(folder)['final']['loss'] < 3
     model = timm.create_model(f'local-dir:{folder / "model_best"}', pretrained=True)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
-    before = timm.create_model(arguments(folder)['model'], num_classes=3).state_dict()
+    before = timm.create_model(
+        arguments(folder)['model'], num_classes=3, **arguments(folder)['model_kwargs']
+    ).state_dict()
     assert model.state_dict().keys() == before.keys()
 
 

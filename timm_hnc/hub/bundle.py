@@ -10,7 +10,6 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.copies import evaluating
@@ -21,7 +20,7 @@ from timm_hnc.hub.portable import data_name, portable, portable_options, portabl
 from timm_hnc.hub.weights import WEIGHTS, find_weights, save_pretrained
 from timm_hnc.plots.run_files import numbers, read_figures, read_result
 from timm_hnc.rows import write_json
-from timm_hnc.run_options import read_options
+from timm_hnc.run_options import dump_yaml, read_options
 from timm_hnc.run_parts import read_parts
 
 _SEED = 0  # of the image that weights are tried with
@@ -100,7 +99,7 @@ def bundle_run(
     write_json(folder / 'config.json', config)
     check_weights(folder, model)
     records = portable_options(options), portable_result(found)
-    (folder / 'args.yaml').write_text(yaml.safe_dump(records[0], default_flow_style=False))
+    (folder / 'args.yaml').write_text(dump_yaml(records[0]))
     if found:
         write_json(folder / 'result.json', records[1])
     if (run / 'summary.csv').is_file():

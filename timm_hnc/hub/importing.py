@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model, load_state_dict
@@ -15,6 +14,7 @@ from timm.models import is_model, load_state_dict
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.weights import save_pretrained
 from timm_hnc.rows import write_json
+from timm_hnc.run_options import dump_yaml
 
 # of PyTorch's ImageNet example, which the authors' code follows
 IMAGENET_EXAMPLE: dict[str, Any] = {
@@ -85,7 +85,7 @@ def import_checkpoint(
         os.symlink(_WEIGHTS, unfinished / 'model_best')
         recorded = {f'hnc_{name}': value for name, value in (hnc or {}).items() if name != 'variant'}
         about = {'model': model_name, 'num_classes': model.num_classes, 'hnc': (hnc or {}).get('variant', 'none')}
-        (unfinished / 'args.yaml').write_text(yaml.safe_dump({**about, **recorded}))
+        (unfinished / 'args.yaml').write_text(dump_yaml({**about, **recorded}))
         write_json(unfinished / 'result.json', {'model': model_name, 'imported_from': file.name, 'sha256': digest})
         unfinished.rename(folder)
     except (OSError, SafetensorError) as error:

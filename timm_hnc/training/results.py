@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from timm.utils import update_summary
 from timm.utils.summary import trim_summary
 
 from timm_hnc.rows import write_json
+from timm_hnc.run_options import dump_yaml
 from timm_hnc.version import __version__
 
 _PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
@@ -24,7 +24,7 @@ _PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggi
 
 def write_args(folder: Path, args: dict[str, Any]) -> None:
     """Write args.yaml: every option in force, for `train.py -c`."""
-    (folder / 'args.yaml').write_text(yaml.safe_dump(args, default_flow_style=False))
+    (folder / 'args.yaml').write_text(dump_yaml(args))
 
 
 class Summary:
