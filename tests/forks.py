@@ -19,7 +19,7 @@ from pathlib import Path
 
 _MODULES = ('training.main', 'evaluation.main', 'plots.command', 'hub.command')
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload([f'timm_hnc.{name}' for name in _MODULES])
+_context.set_forkserver_preload([*(f'timm_hnc.{name}' for name in _MODULES), 'datasets'])
 
 
 class Script:

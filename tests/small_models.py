@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
@@ -18,7 +19,11 @@ from timm.models.vgg import VGG
 from timm.models.volo import VOLO
 from torch import Tensor, nn
 
+from timm_hnc import CamModel
+from timm_hnc.cam.probe import MapHead, probe_head
+
 NUM_CLASSES = 7
+_HEADS: dict[str, MapHead] = {}
 ATTENTION = {'embed_dim': 32, 'num_heads': 2, 'depth': 2}
 PATCH_MEAN = {'global_pool': 'avg', 'fc_norm': False}
 CROSSVIT = {'embed_dim': (16, 32), 'depth': ((1, 1, 0), (1, 2, 0)), 'num_heads': (2, 2)}
@@ -53,6 +58,14 @@ class SmallModel:
         else:
             model = build_model_with_cfg(self.network, self.name, pretrained=False, **options)
         return perturb(model).eval()
+
+    def cam_model(self, **kwargs: Any) -> CamModel:
+        """The same around a new model each time; the head is probed once, which takes longer than a forward pass."""
+        model, options = self.make(**kwargs), repr((self, kwargs))
+        if options not in _HEADS:
+            _HEADS[options] = probe_head(model)
+        with mock.patch('timm_hnc.cam.model.probe_head', return_value=_HEADS[options]):
+            return CamModel(model)
 
     def images(self, batch: int = 3, seed: int = 1) -> Tensor:
         """Random normalised images."""

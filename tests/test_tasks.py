@@ -39,7 +39,7 @@ def images():
 
 def make(task=HNCTask, hnc=None, small=SMALL, **kwargs):
     hnc = hnc if hnc is not None else HNCLoss('kd', topk=3)
-    return task(CamModel(small.make()), hnc=hnc, verbose=False, **kwargs)
+    return task(small.cam_model(), hnc=hnc, verbose=False, **kwargs)
 
 
 def hnc_of_plain_model(model: nn.Module, images: torch.Tensor, absent: torch.Tensor, variant: str, k: int) -> float:
@@ -148,7 +148,7 @@ def test_default_weights_are_the_authors(variant, weight, images):
     task = make(hnc=HNCLoss(variant, topk=3))
     assert task.hnc_weight == weight
     check(task, SMALL.make(), images, LABELS, absent_classes(LABELS), nn.CrossEntropyLoss(), weight, variant)
-    default = HNCTask(CamModel(SMALL.make()), verbose=False)
+    default = HNCTask(SMALL.cam_model(), verbose=False)
     assert (default.hnc.variant, default.hnc.topk, default.hnc_weight) == ('mse', 100, 0.0007)
 
 

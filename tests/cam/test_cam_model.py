@@ -31,7 +31,7 @@ def fresh_compiler():
 @ALL
 @TRAINING
 def test_mean_of_maps_is_the_logit(small, training):
-    model = CamModel(small.make(drop_rate=0.5)).train(training)
+    model = small.cam_model(drop_rate=0.5).train(training)
     assert model.head.kind == small.kind
     class_maps = model.class_maps(small.images())
     assert class_maps.grid == small.grid
@@ -43,7 +43,7 @@ def test_mean_of_maps_is_the_logit(small, training):
 @ALL
 @TRAINING
 def test_mean_of_maps_is_the_logit_in_bfloat16(small, training):
-    model = CamModel(small.make(drop_rate=0.5)).train(training)
+    model = small.cam_model(drop_rate=0.5).train(training)
     with torch.autocast('cpu', torch.bfloat16):
         class_maps = model.class_maps(small.images())
         assert off_by(class_maps) < 1e-2
@@ -55,7 +55,7 @@ def test_mean_of_maps_is_the_logit_in_bfloat16(small, training):
 def test_one_forward_pass_of_the_model_itself(small, training):
     """Bit-equal logits, the same random numbers drawn, running statistics updated once, the same gradients."""
     plain = small.make(drop_rate=0.5).double().train(training)
-    model = CamModel(small.make(drop_rate=0.5)).double().train(training)
+    model = small.cam_model(drop_rate=0.5).double().train(training)
     images = small.images().double()
     logits = seeded(plain, images)
     random_state = torch.get_rng_state()
@@ -76,7 +76,7 @@ def test_one_forward_pass_of_the_model_itself(small, training):
 
 @FEW
 def test_gradient_of_the_logits(small):
-    plain, model = small.make(drop_rate=0.5).train(), CamModel(small.make(drop_rate=0.5)).train()
+    plain, model = small.make(drop_rate=0.5).train(), small.cam_model(drop_rate=0.5).train()
     factors = torch.randn(3, NUM_CLASSES)
     expected = gradients((seeded(plain, small.images()) * factors).sum(), plain)
     ours = gradients((seeded(model.class_maps, small.images()).logits * factors).sum(), model.model)
@@ -88,7 +88,7 @@ def test_gradient_of_the_logits(small):
 def test_maps_lie_where_timm_puts_the_features(name):
     """timm's own NCHW intermediates give the raster order (efficientnet's leave out its last convolution)."""
     small = MODELS[name]
-    model = CamModel(small.make())
+    model = small.cam_model()
     (features,) = model.model.forward_intermediates(small.images(), indices=1, norm=True, intermediates_only=True)
     layers = [model.model.get_submodule(layer) for layer in model.head.classifiers]
     expected = sum(
@@ -100,7 +100,7 @@ def test_maps_lie_where_timm_puts_the_features(name):
 
 def test_dropout_leaves_its_mask_in_the_maps():
     small = MODELS['resnet']
-    class_maps = CamModel(small.make(drop_rate=0.5)).train().class_maps(small.images())
+    class_maps = small.cam_model(drop_rate=0.5).train().class_maps(small.images())
     dropped = (class_maps.positions == 0).all(1)
     assert 0.35 < dropped.float().mean() < 0.65
     assert off_by(class_maps) < 1e-5
@@ -110,7 +110,7 @@ def test_efficientformer_v2_with_two_classifiers_and_one():
     """With one, its pretrained_cfg still lists two."""
     for distillation, kind in ((True, 'A6'), (False, 'A1')):
         small = SmallModel('efficientformerv2_s0', kind, (64, 64), (2, 2), {'img_size': 64})
-        model = CamModel(small.make(distillation=distillation))
+        model = small.cam_model(distillation=distillation)
         assert model.head.kind == kind
         assert off_by(model.class_maps(small.images())) < 1e-5
 
@@ -118,7 +118,7 @@ def test_efficientformer_v2_with_two_classifiers_and_one():
 @pytest.mark.parametrize('size', [(64, 64), (96, 32), (80, 112), (33, 33)])
 @pytest.mark.parametrize('name', ['resnet', 'twins'])
 def test_images_of_other_sizes(name, size):
-    model = CamModel(MODELS[name].make())
+    model = MODELS[name].cam_model()
     images = torch.randn(2, 3, *size)
     class_maps = model.class_maps(images)
     assert class_maps.grid == tuple(side // 32 if name == 'twins' else -(-side // 32) for side in size)
@@ -127,7 +127,7 @@ def test_images_of_other_sizes(name, size):
 
 def test_token_models_of_dynamic_size():
     small = MODELS['vit_reg4']
-    model = CamModel(small.make(dynamic_img_size=True))
+    model = small.cam_model(dynamic_img_size=True)
     for size in ((64, 64), (48, 160), (160, 32)):
         class_maps = model.class_maps(torch.randn(2, 3, *size))
         assert class_maps.grid == (size[0] // 16, size[1] // 16)
@@ -137,8 +137,8 @@ def test_token_models_of_dynamic_size():
 @FEW
 @TRAINING
 def test_channels_last(small, training):
-    plain = CamModel(small.make()).double().train(training)
-    model = CamModel(small.make()).double().to(memory_format=torch.channels_last).train(training)
+    plain = small.cam_model().double().train(training)
+    model = small.cam_model().double().to(memory_format=torch.channels_last).train(training)
     images = small.images().double()
     expected = seeded(plain.class_maps, images)
     class_maps = seeded(model.class_maps, images.contiguous(memory_format=torch.channels_last))
@@ -156,8 +156,8 @@ def test_channels_last(small, training):
 )
 def test_compiled_without_graph_breaks(name, backend):
     small = MODELS[name]
-    plain = CamModel(small.make(drop_rate=0.5)).train()
-    model = CamModel(small.make(drop_rate=0.5)).train()
+    plain = small.cam_model(drop_rate=0.5).train()
+    model = small.cam_model(drop_rate=0.5).train()
     expected = seeded(plain, small.images(), return_class_maps=True)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     class_maps = seeded(compiled, small.images(), return_class_maps=True)
@@ -172,7 +172,7 @@ def test_compiled_without_graph_breaks(name, backend):
 def test_compiled_task_without_graph_breaks(name, backend):
     small, target = MODELS[name], torch.tensor([0, 3, 6])
     tasks = [
-        HNCTask(CamModel(small.make(drop_rate=0.5)).train(), hnc=HNCLoss('kd', topk=3), hnc_weight=0.1, verbose=False)
+        HNCTask(small.cam_model(drop_rate=0.5).train(), hnc=HNCLoss('kd', topk=3), hnc_weight=0.1, verbose=False)
         for _ in range(2)
     ]
     expected = seeded(tasks[0], small.images(), target)
@@ -188,8 +188,7 @@ def test_compiled_task_without_graph_breaks(name, backend):
 def test_compiled_with_inductor(name):
     small, target = MODELS[name], torch.tensor([0, 3, 6])
     tasks = [
-        HNCTask(CamModel(small.make()).train(), hnc=HNCLoss('mse', topk=3), hnc_weight=0.1, verbose=False)
-        for _ in range(2)
+        HNCTask(small.cam_model().train(), hnc=HNCLoss('mse', topk=3), hnc_weight=0.1, verbose=False) for _ in range(2)
     ]
     for task in tasks:  # inductor draws other random numbers
         for module in task.modules():
@@ -201,7 +200,7 @@ def test_compiled_with_inductor(name):
     ours, theirs = gradients(result['loss'], tasks[1]), gradients(expected['loss'], tasks[0])
     scale = max(gradient.abs().max().item() for gradient in theirs if gradient is not None)
     assert_same(ours, theirs, rtol=1e-2, atol=1e-4 * scale)
-    masked = CamModel(small.make(drop_rate=0.5)).train()
+    masked = small.cam_model(drop_rate=0.5).train()
     assert off_by(torch.compile(masked, fullgraph=True)(small.images(), return_class_maps=True)) < 1e-5
 
 
@@ -231,7 +230,7 @@ def test_the_model_is_untouched(small):
 
 @FEW
 def test_delegations(small):
-    model = CamModel(small.make())
+    model = small.cam_model()
     assert model.num_classes == model.model.num_classes == NUM_CLASSES
     assert model.pretrained_cfg is model.model.pretrained_cfg
     ours, theirs = model.get_classifier(), model.model.get_classifier()
@@ -242,7 +241,7 @@ def test_delegations(small):
 @FEW
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['copy', 'pickle'])
 def test_copies_work_on_their_own(small, duplicate):
-    model = CamModel(small.make())
+    model = small.cam_model()
     other = duplicate(model)
     expected = model.class_maps(small.images())
     assert torch.equal(other.class_maps(small.images()).maps(None), expected.maps(None))
@@ -255,7 +254,7 @@ def test_copies_work_on_their_own(small, duplicate):
 def test_optimizer_sees_timm_names():
     """Weight decay groups of the wrapped model are those of the plain one."""
     small = MODELS['vit_reg4']
-    plain, model = small.make(), CamModel(small.make()).model
+    plain, model = small.make(), small.cam_model().model
     options = dict(opt='adamw', lr=1e-3, weight_decay=0.1, layer_decay=0.7)
     ours, theirs = (create_optimizer_v2(m, **options).param_groups for m in (model, plain))
     assert [[p.shape for p in group['params']] for group in ours] == [[p.shape for p in g['params']] for g in theirs]

@@ -29,7 +29,7 @@ TRAINING = pytest.mark.parametrize('training', [False, True], ids=['eval', 'trai
 
 @ALL
 def test_mean_of_maps_is_the_logit(small):
-    model = CamModel(small.make())
+    model = small.cam_model()
     assert (model.kind.name, model.kind.exact, model.kind.trainable) == (small.kind, True, True)
     class_maps = model.class_maps(small.images())
     assert class_maps.grid == small.grid
@@ -43,7 +43,7 @@ def test_mean_of_maps_is_the_logit(small):
 def test_one_forward_pass_of_the_model_itself(small, training):
     """Bit-equal logits and gradients, the same random numbers drawn, running statistics updated once."""
     plain = small.make(drop_rate=0.5).double().train(training)
-    model = CamModel(small.make(drop_rate=0.5)).double().train(training)
+    model = small.cam_model(drop_rate=0.5).double().train(training)
     images = small.images().double()
     logits = seeded(plain, images)
     random_state = torch.get_rng_state()
@@ -64,7 +64,7 @@ def test_one_forward_pass_of_the_model_itself(small, training):
 def test_maps_are_features_times_gradients_of_the_held_head(name, training):
     """Another way to the same maps: one backward pass a class through the held head."""
     small = HELD_MODELS[name]
-    model = CamModel(small.make(drop_rate=0.5)).double().train(training)
+    model = small.cam_model(drop_rate=0.5).double().train(training)
     images = small.images().double()
     with torch.no_grad():
         features = model.model.forward_features(images)
@@ -93,7 +93,7 @@ def held_gradients(model, features, each, images):
 def test_gradient_through_a_held_layer_norm():
     """Scale held, mean, weight and bias not: written out for ConvNeXt's head."""
     small = HELD_MODELS['convnext']
-    model, other = CamModel(small.make()).double(), small.make().double()
+    model, other = small.cam_model().double(), small.make().double()
     target, images = torch.tensor([1, 0, 4]), small.images().double()
     hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
     features, head = other.forward_features(images).flatten(2).transpose(1, 2), other.head
@@ -106,7 +106,7 @@ def test_gradient_through_a_held_layer_norm():
 def test_gradient_through_a_held_activation():
     """The gate f(z) / z held, both layers not: written out for MobileNetV3's head."""
     small = HELD_MODELS['mobilenetv3']
-    model, other = CamModel(small.make()).double(), small.make().double()
+    model, other = small.cam_model().double(), small.make().double()
     target, images = torch.tensor([1, 0, 4]), small.images().double()
     hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
     features = other.forward_features(images)
@@ -120,7 +120,7 @@ def test_gradient_through_a_held_activation():
 def test_gradient_through_a_held_batch_norm():
     """Statistics of the batch held: written out for RepViT's two classifiers in training."""
     small = HELD_MODELS['repvit']
-    model, other = CamModel(small.make()).double().train(), small.make().double().train()
+    model, other = small.cam_model().double().train(), small.make().double().train()
     target, images = torch.tensor([1, 0, 4]), small.images().double()
     hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
     features = other.forward_features(images).flatten(2).transpose(1, 2)
@@ -162,7 +162,7 @@ def test_training_step_under_bfloat16_channels_last_and_checkpointing(small):
 
 @ONE_OF_A_KIND
 def test_copies_give_the_same_maps(small):
-    model = CamModel(small.make())
+    model = small.cam_model()
     expected = model.class_maps(small.images()).maps(None)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), ModelEmaV3(model).module):
         assert other.kind == model.kind
@@ -172,7 +172,7 @@ def test_copies_give_the_same_maps(small):
 @pytest.mark.parametrize('name', ['convnext', 'mobilenetv3'])
 def test_compiled(name):
     small = HELD_MODELS[name]
-    model = CamModel(small.make())
+    model = small.cam_model()
     expected = model.class_maps(small.images())
     compiled = torch.compile(model, backend='eager')(small.images(), return_class_maps=True)
     torch.testing.assert_close(compiled.logits, expected.logits, rtol=1e-4, atol=1e-4)
@@ -183,7 +183,7 @@ def test_compiled(name):
 @pytest.mark.parametrize('size', [(64, 64), (96, 32), (80, 112), (32, 32)])
 @pytest.mark.parametrize('name', ['convnext', 'mobilenetv3', 'efficientvit', 'repvit'])
 def test_images_of_other_sizes(name, size):
-    model = CamModel(HELD_MODELS[name].make())
+    model = HELD_MODELS[name].cam_model()
     for batch in (1, 2):
         images = torch.randn(batch, 3, *size)
         class_maps = model.class_maps(images)
@@ -194,7 +194,7 @@ def test_images_of_other_sizes(name, size):
 def test_convolution_in_front_of_the_pool():
     """What it makes is the map that enters the pool; behind the pool, the hidden layer is held."""
     small = HELD_MODELS['efficientvit']
-    model = CamModel(small.make()).double()
+    model = small.cam_model().double()
     images = small.images().double()
     head = model.model.head
     entering = head.in_conv(model.model.forward_features(images))
@@ -209,7 +209,7 @@ def test_convolution_in_front_of_the_pool():
 def test_attention_pool_written_out():
     """Attention weights, the norm's scale and the gates of the hidden layer held: SigLIP's head."""
     small = HELD_MODELS['siglip']
-    model = CamModel(small.make()).double()
+    model = small.cam_model().double()
     images = small.images().double()
     tokens, pool = model.model.forward_features(images), model.model.attn_pool
     heads, width = pool.num_heads, pool.head_dim
@@ -229,7 +229,7 @@ def test_attention_pool_written_out():
 
 def test_vgg_on_other_sizes():
     """Larger maps enter the pool themselves; a kernel that covers the whole map is taken apart."""
-    model = CamModel(HELD_MODELS['vgg'].make())
+    model = HELD_MODELS['vgg'].cam_model()
     for size, grid in ((256, (2, 2)), (224, (7, 7)), (64, (7, 7))):
         class_maps = model.class_maps(torch.randn(2, 3, size, size))
         assert class_maps.grid == grid
@@ -298,7 +298,7 @@ def clip_scores(pool, features):
 def test_states_without_a_place_in_the_image_are_flat():
     """EfficientViM's hidden states are no positions: their share of a map is the same everywhere."""
     small = HELD_MODELS['efficientvim']
-    class_maps = CamModel(small.make()).class_maps(small.images())
+    class_maps = small.cam_model().class_maps(small.images())
     widths = small.kwargs['embed_dim']
     states = class_maps.positions[..., : sum(widths)]
     assert torch.equal(states, states[:, :1].expand_as(states))
@@ -307,7 +307,7 @@ def test_states_without_a_place_in_the_image_are_flat():
 
 def test_a_head_that_works_otherwise_in_training():
     """A head with two outputs in one mode is noticed there, and says so."""
-    held = CamModel(HELD_MODELS['repvit'].make())
+    held = HELD_MODELS['repvit'].cam_model()
     held.model.set_distilled_training(True)
     with pytest.raises(ValueError, match='works otherwise than when it was probed'):
         held.train().class_maps(HELD_MODELS['repvit'].images())
@@ -317,7 +317,7 @@ def test_a_head_that_works_otherwise_in_training():
 def test_maps_are_affine_in_the_features(name):
     """What is held carries no gradient: the second derivative is 0 (EfficientViT has an activation before its pool)."""
     small = HELD_MODELS[name]
-    model = CamModel(small.make()).double()
+    model = small.cam_model().double()
     with torch.no_grad():
         features = model.model.forward_features(small.images(1).double())
     each = features if isinstance(features, list) else [features]
@@ -334,7 +334,7 @@ def test_maps_are_affine_in_the_features(name):
 @pytest.mark.parametrize('name', ['convnext', 'siglip'])
 def test_nothing_is_kept_of_a_step(name):
     small = HELD_MODELS[name]
-    model = CamModel(small.make())
+    model = small.cam_model()
     features = []
     forward_features = model.model.forward_features
     model.model.forward_features = lambda x: features.append(forward_features(x)) or features[0]
@@ -350,7 +350,7 @@ def test_nothing_is_kept_of_a_step(name):
 
 
 def test_attention_pools_of_a_single_cell():
-    model = CamModel(HELD_MODELS['siglip'].make(dynamic_img_size=True))
+    model = HELD_MODELS['siglip'].cam_model(dynamic_img_size=True)
     class_maps = model.class_maps(torch.randn(2, 3, 16, 16))
     assert class_maps.grid == (1, 1)
     assert off_by(class_maps) < 1e-5
@@ -359,7 +359,7 @@ def test_attention_pools_of_a_single_cell():
 def test_attention_without_the_fused_function():
     for name in ('siglip', 'vit_map'):
         small = HELD_MODELS[name]
-        fused, other = CamModel(small.make()), CamModel(small.make())
+        fused, other = small.cam_model(), small.cam_model()
         other.model.attn_pool.fused_attn = False
         maps = other.class_maps(small.images()).maps(None)
         torch.testing.assert_close(maps, fused.class_maps(small.images()).maps(None), rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ ALL = pytest.mark.parametrize('small', TAIL_MODELS.values(), ids=TAIL_MODELS)
 
 @ALL
 def test_mean_of_maps_is_the_logit(small):
-    plain, model = small.make(), CamModel(small.make())
+    plain, model = small.make(), small.cam_model()
     assert (model.kind.name, model.kind.exact, model.kind.trainable) == (small.kind, True, False)
     with torch.no_grad():
         class_maps = model.class_maps(small.images())
@@ -30,14 +30,14 @@ def test_mean_of_maps_is_the_logit(small):
 @pytest.mark.parametrize('name', ['vit', 'xcit', 'coat_lite', 'volo'])
 def test_mean_of_maps_is_the_logit_in_float64(name):
     small = TAIL_MODELS[name]
-    assert off_by(CamModel(small.make()).double().class_maps(small.images().double())) < 1e-9
+    assert off_by(small.cam_model().double().class_maps(small.images().double())) < 1e-9
 
 
 @pytest.mark.parametrize('name', ['vit', 'eva', 'convit', 'deit_distilled'])
 def test_the_held_tail_is_affine_in_the_tokens(name):
     """Its maps are those tokens times gradients: twice the tokens' difference, twice the logits' difference."""
     small = TAIL_MODELS[name]
-    model = CamModel(small.make()).double()
+    model = small.cam_model().double()
     class_maps = model.class_maps(small.images().double())
     (start,) = class_maps._starts
     (gradient,) = torch.autograd.grad(class_maps._held[:, 2].sum(), start.shadow, retain_graph=True)
@@ -64,7 +64,7 @@ def test_factors_are_the_maps_themselves():
 @pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_gradient_modes(context):
     small = TAIL_MODELS['vit']
-    model = CamModel(small.make())
+    model = small.cam_model()
     expected = model.class_maps(small.images()).maps(None)
     with context():
         class_maps = model.class_maps(small.images())
@@ -75,7 +75,7 @@ def test_gradient_modes(context):
 
 def test_logits_have_their_own_gradient():
     small = TAIL_MODELS['vit']
-    plain, model = small.make(drop_path_rate=0.3).train(), CamModel(small.make(drop_path_rate=0.3)).train()
+    plain, model = small.make(drop_path_rate=0.3).train(), small.cam_model(drop_path_rate=0.3).train()
     torch.manual_seed(3)
     plain(small.images()).square().sum().backward()
     torch.manual_seed(3)
@@ -86,7 +86,7 @@ def test_logits_have_their_own_gradient():
 
 def test_nothing_is_trained_on_them():
     small = TAIL_MODELS['vit']
-    model = CamModel(small.make())
+    model = small.cam_model()
     with pytest.raises(UnsupportedHead, match=r"no trainable class maps for 'test_vit': .*\(--gp avg\)"):
         HNCTask(model)
     class_maps = model.class_maps(small.images())
@@ -94,14 +94,14 @@ def test_nothing_is_trained_on_them():
         hnc_loss(class_maps, torch.tensor([0, 1, 2]))
     with torch.no_grad():
         assert hnc_loss(class_maps, torch.tensor([0, 1, 2]), topk=2).isfinite()
-    HNCTask(CamModel(small.make(global_pool='avg')), verbose=False)
+    HNCTask(small.cam_model(global_pool='avg'), verbose=False)
 
 
 @pytest.mark.parametrize('name', ['vit', 'xcit'])
 def test_gradient_checkpointing(name):
     """The held network beside a checkpointed block leaves its recomputation alone."""
     small = TAIL_MODELS[name]
-    model = CamModel(small.make())
+    model = small.cam_model()
     expected = model.class_maps(small.images()).maps(None)
     model.model.set_grad_checkpointing()
     class_maps = model.class_maps(small.images())
@@ -113,7 +113,7 @@ def test_gradient_checkpointing(name):
 def test_two_threads():
     """The other thread's pass enters the same block."""
     small = SmallModel('test_vit', 'G', (160, 160), (10, 10), {'dynamic_img_size': True})
-    model = CamModel(small.make())
+    model = small.cam_model()
     images = {(10, 10): small.images(1), (4, 6): torch.randn(1, 3, 64, 96)}
     expected = {grid: model.class_maps(x).maps(None) for grid, x in images.items()}
 

@@ -18,12 +18,12 @@ def test_pixels_that_are_not_finite(small, value):
     images = small.images()
     images[1, 0, 3, 4] = value
     with pytest.raises(ValueError, match='logits of image 1 of the batch are not finite'):
-        CamModel(small.make()).class_maps(images)
+        small.cam_model().class_maps(images)
 
 
 @KINDS
 def test_classes_out_of_range(small):
-    class_maps = CamModel(small.make()).class_maps(small.images())
+    class_maps = small.cam_model().class_maps(small.images())
     for wrong in (7, -1):
         with pytest.raises(IndexError, match=f'class {wrong} is out of range: the model has 7 classes, from 0 on'):
             class_maps.maps(torch.tensor([[0], [wrong], [1]]))
@@ -38,7 +38,7 @@ def test_classes_out_of_range(small):
 
 @KINDS
 def test_classes_that_are_no_tensor(small):
-    class_maps = CamModel(small.make()).class_maps(small.images())
+    class_maps = small.cam_model().class_maps(small.images())
     assert torch.equal(class_maps.maps(3), class_maps.maps(torch.full((3, 1), 3)))
     assert torch.equal(class_maps.maps([3, 0]), class_maps.maps(torch.tensor([[3, 0]] * 3)))
     assert class_maps.maps([]).shape[:2] == (3, 0)
@@ -57,7 +57,7 @@ def test_classes_that_are_no_tensor(small):
 
 @KINDS
 def test_images_of_wrong_shape(small):
-    model = CamModel(small.make())
+    model = small.cam_model()
     with pytest.raises(ValueError, match=r'images of shape \(3, 64, 96\): expected \(batch, channels, height, width\)'):
         model.class_maps(small.images()[0])
     with pytest.raises(ValueError, match='images of 8 x 96 pixels are smaller than one cell of the maps'):

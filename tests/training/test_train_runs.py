@@ -86,12 +86,14 @@ def test_model_best_is_a_model_of_plain_timm(images, tmp_path):
     folder = run(tmp_path, images, '--hnc', 'kd', '--epochs', 2)
     code = (
         'import sys, json, timm, torch\n'
-        'sys.modules["timm_hnc"] = None\n'
+        'for name in [name for name in sys.modules if name.startswith("timm_hnc")]:\n'
+        '    sys.modules[name] = None\n'
         'model = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True).eval()\n'
         'x = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)\n'
         'print("--result"); print(json.dumps({"logits": model(x).tolist(), "cfg": model.pretrained_cfg}))'
     )
-    found = result_of(run_script('-c', code, folder / 'model_best', cwd=tmp_path))
+    (tmp_path / 'plain.py').write_text(code)
+    found = result_of(run_script(tmp_path / 'plain.py', folder / 'model_best', cwd=tmp_path))
     model = timm.create_model('test_resnet', num_classes=3, **NARROW)
     state = torch.load(folder / 'model_best' / '..' / 'training_state.pt', weights_only=True)
     model.load_state_dict(state['model'])
