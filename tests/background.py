@@ -49,10 +49,13 @@ def wait_for(process, pattern: Path, seconds: float = 90):
 
 def workers_of(process) -> list[int]:
     """The loading processes of a run; they are forks of it."""
-    own = Path(f'/proc/{process.pid}/cmdline').read_bytes()
-    found = []
-    for pid in descendants(process.pid):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f'/proc/{pid}/cmdline').read_bytes() == own:
-                found.append(pid)
-    return found
+    own = _command_line(process.pid)
+    return [pid for pid in descendants(process.pid) if own and _command_line(pid) == own]
+
+
+def _command_line(pid: int) -> bytes:
+    """Nothing of a process that has ended."""
+    try:
+        return Path(f'/proc/{pid}/cmdline').read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b''
