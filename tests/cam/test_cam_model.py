@@ -5,7 +5,7 @@ import warnings
 import pytest
 import timm
 import torch
-from map_checks import assert_same, gradients, off_by, seeded
+from map_checks import assert_same, gradients, off_by, roundings_off, seeded
 from safetensors.torch import load_file
 from small_models import MODELS, NUM_CLASSES, REPRESENTATIVES, SmallModel, heads_table, make_on_meta, perturb
 from timm.optim import create_optimizer_v2
@@ -46,7 +46,7 @@ def test_mean_of_maps_is_the_logit_in_bfloat16(small, training):
     model = small.cam_model(drop_rate=0.5).train(training)
     with torch.autocast('cpu', torch.bfloat16):
         class_maps = model.class_maps(small.images())
-        assert off_by(class_maps) < 1e-2
+        assert roundings_off(class_maps) < 4
         assert class_maps.maps(None).dtype == torch.bfloat16
 
 

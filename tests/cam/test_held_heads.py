@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from map_checks import assert_same, gradients, off_by, seeded
+from map_checks import assert_same, gradients, off_by, roundings_off, seeded
 from small_models import HELD_MODELS, NUM_CLASSES, SmallModel, perturb
 from timm.layers import AttentionPool2d, RotAttentionPool2d, apply_rot_embed_cat
 from timm.models.byobnet import ByoBlockCfg
@@ -153,7 +153,7 @@ def test_training_step_under_bfloat16_channels_last_and_checkpointing(small):
     task = HNCTask(CamModel(model), hnc=HNCLoss('kd', topk=3), verbose=False)
     images = small.images().contiguous(memory_format=torch.channels_last)
     with torch.autocast('cpu', torch.bfloat16):
-        assert off_by(CamModel(model).class_maps(images)) < 2e-2
+        assert roundings_off(CamModel(model).class_maps(images)) < 4
         loss = task(images, torch.tensor([0, 5, 2]))['loss']
     loss.backward()
     assert loss.isfinite()
