@@ -38,7 +38,8 @@ PLAIN = [
 ]
 HELD = [
     *('levit_512_s8', 'repvit_m1_1', 'convnext_atto', 'convnext_atto_rms', 'hiera_tiny_224', 'test_vit4'),
-    *('resnet50_mlp', 'vgg13', 'efficientvit_b0', 'resnet50_clip', 'vit_pe_core_base_patch16_224'),
+    *('mobilenetv3_small_050', 'resnet50_mlp', 'vgg13', 'efficientvit_b0', 'resnet50_clip'),
+    *('vit_pe_core_base_patch16_224', 'efficientvim_m1'),
 ]
 FOR_PICTURES = [
     *('pit_s_224', 'vit_xsmall_patch16_clip_224', 'mvitv2_small_cls', 'deit_small_distilled_patch16_224'),
