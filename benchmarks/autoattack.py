@@ -17,11 +17,11 @@ from pyautoattack import AutoAttack
 from timm.data import create_transform, resolve_data_config
 from torch.utils.data import Subset, default_collate
 
-from timm_hnc.command_line import run_command
+from timm_hnc.attacks.attacks import Attack, attack, normalized
+from timm_hnc.commands.attack_options import fraction
+from timm_hnc.commands.command_line import run_command
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.evaluation.attack_options import fraction
-from timm_hnc.evaluation.attacks import Attack, attack, normalized
-from timm_hnc.run_options import read_options
+from timm_hnc.files.options import read_options
 
 
 def load(run: Path, count: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:

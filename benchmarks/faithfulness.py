@@ -36,7 +36,7 @@ from faithfulness.photographs import MODEL, measure_photographs
 from faithfulness.table import Measured, markdown, rows, write_csv
 from tables.execute import execute
 
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
 from timm_hnc.errors import DataError, UsageError
 
 KEYS = [network.key for network in NETWORKS]

@@ -25,7 +25,7 @@ from faults.kills import kill_and_resume
 from faults.lines import fuzz_lines
 from faults.together import STARTED, start_together
 
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,10 +33,10 @@ from timm.data import resolve_model_data_config
 from timm.task import ClassificationEvaluator
 
 import timm_hnc
+from timm_hnc.commands.validate import main as validate
 from timm_hnc.evaluation.evaluate import evaluate
-from timm_hnc.evaluation.main import main as validate
 from timm_hnc.evaluation.map_pass import QualityPass, WatchedMaps
-from timm_hnc.evaluation.map_quality import MapQuality
+from timm_hnc.metrics.map_quality import MapQuality
 
 Step = Callable[[], Any]
 # one kind of head or two a line

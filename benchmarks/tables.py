@@ -30,7 +30,7 @@ from tables.presets import PRESETS
 from tables.report import draw_weights, find_runs, markdown, write_csv
 from tables.runs import Plan, Run, data_flags, holds_parquet
 
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
 from timm_hnc.errors import DataError, UsageError
 
 

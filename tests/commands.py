@@ -8,10 +8,10 @@ import sys
 
 from running import forget_run, kept_process_group
 
-import timm_hnc.evaluation.main
-import timm_hnc.training.main
+import timm_hnc.commands.train
+import timm_hnc.commands.validate
 
-MAIN = {'train': timm_hnc.training.main.main, 'validate': timm_hnc.evaluation.main.main}
+MAIN = {'train': timm_hnc.commands.train.main, 'validate': timm_hnc.commands.validate.main}
 
 if __name__ == '__main__':
     with kept_process_group():

@@ -22,7 +22,7 @@ from forks import Script
 from timm.layers import set_fast_norm
 from timm.utils.log import FormatterNoInfo
 
-from timm_hnc.cam.probe import MapHead, name_of, probe_head
+from timm_hnc.cam.heads.probe import MapHead, name_of, probe_head
 
 ROOT = Path(__file__).parents[1]
 # as narrow as it learns with: most of a test's time would be convolutions
@@ -83,10 +83,10 @@ def kept_process_group():
 def main_of(command: str):
     """The main() of a command of ours."""
     modules = {
-        'train': 'timm_hnc.training.main',
-        'validate': 'timm_hnc.evaluation.main',
-        'plots': 'timm_hnc.plots.command',
-        'hub': 'timm_hnc.hub.command',
+        'train': 'timm_hnc.commands.train',
+        'validate': 'timm_hnc.commands.validate',
+        'plots': 'timm_hnc.commands.plots',
+        'hub': 'timm_hnc.commands.hub',
     }
     return importlib.import_module(modules[command]).main
 
@@ -106,7 +106,7 @@ def _probe_once(model):
 
 def train(*argv) -> Path:
     """Run train.py's main(); the run folder that --output and --experiment name."""
-    from timm_hnc.training.main import main
+    from timm_hnc.commands.train import main
 
     argv = [str(word) for word in argv]
     forget_run()
@@ -119,7 +119,7 @@ def train(*argv) -> Path:
 
 def validate(capsys, *argv):
     """Run validate.py's main(); the figures that it prints."""
-    from timm_hnc.evaluation.main import main
+    from timm_hnc.commands.validate import main
 
     forget_run()
     capsys.readouterr()
@@ -129,11 +129,11 @@ def validate(capsys, *argv):
 
 def failure(capsys, command: str, *argv) -> tuple[int, str]:
     """Run a command line that fails: its exit code, and the one line of stderr that says error."""
-    import timm_hnc.evaluation.main
-    import timm_hnc.training.main
-    from timm_hnc.command_line import run_command
+    import timm_hnc.commands.train
+    import timm_hnc.commands.validate
+    from timm_hnc.commands.command_line import run_command
 
-    main = {'train': timm_hnc.training.main.main, 'validate': timm_hnc.evaluation.main.main}[command]
+    main = {'train': timm_hnc.commands.train.main, 'validate': timm_hnc.commands.validate.main}[command]
     forget_run()
     capsys.readouterr()
     code = run_command(main, [str(word) for word in argv])

@@ -20,7 +20,7 @@ from timm.models.volo import VOLO
 from torch import Tensor, nn
 
 from timm_hnc import CamModel
-from timm_hnc.cam.probe import MapHead, probe_head
+from timm_hnc.cam.heads.probe import MapHead, probe_head
 
 NUM_CLASSES = 7
 _HEADS: dict[str, MapHead] = {}

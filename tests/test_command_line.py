@@ -9,7 +9,7 @@ from running import run_script
 from timm.utils import ParseKwargs
 from torch.utils.data import DataLoader, Dataset
 
-from timm_hnc.command_line import (
+from timm_hnc.commands.command_line import (
     HelpFormatter,
     KeyValues,
     given_on_command_line,
@@ -295,7 +295,7 @@ def test_one_line_finds_the_message_of_an_error_in_a_loading_process():
 
 def test_a_process_ends_with_the_exit_code(tmp_path):
     (tmp_path / 'train.py').write_text(
-        'import sys; from timm_hnc.command_line import run_command; from timm_hnc.errors import UsageError\n'
+        'import sys; from timm_hnc.commands.command_line import run_command; from timm_hnc.errors import UsageError\n'
         'def main(argv): raise UsageError("--x 1: no.")\n'
         'sys.exit(run_command(main))'
     )

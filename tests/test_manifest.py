@@ -6,7 +6,7 @@ import random
 import pytest
 
 from timm_hnc.errors import DataError
-from timm_hnc.manifest import MANIFEST, check_manifest, write_manifest
+from timm_hnc.files.manifest import MANIFEST, check_manifest, write_manifest
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import timm_hnc.models  # noqa: F401  # registers the CIFAR networks with timm
 from timm_hnc.cam import CamModel, ClassMaps
-from timm_hnc.hub.loading import create_model
 from timm_hnc.hub.publish import push_to_hub
-from timm_hnc.hub.weights import save_pretrained
 from timm_hnc.losses import HNCLoss, hnc_loss
 from timm_hnc.tasks import HNCMultiLabelTask, HNCTask
 from timm_hnc.version import __version__
+from timm_hnc.weights.loading import create_model
+from timm_hnc.weights.saving import save_pretrained
 
 __all__ = [
     'CamModel',

@@ -10,7 +10,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
-from timm_hnc.cam.probe import check_trainable
+from timm_hnc.cam.heads.probe import check_trainable
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import check_classifier

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from faithfulness.layers import layers
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.frozen import held_gate, held_norm
-from timm_hnc.cam.operations import GATED, NORMS, Call, plain_name
+from timm_hnc.cam.following.operations import GATED, NORMS, Call, plain_name
+from timm_hnc.cam.heads.detached_functions import held_gate, held_norm
 
 ALL = frozenset({'norm', 'gate', 'attention'})
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.following.layout import Live
+from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.grids import finest, resize_positions
-from timm_hnc.cam.heads import Head
-from timm_hnc.cam.held_head import Branch
-from timm_hnc.cam.held_tail import HeldTail, TokenInput
-from timm_hnc.cam.layout import Live
-from timm_hnc.cam.operations import tensors_in
+from timm_hnc.cam.heads.base import Head
+from timm_hnc.cam.heads.detached_head import Branch
+from timm_hnc.cam.heads.detached_tail import HeldTail, TokenInput
 
 _DIMS = {'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': (1,)}
 

@@ -18,7 +18,7 @@ from faithfulness.networks import CLASSES, COLUMNS
 from faithfulness.road import road
 from timm_hnc.cam import CamModel
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.evaluation.deletion import curve_areas
+from timm_hnc.metrics.deletion import curve_areas
 
 METRICS = ('deletion', 'insertion', 'ROAD', 'GridPG')
 LOWER_IS_BETTER = {'deletion'}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from faults.kills import command, start
 from timm_hnc.errors import DataError
-from timm_hnc.manifest import check_manifest
+from timm_hnc.files.manifest import check_manifest
 
 
 def flip(content: bytes, at: int, bit: int) -> bytes:

@@ -10,10 +10,10 @@ import timm
 import torch
 from timm.data import create_loader
 
+from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.data.keyed import use_keys
-from timm_hnc.hub.weights import save_pretrained
-from timm_hnc.training.checkpoints import CheckpointFolder, Progress
+from timm_hnc.data.loading.seeded_batches import use_keys
+from timm_hnc.weights.saving import save_pretrained
 
 IMAGES_OF_IMAGENET = 1_281_167
 

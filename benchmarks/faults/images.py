@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from faults.isolated import isolated
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.data.skipped import SkippedImages
+from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import read
 

@@ -10,12 +10,12 @@ import torch
 import yaml
 
 from faults.isolated import isolated
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.train import main as train
+from timm_hnc.commands.train_flags import build_parser as train_parser
+from timm_hnc.commands.validate import main as validate
+from timm_hnc.commands.validate_options import build_parser as validate_parser
 from timm_hnc.errors import DataError
-from timm_hnc.evaluation.main import main as validate
-from timm_hnc.evaluation.options import build_parser as validate_parser
-from timm_hnc.training.flags import build_parser as train_parser
-from timm_hnc.training.main import main as train
 
 # runs that would be long, would speak to a network or would write elsewhere are not what is looked for
 _LEFT_ALONE = {'help', 'config', 'output', 'experiment', 'log_wandb', 'wandb_project', 'push_to_hub', 'torchcompile'}

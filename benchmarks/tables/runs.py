@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from tables.plan import MULTI_LABEL_METRICS, ROOT, Cell
+from timm_hnc.commands.train_options import parse_train_options
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.training.options import parse_train_options
 
 METRICS = ('top1', 'top5')
 # input column, label column and evaluation split of a Hugging Face-style folder

@@ -11,7 +11,7 @@ from faults.isolated import isolated
 from faults.kills import same, updates_in
 from faults.together import Together
 
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
 from timm_hnc.errors import DataError
 
 

@@ -9,8 +9,8 @@ from tables.plan import TABLES, choose, plan
 from tables.presets import PRESETS
 from tables.runs import Plan, Run, data_flags
 
+from timm_hnc.commands.validate_options import parse_validate_options
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.options import parse_validate_options
 
 
 def test_figures_of_the_paper_agree_with_its_text():

@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from timm_hnc import CamModel, ClassMaps, HNCLoss, HNCTask, create_model
-from timm_hnc.hub.weights import save_pretrained
+from timm_hnc.weights.saving import save_pretrained
 
 ALL = pytest.mark.parametrize('small', MODELS.values(), ids=MODELS)
 FEW = pytest.mark.parametrize('small', [MODELS[name] for name in REPRESENTATIVES], ids=REPRESENTATIVES)

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional
 
 from timm_hnc import CamModel, HNCLoss, HNCTask, hnc_loss
-from timm_hnc.cam.held_tail import ShadowTracker, Start, TailMaps
-from timm_hnc.cam.layout import Live
-from timm_hnc.cam.probe import UnsupportedHead
+from timm_hnc.cam.following.layout import Live
+from timm_hnc.cam.heads.detached_tail import ShadowTracker, Start, TailMaps
+from timm_hnc.cam.heads.probe import UnsupportedHead
 
 ALL = pytest.mark.parametrize('small', HELD_MODELS.values(), ids=HELD_MODELS)
 NAMES = ('repvit', 'convnext', 'mobilenetv3', 'efficientvit', 'siglip', 'efficientvim')  # one of every kind

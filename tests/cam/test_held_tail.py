@@ -8,7 +8,7 @@ from map_checks import off_by
 from small_models import NUM_CLASSES, TAIL_MODELS, SmallModel
 
 from timm_hnc import CamModel, HNCTask, hnc_loss
-from timm_hnc.cam.probe import UnsupportedHead
+from timm_hnc.cam.heads.probe import UnsupportedHead
 
 ALL = pytest.mark.parametrize('small', TAIL_MODELS.values(), ids=TAIL_MODELS)
 

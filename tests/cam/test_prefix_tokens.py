@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from timm_hnc.cam.layout import Live
-from timm_hnc.cam.parts import Parts
-from timm_hnc.cam.positions import PositionTracker
-from timm_hnc.cam.tracking import Lost
+from timm_hnc.cam.following.layout import Live
+from timm_hnc.cam.following.mean_of_parts import Parts
+from timm_hnc.cam.following.positions import PositionTracker
+from timm_hnc.cam.following.tracking import Lost
 
 GENERATOR = torch.Generator().manual_seed(0)
 

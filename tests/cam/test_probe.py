@@ -23,7 +23,7 @@ from timm.layers import set_fast_norm
 from torch import nn
 
 from timm_hnc import CamModel
-from timm_hnc.cam.probe import UnsupportedHead, check_trainable, probe_head
+from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable, probe_head
 
 ADVICE = "create it with global_pool='avg' (--gp avg)"
 KINDS = heads_table()

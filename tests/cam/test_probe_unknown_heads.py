@@ -13,7 +13,7 @@ from unknown_models import (
 )
 
 from timm_hnc import CamModel
-from timm_hnc.cam.probe import UnsupportedHead
+from timm_hnc.cam.heads.probe import UnsupportedHead
 
 MANY = [shape for shape in IMAGES if shape[0] > 1]  # a batch norm does not train on one image
 TRAINING = pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])

@@ -6,7 +6,7 @@ from torch import nn
 from unknown_models import Tiny, accepted, assert_exact, assert_maps_move_with_the_patches
 
 from timm_hnc import CamModel
-from timm_hnc.cam.probe import UnsupportedHead
+from timm_hnc.cam.heads.probe import UnsupportedHead
 
 
 class LastLayout(Tiny):

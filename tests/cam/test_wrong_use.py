@@ -7,7 +7,7 @@ from small_models import HELD_MODELS, MODELS, TAIL_MODELS
 from torch import nn
 
 from timm_hnc import CamModel
-from timm_hnc.cam.probe import UnsupportedHead
+from timm_hnc.cam.heads.probe import UnsupportedHead
 
 KINDS = pytest.mark.parametrize('small', [MODELS['resnet'], HELD_MODELS['convnext'], TAIL_MODELS['vit']], ids='ACG')
 

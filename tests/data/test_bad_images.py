@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.data.reading import read as read_loader
-from timm_hnc.data.skipped import SkippedImages
+from timm_hnc.data.loading.loader_errors import read as read_loader
+from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.errors import DataError
 
 

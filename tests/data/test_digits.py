@@ -4,7 +4,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from timm_hnc.data.datasets import class_names, create_dataset
-from timm_hnc.data.digits import DigitsReader, create_digits
+from timm_hnc.data.sets.digits import DigitsReader, create_digits
 from timm_hnc.errors import UsageError
 
 
@@ -46,6 +46,6 @@ def test_wrong_split_or_name_is_refused(monkeypatch):
         create_dataset('hnc/digits', None, 'test', num_classes=10)
     with pytest.raises(UsageError, match=r"'hnc/letters' is unknown"):
         create_dataset('hnc/letters', None, 'train', num_classes=10)
-    monkeypatch.setattr('timm_hnc.data.digits.find_spec', lambda name: None)
+    monkeypatch.setattr('timm_hnc.data.sets.digits.find_spec', lambda name: None)
     with pytest.raises(UsageError, match=r'pip install "timm_hnc\[quickstart\]"'):
         create_dataset('hnc/digits', None, 'train', num_classes=10)

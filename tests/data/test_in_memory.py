@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from timm_hnc.data.in_memory import InMemoryBatches, RememberedBatches
-from timm_hnc.data.keyed import KeyedBatches
+from timm_hnc.data.loading.in_memory import InMemoryBatches, RememberedBatches
+from timm_hnc.data.loading.seeded_batches import KeyedBatches
 
 
 def batches_of(images, count, flips=(0.5, 0.0), padding=(1, 2)):

@@ -5,7 +5,7 @@ import torch
 from timm.data import FastCollateMixup
 from torch.utils.data import DataLoader, Dataset
 
-from timm_hnc.data.keyed import use_keys
+from timm_hnc.data.loading.seeded_batches import use_keys
 
 
 class Draws(Dataset):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from timm_hnc.data import reading
+from timm_hnc.data.loading import loader_errors as reading
 from timm_hnc.errors import DataError
 
 SAMPLES = [torch.full((3,), float(index)) for index in range(12)]

@@ -8,7 +8,7 @@ from running import subprocess_environment
 from torch.utils.data import DataLoader
 
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.data.skipped import SkippedImages
+from timm_hnc.data.loading.skipped_images import SkippedImages
 
 
 class ToTensor:

@@ -11,7 +11,7 @@ from forks import start_server
 from running import subprocess_environment
 from torch.utils.data import DataLoader, get_worker_info
 
-from timm_hnc.data.workers import outlive_signals
+from timm_hnc.data.loading.worker_signals import outlive_signals
 
 SAMPLES = [torch.full((1,), float(index)) for index in range(8)]
 

@@ -44,7 +44,7 @@ LABELS = torch.tensor([0, 3, 1, 4, 2, 2])
 if __name__ == '__main__':
     import torchattacks
 
-    from timm_hnc.evaluation.attacks import normalized
+    from timm_hnc.attacks.attacks import normalized
 
     classifier = normalized(Network()).eval()
     pgd = torchattacks.PGD(classifier, eps=EPS, alpha=STEP, steps=STEPS, random_start=False)

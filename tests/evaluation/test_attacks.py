@@ -10,8 +10,8 @@ from running import MODEL, SMALL, failure, train, validate
 from safetensors.torch import load_file
 
 from timm_hnc import CamModel, HNCLoss, hnc_loss
-from timm_hnc.evaluation.attack_options import fraction
-from timm_hnc.evaluation.attacks import Attack, attack, cross_entropy, normalized, sample_losses, with_hnc
+from timm_hnc.attacks.attacks import Attack, attack, cross_entropy, normalized, sample_losses, with_hnc
+from timm_hnc.commands.attack_options import fraction
 
 REFERENCE = load_file(Path(__file__).parent / 'torchattacks_reference.safetensors')
 PGD = Attack('pgd', EPS, STEPS, STEP, random_start=False)

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.nn.functional import conv2d
 
-from timm_hnc.evaluation.deletion import blur, curve_areas
+from timm_hnc.metrics.deletion import blur, curve_areas
 
 # Three images of 24 x 24 pixels, orders of their pixels as maps, and areas of the model `Published` for the class that
 # it sees, computed by github.com/eclique/RISE (commit d91ea006, MIT licence) with 64 and 53 pixels a step and its blur.

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from scipy import ndimage
 
 from timm_hnc.data.input_geometry import InputFrame, Side
-from timm_hnc.evaluation.level_boxes import LEVELS, level_boxes
-from timm_hnc.evaluation.localization import IOUS, Localization, best_ious, energy_inside, points_at
+from timm_hnc.metrics.level_boxes import LEVELS, level_boxes
+from timm_hnc.metrics.localization import IOUS, Localization, best_ious, energy_inside, points_at
 
 # 24 maps of 5 x 6 whole numbers with two boxes each, of images of 100 x 80 pixels seen as 40 x 48. Box accuracies and
 # IoUs are those of github.com/clovaai/wsolevaluation (commit 96f4b886, MIT licence, opencv 4.12) with

@@ -10,7 +10,7 @@ from running import ROOT, SMALL, failure, result_of, run_script, train, validate
 from scipy.stats import entropy
 
 from timm_hnc import ClassMaps
-from timm_hnc.evaluation.map_quality import MapQuality
+from timm_hnc.metrics.map_quality import MapQuality
 
 CLASSES, HERE = 6, ['--workers', '0', '--device', 'cpu', '-b', '7']
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import precision_recall_fscore_support
 
-from timm_hnc.evaluation.multilabel import MultiLabelEvaluator
+from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 
 SAMPLES, CLASSES = 203, 9
 # what public code made of these scores and labels; neither repository names a licence, and nothing of them stands here

@@ -11,14 +11,14 @@ from running import main_of, validate
 from torch import nn
 
 from timm_hnc import CamModel, save_pretrained
-from timm_hnc.command_line import run_command
+from timm_hnc.attacks.attacks import Attack, attack, normalized, sample_losses, with_hnc
+from timm_hnc.commands.attack_options import fraction
+from timm_hnc.commands.command_line import run_command
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.evaluation.attack_options import fraction
-from timm_hnc.evaluation.attacks import Attack, attack, normalized, sample_losses, with_hnc
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
+from timm_hnc.files.tables import write_json
 from timm_hnc.losses import HNCLoss
-from timm_hnc.rows import write_json
 
 
 class Reader:
@@ -103,7 +103,7 @@ def test_json_has_no_nan(tmp_path):
 
 
 def test_options_that_do_nothing_are_refused(tmp_path):
-    from timm_hnc.evaluation.options import parse_validate_options
+    from timm_hnc.commands.validate_options import parse_validate_options
 
     for argv, message in (
         (['--attack-eps', '0.1'], '--attack-eps: does nothing without --attack'),

@@ -17,11 +17,11 @@ SERVER = (
     f'import sys; sys.path.insert(0, {str(ROOT / "tests")!r})'
     + """
 import contextlib, gc, io, json, os, select, socketserver
-import torch, timm, timm_hnc, timm_hnc.hub.problems
+import torch, timm, timm_hnc, timm_hnc.weights.hub_errors
 from running import forget_run, main_of
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
 
-timm_hnc.hub.problems.time = no_waiting
+timm_hnc.weights.hub_errors.time = no_waiting
 os.fsync = lambda file: None  # as conftest.py says
 for name in ('train', 'validate', 'plots', 'hub'):
     main_of(name)

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 from test_loading import pickle_that_runs
 
-from timm_hnc.command_line import run_command
-from timm_hnc.hub.command import main
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.hub import main
 
 
 def write_checkpoint(path, model, wrap=True):
@@ -105,7 +105,7 @@ def test_an_import_that_fails_leaves_nothing_in_the_way(model, tmp_path, capsys,
     write_checkpoint(tmp_path / 'a.pth', model)
     argv = ['import', tmp_path / 'a.pth', '--model', 'test_resnet', '--num-classes', '3', '--out', tmp_path / 'run']
     with monkeypatch.context() as patch:
-        patch.setattr('timm_hnc.hub.weights.safetensors.torch.save_file', no_space)
+        patch.setattr('timm_hnc.weights.saving.safetensors.torch.save_file', no_space)
         code, error = refused(capsys, *argv)
     assert code == 1
     assert 'No space left on device' in error

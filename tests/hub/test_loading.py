@@ -15,7 +15,7 @@ from running import ROOT, contents, result, subprocess_environment
 
 from timm_hnc import create_model, save_pretrained
 from timm_hnc.errors import DataError
-from timm_hnc.hub.loading import check_config
+from timm_hnc.weights.loading import check_config
 
 QUICK = ['--epochs', '1', '--workers', '0', '--cam-images', '0', '--no-report', '--device', 'cpu']
 

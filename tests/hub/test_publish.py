@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from running import NARROW, arguments, contents, result
 
+from timm_hnc.files.manifest import write_manifest
 from timm_hnc.hub.portable import data_name, portable_options, portable_result, without_folders
-from timm_hnc.manifest import write_manifest
 
 PARTS = {'model.safetensors', 'config.json', 'README.md', 'args.yaml', 'summary.csv', 'result.json', 'cams.png'}
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from timm_hnc.errors import DataError
-from timm_hnc.training.publishing import Publisher
+from timm_hnc.training.outputs.publishing import Publisher
 
 RUN = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '8', '--workers', '0']
 RUN += ['--device', 'cpu']
@@ -60,7 +60,7 @@ def test_a_slow_hub_does_not_hold_training_up(run, monkeypatch, caplog):
         published.append(commit_message)
         return 'address'
 
-    monkeypatch.setattr('timm_hnc.training.publishing.publish_folder', slow)
+    monkeypatch.setattr('timm_hnc.training.outputs.publishing.publish_folder', slow)
     names = ('hub_private', 'hub_revision', 'hub_licence', 'baseline')
     publisher = Publisher(Namespace(push_to_hub='alice/slow', **dict.fromkeys(names)), run)
     for epoch in (0, 1):
@@ -76,7 +76,7 @@ def test_a_hub_that_fails_in_the_background_costs_nothing(run, monkeypatch, capl
     def fail(*args, **kwargs):
         raise DataError('not published: the Hub is down.')
 
-    monkeypatch.setattr('timm_hnc.training.publishing.publish_folder', fail)
+    monkeypatch.setattr('timm_hnc.training.outputs.publishing.publish_folder', fail)
     names = ('hub_private', 'hub_revision', 'hub_licence', 'baseline')
     publisher = Publisher(Namespace(push_to_hub='alice/down', **dict.fromkeys(names)), run)
     publisher.publish_so_far('epoch 0', {}, with_picture=False)

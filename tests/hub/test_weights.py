@@ -7,7 +7,7 @@ import torch
 from timm.layers import convert_splitbn_model
 
 from timm_hnc import CamModel, create_model
-from timm_hnc.hub.weights import export_state_dict, save_pretrained
+from timm_hnc.weights.saving import export_state_dict, save_pretrained
 
 
 @pytest.fixture

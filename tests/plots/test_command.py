@@ -15,9 +15,9 @@ from PIL import Image
 from running import ROOT, run_script
 
 from timm_hnc import CamModel, save_pretrained
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.plots import main
 from timm_hnc.errors import DataError
-from timm_hnc.plots.command import main
 from timm_hnc.plots.curves import draw_curves, read_run
 from timm_hnc.plots.loss_figure import example_maps, values_and_gradients
 from timm_hnc.plots.panel import draw_panel

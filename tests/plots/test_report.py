@@ -16,14 +16,14 @@ from torch.nn.functional import cross_entropy, softmax
 from torchvision.datasets import ImageFolder
 
 from timm_hnc import CamModel, ClassMaps
-from timm_hnc.command_line import run_command
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.plots import main
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.confusions import ConfusionPass
-from timm_hnc.plots.command import main
-from timm_hnc.plots.examples import ExamplePass, read_examples
-from timm_hnc.plots.figure_table import figure_table
-from timm_hnc.plots.report import write_report
-from timm_hnc.plots.run_files import read_run_files
+from timm_hnc.report.examples import ExamplePass, read_examples
+from timm_hnc.report.figure_table import figure_table
+from timm_hnc.report.page import write_report
+from timm_hnc.report.run_files import read_run_files
 
 
 @pytest.fixture(scope='module')
@@ -168,7 +168,7 @@ def test_a_run_measured_with_another_topk_is_marked_on_the_page(runs, capsys, tm
 @pytest.fixture
 def without_curves(monkeypatch):
     """Drawing them takes half a second a page: as without matplotlib."""
-    monkeypatch.setattr('timm_hnc.plots.report.find_spec', lambda name: None)
+    monkeypatch.setattr('timm_hnc.report.page.find_spec', lambda name: None)
 
 
 def write_and_read(folders, tmp_path):

@@ -14,11 +14,11 @@ import torch
 from running import forget_run, kept_process_group
 from torch import nn
 
-from timm_hnc.training.build import build_run
-from timm_hnc.training.checkpoints import CheckpointFolder, Progress
-from timm_hnc.training.environment import create_accelerator
+from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
+from timm_hnc.commands.train_options import parse_train_options
 from timm_hnc.training.epoch import train_one_epoch
-from timm_hnc.training.options import parse_train_options
+from timm_hnc.training.setup.build import build_run
+from timm_hnc.training.setup.environment import create_accelerator
 
 
 class Batches(list):

@@ -303,7 +303,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_earlier_ones_whole(images, t
     def no_space(*args, **kwargs):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('timm_hnc.hub.weights.safetensors.torch.save_file', no_space)
+    monkeypatch.setattr('timm_hnc.weights.saving.safetensors.torch.save_file', no_space)
     code, line = failure(capsys, 'train', *argv, '--resume', 'auto')
     assert code == 1
     assert 'No space left on device' in line

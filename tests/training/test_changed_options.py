@@ -19,8 +19,8 @@ from running import (
     training_state,
 )
 
+from timm_hnc.files.manifest import write_manifest
 from timm_hnc.hub.publish import bundled_run
-from timm_hnc.manifest import write_manifest
 
 LINE = re.compile('Going on with other options than before: (.*)')
 

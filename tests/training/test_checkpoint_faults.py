@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress, find_checkpoint
 from timm_hnc.errors import DataError
-from timm_hnc.training.checkpoints import CheckpointFolder, Progress, find_checkpoint
 
 # every call through which a save reaches the disk
 CALLS = [(os, 'open'), (os, 'fsync'), (os, 'mkdir'), (os, 'rename'), (os, 'replace'), (os, 'symlink'), (os, 'unlink')]

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 from timm_hnc.errors import DataError
-from timm_hnc.training.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 
 
 def write(text):

@@ -11,11 +11,11 @@ from running import forget_run
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from timm_hnc.commands.train_options import parse_train_options
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.precision import resolve_precision
-from timm_hnc.training.environment import create_accelerator
-from timm_hnc.training.options import parse_train_options
+from timm_hnc.training.setup.environment import create_accelerator
 
 
 def accelerator(*argv):

@@ -20,8 +20,8 @@ from running import (
 )
 
 import timm_hnc.training.fit
-from timm_hnc.command_line import run_command
-from timm_hnc.training.main import main
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.train import main
 
 AUGMENTED = ['--aa', 'rand-m5-mstd0.5-inc1', '--reprob', 0.3, '--drop', 0.1, '--lr', 0.05]
 

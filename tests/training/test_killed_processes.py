@@ -11,7 +11,7 @@ import pytest
 from background import TRAIN, descendants, kill_all, running, wait_for, workers_of
 from running import SMALL, failure, run_differences, run_script, summary, train
 
-from timm_hnc.training.checkpoints import find_checkpoint
+from timm_hnc.checkpoints.checkpoints import find_checkpoint
 
 EXACT = ['--model-ema', '--grad-accum-steps', 2, '--hnc', 'mse', '--aa', 'rand-m5', '--mixup', 0.3, '-b', 4]
 EXACT += ['--epochs', 2, '--workers', 1, '--checkpoint-interval', 1, '--lr', 0.05, '--drop', 0.1]

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from running import SMALL, failure, result, summary, train, training_state
 
 import timm_hnc.training.epoch
-from timm_hnc.training.checkpoints import find_checkpoint
-from timm_hnc.training.notices import Notice, Notices
+from timm_hnc.checkpoints.checkpoints import find_checkpoint
+from timm_hnc.training.update_flags import Notice, Notices
 
 
 @pytest.fixture

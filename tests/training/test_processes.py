@@ -24,7 +24,7 @@ from running import (
     validate,
 )
 
-from timm_hnc.plots.examples import read_examples
+from timm_hnc.report.examples import read_examples
 
 HERE = Path(__file__).parent
 TASKS = [

@@ -22,7 +22,7 @@ from running import (
     training_state,
 )
 
-from timm_hnc.manifest import write_manifest
+from timm_hnc.files.manifest import write_manifest
 
 AUGMENTED = ['--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--mixup', 0.3, '--drop', 0.1, '--lr', 0.05]
 

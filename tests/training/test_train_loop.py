@@ -15,10 +15,10 @@ from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
 from timm_hnc import CamModel, hnc_loss
-from timm_hnc.data.keyed import seed_generators
-from timm_hnc.training.build import build_run
-from timm_hnc.training.checkpoints import CheckpointFolder, Progress
-from timm_hnc.training.options import parse_train_options
+from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
+from timm_hnc.commands.train_options import parse_train_options
+from timm_hnc.data.loading.seeded_batches import seed_generators
+from timm_hnc.training.setup.build import build_run
 
 
 def options(images, *argv):

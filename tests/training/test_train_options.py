@@ -9,8 +9,9 @@ import yaml
 from flag_table import check_flag, read_flags
 from timm.loss import LOSS_TYPES, create_classification_loss
 
+from timm_hnc.commands.train_options import build_parser, parse_train_options
 from timm_hnc.errors import UsageError
-from timm_hnc.training.options import build_parser, loss_kwargs, mixup_active, parse_train_options
+from timm_hnc.training.setup.criterion import loss_kwargs, mixup_active
 
 FLAGS = read_flags(Path(__file__).parent / 'timm_train_flags.csv')
 

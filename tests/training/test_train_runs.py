@@ -28,7 +28,7 @@ from running import (
 )
 
 import timm_hnc
-from timm_hnc.training.options import build_parser
+from timm_hnc.commands.train_options import build_parser
 
 
 def run(tmp_path, images, *argv, name='run'):
@@ -41,7 +41,7 @@ def test_a_run_folder_holds_what_the_contract_says(images, tmp_path, monkeypatch
         return original(name)
 
     monkeypatch.setattr(importlib.metadata, 'version', version)
-    monkeypatch.setattr('timm_hnc.training.results.version', version)
+    monkeypatch.setattr('timm_hnc.training.outputs.results.version', version)
     folder = run(tmp_path, images, *shlex.split('--epochs 3 --hnc mse --lr 0.1 --warmup-epochs 0 --cam-images 8'))
     assert {path.name for path in folder.iterdir()} == {
         *('args.yaml', 'summary.csv', 'checkpoints', 'last', 'model_best', 'cams', 'result.json')

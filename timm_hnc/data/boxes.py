@@ -9,7 +9,7 @@ from timm.data.readers.targets import get_field
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from timm_hnc.data.box_files import XmlBoxes
+from timm_hnc.data.sets.box_files import XmlBoxes
 from timm_hnc.errors import DataError, UsageError, first_lines
 
 FORMATS = ('xyxy', 'xywh')

@@ -9,13 +9,13 @@ from typing import Any
 import timm.data
 from torch.utils.data import Dataset
 
-from timm_hnc.data.coco import read_coco
-from timm_hnc.data.cub import read_cub
-from timm_hnc.data.digits import create_digits
 from timm_hnc.data.labels import sample_labels
-from timm_hnc.data.readable import check_images
+from timm_hnc.data.loading.unreadable_images import check_images
+from timm_hnc.data.sets.coco import read_coco
+from timm_hnc.data.sets.cub import read_cub
+from timm_hnc.data.sets.digits import create_digits
+from timm_hnc.data.sets.tiny_imagenet import read_tiny_imagenet
 from timm_hnc.data.targets import ClassIndex, LabelSet
-from timm_hnc.data.tiny_imagenet import read_tiny_imagenet
 from timm_hnc.errors import DataError, UsageError
 
 # as their authors publish them
@@ -187,3 +187,8 @@ def _check_range(labels: set[int], name: str | None, num_classes: int) -> None:
             f"data set '{name}' has labels outside the model's range 0 to {num_classes - 1}, such as {wrong[-1]}: "
             'set --num-classes to the classes of the data.'
         )
+
+
+def is_streamed(dataset: str) -> bool:
+    """Whether a data set of this name is read from front to back, not by index."""
+    return dataset.lower().startswith(('hfids/', 'wds/', 'tfds/'))

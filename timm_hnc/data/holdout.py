@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from timm_hnc.data.wrapped import WrappedDataset
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
 from timm_hnc.errors import DataError
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from timm_hnc.data.wrapped import WrappedDataset
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
 
 KINDS = ('symmetric', 'asymmetric')
 

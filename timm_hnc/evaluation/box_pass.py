@@ -11,8 +11,8 @@ from timm_hnc.cam import ClassMaps
 from timm_hnc.data.boxes import BoxSource, check_inside, sample_order
 from timm_hnc.data.input_geometry import InputGeometry
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.localization import Localization
-from timm_hnc.evaluation.map_quality import present_classes
+from timm_hnc.metrics.localization import Localization
+from timm_hnc.metrics.map_quality import present_classes
 
 
 class BoxPass:

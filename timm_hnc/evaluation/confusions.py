@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.evaluation.map_quality import map_figures, present_classes
+from timm_hnc.metrics.map_quality import map_figures, present_classes
 
 
 class ConfusionPass:

@@ -10,10 +10,10 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from timm_hnc.cam.copies import evaluating
-from timm_hnc.data.reading import read
+from timm_hnc.cam.heads.model_copies import evaluating
+from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.errors import DataError
-from timm_hnc.evaluation.multilabel import MultiLabelEvaluator
+from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.progress import progress
 
 _logger = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from timm.task import evaluation_sample_limit
 from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
-from timm_hnc.cam.probe import UnsupportedHead
+from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
-from timm_hnc.evaluation.deletion import CURVES, curve_areas
-from timm_hnc.evaluation.map_quality import MapQuality
-from timm_hnc.rows import write_csv
+from timm_hnc.files.tables import write_csv
+from timm_hnc.metrics.deletion import CURVES, curve_areas
+from timm_hnc.metrics.map_quality import MapQuality
 
 OnBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -11,8 +11,8 @@ from timm.models import load_checkpoint, parse_model_name, reparameterize_model
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.inputs import model_arguments
 from timm_hnc.evaluation.sources import Source
-from timm_hnc.hub.loading import reading
-from timm_hnc.hub.weights import check_architecture
+from timm_hnc.weights.loading import reading
+from timm_hnc.weights.saving import check_architecture
 
 _logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_hnc.cam.copies import evaluating
-from timm_hnc.evaluation.attacks import Attack, AttackedLoss, Normalized, attack, cross_entropy
+from timm_hnc.attacks.attacks import Attack, AttackedLoss, Normalized, attack, cross_entropy
+from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.evaluation.evaluate import evaluate
 from timm_hnc.losses.base import raised
 

@@ -8,8 +8,8 @@ from timm.models import is_model, list_models, parse_model_name
 from timm.utils import natural_key
 
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.hub.weights import find_weights
-from timm_hnc.run_options import read_options
+from timm_hnc.files.options import read_options
+from timm_hnc.weights.saving import find_weights
 
 _OF_OTHER_LABELS = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 # options of a run that say which data it validated on

@@ -2,8 +2,8 @@
 
 import sys
 
-from timm_hnc.command_line import run_command
-from timm_hnc.hub.command import main
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.hub import main
 
 if __name__ == '__main__':
     sys.exit(run_command(main))

@@ -12,16 +12,16 @@ import timm
 import torch
 
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.copies import evaluating
-from timm_hnc.cam.probe import UnsupportedHead
+from timm_hnc.cam.heads.model_copies import evaluating
+from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import DataError, first_lines
+from timm_hnc.files.options import dump_yaml, read_options
+from timm_hnc.files.run_parts import read_parts
+from timm_hnc.files.tables import write_json
 from timm_hnc.hub.card import CardFacts, render_card
 from timm_hnc.hub.portable import data_name, portable, portable_options, portable_result
-from timm_hnc.hub.weights import WEIGHTS, find_weights, save_pretrained
-from timm_hnc.plots.run_files import numbers, read_figures, read_result
-from timm_hnc.rows import write_json
-from timm_hnc.run_options import dump_yaml, read_options
-from timm_hnc.run_parts import read_parts
+from timm_hnc.report.run_files import numbers, read_figures, read_result
+from timm_hnc.weights.saving import WEIGHTS, find_weights, save_pretrained
 
 _SEED = 0  # of the image that weights are tried with
 

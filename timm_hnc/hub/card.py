@@ -7,9 +7,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader
 
+from timm_hnc.files.run_parts import Part
 from timm_hnc.hub.portable import data_name, is_hub_name
-from timm_hnc.plots.figure_table import figure_table
-from timm_hnc.run_parts import Part
+from timm_hnc.report.figure_table import figure_table
 
 # names of figures as the Hub's leaderboards and metric pages have them, in percent
 _METRICS = {'top1': ('accuracy', 'top-1 accuracy'), 'top5': ('accuracy', 'top-5 accuracy'), 'map': ('mAP', 'mAP')}

@@ -12,9 +12,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model, load_state_dict
 
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.hub.weights import save_pretrained
-from timm_hnc.rows import write_json
-from timm_hnc.run_options import dump_yaml
+from timm_hnc.files.options import dump_yaml
+from timm_hnc.files.tables import write_json
+from timm_hnc.weights.saving import save_pretrained
 
 # of PyTorch's ImageNet example, which the authors' code follows
 IMAGENET_EXAMPLE: dict[str, Any] = {

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.bundle import bundle_model, bundle_run
 from timm_hnc.hub.card import CardFacts
-from timm_hnc.hub.problems import explain, may_pass, try_again
 from timm_hnc.version import __version__
+from timm_hnc.weights.hub_errors import explain, may_pass, try_again
 
 RECORDS = {'args.yaml', 'summary.csv', 'result.json', 'cams.png'}
 _logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.probe import name_of
+from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.losses.base import Loss
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from timm_hnc.errors import DataError
+from timm_hnc.files.options import read_options
 from timm_hnc.plots.figures import COLOURS, as_image, new_figure, style_of
-from timm_hnc.run_options import read_options
 
 Panel = Callable[[Any], None]  # draws on an axis of matplotlib
 # columns of summary.csv by what stands at the axis

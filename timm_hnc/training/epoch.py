@@ -14,13 +14,13 @@ from timm.data import FastCollateMixup
 from timm.models import model_parameters
 from torch import Tensor
 
-from timm_hnc.data.keyed import seed_generators
+from timm_hnc.data.loading.seeded_batches import seed_generators
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
-from timm_hnc.training.build import LOSS_GROUP, Run
-from timm_hnc.training.notices import Notice
-from timm_hnc.training.numbers import bad_gradient, count_overflow, may_update
+from timm_hnc.training.nonfinite import bad_gradient, count_overflow, may_update
+from timm_hnc.training.setup.build import LOSS_GROUP, Run
+from timm_hnc.training.update_flags import Notice
 
 OnUpdate = Callable[[int, Notice | None], None]
 

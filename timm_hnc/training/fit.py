@@ -12,16 +12,16 @@ from timm import utils
 
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
-from timm_hnc.plots.report import write_report
-from timm_hnc.training.build import Run
+from timm_hnc.report.page import write_report
 from timm_hnc.training.epoch import learning_rate, settle, train_one_epoch
-from timm_hnc.training.findings import Findings
-from timm_hnc.training.notices import Notice
-from timm_hnc.training.pictures import CamPictures
-from timm_hnc.training.publishing import Publisher
-from timm_hnc.training.results import Summary, environment, figures_of, remove_results, write_result
+from timm_hnc.training.outputs.pictures import CamPictures
+from timm_hnc.training.outputs.publishing import Publisher
+from timm_hnc.training.outputs.report_findings import Findings
+from timm_hnc.training.outputs.results import Summary, environment, figures_of, remove_results, write_result
+from timm_hnc.training.outputs.state import save_run
+from timm_hnc.training.setup.build import Run
 from timm_hnc.training.signals import RunStopped
-from timm_hnc.training.state import save_run
+from timm_hnc.training.update_flags import Notice
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,61 @@
+"""The rooms of the package and their floors: a room imports only from floors below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from running import ROOT
+
+FLOORS = (
+    ('errors', 'version', 'progress'),
+    ('files',),
+    ('cam', 'models'),
+    ('losses', 'data'),
+    ('tasks',),
+    ('metrics', 'attacks', 'plots', 'weights'),
+    ('evaluation',),
+    ('checkpoints', 'report'),
+    ('hub',),
+    ('training',),
+    ('commands',),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+PACKAGE = ROOT / 'timm_hnc'
+FILES = sorted(path for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')
+
+
+def room_of(module: str) -> str:
+    """timm_hnc.cam.heads.probe -> cam."""
+    return module.split('.')[1]
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of the package that a file names in its imports, wherever they stand in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, 'imports are absolute'
+            found.update(
+                f'{node.module}.{alias.name}' if node.module == 'timm_hnc' else node.module for alias in node.names
+            )
+    return {name for name in found if name.startswith('timm_hnc.')}
+
+
+def test_every_room_has_a_floor():
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix('.py') for path in FILES} == set(FLOOR)
+
+
+@pytest.mark.parametrize('file', FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
+def test_a_room_imports_from_the_floors_below(file):
+    if file.name == '__main__.py':  # the door of a command
+        return
+    own = file.relative_to(PACKAGE).parts[0].removesuffix('.py')
+    above = [name for name in imported(file) if room_of(name) != own and FLOOR[room_of(name)] >= FLOOR[own]]
+    assert above == []
+
+
+def test_a_room_has_about_a_dozen_files():
+    folders = {path.parent for path in FILES}
+    assert all(len([path for path in folder.glob('*.py') if path.name != '__init__.py']) <= 14 for folder in folders)

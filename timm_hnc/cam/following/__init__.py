@@ -1,0 +1,1 @@
+"""Following tensors through a network's own forward pass."""

@@ -1,0 +1,199 @@
+"""What functions do to features that still have their positions, and the pools that take them."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from timm_hnc.cam.following.layout import Live, laid_out_anew
+from timm_hnc.cam.following.mean_of_parts import Parts, Stacked
+from timm_hnc.cam.following.operations import GATED, NORMS, RESHAPING, Call, names, tensors_in
+from timm_hnc.cam.following.prefix_tokens import rows_in_front, with_rows
+from timm_hnc.cam.following.tracking import Lost, Tracker
+from timm_hnc.cam.heads.detached_functions import attention_weights
+
+_SPATIAL = names('conv2d interpolate avg_pool2d adaptive_avg_pool2d max_pool2d')
+_BY_ELEMENT = names('linear add sub mul div neg contiguous clone to type type_as float double half bfloat16')
+
+
+class BeforePool:
+    """The rules for tensors with positions. What changes them makes new features; the last ones enter the pool.
+
+    Args:
+        tracker: knows the companions.
+        found: notes what lies in front of the pool or is the pool.
+    """
+
+    def __init__(self, tracker: Tracker, found: set[str]) -> None:
+        self.tracker = tracker
+        self.found = found
+
+    def follow(self, call: Call) -> Any:
+        """The companion of a call's result, at least one of whose arguments has positions."""
+        if call.name == 'scaled_dot_product_attention':
+            return self._attention(call)
+        if call.name == 'matmul':
+            return self._weighted_sum(call)
+        lost = next((c for c in map(self._companion, tensors_in(call.args, call.kwargs)) if isinstance(c, Lost)), None)
+        if lost:
+            return lost
+        if call.name in ('cat', 'concat'):
+            return self._behind_prefix(call)
+        live = self._companion(call.args[0])
+        if call.name in RESHAPING and isinstance(live, Live):
+            return laid_out_anew(live, call)
+        if call.name in ('mean', 'sum', 'adaptive_avg_pool2d') and isinstance(live, Live):
+            pooled = _pool(live, call)
+            if pooled is not None:
+                return pooled
+        if call.name in _SPATIAL and isinstance(live, Live):
+            return self._new_map(live, call)
+        if call.name in _BY_ELEMENT or call.name in GATED or call.name in NORMS:
+            return self._by_element(call)
+        return Lost(f'{call.name}()')
+
+    def _companion(self, argument: Any) -> Any:
+        return self.tracker.companion(argument) if isinstance(argument, Tensor) else None
+
+    def _by_element(self, call: Call) -> Any:
+        tensors = tensors_in(call.args[:2])
+        lives = [(tensor, c) for tensor in tensors if isinstance(c := self._companion(tensor), Live)]
+        value, live = lives[0]
+        across = call.name == 'linear' and value.ndim - 1 in live.dims
+        if across or call.out.ndim != value.ndim or any(call.out.shape[dim] != value.shape[dim] for dim in live.dims):
+            return Lost(f'{call.name}() across positions')
+        if any(_place(other, tensor) != _place(live, value) for tensor, other in lives):
+            return Lost(f'{call.name}() of different positions')
+        if call.name == 'dropout' and call.out is not call.value:
+            self.found.add('dropout in front of the pool')
+        return with_rows(call, lives, self._companion)
+
+    def _new_map(self, live: Live, call: Call) -> Any:
+        spatial = (call.value.ndim - 2, call.value.ndim - 1)
+        if live.prefix or call.value.shape[-2:] != live.grid or not set(live.dims) <= set(spatial):
+            return Lost(f'{call.name}() of tokens')
+        if call.name == 'conv2d':
+            self.found.add('convolution')
+            if tuple(call.out.shape[2:]) == (1, 1):
+                return _pool_by_kernel(live, call)
+        elif tuple(call.out.shape[2:]) == (1, 1) and live.num_positions > 1:
+            return _pool_by_window(live, call)
+        height, width = call.out.shape[-2:]
+        return Live(spatial, (height, width))
+
+    def _behind_prefix(self, call: Call) -> Any:
+        """Tokens put in front of tokens with positions."""
+        tensors = call.args[0]
+        dim = call.options[0] if call.options else call.kwargs.get('dim', 0)
+        *front, last = tensors
+        live = self._companion(last)
+        in_front = [self._companion(tensor) for tensor in front]
+        if not isinstance(live, Live) or live.prefix or live.dims != (dim % last.ndim,):
+            return Lost('cat() of positions with something else')
+        if any(isinstance(companion, (Live, Stacked)) for companion in in_front):
+            return Lost('cat() of positions with positions')
+        rows = rows_in_front(front, in_front, live, dim)
+        return Live(live.dims, live.grid, sum(tensor.shape[dim] for tensor in front), rows)
+
+    def _attention(self, call: Call) -> Any:
+        query, key, tokens, *_ = (*call.args, *(call.kwargs[n] for n in ('query', 'key', 'value') if n in call.kwargs))
+        live = self._companion(tokens)
+        if not isinstance(live, Live) or live.dims != (tokens.ndim - 2,):
+            return live if isinstance(live, Lost) else Lost('attention over something else than positions')
+        try:
+            weights = attention_weights(query, key, tokens, *call.args[3:], **_without(call.kwargs))
+        except NotImplementedError as error:
+            return Lost(str(error))
+        asking = self._companion(query)
+        if isinstance(asking, Lost) and query.shape[-2] == tokens.shape[-2]:  # what turned them left them in place
+            asking = Live(live.dims, live.grid, live.prefix) if live.prefix else asking
+        return self._attended(weights, tokens, live, asking)
+
+    def _weighted_sum(self, call: Call) -> Any:
+        left, right = call.args
+        live = self._companion(right)
+        if not isinstance(live, Live) or live.dims != (right.ndim - 2,):
+            return Lost('matmul() across positions')
+        all_tokens_ask = live.prefix and left.shape[-2] == right.shape[-2]
+        query = Live((call.out.ndim - 2,), live.grid, live.prefix) if all_tokens_ask else None
+        return self._attended(left.detach(), right, live, query)
+
+    def _attended(self, weights: Tensor, tokens: Tensor, live: Live, query: Any) -> Any:
+        """Sums over tokens with held weights: a pool; of queries with positions, only the prefix tokens are kept."""
+        self.found.add('attention')
+        if isinstance(query, Live):
+            if query.dims != live.dims or not query.prefix:
+                return Lost('attention between positions')
+            weights = weights[..., : query.prefix, :]
+        weights = weights.to(tokens.dtype)
+        spread = weights[..., live.prefix :] * live.num_positions
+        values = torch.einsum('...rl,...ld->l...rd', spread, tokens[..., live.prefix :, :])
+        if live.prefix:
+            rows = live.carried_out().rows
+            if isinstance(rows, Lost):
+                return rows
+            in_front = tokens[..., : live.prefix, :] if rows is None else rows
+            values = values + weights[..., : live.prefix] @ in_front
+        if isinstance(query, Live):
+            return replace(query, rows=values, layer=None)
+        return Parts(values, live.grid)
+
+
+def _place(live: Live, value: Tensor) -> tuple:
+    """What two tensors with the same positions have in common, whichever dimensions of size 1 are named."""
+    return live.grid, live.prefix, tuple(dim for dim in live.dims if value.shape[dim] > 1)
+
+
+def _without(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in kwargs if key not in ('query', 'key', 'value')}
+
+
+def _pool(live: Live, call: Call) -> Any:
+    """The mean or sum over all positions (and the prefix tokens, if they are still there)."""
+    value = call.value
+    if call.name == 'adaptive_avg_pool2d':
+        if tuple(call.out.shape[-2:]) != (1, 1):
+            return None
+        dims = {value.ndim - 2, value.ndim - 1}
+    else:
+        dim = call.options[0] if call.options else call.kwargs.get('dim')
+        if dim is None:
+            return Lost(f'{call.name}() over everything')
+        dims = {each % value.ndim for each in ((dim,) if isinstance(dim, int) else dim)}
+    if not set(live.dims) <= dims or any(value.shape[each] != 1 for each in dims - set(live.dims)):
+        if call.out.ndim != value.ndim or set(live.dims) & dims:
+            return Lost(f'{call.name}() over some positions')
+        unknown = None if live.rows is None else Lost(f'{call.name}() of tokens in front of the positions')
+        return replace(live, rows=unknown, layer=None)
+    rows = live.carried_out().rows
+    if isinstance(rows, Lost):
+        return rows
+    tokens = live.positions(value)
+    values = tokens[live.prefix :]
+    if live.prefix or call.name == 'sum':
+        in_front = tokens[: live.prefix] if rows is None else rows.movedim(live.dims[0] + 1, 0)
+        values = values * live.num_positions + in_front.sum(0)
+        values = values / len(tokens) if call.name != 'sum' else values
+    return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)
+
+
+def _pool_by_window(live: Live, call: Call) -> Parts | Lost:
+    """An average pool whose window is the whole map."""
+    kernel = call.options[0] if call.options else call.kwargs.get('kernel_size')
+    if call.name != 'avg_pool2d' or (kernel not in (live.grid, list(live.grid)) and live.grid != (kernel, kernel)):
+        return Lost(f'{call.name}() to a single cell')
+    values = replace(live, dims=(2, 3)).positions(call.value)
+    return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)
+
+
+def _pool_by_kernel(live: Live, call: Call) -> Any:
+    """A convolution whose kernel covers the whole map: every position with its own slice of the kernel."""
+    weight, bias, *_ = (*call.options, *call.kwargs.values(), None)
+    if tuple(weight.shape[1:]) != tuple(call.value.shape[1:]):
+        return Live(live.dims, (1, 1))
+    slices = weight.flatten(2).permute(2, 1, 0)  # (positions, in, out)
+    values = replace(live, dims=(2, 3)).positions(call.value) @ slices * live.num_positions
+    if bias is not None:
+        values = values + bias
+    return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)

@@ -1,0 +1,67 @@
+"""Following a head's features from their positions to the logits, so that every logit is a mean over positions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from timm_hnc.cam.following.before_pool import BeforePool
+from timm_hnc.cam.following.behind_pool import BehindPool
+from timm_hnc.cam.following.layout import Live
+from timm_hnc.cam.following.mean_of_parts import Factors, Parts, Scores, side_by_side
+from timm_hnc.cam.following.operations import Call, tensors_in
+from timm_hnc.cam.following.tracking import Lost, Tracker
+
+# what a held function behind the pool is a part of
+_HELD_PARTS = {
+    **dict.fromkeys(('var', 'std', 'norm', 'vector_norm', 'rsqrt', 'sqrt'), ('norm',)),
+    **dict.fromkeys(('sigmoid', 'hardsigmoid', 'softmax'), ('gate',)),
+}
+
+
+class PositionTracker(Tracker):
+    """Follows features through a head: with their positions up to the pool, as parts behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()  # what lies between features and logits, see held_head.KINDS
+        self._before = BeforePool(self, self.found)
+        self._behind = BehindPool(self, self.found)
+
+    def __enter__(self) -> 'PositionTracker':
+        self._grad_enabled = torch.is_grad_enabled()
+        return super().__enter__()
+
+    def start(self, features: Tensor, live: Live | None) -> None:
+        """Follow features whose positions lie there; None for features without a place in the image."""
+        if live is None or (live.num_positions == 1 and not live.prefix):
+            self.track(features, Parts(features[None], (1, 1)))
+        else:
+            self.track(features, live)
+
+    def follow(self, call: Call) -> Any:
+        """See `Tracker.follow`."""
+        if torch.is_grad_enabled() != self._grad_enabled:
+            return Lost('a torch.autograd.Function or no_grad() in the head')
+        companions = [self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
+        if any(isinstance(companion, Live) for companion in companions):
+            return self._before.follow(call)
+        lost = next((companion for companion in companions if isinstance(companion, Lost)), None)
+        return lost or self._behind.follow(call)
+
+    def needs_value(self, tensor: Tensor) -> bool:
+        """See `Tracker.needs_value`: with positions alone, only the shape matters."""
+        companion = self.companion(tensor)
+        return not isinstance(companion, Live) or companion.prefix > 0
+
+    def hold(self, call: Call) -> None:
+        """See `Tracker.hold`."""
+        if isinstance(self.companion(call.args[0]), (Parts, Scores)):
+            self.found.update(_HELD_PARTS.get(call.name, ()))
+
+    def factors(self, logits: Any) -> Factors | Lost:
+        """What the logits are made of, or why they are not means over positions."""
+        scores = self.companion(logits)
+        if isinstance(scores, Scores):
+            return side_by_side(scores)
+        return scores if isinstance(scores, Lost) else Lost('its logits are no linear layer of a mean over positions')

@@ -1,0 +1,1 @@
+"""The kinds of heads, and how one is recognised and detached."""

@@ -1,0 +1,134 @@
+"""Heads of timm models: how logits are made of features, and class maps of both.
+
+A head is accepted by what it does, not by its name: its operations are recorded and its values compared with the mean
+over positions. So a new architecture works unseen, or is refused, and never yields maps that explain nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.grids import Cell, Grid, token_grid
+from timm_hnc.cam.heads.detached_functions import HeldDropout
+
+Layout = Literal['NCHW', 'NHWC', 'NLC']
+TimmModel = Any  # an nn.Module with forward_features, forward_head, get_classifier; timm has no common type for it
+
+DESCRIPTIONS = {
+    'A1': 'average pool -> linear layer (NCHW)',
+    'A2': 'average pool -> 1x1 convolution',
+    'A3': 'average pool -> linear layer (NHWC)',
+    'A4': 'mean of tokens -> linear layer',
+    'A5': 'mean of patch tokens behind prefix tokens -> linear layer',
+    'A6': 'average pool -> several linear layers, averaged',
+    'A': 'mean over positions -> linear layer',
+    'B': 'average pool -> batch norm -> linear layer',
+    'C': 'average pool -> layer norm or the like -> linear layer',
+    'D': 'average pool -> hidden layer and activation -> linear layer',
+    'E': 'convolution in front of the pool',
+    'F': 'attention pool',
+    'G': 'class tokens, which see positions only through attention',
+    'H': 'several branches',
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What kind of class maps a model has.
+
+    Args:
+        name: 'A1' to 'A6', or 'B' to 'H'.
+        exact: the mean of a map is the logit.
+        trainable: gradients flow through the maps; if not, they are for pictures and evaluation.
+    """
+
+    name: str
+    exact: bool
+    trainable: bool
+
+    def __str__(self) -> str:
+        words = 'exact' if self.exact else 'not exact', 'trainable' if self.trainable else 'for pictures only'
+        return f'{self.name} ({DESCRIPTIONS[self.name]}; {", ".join(words)})'
+
+
+class MapHead(Protocol):
+    """What a `CamModel` asks of a head."""
+
+    trainable: bool
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind."""
+        ...
+
+    def class_maps(self, model: TimmModel, x: Tensor) -> ClassMaps:
+        """Logits and maps of images, in one forward pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class Head:
+    """An average pool in front of one linear layer, or of several whose outputs are averaged (kinds A1 to A6).
+
+    Args:
+        layout: of the features that enter the pool.
+        num_prefix_tokens: tokens in front of the patch tokens, left out of the mean ('NLC' only).
+        classifiers: names of the linear layers in the model.
+        convolutional: the linear layers are 1x1 convolutions.
+        cell: (height, width) of a cell in pixels ('NLC' only).
+    """
+
+    layout: Layout
+    num_prefix_tokens: int
+    classifiers: tuple[str, ...]
+    convolutional: bool
+    cell: Cell | None = None
+    trainable = True
+
+    @property
+    def kind(self) -> str:
+        """A1 NCHW, A2 NCHW with a convolution, A3 NHWC, A4 tokens, A5 tokens behind a prefix, A6 averaged layers."""
+        if len(self.classifiers) > 1:
+            return 'A6'
+        if self.layout == 'NCHW':
+            return 'A2' if self.convolutional else 'A1'
+        if self.layout == 'NHWC':
+            return 'A3'
+        return 'A5' if self.num_prefix_tokens else 'A4'
+
+    def class_maps(self, model: TimmModel, x: Tensor) -> ClassMaps:
+        """Logits and maps of images, in one forward pass."""
+        features = model.forward_features(x)
+        factors: list[Tensor] = []
+        with HeldDropout(factors):
+            logits = model.forward_head(features)
+        positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
+        for factor in factors:
+            positions = positions * factor.flatten(1)[:, None]
+        weight, bias = self.linear(model)
+        return ClassMaps(positions, weight, bias, grid, logits)
+
+    def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
+        """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying.
+
+        Args:
+            features: what forward_features returned.
+            image_size: (height, width) of the images in pixels.
+        """
+        if self.layout == 'NCHW':
+            return features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
+        if self.layout == 'NHWC':
+            return features.flatten(1, 2), (features.shape[1], features.shape[2])
+        tokens = features[:, self.num_prefix_tokens :]
+        return tokens, token_grid(tokens.shape[1], image_size, self.cell)
+
+    def linear(self, model: TimmModel) -> tuple[Tensor, Tensor | None]:
+        """The last linear layer as (n, D) weight and (n,) bias or None; averaged where there are several."""
+        layers = [model.get_submodule(name) for name in self.classifiers]
+        if len(layers) == 1:
+            return layers[0].weight.flatten(1), layers[0].bias
+        weight = sum(layer.weight for layer in layers) / len(layers)
+        bias = sum(layer.bias for layer in layers) / len(layers) if layers[0].bias is not None else None
+        return weight.flatten(1), bias

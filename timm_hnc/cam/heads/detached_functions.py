@@ -1,0 +1,173 @@
+"""Holding the non-linear functions of a network at the values they take, so that what is left is affine.
+
+Every function here answers: if a tensor `value` went into a function and `out` came out, and `value` is the mean of
+`parts` over their leading dimension, of which parts is `out` the mean? Scales, gates and statistics are those of
+`value`, without a gradient; weights and parts keep theirs. `parts` of the shape of `value` alone is the case of a
+held network that runs beside the real one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from timm_hnc.cam.following.operations import Call
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class HeldDropout(TorchFunctionMode):
+    """Let dropout draw as the model itself would (once, the same random numbers) and keep its factors.
+
+    Args:
+        factors: receives the factors of every active dropout call, 0 or 1 / (1 - p), in its input's shape.
+    """
+
+    def __init__(self, factors: list[Tensor]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Intercept dropout, leave everything else as it is."""
+        if func is functional.dropout:
+            return self._dropout(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0.0:
+            return input
+        factors = functional.dropout(torch.ones_like(input), p)
+        self.factors.append(factors)
+        return input * factors
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Half types as float32, others as they are."""
+    return tensor.float() if tensor.dtype in HALF else tensor
+
+
+def held_gate(call: Call, parts: Tensor) -> Tensor:
+    """f(z) = z * g with the gate g = f(z) / z held: activations, dropout, normalisation to unit length."""
+    if call.name == 'dropout' and call.out is call.value:
+        return parts
+    value, out = wide(call.value.detach()), wide(call.out.detach())
+    zero = value == 0
+    gate = torch.where(zero, 0, out / torch.where(zero, 1, value))
+    return (wide(parts) * gate).to(call.out.dtype)
+
+
+def held_norm(call: Call, parts: Tensor) -> Tensor:
+    """A norm with its scale held; the mean that it takes away is linear (batch norm: held too)."""
+    arguments = (call, wide(call.value.detach()), wide(parts), *call.options)
+    return _NORMS[call.name](*arguments, **call.kwargs).to(call.out.dtype)
+
+
+def _layer_norm(
+    call: Call,
+    value: Tensor,
+    parts: Tensor,
+    shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    dims = tuple(range(-len(shape), 0))
+    scale = (value.var(dims, correction=0, keepdim=True) + eps).rsqrt()
+    return _affine(parts - parts.mean(dims, keepdim=True), scale, weight, bias)
+
+
+def _rms_norm(
+    call: Call, value: Tensor, parts: Tensor, shape: Any, weight: Any = None, eps: float | None = None
+) -> Tensor:
+    dims = tuple(range(-len(shape), 0))
+    eps = torch.finfo(call.value.dtype).eps if eps is None else eps
+    return _affine(parts, (value.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, None)
+
+
+def _batch_norm(
+    call: Call,
+    value: Tensor,
+    parts: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    shape = (-1, *(1,) * (value.ndim - 2))
+    if training or running_mean is None or running_var is None:
+        variance, mean = torch.var_mean(value, [0, *range(2, value.ndim)], correction=0)
+    else:
+        variance, mean = running_var.detach(), running_mean.detach()
+    scale = (wide(variance) + eps).rsqrt()
+    return _affine(parts - wide(mean).view(shape), scale.view(shape), weight, bias, shape)
+
+
+def _group_norm(
+    call: Call,
+    value: Tensor,
+    parts: Tensor,
+    groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    grouped = (groups, -1)
+    scale = (value.flatten(1).unflatten(1, grouped).var(-1, correction=0, keepdim=True) + eps).rsqrt()
+    leading = parts.ndim - value.ndim + 1
+    flat = parts.flatten(leading).unflatten(leading, grouped)
+    centred = (flat - flat.mean(-1, keepdim=True)).reshape(parts.shape)
+    every = scale.expand(*scale.shape[:-1], value[0].numel() // groups).reshape(value.shape)
+    return _affine(centred, every, weight, bias, (-1, *(1,) * (value.ndim - 2)))
+
+
+def _affine(
+    centred: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...] | None = None
+) -> Tensor:
+    if weight is not None:
+        scale = scale * (weight if shape is None else weight.view(shape))
+    if bias is None:
+        return centred * scale
+    return torch.addcmul(bias if shape is None else bias.view(shape), centred, scale)
+
+
+_NORMS: dict[str, Callable[..., Tensor]] = {
+    'layer_norm': _layer_norm,
+    'rms_norm': _rms_norm,
+    'batch_norm': _batch_norm,
+    'group_norm': _group_norm,
+}
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The weights (B, heads, queries, tokens) of `scaled_dot_product_attention`, held: without a gradient.
+
+    Raises:
+        NotImplementedError: attention with dropout, a causal mask or grouped queries.
+    """
+    if dropout_p or is_causal or enable_gqa:
+        raise NotImplementedError('attention with dropout, a causal mask or grouped queries in front of the classifier')
+    query, key = wide(query.detach()), wide(key.detach())
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1)

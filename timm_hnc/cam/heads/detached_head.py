@@ -1,0 +1,121 @@
+"""Heads with norms, hidden layers, activations or attention: maps by holding what is not linear (kinds B to H)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.following.layout import Live
+from timm_hnc.cam.following.positions import PositionTracker
+from timm_hnc.cam.following.tracking import Lost
+from timm_hnc.cam.grids import Cell, Grid, token_grid
+from timm_hnc.cam.heads.base import TimmModel
+
+# the kind is the first of these that the head has
+KINDS = (
+    *(
+        ('attention', 'F'),
+        ('convolution', 'E'),
+        ('gate', 'D'),
+        ('norm', 'C'),
+        ('batch norm', 'B'),
+        ('hidden layer', 'D'),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where the positions of one of the features lie.
+
+    Args:
+        dims: the dimensions that run over positions.
+        prefix: tokens in front of the positions.
+        cell: (height, width) of a cell in pixels, for tokens.
+    """
+
+    dims: tuple[int, ...]
+    prefix: int = 0
+    cell: Cell | None = None
+
+    def live(self, features: Tensor, image_size: tuple[int, int]) -> Live:
+        """The positions of these features."""
+        sizes = [features.shape[dim] for dim in self.dims]
+        grid = (sizes[0], sizes[1]) if len(sizes) == 2 else self._token_grid(sizes[0], image_size)
+        return Live(self.dims, grid, self.prefix)
+
+    def _token_grid(self, num_tokens: int, image_size: tuple[int, int]) -> Grid:
+        return token_grid(num_tokens - self.prefix, image_size, self.cell)
+
+
+@dataclass(frozen=True)
+class HeldHead:
+    """A head whose non-linear parts are held at the values that they take in its own forward pass.
+
+    Args:
+        kind: 'B' batch norm, 'C' other norms, 'D' activations, 'E' convolutions in front of the pool, 'F' attention,
+            'H' several branches.
+        branches: of the features, in their order; None for features that have no place in the image.
+    """
+
+    kind: str
+    branches: tuple[Branch | None, ...]
+    trainable = True
+
+    def class_maps(self, model: TimmModel, x: Tensor) -> ClassMaps:
+        """Logits and maps of images, in one forward pass.
+
+        Raises:
+            ValueError: this pass did something else than the one that was probed.
+        """
+        features = model.forward_features(x)
+        maps = _followed(model, features, self.branches, (x.shape[-2], x.shape[-1]))
+        if isinstance(maps, Lost):
+            name = type(model).__name__
+            raise ValueError(
+                f'no class maps: the head of {name} works otherwise than when it was probed ({maps.reason}).'
+            )
+        return maps
+
+
+@torch.compiler.disable
+def _followed(
+    model: TimmModel, features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
+) -> ClassMaps | Lost:
+    return held_class_maps(model, features, branches, image_size)[0]
+
+
+def followed_calls(
+    run: Callable[[], Tensor], features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
+) -> list[str]:
+    """Names of the functions that `run` calls on what comes of the features, in order."""
+    tracker = _tracker(features, branches, image_size)
+    with tracker:
+        run()
+    tracker.forget()
+    return tracker.calls
+
+
+def _tracker(features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]) -> PositionTracker:
+    tracker = PositionTracker()
+    each = features if isinstance(features, (list, tuple)) else [features]
+    for tensor, branch in zip(each, branches, strict=True):
+        tracker.start(tensor, None if branch is None else branch.live(tensor, image_size))
+    return tracker
+
+
+def held_class_maps(
+    model: TimmModel, features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
+) -> tuple[ClassMaps | Lost, set[str]]:
+    """Run a head and follow its features; also what lies between features and logits."""
+    tracker = _tracker(features, branches, image_size)
+    with tracker:
+        logits = model.forward_head(features)
+    factors = tracker.factors(logits)
+    tracker.forget()
+    if isinstance(factors, Lost):
+        return factors, tracker.found
+    return ClassMaps(factors.positions, factors.weight, factors.bias, factors.grid, logits), tracker.found

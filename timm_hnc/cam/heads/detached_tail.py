@@ -1,0 +1,280 @@
+"""Class-token models as they are listed: maps for pictures, by holding the tail of the network (kinds G and H).
+
+Patch tokens do not enter the logits behind the last attention, so the tail from the last block on is run beside the
+real one with all that is not linear held at its real value. It is affine in the tokens that enter the block: a class's
+map is those tokens times the gradient of its logit, plus a constant. One backward pass through the tail a class.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.classes import Classes, class_indices
+from timm_hnc.cam.following.layout import Live
+from timm_hnc.cam.following.operations import GATED, LINEAR, NORMS, Call, tensors_in
+from timm_hnc.cam.following.tracking import Held, Lost, Tracker
+from timm_hnc.cam.grids import Cell, finest, resize_positions, token_grid
+from timm_hnc.cam.heads.base import TimmModel
+from timm_hnc.cam.heads.detached_functions import attention_weights, held_gate, held_norm
+
+
+class ShadowTracker(Tracker):
+    """Runs the held network beside the real one: a companion is what the held network has in a tensor's place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attended = False  # tokens were mixed
+        self.found_maximum = False  # a maximum over tokens was taken
+
+    def start(self, tokens: Tensor) -> Tensor:
+        """Follow tokens; returns what gradients are to be taken of."""
+        shadow = tokens.detach().clone().requires_grad_()
+        self.track(tokens, shadow)
+        return shadow
+
+    def follow(self, call: Call) -> Any:
+        """See `Tracker.follow`."""
+        # with hooks of its own: a checkpointed block must not count the held network's tensors among its own
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            return self._shadow(call)
+
+    def _shadow(self, call: Call) -> Any:
+        if call.name in ('scaled_dot_product_attention', 'matmul'):
+            return self._attention(call) if call.name != 'matmul' else self._matmul(call)
+        companions = [self._companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
+        lost = next((companion for companion in companions if isinstance(companion, Lost)), None)
+        if lost is not None:
+            return lost
+        first = self._companion(call.args[0])
+        if call.name in LINEAR:
+            return self._repeated(call)
+        if call.name in ('mul', 'div'):
+            return self._product(call, first)
+        if first is None:
+            return Lost(f'{call.name}()')
+        if call.name in GATED:
+            return held_gate(call, first)
+        if call.name in NORMS:
+            return held_norm(call, first)
+        if call.name == 'max' and isinstance(call.out, tuple):
+            dim = call.options[0] if call.options else call.kwargs['dim']
+            self.found_maximum = True
+            return first.gather(dim, call.out[1].unsqueeze(dim)).squeeze(dim), None
+        return Lost(f'{call.name}()')
+
+    def _companion(self, argument: Any) -> Any:
+        return self.companion(argument) if isinstance(argument, Tensor) else None
+
+    def _repeated(self, call: Call) -> Any:
+        tensors = tensors_in(call.args, call.kwargs)
+        pairs = [(tensor, self._companion(tensor)) for tensor in tensors]
+        return call.repeated({id(tensor): companion for tensor, companion in pairs if companion is not None})
+
+    def _product(self, call: Call, first: Any) -> Any:
+        second = self._companion(call.args[1])
+        if call.kwargs.get('rounding_mode'):
+            return Lost('division with rounding')
+        if call.name == 'div' and first is None:
+            return Held()
+        if first is None or second is None:
+            return self._repeated(call)
+        if call.name == 'div':
+            return first / call.args[1].detach()
+        return (first * call.args[1].detach() + call.value.detach() * second) / 2
+
+    def _matmul(self, call: Call) -> Any:
+        left, right = call.args
+        companion = self._companion(right)
+        if companion is None:
+            return self._repeated(call) if isinstance(self._companion(left), Tensor) else self._companion(left)
+        if isinstance(companion, Lost):
+            return companion
+        self.attended = True
+        return left.detach() @ companion
+
+    def _attention(self, call: Call) -> Any:
+        query, key, value, *masks = call.args
+        companion = self._companion(value)
+        if companion is None or isinstance(companion, Lost):
+            return companion
+        self.attended = True
+        try:
+            weights = attention_weights(query, key, value, *masks, **call.kwargs)
+        except NotImplementedError as error:
+            return Lost(str(error))
+        return weights.to(companion.dtype) @ companion
+
+
+@dataclass
+class Start:
+    """Tokens that enter the tail, the held network's copy of them, and where their positions lie."""
+
+    shadow: Tensor
+    live: Live
+
+
+class TailMaps(ClassMaps):
+    """Class maps that are made class by class, through the held tail; they take part in no training.
+
+    `positions` are the maps of all classes and `weight` the identity, both made when asked for.
+
+    Args:
+        logits: (B, n), the model's own output.
+        held: (B, n) logits of the held tail, equal in value.
+        starts: what gradients are taken of.
+    """
+
+    trainable = False
+
+    def __init__(self, logits: Tensor, held: Tensor, starts: list[Start]) -> None:
+        self.logits = logits
+        self.bias = None
+        self.grid = finest([start.live.grid for start in starts])
+        self._held = held
+        self._starts = starts
+
+    def __repr__(self) -> str:
+        return f'TailMaps(classes={self.num_classes}, grid={self.grid})'
+
+    @property
+    def positions(self) -> Tensor:  # type: ignore[override]
+        """(B, L, n) maps of all classes."""
+        return self.maps(None).flatten(2).transpose(1, 2)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(n, n) identity."""
+        return torch.eye(self.num_classes, dtype=self._held.dtype, device=self._held.device)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes n."""
+        return self.logits.shape[1]
+
+    def maps(self, classes: Classes | None = None) -> Tensor:
+        """(B, k, h, w) maps of the classes asked for, without a gradient; see `ClassMaps.maps`."""
+        classes = range(self.num_classes) if classes is None else classes
+        classes = class_indices(classes, len(self.logits), self.num_classes, self.logits.device)
+        if not classes.shape[1]:
+            return self.logits.new_zeros(len(classes), 0, *self.grid)
+        return torch.stack([self._map(column) for column in classes.unbind(1)], 1).unflatten(-1, self.grid)
+
+    def reached(self) -> list[bool]:
+        """Which of the starts the logits depend on."""
+        return [gradient is not None for gradient in self._gradients(self._held)]
+
+    @torch.enable_grad()
+    def _gradients(self, scores: Tensor) -> tuple[Tensor | None, ...]:
+        shadows = [start.shadow for start in self._starts]
+        return torch.autograd.grad(scores.sum(), shadows, retain_graph=True, allow_unused=True)
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def _map(self, classes: Tensor) -> Tensor:
+        scores = self._held.gather(1, classes[:, None].clone())  # they may come from inference mode
+        gradients = self._gradients(scores)
+        constant = scores.detach().to(self.logits.dtype)
+        total = constant.new_zeros(len(scores), self.grid[0] * self.grid[1])
+        for start, gradient in zip(self._starts, gradients, strict=True):
+            if gradient is None:
+                continue
+            product = start.live.positions(start.shadow.detach().to(total.dtype) * gradient.to(total.dtype))
+            shares = product[start.live.prefix :].sum(-1)  # (positions, B)
+            constant = constant - shares.sum(0)[:, None]
+            shares = shares * start.live.num_positions
+            total = total + resize_positions(shares, start.live.grid, self.grid).T
+        return total + constant
+
+
+@dataclass(frozen=True)
+class TokenInput:
+    """One of the tensors that enter a module, (B, tokens, C).
+
+    Args:
+        index: which, in their order.
+        prefix: tokens in front of the positions.
+        cell: (height, width) of a cell in pixels.
+    """
+
+    index: int
+    prefix: int
+    cell: Cell
+
+    def live(self, tokens: Tensor, image_size: tuple[int, int]) -> Live:
+        """The positions of these tokens."""
+        return Live((1,), token_grid(tokens.shape[1] - self.prefix, image_size, self.cell), self.prefix)
+
+
+@dataclass(frozen=True)
+class HeldTail:
+    """A network whose logits see positions only through its last attention.
+
+    Args:
+        kind: 'G' class tokens, 'H' several branches.
+        module: name of the module at whose entry the positions are taken.
+        inputs: the tensors that have positions among those that enter it.
+    """
+
+    kind: str
+    module: str
+    inputs: tuple[TokenInput, ...]
+    trainable = False
+
+    @torch.compiler.disable
+    def class_maps(self, model: TimmModel, x: Tensor) -> TailMaps:
+        """Logits and maps of images.
+
+        Raises:
+            ValueError: this pass did something else than the one that was probed.
+        """
+        maps, _ = tail_maps(model, x, self)
+        if isinstance(maps, Lost):
+            name = type(model).__name__
+            raise ValueError(f'no class maps: {name} works otherwise than it did when it was probed ({maps.reason}).')
+        return maps
+
+
+def tail_maps(model: TimmModel, x: Tensor, tail: HeldTail) -> tuple[TailMaps | Lost, ShadowTracker]:
+    """Run a model with the held network beside its tail."""
+    tracker = ShadowTracker()
+    starts: list[Start] = []
+
+    thread = threading.get_ident()
+
+    def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+        # the hook is the model's, this pass is not (and may see the hook while torch still notes that it takes kwargs)
+        if threading.get_ident() != thread or kwargs is None:
+            return
+        tensors = tensors_in(args, kwargs)
+        for each in tail.inputs:
+            tokens = tensors[each.index]
+            starts.append(Start(tracker.start(tokens), each.live(tokens, (x.shape[-2], x.shape[-1]))))
+
+    module = model.get_submodule(tail.module)
+    without_gradient = torch.no_grad() if x.is_inference() else nullcontext()  # such tensors take part in none
+    with torch.inference_mode(False), without_gradient, _at_entry(module, enter), tracker:
+        logits = model.forward_head(model.forward_features(x.clone() if x.is_inference() else x))
+    held = tracker.companion(logits)
+    tracker.forget()
+    if not isinstance(held, Tensor):
+        return held if isinstance(held, Lost) else Lost('its logits do not depend on the positions'), tracker
+    return TailMaps(logits, held, starts), tracker
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@contextmanager
+def _at_entry(module: nn.Module, hook: Callable) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

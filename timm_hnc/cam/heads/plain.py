@@ -1,0 +1,144 @@
+"""Recognising a head that is an average pool in front of linear layers, by trying it out on random features."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from timm_hnc.cam.grids import Cell, cell_of, token_grid
+from timm_hnc.cam.heads.base import Head, Layout, TimmModel
+from timm_hnc.cam.heads.model_copies import evaluating
+
+MAX_PREFIX_TOKENS = 16
+_SHAPING = ('view', 'reshape', 'permute', 'transpose', 't', 'slice', 'squeeze', 'unsqueeze', 'alias', 'detach', 'clone')
+_POOLING = (*_SHAPING, '_unsafe_view', '_reshape_alias', 'mean', 'adaptive_avg_pool2d', '_adaptive_avg_pool2d')
+_LINEAR = ('addmm', 'mm', 'linear', 'convolution')
+_AVERAGING = ('add', 'div', 'mul')
+_ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError)
+
+
+class NotPlain(Exception):
+    """The head is more than an average pool in front of linear layers; the message says what was found."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Names of the operations that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.operations.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, int]) -> Head:
+    """The head as a pool and linear layers.
+
+    Args:
+        model: a timm model with a classifier; its weights take part if they are there.
+        shape: of the features of two images.
+        image_size: (height, width) of those images.
+
+    Raises:
+        NotPlain: the head does more, or its mean takes in tokens that are no patches.
+    """
+    names, layers = _classifiers(model)
+    layout, num_prefix_tokens = _pooling(model, shape)
+    cell = _token_cell(model, shape[1], num_prefix_tokens, image_size) if layout == 'NLC' else None
+    head = Head(layout, num_prefix_tokens, names, isinstance(layers[0], nn.Conv2d), cell)
+    _check_classifier(model, head, shape, image_size)
+    return head
+
+
+def _classifiers(model: TimmModel) -> tuple[tuple[str, ...], list[nn.Module]]:
+    """Names and modules of the linear layers that make the logits."""
+    names = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    modules = dict(model.named_modules())
+    if not names or any(name not in modules for name in names):
+        classifier = model.get_classifier()
+        wanted = classifier if isinstance(classifier, (tuple, list, nn.ModuleList)) else [classifier]
+        names = tuple(name for name, module in modules.items() if any(module is layer for layer in wanted))
+    layers = [modules[name] for name in names]
+    for layer in layers:
+        if not isinstance(layer, nn.Linear) and not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+            raise NotPlain(f'its classifier is a {type(layer).__name__}, not a linear layer')
+    if not layers:
+        raise NotPlain('its classifier was not found among its modules')
+    return names, layers
+
+
+def _pooling(model: TimmModel, shape: tuple[int, ...]) -> tuple[Layout, int]:
+    """Layout and prefix tokens of the features whose plain mean enters the classifier."""
+    # on the CPU even for a meta model: an average pool has no weights, and whatever has some is refused
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    pooled = _recorded(model, lambda: model.forward_head(features, pre_logits=True), {*_POOLING})
+    if not isinstance(pooled, Tensor):
+        raise NotPlain('its classifier does not see the mean over all positions')
+    # without it, the values alone say which mean it is
+    width = getattr(model, 'num_features', None)
+    means: list[tuple[Layout, int, Tensor]] = []
+    if len(shape) == 4 and width in (shape[1], None):
+        means.append(('NCHW', 0, features.mean((2, 3))))
+    if len(shape) == 4 and width in (shape[3], None):
+        means.append(('NHWC', 0, features.mean((1, 2))))
+    if len(shape) == 3 and width in (shape[2], None):
+        prefixes = range(min(MAX_PREFIX_TOKENS, shape[1] - 1) + 1)
+        means.extend(('NLC', prefix, features[:, prefix:].mean(1)) for prefix in prefixes)
+    for layout, prefix, mean in means:
+        if mean.numel() == pooled.numel() and torch.allclose(pooled.flatten(1), mean, atol=1e-5):
+            return layout, prefix
+    raise NotPlain('its classifier does not see the mean over all positions')
+
+
+def _token_cell(model: TimmModel, num_tokens: int, num_prefix_tokens: int, image_size: tuple[int, int]) -> Cell:
+    """Size of a patch; a mean over tokens that are not all patches, and those alone, is refused."""
+    if num_prefix_tokens < (getattr(model, 'num_prefix_tokens', 0) or 0):
+        raise NotPlain('its mean takes in class or register tokens, which have no place in the image')
+    try:
+        return cell_of(token_grid(num_tokens - num_prefix_tokens, image_size), image_size)
+    except ValueError as error:
+        raise NotPlain(str(error).rstrip('.')) from error
+
+
+def _check_classifier(model: TimmModel, head: Head, shape: tuple[int, ...], image_size: tuple[int, int]) -> None:
+    """Refuse a head that does more to the pooled vector than its linear layers do."""
+    parameter = next(model.parameters())
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, parameter.dtype)
+    allowed = {*_POOLING, *_LINEAR, *(_AVERAGING if len(head.classifiers) > 1 else ())}
+    logits = _recorded(model, lambda: model.forward_head(features), allowed)
+    if parameter.device.type == 'meta':
+        return
+    with torch.no_grad():
+        positions, _ = head.positions(features, image_size)
+        weight, bias = head.linear(model)
+        expected = nn.functional.linear(positions.mean(1), weight, bias)
+    if not isinstance(logits, Tensor) or not agree(logits, expected):
+        raise NotPlain('its logits are not its linear layer applied to the mean over positions')
+
+
+def agree(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to the logits lead to the same, within the type's rounding."""
+    tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
+    if logits.shape != expected.shape:
+        return False
+    return bool((logits - expected).abs().max() <= tolerance * expected.abs().max() + 1e-6)
+
+
+def _recorded(model: TimmModel, function: Callable[[], Any], allowed: set[str]) -> Any:
+    """The function's outcome, None where it fails; other operations than the allowed ones are refused."""
+    recorder = _Recorder()
+    outcome = None
+    try:
+        with evaluating(model), torch.no_grad(), recorder:
+            outcome = function()
+    except _ERRORS:
+        pass
+    found = recorder.operations - allowed
+    if found:
+        raise NotPlain(f'its head has more than a mean in front of its linear layer ({", ".join(sorted(found))})')
+    return outcome

@@ -1,0 +1,153 @@
+"""Finding where in a model's features, or in its tail, the positions lie."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_hnc.cam.following.operations import tensors_in
+from timm_hnc.cam.following.tracking import Lost
+from timm_hnc.cam.grids import Cell, cell_of, num_prefix_tokens, token_grid
+from timm_hnc.cam.heads.base import TimmModel
+from timm_hnc.cam.heads.detached_head import Branch
+from timm_hnc.cam.heads.detached_tail import HeldTail, TokenInput, tail_maps
+
+BATCH = 2
+
+
+def branches(model: TimmModel, shapes: Sequence[Sequence[int]], image_size: tuple[int, int]) -> list[Branch]:
+    """Where the positions of features lie, by their shapes.
+
+    Args:
+        model: says how many channels its features have.
+        shapes: of the features, one a branch.
+        image_size: (height, width) of the images that they belong to.
+
+    Raises:
+        ValueError: no dimension is that of the channels, or tokens form no grid.
+    """
+    widths = widths_of(model)
+    return [_branch(model, tuple(shape), widths, image_size) for shape in shapes]
+
+
+def widths_of(model: TimmModel) -> list[int]:
+    """How many channels its features may have, as the model says; none where it does not."""
+    width = getattr(model, 'num_features', ())
+    infos = getattr(model, 'feature_info', None) or []
+    channels = [info['num_chs'] for info in infos if isinstance(info, dict) and 'num_chs' in info]
+    return [*(width if isinstance(width, (list, tuple)) else [width]), *channels]
+
+
+def _branch(model: TimmModel, shape: tuple[int, ...], widths: list[int], image_size: tuple[int, int]) -> Branch:
+    channels = (1, 3) if len(shape) == 4 else (2, 1)
+    found = next((dim for width in widths for dim in channels if len(shape) in (3, 4) and shape[dim] == width), None)
+    if found is None and not widths:
+        found = _channels_by_shape(shape, image_size)
+    if found is None:
+        raise ValueError(f'its features of shape {shape} are no map and no row of tokens')
+    if len(shape) == 4:
+        return Branch((2, 3) if found == 1 else (1, 2))
+    dim = 3 - found
+    if dim == 2:
+        return Branch((2,), cell=_cell(shape[2], image_size))
+    prefix = prefix_tokens(model, shape[1], image_size)
+    return Branch((1,), prefix, _cell(shape[1] - prefix, image_size))
+
+
+def _channels_by_shape(shape: tuple[int, ...], image_size: tuple[int, int]) -> int:
+    """The dimension of the channels of a feature map: the one whose other two are shaped as the image is.
+
+    Raises:
+        ValueError: both could be, none could, or there are no four dimensions.
+    """
+    (height, width), sides = image_size, {1: shape[2:], 3: shape[1:3]} if len(shape) == 4 else {}
+    fitting = [dim for dim, (h, w) in sides.items() if abs(h * width - w * height) < max(image_size)]
+    if len(fitting) != 1:
+        raise ValueError(f'it has no num_features, and the shape {shape} does not say which dimension is its channels')
+    return fitting[0]
+
+
+def _cell(num_tokens: int, image_size: tuple[int, int]) -> Cell | None:
+    try:
+        return cell_of(token_grid(num_tokens, image_size), image_size)
+    except ValueError:  # states without a place in the image
+        return None
+
+
+def prefix_tokens(model: TimmModel, num_tokens: int, image_size: tuple[int, int]) -> int:
+    """How many tokens lie in front of the patch tokens: as many as the model says, or as few as leave a grid.
+
+    Raises:
+        ValueError: no grid.
+    """
+    told = getattr(model, 'num_prefix_tokens', None)
+    if told is not None and told < num_tokens:
+        try:
+            token_grid(num_tokens - told, image_size)
+            return told
+        except ValueError:
+            pass
+    return num_prefix_tokens(num_tokens, image_size)
+
+
+def find_tail(model: TimmModel, images: Tensor) -> HeldTail | Lost:
+    """The last block whose tokens reach the logits through an attention.
+
+    Args:
+        model: in evaluation mode; one on the meta device will do.
+        images: of the model's own size.
+    """
+    reason = Lost('no block with tokens was found')
+    with torch.no_grad():
+        calls, features = _calls(model, images)
+        count = len(features) if isinstance(features, (list, tuple)) else 1
+        for name, tensors in reversed(calls):
+            inputs = _token_inputs(model, tensors, images)
+            if len(inputs) < count:
+                continue
+            maps, tracker = tail_maps(model, images, HeldTail('G', name, inputs))
+            if isinstance(maps, Lost):
+                reason = maps
+                continue
+            reached = tuple(one for one, seen in zip(inputs, maps.reached(), strict=True) if seen)
+            if tracker.attended and len(reached) >= count:
+                return HeldTail('H' if count > 1 or tracker.found_maximum else 'G', name, reached)
+    return reason
+
+
+def _calls(model: TimmModel, images: Tensor) -> tuple[list[tuple[str, list[Tensor]]], Any]:
+    """The numbered modules (blocks, stages) in the order in which they are entered, and what enters them."""
+    calls: list[tuple[str, list[Tensor]]] = []
+
+    def enter(name: str) -> Any:
+        return lambda _, args, kwargs: calls.append((name, tensors_in(args, kwargs)))
+
+    handles = [
+        module.register_forward_pre_hook(enter(name), with_kwargs=True) for name, module in _numbered_modules(model)
+    ]
+    try:
+        return calls, model.forward_features(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _numbered_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module in model.named_modules() if name.rsplit('.', 1)[-1].isdigit())
+
+
+def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tuple[TokenInput, ...]:
+    image_size = (images.shape[-2], images.shape[-1])
+    inputs = []
+    for index, tensor in enumerate(tensors):
+        if tensor.ndim != 3 or len(tensor) != len(images) or tensor.shape[2] not in widths_of(model):
+            continue
+        try:
+            prefix = prefix_tokens(model, tensor.shape[1], image_size)
+        except ValueError:
+            continue
+        if tensor.shape[1] - prefix > 1:
+            grid = token_grid(tensor.shape[1] - prefix, image_size)
+            inputs.append(TokenInput(index, prefix, cell_of(grid, image_size)))
+    return tuple(inputs)

@@ -1,0 +1,311 @@
+"""Finding out what class maps a model can give, and refusing those that would not be exact."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_model_input_config, is_model
+from torch import Tensor, nn
+
+from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.following.tracking import Lost
+from timm_hnc.cam.heads.base import Head, MapHead, TimmModel
+from timm_hnc.cam.heads.detached_head import KINDS, Branch, HeldHead, followed_calls, held_class_maps
+from timm_hnc.cam.heads.model_copies import evaluating, full_copy, full_precision, keeping_no_casts, meta_copy
+from timm_hnc.cam.heads.plain import NotPlain, agree, plain_head
+from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
+
+_ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
+LARGER = 4  # times the image size, where the model's own makes a single position
+ELSE = 'choose a model with an average pool in front of its classifier, such as resnet50'
+
+
+class UnsupportedHead(ValueError):
+    """The maps of this model would not explain its logits; the message says why and what to do."""
+
+
+class _Refused(Exception):
+    def __init__(self, reason: str, way_out: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.way_out = way_out
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model makes of two images of its own size.
+
+    Args:
+        model: the copy that they were made with.
+        images: (2, C, H, W).
+        features: what its forward_features() returned.
+        larger: the images are larger than the model's own size.
+    """
+
+    model: TimmModel
+    images: Tensor
+    features: Any
+    larger: bool = False
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of every one of the features."""
+        each = self.features if isinstance(self.features, (list, tuple)) else [self.features]
+        return [tuple(tensor.shape) for tensor in each]
+
+
+def probe_head(model: TimmModel) -> MapHead:
+    """Find out how a timm model's logits come of positions.
+
+    Nothing of the model is changed, no image is needed, and a model on the meta device will do.
+
+    Args:
+        model: a timm model with forward_features, forward_head and a classifier.
+
+    Raises:
+        UnsupportedHead: the model has no exact class maps, as far as this goes.
+    """
+    try:
+        with keeping_no_casts(), full_precision(), torch.random.fork_rng(devices=[]):  # a head may draw
+            return _find(model)
+    except _Refused as refused:
+        way_out = refused.way_out or way_out_of(model) or ELSE
+        raise UnsupportedHead(
+            f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}; "
+            'without HNC and pictures it trains as it is.'
+        ) from None
+
+
+def check_trainable(model: TimmModel, head: MapHead) -> None:
+    """Refuse to train on maps that are for pictures only.
+
+    Raises:
+        UnsupportedHead: with the model's name, what was found and what to do.
+    """
+    if not head.trainable:
+        tried = way_out_of(model)
+        way_out = f'{tried}; its class-token weights then need fine-tuning' if tried else ELSE
+        raise UnsupportedHead(
+            f"no trainable class maps for '{name_of(model)}': its patch tokens do not enter the logits behind the last "
+            f'attention, its maps are for pictures and evaluation. Way out: {way_out}; without HNC it trains as it is.'
+        )
+
+
+def name_of(model: TimmModel) -> str:
+    """The architecture's name in timm, or the class."""
+    return (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+
+
+def way_out_of(model: TimmModel) -> str | None:
+    """The option that gives this architecture trainable maps, tried out; None if there is none."""
+    name, pool = name_of(model), getattr(model, 'global_pool', None)
+    if not is_model(name) or 'avg' in (pool, getattr(pool, 'pool_type', None)):
+        return None
+    try:
+        with torch.device('meta'):
+            other = timm.create_model(name, num_classes=2, global_pool='avg')
+        if not _find(other).trainable:
+            return None
+    except (*_ERRORS, _Refused):
+        return None
+    return "create it with global_pool='avg' (--gp avg)"
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
+
+
+def _find(model: TimmModel) -> MapHead:
+    for method in ('forward_features', 'forward_head', 'get_classifier'):
+        if not hasattr(model, method):
+            raise _Refused(f'it has no {method}()', 'use an image classifier of timm')
+    if next(model.parameters(), None) is None:
+        raise _Refused('it has no weights', 'use an image classifier of timm')
+    if not hasattr(model, 'num_classes'):
+        raise _Refused('it has no num_classes', 'set it to the number of its classes')
+    if not model.num_classes:
+        raise _Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
+    found = _features(model, get_model_input_config(model)['input_size'])
+    reasons = []
+    for search in (_plain, _held_head, _held_tail):
+        try:
+            return search(model, found)
+        except _Refused as refused:
+            reasons.append(refused)
+    raise reasons[1]
+
+
+def _features(model: TimmModel, input_size: tuple[int, int, int]) -> Features:
+    """Features of two images, of a copy without data if that will do."""
+    parameter = next(model.parameters())
+    candidates: list[tuple[Callable[[], TimmModel], torch.device]] = [(lambda: meta_copy(model), torch.device('meta'))]
+    if parameter.device.type != 'meta':  # some models make tensors of their own, which meta tensors cannot meet
+        candidates.append((lambda: full_copy(model), parameter.device))
+    reason = ''
+    for make, device in candidates:
+        images = torch.zeros(BATCH, *input_size, device=device, dtype=parameter.dtype)
+        copied = make().eval()
+        try:
+            with torch.no_grad():
+                features = copied.forward_features(images)
+        except _ERRORS as error:
+            reason = f'its forward_features() failed ({_line(error)})'
+            continue
+        each = features if isinstance(features, (list, tuple)) else [features]
+        if all(isinstance(tensor, Tensor) and tensor.ndim in (3, 4) for tensor in each):
+            return Features(copied, images, features)
+        reason = 'its features are no map and no row of tokens'
+        break
+    raise _Refused(reason)
+
+
+def _plain(model: TimmModel, found: Features) -> MapHead:
+    if len(found.shapes) > 1:
+        raise _Refused('it has several branches')
+    try:
+        head = plain_head(model, found.shapes[0], found.image_size)
+    except NotPlain as error:
+        raise _Refused(str(error)) from error
+    _check_plain_in_training(head, found)
+    return head
+
+
+def _check_plain_in_training(head: Head, found: Features) -> None:
+    """Refuse as plain what is more than a pool and the classifier in training, or not because of its weights alone."""
+    place = Branch({'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': (1,)}[head.layout], head.num_prefix_tokens, head.cell)
+    _refuse_other_forward(found, [place])
+    maps, parts = _followed(found, [place], training=True)
+    layers = [found.model.get_submodule(name) for name in head.classifiers]
+    own = any(maps.weight is layer.weight or maps.weight._base is layer.weight for layer in layers)
+    if parts or not (own or len(layers) > 1) or maps.positions.shape[2] != layers[0].weight.shape[1]:
+        raise _Refused('its head is more than a mean in front of its linear layer')
+
+
+def _followed(found: Features, places: Sequence[Branch | None], training: bool = False) -> tuple[ClassMaps, set[str]]:
+    """Maps of the copy's features, and what lies between features and logits."""
+    mode = ' in training' if training else ''
+    found.model.train(training)
+    try:
+        with torch.enable_grad():  # what switches it off in the head would cut the maps off from the gradient
+            maps, parts = held_class_maps(found.model, found.features, places, found.image_size)
+    except _ERRORS as error:
+        raise _Refused(f'its forward_head() failed{mode} ({_line(error)})') from error
+    finally:
+        found.model.eval()
+    if isinstance(maps, Lost):
+        raise _Refused(f'its head cannot be followed{mode} ({maps.reason})')
+    return maps, parts
+
+
+def _held_head(model: TimmModel, found: Features) -> MapHead:
+    try:
+        places = _with_place(found, branches(model, found.shapes, found.image_size))
+        sizes = [
+            place.live(torch.empty(shape, device='meta'), found.image_size).num_positions
+            for place, shape in zip(places, found.shapes, strict=True)
+            if place
+        ]
+    except _ERRORS as error:
+        way_out = None if widths_of(model) else 'set its num_features to the number of channels of its features'
+        raise _Refused(f'its features have no positions ({_line(error)})', way_out) from error
+    if max(sizes, default=1) == 1:
+        return _held_head_of_larger_images(model, found)
+    _, parts = _followed(found, places)
+    _followed(found, places, training=True)
+    _refuse_other_forward(found, places)
+    _refuse_synchronised_statistics(found)
+    kind = 'H' if len(places) > 1 else next((kind for part, kind in KINDS if part in parts), 'A')
+    head = HeldHead(kind, tuple(places))
+    _check_values(model, head, found)
+    return head
+
+
+def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> None:
+    """A forward() that does more to the features than forward_head() has other logits."""
+    model, features = found.model, found.features
+    model.forward_features = lambda *args, **kwargs: features
+    try:
+        with torch.enable_grad():
+            whole = followed_calls(lambda: model(found.images), features, places, found.image_size)
+            head = followed_calls(lambda: model.forward_head(features), features, places, found.image_size)
+    except _ERRORS as error:
+        raise _Refused(f'its forward() failed ({_line(error)})') from error
+    finally:
+        del model.forward_features
+    if whole and whole != head:
+        raise _Refused('its forward() does more than its forward_head()')
+
+
+def _held_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
+    channels, (height, width) = found.images.shape[1], found.image_size
+    if found.larger:
+        raise _Refused('its head sees no positions')
+    try:
+        larger = _features(model, (channels, LARGER * height, LARGER * width))
+    except _Refused as refused:
+        raise _Refused('its head sees a single position on images of its size') from refused
+    return _held_head(model, replace(larger, larger=True))
+
+
+def _with_place(found: Features, places: Sequence[Branch]) -> list[Branch | None]:
+    """Of several features only those that grow with the image have their place in it; the others are states."""
+    if len(places) == 1:
+        return list(places)
+    larger = torch.zeros(BATCH, found.images.shape[1], *(2 * side for side in found.image_size)).to(found.images)
+    try:
+        with torch.no_grad():
+            others = found.model.forward_features(larger)
+    except _ERRORS:  # a model of one image size
+        return list(places)
+    grow = [tuple(tensor.shape) != shape for shape, tensor in zip(found.shapes, others, strict=True)]
+    if not any(grow):  # a model that resizes its images
+        return list(places)
+    return [place if grows else None for place, grows in zip(places, grow, strict=True)]
+
+
+def _refuse_synchronised_statistics(found: Features) -> None:
+    """What several processes compute together cannot be held here."""
+    called: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, _: called.append(module))
+        for module in found.model.modules()
+        if isinstance(module, nn.SyncBatchNorm)
+    ]
+    if not handles:
+        return
+    with torch.no_grad():
+        found.model.forward_head(found.features)
+    if called:
+        raise _Refused('its head synchronises batch statistics between processes', 'leave out --sync-bn')
+
+
+def _check_values(model: TimmModel, head: HeldHead, found: Features) -> None:
+    """Refuse maps whose mean is not the logit, on random features and the model's own weights."""
+    parameter = next(model.parameters())
+    if parameter.device.type == 'meta':
+        return
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(shape, generator=generator).to(parameter) for shape in found.shapes]
+    with evaluating(model), torch.no_grad():
+        maps, _ = held_class_maps(
+            model, features if len(features) > 1 else features[0], head.branches, found.image_size
+        )
+        if isinstance(maps, Lost) or not agree(maps.logits, maps.maps(None).mean((2, 3))):
+            raise _Refused('its logits are not the means of its maps')
+
+
+def _held_tail(model: TimmModel, found: Features) -> MapHead:
+    try:
+        tail = find_tail(found.model, found.images)
+    except _ERRORS as error:
+        raise _Refused(f'its blocks cannot be followed ({_line(error)})') from error
+    if isinstance(tail, Lost):
+        raise _Refused(f'its blocks cannot be followed ({tail.reason})')
+    return tail

@@ -1,0 +1,1 @@
+"""What a run saves, and who may write it."""

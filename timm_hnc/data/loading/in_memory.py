@@ -1,0 +1,166 @@
+"""A data set that is decoded once and stays in memory: for small images, whose decoding costs more than their training.
+
+Training images lie on the device as bytes, and the CIFAR augmentation (padded crop, flips) is made there for a batch at
+once. Order and random numbers follow from seed, epoch and batch, as they do in the ordinary loader.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms import RandomCrop
+
+from timm_hnc.data.loading.loader_errors import read
+from timm_hnc.data.loading.seeded_batches import Batch, KeyedBatches, mixed
+from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.progress import progress
+
+_DECODED_AT_ONCE = 512
+_MOST_OF_MEMORY = 0.8
+
+
+def keep_in_memory(loader: Any, keys: KeyedBatches, hflip: float, vflip: float, device: torch.device) -> None:
+    """Let timm's prefetching training loader take its batches from memory; it normalises and erases as before.
+
+    Args:
+        loader: timm's PrefetchLoader over images of one size with the padded crop, changed in place.
+        keys: its batch sampler, from `use_keys`.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        device: where the images lie.
+
+    Raises:
+        UsageError: the images have several sizes.
+        DataError: they do not fit into the memory.
+    """
+    dataset = loader.loader.dataset.dataset
+    crop = next(step for step in dataset.transform.transforms if isinstance(step, RandomCrop))
+    before = dataset.transform.transforms[: dataset.transform.transforms.index(crop)]
+    ordinary, dataset.transform = dataset.transform, transforms.Compose([*before, transforms.PILToTensor()])
+    images, targets = _decode(dataset, loader.loader, device)
+    dataset.transform = ordinary
+    left, top = crop.padding
+    loader.loader = InMemoryBatches(images, targets, keys, tuple(crop.size), (top, left), (hflip, vflip))
+
+
+class InMemoryBatches:
+    """Augmented batches of (images, targets), images (B, C, H, W) of bytes.
+
+    Args:
+        images: (N, C, H, W) bytes.
+        targets: (N,) or (N, n).
+        batch_sampler: yields the batches' indices and places.
+        size: (height, width) of the crop in pixels.
+        padding: (vertical, horizontal) zeros on each side in pixels.
+        flips: probabilities of a horizontal and of a vertical flip.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        batch_sampler: KeyedBatches,
+        size: tuple[int, int],
+        padding: tuple[int, int],
+        flips: tuple[float, float],
+    ) -> None:
+        self.images, self.targets, self.batch_sampler = images, targets, batch_sampler
+        self.size, self.padding, self.flips = size, padding, flips
+        self.dataset, self.num_workers = images, 0
+        self._generator = torch.Generator(images.device)
+
+    @property
+    def sampler(self) -> Any:
+        """That of the ordinary loader."""
+        return self.batch_sampler.sampler
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batch_sampler:
+            yield self._augmented(batch)
+
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self._generator.manual_seed(mixed(batch.seed, batch.epoch, batch.number) >> 1)
+        indices = torch.tensor(batch.indices, device=self.images.device)
+        vertical, horizontal = self.padding
+        padded = functional.pad(self.images[indices], (horizontal, horizontal, vertical, vertical))
+        rows = self._places(len(indices), padded.shape[-2], self.size[0], self.flips[1])
+        columns = self._places(len(indices), padded.shape[-1], self.size[1], self.flips[0])
+        padded = padded.gather(2, rows[:, None, :, None].expand(-1, padded.shape[1], -1, padded.shape[3]))
+        images = padded.gather(3, columns[:, None, None, :].expand(-1, padded.shape[1], padded.shape[2], -1))
+        return images, self.targets[indices]
+
+    def _places(self, count: int, length: int, side: int, flip: float) -> Tensor:
+        """(count, side) rows or columns of random crops, some of them backwards."""
+        device = self.images.device
+        starts = torch.randint(length - side + 1, (count, 1), generator=self._generator, device=device)
+        places = starts + torch.arange(side, device=device)
+        backwards = torch.rand(count, 1, generator=self._generator, device=device) < flip
+        return torch.where(backwards, places.flip(1), places)
+
+
+class RememberedBatches:
+    """What a loader of unchanging batches yields, kept from its first pass on.
+
+    Args:
+        loader: a DataLoader whose transform draws nothing.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+        self._kept: list[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._kept is None:
+            kept = []
+            for batch in self.loader:
+                kept.append(batch)
+                yield batch
+            self._kept = kept
+        else:
+            yield from self._kept
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'loader' or name.startswith('__'):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+def _decode(dataset: Dataset, like: DataLoader, device: torch.device) -> tuple[Tensor, Tensor]:
+    parts: list[tuple[Tensor, Tensor]] = []
+    loader = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=like.num_workers, timeout=like.timeout)
+    try:
+        for images, targets in progress(read(loader), 'batch', len(loader), 'Decoding'):
+            if not parts:
+                _check_memory(images[0].numel() * len(dataset), device)  # type: ignore[arg-type]
+            parts.append((images.to(device), targets.to(device)))
+        images, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    except (RuntimeError, DataError) as error:
+        if 'size' not in str(error):
+            raise
+        raise UsageError(f'--data-in-memory: the images have several sizes ({first_lines(error, 120)}).') from error
+    return images, targets
+
+
+def _check_memory(needed: int, device: torch.device) -> None:
+    free = _free_memory(device)
+    if needed > _MOST_OF_MEMORY * free:
+        raise DataError(
+            f'--data-in-memory: the images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}.'
+        )
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')

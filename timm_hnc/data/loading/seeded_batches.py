@@ -1,0 +1,152 @@
+"""Batches whose random numbers depend on where they stand, not on what came before.
+
+The batch sampler yields epoch and number with the indices; whoever reads the batch seeds from them, and then augments
+its samples and mixes them in their order. A loader can begin at any batch of any epoch, with any number of workers, and
+give what it gave before. So can workers that stay from epoch to epoch.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from timm.data import FastCollateMixup
+from torch.utils.data import DataLoader, IterableDataset
+
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
+
+_REMEMBERED = 64  # batches whose samples can be named; more than loaders fetch ahead
+_OF_ERASING = -1
+_OF_ORDER = -3
+_MASK = (1 << 64) - 1
+
+
+class Batch(NamedTuple):
+    """What the sampler said, and where it stands."""
+
+    seed: int
+    epoch: int
+    number: int
+    indices: list[Any]
+
+
+def mixed(*numbers: int) -> int:
+    """64 bits from integers, well mixed (the finaliser of SplitMix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + 0x9E3779B97F4A7C15 + (number & _MASK)) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def seed_generators(*numbers: int, devices: bool = False) -> None:
+    """Seed Python, NumPy and torch's CPU generator, and with `devices` those of accelerators."""
+    seed = mixed(*numbers)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    # without an accelerator torch.manual_seed() takes a millisecond to note the seed for one that may come
+    if devices and torch.accelerator.is_available():
+        torch.manual_seed(seed >> 1)
+    else:
+        torch.default_generator.manual_seed(seed >> 1)
+
+
+class KeyedBatches:
+    """A batch sampler that says where its samples stand, and can begin at any batch.
+
+    Args:
+        batches: the batch sampler.
+        seed: of the run and process.
+    """
+
+    def __init__(self, batches: Any, seed: int) -> None:
+        self.batches, self.seed = batches, seed
+        self.epoch = self.start = 0
+        self.recent: OrderedDict[int, list[Any]] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.recent.clear()
+        seed_generators(self.seed, self.epoch, _OF_ORDER)  # torch's random sampler draws from the default generator
+        for number, batch in islice(enumerate(self.batches), self.start, None):
+            self.recent[number] = list(batch)
+            if len(self.recent) > _REMEMBERED:
+                self.recent.popitem(last=False)
+            yield Batch(self.seed, self.epoch, number, list(batch))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that comes next."""
+        self.epoch = epoch
+        if hasattr(self.batches, 'set_epoch'):
+            self.batches.set_epoch(epoch)
+
+    def samples(self, batch: int) -> list[int]:
+        """Indices of a recent batch's samples, empty for one that is long past."""
+        indices = self.recent.get(batch, [])
+        return [index[-1] if isinstance(index, tuple) else index for index in indices]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'batches' or name.startswith('__'):
+            raise AttributeError(name)  # while it is unpickled
+        return getattr(self.batches, name)
+
+
+class _KeyedDataset(WrappedDataset):
+    def __getitems__(self, batch: Batch) -> list[Any]:
+        seed_generators(batch.seed, batch.epoch, batch.number)
+        return [self.dataset[index] for index in batch.indices]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dataset' or name.startswith('__'):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class _KeyedErasing:
+    """Random erasing on the device, seeded from the batch; batches come in order."""
+
+    def __init__(self, erasing: Callable, batches: KeyedBatches) -> None:
+        self.erasing, self.batches = erasing, batches
+        self.epoch, self.next = -1, 0
+
+    def __call__(self, input: Any) -> Any:
+        if self.epoch != self.batches.epoch:
+            self.epoch, self.next = self.batches.epoch, self.batches.start
+        seed_generators(self.batches.seed, self.epoch, self.next, _OF_ERASING, devices=True)
+        self.next += 1
+        return self.erasing(input)
+
+
+def use_keys(loader: Any, seed: int) -> KeyedBatches | None:
+    """Make a timm training loader's random numbers depend on keys.
+
+    Args:
+        loader: from timm's create_loader, changed in place.
+        seed: of the run and process.
+
+    Returns:
+        Its batch sampler from now on; None for streams and for timm's multi-epoch loader, which runs ahead of epochs.
+    """
+    inner = getattr(loader, 'loader', loader)
+    if isinstance(inner.dataset, IterableDataset) or type(inner) is not DataLoader:
+        return None
+    keyed = KeyedBatches(inner.batch_sampler, seed)
+    # DataLoader refuses to change these once it is made
+    object.__setattr__(inner, 'batch_sampler', keyed)
+    object.__setattr__(inner, 'dataset', _KeyedDataset(inner.dataset))
+    # workers have a copy of timm's mixup, which --mixup-off-epoch switches off in this process
+    keep_workers = inner.num_workers > 0 and not isinstance(inner.collate_fn, FastCollateMixup)
+    object.__setattr__(inner, 'persistent_workers', keep_workers)
+    if getattr(loader, 'random_erasing', None) is not None:
+        loader.random_erasing = _KeyedErasing(loader.random_erasing, keyed)
+    return keyed

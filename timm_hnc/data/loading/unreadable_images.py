@@ -1,0 +1,128 @@
+"""Images that timm would not skip, though nothing good comes of them: they are errors that its data sets skip.
+
+Damaged ones, on which Pillow raises whatever its parsing of them ends in: timm skips on OSError alone. Grey images of
+16 bits and more: Pillow cuts their values off at 255, all but black would be white.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO
+
+from PIL import Image
+from timm.data import ImageDataset
+
+from timm_hnc.data.loading.loader_errors import is_of_a_worker
+from timm_hnc.errors import first_lines
+
+
+def check_images(dataset: Any) -> None:
+    """Let a data set's decoding raise OSErrors alone, whatever is wrong with an image.
+
+    timm's `ImageDataset` skips such an image, counts it (`SkippedImages`) and puts the next one in its place. What
+    decodes its images itself (torchvision's folders, streams) raises the error.
+
+    Args:
+        dataset: of timm or torchvision, changed in place.
+    """
+    if isinstance(dataset, ImageDataset):
+        dataset.reader = CheckedReader(dataset.reader, dataset.input_img_mode, dataset.load_bytes)
+        dataset.load_bytes = True  # timm leaves decoding to what the reader gives
+    elif hasattr(dataset, 'reader'):
+        dataset.reader = CheckedReader(dataset.reader)
+    elif callable(getattr(dataset, 'loader', None)):
+        dataset.loader = partial(_load, dataset.loader)
+
+
+class CheckedReader:
+    """A reader of timm that raises OSErrors for what cannot be used.
+
+    Args:
+        reader: gives (file, target, ...) by index, or (image, target) as a stream.
+        mode: of Pillow, that images are converted to; as they are if None.
+        undecoded: files are looked at, not decoded.
+    """
+
+    def __init__(self, reader: Any, mode: str | None = None, undecoded: bool = False) -> None:
+        self.unchecked = reader
+        self.mode = mode
+        self.undecoded = undecoded
+
+    def __getitem__(self, index: int) -> Any:
+        """The sample of that index, its file replaced by one whose read() gives the decoded image."""
+        file, *rest = self.unchecked[index]
+        if not hasattr(file, 'seek'):
+            return file, *rest
+        if self.undecoded:
+            with decoding():
+                _open(file)
+            file.seek(0)
+            return file, *rest
+        with decoding(), file:
+            image = _open(file)
+            image.load()
+            return _Decoded(image.convert(self.mode) if self.mode else image), *rest
+
+    def __iter__(self) -> Iterator[Any]:
+        with decoding(RuntimeError):  # a reader's own words
+            yield from self.unchecked
+
+    def __len__(self) -> int:
+        return len(self.unchecked)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'unchecked' or name.startswith('__'):
+            raise AttributeError(name)  # while it is unpickled
+        return getattr(self.unchecked, name)
+
+    def image_size(self, index: int) -> tuple[int, int] | None:
+        """(width, height) of a stored image, None for one that is skipped."""
+        try:
+            file, *_ = self.unchecked[index]
+            with decoding(), file:
+                image = _open(file)
+                image.load()
+                return image.size
+        except OSError:
+            return None
+
+
+@contextmanager
+def decoding(*others: type[Exception]) -> Iterator[None]:
+    """Around the decoding of an image.
+
+    Args:
+        *others: errors that are none of Pillow's, and stay what they are.
+
+    Raises:
+        OSError: the image is damaged, in whatever way Pillow says so.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, NotImplementedError ...
+        if type(error) in others or is_of_a_worker(error):
+            raise
+        raise OSError(f'{type(error).__name__}: {first_lines(error)}') from error
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    image: Image.Image
+
+    def read(self) -> Image.Image:
+        return self.image
+
+
+def _load(loader: Callable[[str], Any], path: str) -> Any:
+    with decoding():
+        return loader(path)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    image = Image.open(file)
+    if image.mode == 'F' or image.mode.startswith('I'):
+        raise OSError('It is grey with more than 8 bits a pixel: convert it to 8 bits, or to RGB.')
+    return image

@@ -1,0 +1,1 @@
+"""Files that a run keeps: options, figures, digests."""

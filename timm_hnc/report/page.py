@@ -1,0 +1,196 @@
+"""One page that shows what runs did: no file beside it, no network."""
+
+import base64
+import io
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+
+from timm_hnc.errors import UsageError
+from timm_hnc.plots.curves import Panel, curve_panels, label
+from timm_hnc.plots.figures import as_image, new_figure, style_of
+from timm_hnc.plots.lettering import format_ends, format_probability
+from timm_hnc.plots.map_image import as_colour, as_grey, map_over_image, resize, shared_scale, striped
+from timm_hnc.plots.panel import Cell
+from timm_hnc.progress import progress
+from timm_hnc.report.examples import Example
+from timm_hnc.report.figure_table import figure_table
+from timm_hnc.report.run_files import RunFiles, attack_lines, names_of_runs, of_this_version, read_run_files
+
+CELL = 160  # longer side of a picture in pixels
+SHOWN_CONFUSIONS = 10
+_ABOUT = {
+    'model': 'model',
+    'dataset': 'data set',
+    'data_dir': 'data folder',
+    'num_classes': 'classes',
+    'loss': 'loss',
+    'hnc': 'HNC',
+    'hnc_weight': 'weight of HNC',
+    'hnc_topk': 'top-k of HNC',
+    'label_noise': 'label noise',
+    'epochs': 'epochs',
+    'batch_size': 'batch size',
+    'lr': 'learning rate',
+    'seed': 'seed',
+}
+
+
+def write_report(folders: Sequence[Path], path: Path) -> list[RunFiles]:
+    """Write the report of runs as one HTML page.
+
+    Args:
+        folders: run folders; figures of the others are compared with those of the first.
+        path: of the page.
+
+    Returns:
+        What was read of the runs.
+
+    Raises:
+        DataError: a folder is no run folder, or damaged.
+        UsageError: the page cannot be written.
+    """
+    with of_this_version(folders):
+        runs = [read_run_files(folder) for folder in folders]
+        page = render_report(runs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding='utf-8')
+    except OSError as error:
+        raise UsageError(f"report '{path}' cannot be written: {error}") from error
+    return runs
+
+
+def render_report(runs: Sequence[RunFiles]) -> str:
+    """The page as HTML."""
+    templates = Environment(loader=PackageLoader('timm_hnc.report'), autoescape=True, trim_blocks=True)
+    names = names_of_runs(runs)
+    return templates.get_template('report.html').render(
+        title=', '.join(names),
+        written=f'{datetime.now():%Y-%m-%d %H:%M}',
+        runs=[_run(name, run) for name, run in progress(list(zip(names, runs, strict=True)), 'run')],
+        names=names,
+        table=figure_table([run.figures for run in runs]),
+        curves=_draw(curve_panels([run.curves for run in runs])),
+        robustness=_draw(_robustness_panels(names, runs)),
+        matplotlib=find_spec('matplotlib') is not None,
+    )
+
+
+def _run(name: str, run: RunFiles) -> dict[str, Any]:
+    options, result = run.curves.options, run.result
+    about = {title: options.get(key) for key, title in _ABOUT.items()}
+    if options.get('hnc', 'none') == 'none':
+        about = {title: value for title, value in about.items() if not title.endswith('of HNC')}
+    about |= {'best checkpoint': result.get('best_checkpoint'), 'seconds': result.get('seconds')}
+    about |= {'device': result.get('device'), 'processes': result.get('num_processes')}
+    return {
+        'name': name,
+        'about': {title: value for title, value in about.items() if value not in (None, '')},
+        'versions': ', '.join(f'{package} {version}' for package, version in (result.get('versions') or {}).items()),
+        'command': result.get('command', ''),
+        'changes': run.changes,
+        'metric': _title_of(run),
+        'finished': bool(result),
+        'examples': {end: [_example(each) for each in examples] for end, examples in run.examples.items() if examples},
+        'confusions': run.confusions[:SHOWN_CONFUSIONS],
+        'robustness': _robustness_table(run),
+    }
+
+
+def _example(example: Example) -> dict[str, Any]:
+    """Pictures of an image and of its maps, with one scale for all of them."""
+    row = example.row
+    height, width = row.image.shape[-2:]
+    scale = CELL / max(height, width)
+    colour = resize(as_colour(row.image), (max(1, round(height * scale)), max(1, round(width * scale)))).clamp(0, 1)
+    cells = ([row.positive] if row.positive else []) + list(row.negatives)
+    span = shared_scale([cell.map for cell in cells])
+    return {
+        'image': _as_uri(Image.fromarray((255 * colour.permute(1, 2, 0)).round().to(torch.uint8).numpy())),
+        'sample': example.sample,
+        'loss': f'{example.loss:.3g}',
+        'scale': format_ends(*span) if span and span[0] < span[1] else None,
+        'cells': [_cell(cell, as_grey(colour), span, cell is row.positive) for cell in cells],
+    }
+
+
+def _cell(cell: Cell, grey: torch.Tensor, span: tuple[float, float] | None, present: bool) -> dict[str, Any]:
+    picture, broken = map_over_image(cell.map, grey, span)
+    return {
+        'picture': _as_uri(Image.fromarray(striped(picture, broken, 6).numpy())),
+        'name': cell.name,
+        'probability': format_probability(cell.probability),
+        'present': present,
+    }
+
+
+def _draw(panels: dict[str, Panel]) -> list[tuple[str, str]]:
+    """Titles and pictures, a picture each so that a narrow page can put them below one another."""
+    if find_spec('matplotlib') is None:
+        return []
+    pictures = []
+    for title, draw in panels.items():
+        figure = new_figure(4.8, 3.8)
+        axis = figure.subplots()
+        draw(axis)
+        if len(axis.get_legend_handles_labels()[0]) > 1:
+            axis.legend(fontsize=9)
+        pictures.append((title, _as_uri(as_image(figure, 160), 'PNG')))
+    return pictures
+
+
+def _robustness_panels(names: Sequence[str], runs: Sequence[RunFiles]) -> dict[str, Panel]:
+    """A panel for every attack and unit of eps, a line a run."""
+    keys = sorted({key for run in runs for key in attack_lines(run)})
+
+    def panel(key: tuple[str, str]) -> Panel:
+        def draw(axis: Any) -> None:
+            for number, (name, run) in enumerate(zip(names, runs, strict=True)):
+                points = attack_lines(run).get(key)
+                if points:
+                    axis.plot(*zip(*points, strict=True), label=name, marker='o', markersize=5, **style_of(number))
+            axis.set_ylim(bottom=0)
+            label(axis, f'eps, {_units(key[1])}', f'{_title_of(runs[0])} under {key[0].upper()}, %')
+
+        return draw
+
+    return {f'{attack.upper()}, eps in {_units(space)}': panel((attack, space)) for attack, space in keys}
+
+
+def _title_of(run: RunFiles) -> str:
+    return 'mAP' if run.metric == 'map' else 'top-1'
+
+
+def _eps(value: float) -> str:
+    text, steps = f'{value:g}', value * 255
+    return f'{round(steps)}/255' if len(text) > 5 and abs(steps - round(steps)) < 1e-3 else text
+
+
+def _units(space: str) -> str:
+    return 'units of the normalised input' if space == 'normalized' else 'pixels of [0, 1]'
+
+
+def _robustness_table(run: RunFiles) -> list[dict[str, Any]]:
+    images = {row.get('attack'): row.get('images') for row in run.robustness}
+    return [
+        {
+            'attack': attack.upper(),
+            'units': _units(space),
+            'images': images.get(attack),
+            'points': [(_eps(eps), f'{value:.2f}') for eps, value in points],
+        }
+        for (attack, space), points in attack_lines(run).items()
+    ]
+
+
+def _as_uri(picture: Image.Image, format: str = 'JPEG') -> str:
+    file = io.BytesIO()
+    picture.save(file, format, quality=90)
+    return f'data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}'

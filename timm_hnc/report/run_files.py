@@ -1,0 +1,160 @@
+"""What a run folder tells of its run, for the report."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.files.run_parts import Part, read_parts
+from timm_hnc.plots.curves import RunCurves, read_run
+from timm_hnc.report.examples import Example, read_examples
+
+VALIDATION = 'validation.json'  # of validate.py --results-file, if it was written into the run folder
+_ATTACKED = re.compile(r'(?P<attack>fgsm|pgd)_(?P<eps>[\d.e-]+)_(?P<figure>.+)')
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A finished run.
+
+    Args:
+        curves: options and epochs.
+        result: of result.json.
+        figures: final figures by name, those of the maps with 'cam_' in front.
+        examples: best and worst images.
+        confusions: rows of `ConfusionPass`.
+        robustness: rows with 'attack', 'eps', 'space' and figures; the clean images have eps = 0.
+        changes: parts that went on with other options.
+    """
+
+    curves: RunCurves
+    result: dict[str, Any]
+    figures: dict[str, float]
+    examples: dict[str, list[Example]]
+    confusions: list[dict[str, Any]]
+    robustness: list[dict[str, Any]]
+    changes: list[Part] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """The figure that counts: 'map' for several labels, else 'top1'."""
+        return 'map' if self.curves.options.get('task') == 'multilabel' else 'top1'
+
+
+@contextmanager
+def of_this_version(folders: Sequence[Path]) -> Iterator[None]:
+    """Around the reading and drawing of run folders: what no version of ours writes is told in one line.
+
+    Raises:
+        DataError: something in them is not what it should be.
+    """
+    try:
+        yield
+    except (UsageError, DataError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
+        names = ', '.join(f"'{folder}'" for folder in folders)
+        raise DataError(f'{names}: not of this version of timm_hnc ({type(error).__name__}: {error}).') from error
+
+
+def read_run_files(folder: Path) -> RunFiles:
+    """Read a run folder; parts that an unfinished run or one without a report lacks are empty.
+
+    Raises:
+        DataError: it is no run folder, or a file is damaged.
+    """
+    curves, report = read_run(folder), folder / 'report'
+    robustness = _read(report / 'robustness.json', list) or []
+    validation = _read(folder / VALIDATION, dict) or {}
+    return RunFiles(
+        curves,
+        read_result(folder),
+        read_figures(folder),
+        read_examples(report),
+        _read(report / 'confusions.json', list) or [],
+        _of_both(_attacks(validation), robustness),
+        read_parts(folder)[1:],
+    )
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a run folder, empty where there is none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    return _read(folder / 'result.json', dict) or {}
+
+
+def read_figures(folder: Path) -> dict[str, float]:
+    """Final figures by name: those of the run, of its report, and of validate.py where it wrote into the folder.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    final = read_result(folder).get('final') or {}
+    validation = numbers(_read(folder / VALIDATION, dict) or {})
+    measured = {name: value for name, value in validation.items() if name.startswith('cam_') or not final}
+    return numbers(final) | numbers(_read(folder / 'report' / 'figures.json', dict) or {}) | measured
+
+
+def _read(path: Path, kind: type[list] | type[dict]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(content, kind) or not all(isinstance(row, dict) for row in content if kind is list):
+        raise DataError(f"'{path}' is not what this version of timm_hnc writes there.")
+    return content
+
+
+def numbers(figures: Any) -> dict[str, float]:
+    """Those of some figures that are finite numbers."""
+    if not isinstance(figures, dict):
+        return {}
+    return {name: value for name, value in figures.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def _of_both(measured: list[dict[str, Any]], of_the_run: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of validate.py, and of the run's end those of other attacks or units."""
+    known = {(row['attack'], row['space']) for row in measured}
+    return measured + [row for row in of_the_run if (row.get('attack'), row.get('space')) not in known]
+
+
+def _attacks(validation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the attacks of validate.py, clean images first."""
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    space = validation.get('attack_space', 'pixel')
+    for name, value in validation.items():
+        match = _ATTACKED.fullmatch(name)
+        if match:
+            attack, eps = match['attack'], float(match['eps'])
+            clean: dict[str, Any] = {'attack': attack, 'eps': 0.0, 'space': space}
+            rows.setdefault((attack, 0.0), clean)[match['figure']] = validation.get(match['figure'])
+            rows.setdefault((attack, eps), clean | {'eps': eps})[match['figure']] = value
+    return [rows[key] for key in sorted(rows)]
+
+
+def attack_lines(run: RunFiles) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(eps, figure that counts) points by attack and units of eps."""
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in run.robustness:
+        if isinstance(row.get(run.metric), (int, float)):
+            key = str(row.get('attack')), str(row.get('space'))
+            lines.setdefault(key, []).append((float(row['eps']), float(row[run.metric])))
+    return {key: sorted(points) for key, points in lines.items()}
+
+
+def names_of_runs(runs: Sequence[RunFiles]) -> list[str]:
+    """Their folders' names, numbered where two are equal."""
+    names = [run.curves.name for run in runs]
+    return [f'{name} ({number})' if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]

@@ -1,0 +1,164 @@
+"""What a resumed run is trained with, beside what its checkpoint was trained with."""
+
+import json
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from timm_hnc.checkpoints.checkpoints import Progress, run_folder_of
+from timm_hnc.data.datasets import class_to_idx, is_streamed
+from timm_hnc.errors import DataError
+from timm_hnc.files.options import flag_of, read_options
+from timm_hnc.files.run_parts import Part
+from timm_hnc.training.setup.build import LOSS_GROUP, Run
+
+_logger = logging.getLogger(__name__)
+
+# options that change neither weights nor figures
+_OF_NO_MATTER = frozenset(
+    {
+        *('config', 'output', 'experiment', 'resume', 'stop_epoch', 'allow_world_size_change'),
+        *('dataset_download', 'dataset_trust_remote_code', 'worker_timeout', 'pin_mem'),
+        *('checkpoint_hist', 'checkpoint_interval', 'recovery_interval', 'save_epochs'),
+        *('log_interval', 'save_images', 'cam_images', 'no_report', 'synchronize_step', 'device_modules'),
+        *('log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id'),
+        *('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'),
+    }
+)
+# what stands in others once they are resolved: data_dir, loss, loss_pos_weight, drop_path, lr, and the facts below
+_IN_OTHERS = frozenset(
+    {
+        *('data', 'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', 'device'),
+        *('lr_base', 'lr_base_size', 'lr_base_scale'),
+    }
+)
+_OF_A_RESUME = frozenset({'no_resume_opt', 'start_epoch'})  # and of no other
+# options that do nothing without another
+_NEEDS = {
+    'amp_dtype': 'amp',
+    **dict.fromkeys(('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu'), 'model_ema'),
+}
+# options that a run goes on exactly with, whatever they were before
+_EXACT = frozenset(
+    {
+        *('data_dir', 'on_nonfinite', 'pretrained', 'pretrained_path', 'pretrained_cfg_overlay'),
+        *('initial_checkpoint', 'head_init_scale', 'head_init_bias'),
+    }
+)
+# facts that say which images an update takes
+_OF_THE_ORDER = ('training images', 'classes', 'updates an epoch', 'images an update')
+_FACTS = (*_OF_THE_ORDER, 'processes', 'device')
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    dataset = run.train_loader.dataset
+    return {
+        'training images': len(dataset),
+        'classes': len(class_to_idx(dataset)) or run.args.num_classes,
+        'updates an epoch': run.updates_per_epoch,
+        'images an update': run.args.batch_size * run.args.grad_accum_steps,
+        'processes': run.accelerator.num_processes,
+        'device': run.accelerator.device.type,
+    }
+
+
+def _compared(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that matter, as JSON keeps them: what was filled in and what was given are alike."""
+    left_out = {*_OF_NO_MATTER, *_IN_OTHERS, *_OF_A_RESUME}
+    left_out |= {name for name, switch in _NEEDS.items() if not options.get(switch)}
+    if not is_streamed(options.get('dataset') or '') and not options.get('use_multi_epochs_loader'):
+        left_out |= {'workers', 'worker_seeding'}  # of other data, all depends on the place of a sample alone
+    kept = {name: value for name, value in options.items() if name not in left_out}
+    kept['loss'] = kept.get('loss') or ('bce' if kept.get('task') == 'multilabel' else 'ce')
+    if kept.get('drop_path') is None:
+        kept['drop_path'] = options.get('drop_connect')
+    return json.loads(json.dumps(kept, default=str))
+
+
+def parts_of(checkpoint: Path, progress: Progress) -> list[Part]:
+    """What a checkpoint was trained with; where an earlier version made it, what args.yaml says, of the last part."""
+    if progress.parts:
+        return progress.parts
+    try:
+        return [Part(options=_compared(read_options(run_folder_of(checkpoint))))]
+    except DataError:
+        return [Part()]
+
+
+def check_place(run: Run, checkpoint: Path) -> None:
+    """Refuse to go on inside an epoch that would take other images than were meant.
+
+    Args:
+        run: the run, with the progress of the checkpoint.
+        checkpoint: to go on from.
+
+    Raises:
+        DataError: it would.
+    """
+    progress = run.checkpoints.progress
+    if not progress.updates_in_epoch or run.keys is None or run.args.start_epoch is not None:
+        return
+    before, now = progress.parts[-1].options, _facts(run)
+    part = Part(changed=_differences(before, {name: now[name] for name in _OF_THE_ORDER}))
+    if not part.changed:
+        return
+    ends = [each.parent for each in run_folder_of(checkpoint).glob('checkpoints/epoch-*/state.json')]
+    ends.sort(key=lambda end: int(end.name.removeprefix('epoch-')))
+    other = f", or go on from an epoch's end with --resume {ends[-1]}" if ends else ''
+    raise DataError(
+        f"checkpoint '{checkpoint}' stands inside epoch {progress.completed_epochs}, which would go on with other "
+        f'images than were meant ({part.changes}): bring data and options back{other}.'
+    )
+
+
+def use_settings(run: Run, fresh: list[dict[str, Any]]) -> None:
+    """Let the optimizer go on with the settings now in force: its state brings those that it was saved with.
+
+    Args:
+        run: the run, its optimizer with the state of a checkpoint.
+        fresh: the optimizer's parameter groups before.
+    """
+    before, args = run.checkpoints.progress.parts[-1].options, run.args
+    names = {'weight_decay', 'momentum', 'betas', 'eps', *args.opt_kwargs, *(before.get('opt_kwargs') or {})}
+    for group, settings in zip(run.optimizer.param_groups, fresh, strict=True):
+        group.update({name: settings[name] for name in names & settings.keys() & group.keys()})
+        rate = 'loss_lr' if LOSS_GROUP in group else 'lr'
+        # where no schedule sets it
+        if before.get(rate) and before[rate] != getattr(args, rate):
+            group['lr'] *= getattr(args, rate) / before[rate]
+
+
+def begin_part(run: Run, checkpoint: Path | None) -> None:
+    """Note what the run is trained with from here on, and say what differs from before.
+
+    Args:
+        run: the run where it starts; its progress keeps the parts.
+        checkpoint: that it goes on from, None for a new run.
+    """
+    parts, now = run.checkpoints.progress.parts, _compared(vars(run.args)) | _facts(run)
+    if checkpoint is None:
+        parts.append(Part(run.start_epoch, options=now))
+        return
+    changed = _differences(parts[-1].options, now) | _of_this_resume(run.args)
+    if not changed:
+        parts[-1].options = now | parts[-1].options  # with what an earlier version did not know
+        return
+    exact = changed.keys() <= {flag_of(name) for name in _EXACT}
+    parts.append(Part(run.start_epoch, run.start_update, now, changed, exact))
+    if run.accelerator.is_main_process:
+        end = '.' if exact else '; no longer exact from here on.'
+        _logger.warning(f'Going on with other options than before: {parts[-1].changes}{end}')
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    return {
+        name if name in _FACTS else flag_of(name): [before[name], value]
+        for name, value in now.items()
+        if name in before and before[name] != value
+    }
+
+
+def _of_this_resume(args: Namespace) -> dict[str, list[Any]]:
+    start = {'--start-epoch': [None, args.start_epoch]} if args.start_epoch is not None else {}
+    return start | ({'--no-resume-opt': [False, True]} if args.no_resume_opt else {})

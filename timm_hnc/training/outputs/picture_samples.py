@@ -1,0 +1,52 @@
+"""A few validation images of a run, the same ones whenever it is asked."""
+
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from timm_hnc.data.loading.loader_errors import read
+from timm_hnc.data.loading.worker_signals import outlive_signals
+from timm_hnc.training.setup.build import Run
+
+
+def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
+    """Samples evenly spread over the validation set, or the first ones where it can only be read in order.
+
+    Returns:
+        (B, C, H, W) normalised images and their targets, None where there are none.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    if run.eval_loader is None or not count:
+        return None
+    dataset: Any = run.eval_loader.dataset
+    if not isinstance(dataset, IterableDataset):
+        count = min(count, len(dataset))
+        dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+    # where workers read the data, one reads this too: they would share what a reader has opened before they were forked
+    workers = min(1, run.args.workers)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, timeout=run.args.worker_timeout * workers)
+    outlive_signals(loader)
+    samples = list(islice(read(loader), count))
+    if not samples:
+        return None
+    images, targets = zip(*samples, strict=True)
+    stacked = torch.stack([torch.as_tensor(image) for image in images])
+    if stacked.dtype == torch.uint8:
+        stacked = (stacked / 255 - statistic(run, 'mean')) / statistic(run, 'std')
+    return stacked, torch.stack([torch.as_tensor(target) for target in targets])
+
+
+def statistic(run: Run, name: str) -> Tensor:
+    """(1, C, 1, 1) mean or standard deviation of the run's normalisation."""
+    return torch.tensor(run.data_config[name]).view(1, -1, 1, 1)
+
+
+def restored(run: Run, inputs: Tensor) -> Tensor:
+    """Normalised images in [0, 1]."""
+    mean, std = (statistic(run, name).to(inputs.device) for name in ('mean', 'std'))
+    return (inputs.float() * std + mean).clamp(0, 1)

@@ -1,0 +1,64 @@
+"""CAM pictures of fixed validation images into a run's cams/ folder."""
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.model_copies import evaluating
+from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.plots.cams import draw_cams
+from timm_hnc.training.outputs.picture_samples import restored, spread_samples
+from timm_hnc.training.setup.build import Run
+
+_logger = logging.getLogger(__name__)
+
+
+class CamPictures:
+    """Draws the same validation images whenever it is asked to.
+
+    Args:
+        run: what to draw; its --cam-images says how many. Nothing is drawn where the model has no exact class maps.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.best: str | None = None  # the checkpoint that cams/best.png shows
+        self.samples = self._samples() if run.accelerator.is_main_process else None
+
+    def _samples(self) -> tuple[Tensor, Tensor] | None:
+        if self.run.eval_loader is None or not self.run.args.cam_images:
+            return None
+        try:
+            CamModel(self.run.model)
+        except UnsupportedHead as error:
+            _logger.info(f'No CAM pictures: {error}')
+            return None
+        return spread_samples(self.run, self.run.args.cam_images)
+
+    def draw(self, name: str, model: Any, title: str) -> None:
+        """Write cams/<name>.png of a model of the run's architecture."""
+        if self.samples is None:
+            return
+        run, (inputs, targets) = self.run, self.samples
+        device = run.accelerator.device
+        cam_model = CamModel(model)
+        try:
+            with evaluating(cam_model):
+                picture = draw_cams(
+                    cam_model,
+                    inputs.to(device, run.input_dtype),
+                    restored(run, inputs),
+                    targets.to(device),
+                    run.class_names,
+                    multi_label=run.args.task == 'multilabel',
+                    title=title,
+                )
+        except ValueError as error:  # the model has maps, of other images than these
+            _logger.warning(f'No CAM pictures: {error}')
+            self.samples = None
+            return
+        folder = run.folder / 'cams'
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f'{name}.png')

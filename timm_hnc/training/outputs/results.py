@@ -1,0 +1,107 @@
+"""What a run tells about itself: summary.csv, trackers and result.json."""
+
+import csv
+import os
+import platform
+import shlex
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import update_summary
+from timm.utils.summary import trim_summary
+
+from timm_hnc.files.options import dump_yaml
+from timm_hnc.files.tables import write_json
+from timm_hnc.version import __version__
+
+_PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
+
+
+def write_args(folder: Path, args: dict[str, Any]) -> None:
+    """Write args.yaml: every option in force, for `train.py -c`."""
+    (folder / 'args.yaml').write_text(dump_yaml(args))
+
+
+class Summary:
+    """A row an epoch in summary.csv, and the same figures to the trackers.
+
+    Args:
+        folder: the run folder.
+        accelerator: writes on its main process only.
+        start_epoch: rows of an earlier attempt at this and later epochs are dropped.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, start_epoch: int) -> None:
+        self.path = folder / 'summary.csv'
+        self.accelerator = accelerator
+        if accelerator.is_main_process:
+            _trim(self.path, start_epoch)
+
+    def add(self, epoch: int, train: dict[str, float], evaluation: dict[str, float] | None, lr: float) -> None:
+        """Add an epoch."""
+        figures = {f'train_{name}': value for name, value in train.items()}
+        figures |= {f'eval_{name}': value for name, value in (evaluation or {}).items()}
+        self.accelerator.log({**figures, 'lr': lr}, step=epoch)
+        if self.accelerator.is_main_process:
+            update_summary(epoch, train, evaluation, str(self.path), lr=lr)
+
+
+def _trim(path: Path, start_epoch: int) -> None:
+    if not path.exists():
+        return
+    trimmed = path.with_name(f'.{path.name}.new')
+    shutil.copy(path, trimmed)
+    trim_summary(str(trimmed), start_epoch)
+    os.replace(trimmed, path)  # a run that is killed meanwhile has its rows
+
+
+def start_trackers(accelerator: Accelerator, folder: Path, args: dict[str, Any]) -> None:
+    """Open TensorBoard or Weights & Biases, as the options ask."""
+    if not accelerator.log_with:
+        return
+    accelerator.project_configuration.logging_dir = str(folder)
+    config = {name: value for name, value in args.items() if isinstance(value, (bool, int, float, str))}
+    wandb: dict[str, Any] = {'name': folder.name, 'tags': args['wandb_tags'], 'dir': str(folder)}
+    if args['wandb_resume_id']:
+        wandb |= {'id': args['wandb_resume_id'], 'resume': 'must'}
+    accelerator.init_trackers(args['wandb_project'] or 'timm_hnc', config, {'wandb': wandb})
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions, device and command line, for result.json."""
+    device = accelerator.device
+    return {
+        'versions': {
+            'python': platform.python_version(),
+            'timm_hnc': __version__,
+            **{name: version(name) for name in _PACKAGES},
+        },
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+        'num_processes': accelerator.num_processes,
+        'precision': accelerator.mixed_precision,
+        'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write result.json."""
+    write_json(folder / 'result.json', result)
+
+
+def remove_results(folder: Path) -> None:
+    """Take away what an earlier end of the run left: its figures are not those of the weights to come."""
+    for name in ('result.json', 'validation.json', 'report.html'):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / 'report', ignore_errors=True)
+
+
+def figures_of(folder: Path, epoch: int) -> dict[str, float]:
+    """Figures of an epoch's weights on the validation data, from summary.csv; empty where nothing was evaluated."""
+    with (folder / 'summary.csv').open(newline='') as file:
+        row = next((row for row in csv.DictReader(file) if int(row['epoch']) == epoch), {})
+    return {name.removeprefix('eval_'): float(value) for name, value in row.items() if name.startswith('eval_')}

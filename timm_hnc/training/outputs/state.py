@@ -1,0 +1,168 @@
+"""A run's state: what a checkpoint keeps of it, and how a run goes on from one."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from timm_hnc.checkpoints.checkpoints import read_training_state
+from timm_hnc.errors import DataError, first_lines
+from timm_hnc.training.averages import Averages
+from timm_hnc.training.outputs.changed_options import check_place, use_settings
+from timm_hnc.training.setup.build import Run
+from timm_hnc.weights.saving import save_pretrained
+
+_logger = logging.getLogger(__name__)
+# of torch's ReduceLROnPlateau, whose state brings them along
+_PLATEAU_SETTINGS = ('factor', 'patience', 'cooldown', 'min_lrs')
+
+
+def save_run(
+    run: Run, name: str, completed_epochs: int, updates: int = 0, metric: float | None = None, milestone: bool = False
+) -> None:
+    """Write a checkpoint; all processes call it.
+
+    Args:
+        run: what is saved.
+        name: of the checkpoint.
+        completed_epochs: those that are done.
+        updates: done in the epoch under way.
+        metric: ranks the checkpoint; None for one that is kept while it is the last.
+        milestone: keep it whatever it scores.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    progress = run.checkpoints.progress
+    progress.completed_epochs, progress.updates_in_epoch = completed_epochs, updates
+    progress.num_updates = completed_epochs * run.updates_per_epoch + updates
+    progress.num_processes = run.accelerator.num_processes
+    progress.skipped_updates, progress.skipped_images = run.skipped_updates, run.count_skipped_images()
+    apart = _kept_apart(run) if updates else {}
+    write = partial(_write, run, apart) if run.accelerator.is_main_process else None
+    run.checkpoints.save(name, write, metric, milestone)
+    run.accelerator.wait_for_everyone()
+
+
+def _kept_apart(run: Run) -> dict[str, Any]:
+    """What processes have of their own inside an epoch: sums of the losses, and buffers such as running statistics."""
+    apart: dict[str, Any] = {'averages': run.averages.state(run.accelerator)}
+    if run.distributed:
+        own = {part: {name: each.cpu() for name, each in _buffers(module).items()} for part, module in _modules(run)}
+        apart['buffers'] = gather_object([own])
+    return apart
+
+
+def _modules(run: Run) -> list[tuple[str, nn.Module]]:
+    parts = (('model', run.model), ('ema', run.ema and run.ema.module), ('loss', run.loss))
+    return [(name, module) for name, module in parts if module is not None]
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
+
+
+def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
+    hnc = None
+    if run.args.hnc != 'none':
+        names = ('weight', 'topk', 'alpha', 'reduction')
+        hnc = {'variant': run.args.hnc, **{name: getattr(run.args, f'hnc_{name}') for name in names}}
+    save_pretrained(run.evaluated_model, folder / 'model', run.class_names, run.data_config, hnc)
+    state = {'optimizer': run.optimizer.optimizer.state_dict(), **apart}
+    state |= {name: module.state_dict() for name, module in _modules(run)}
+    if run.accelerator.scaler is not None:
+        state['scaler'] = run.accelerator.scaler.state_dict()
+    if _has_history(run):
+        state['scheduler'] = run.scheduler.lr_scheduler.state_dict()
+    torch.save(state, folder / 'training_state.pt')
+
+
+def _has_history(run: Run) -> bool:
+    """Whether the learning rate follows from what was before; that of other schedules is a function of the step."""
+    return run.args.sched == 'plateau' and run.scheduler is not None
+
+
+def restore(run: Run, checkpoint: Path) -> None:
+    """Put a checkpoint's state into a run, and start where it stopped.
+
+    Raises:
+        DataError: the state is damaged or does not fit the run.
+    """
+    _check_processes(run)
+    check_place(run, checkpoint)
+    state = read_training_state(checkpoint)
+    progress = run.checkpoints.progress
+    try:
+        for name, module in _modules(run):
+            module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
+        if not run.args.no_resume_opt:
+            fresh = [dict(group) for group in run.optimizer.param_groups]
+            run.optimizer.optimizer.load_state_dict(state['optimizer'])
+            use_settings(run, fresh)
+            if run.accelerator.scaler is not None and 'scaler' in state:
+                run.accelerator.scaler.load_state_dict(state['scaler'])
+            if _has_history(run) and 'scheduler' in state:
+                past = {name: value for name, value in state['scheduler'].items() if name not in _PLATEAU_SETTINGS}
+                run.scheduler.lr_scheduler.load_state_dict(past)
+        if progress.updates_in_epoch and run.keys is not None:
+            _restore_inside_epoch(run, state)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
+    run.start_epoch = progress.completed_epochs
+    run.skipped_updates, run.skipped_images_before = progress.skipped_updates, progress.skipped_images
+    if progress.updates_in_epoch and not run.start_update:
+        _logger.warning(f'Epoch {run.start_epoch} begins anew: this data cannot be read from its middle.')
+    _logger.info(f"Going on from '{checkpoint}' with epoch {run.start_epoch}, update {run.start_update}.")
+
+
+def _restore_inside_epoch(run: Run, state: dict[str, Any]) -> None:
+    run.start_update = run.checkpoints.progress.updates_in_epoch
+    run.averages = Averages.restored(state['averages'], run.accelerator)
+    if not run.distributed:
+        return
+    own = state['buffers'][run.accelerator.process_index]
+    for name, module in _modules(run):
+        for buffer, value in zip(_buffers(module).values(), own[name].values(), strict=True):
+            buffer.copy_(value)
+
+
+def _check_processes(run: Run) -> None:
+    """Another number of processes reads the data in another order: that is for the user to say.
+
+    Raises:
+        DataError: it was not said.
+    """
+    progress, now = run.checkpoints.progress, run.accelerator.num_processes
+    if progress.num_processes == now:
+        return
+    if not run.args.allow_world_size_change:
+        raise DataError(
+            f'the run was trained by {progress.num_processes} processes, now there are {now}: start as many, or pass '
+            '--allow-world-size-change and get other batches from here on.'
+        )
+    _logger.warning(
+        f'Going on from {progress.num_processes} processes with {now}: no longer exact are the order of the data, its '
+        'augmentation, the size of the global batch, and batch statistics'
+        + ('; the epoch that was under way begins anew.' if progress.updates_in_epoch else '.')
+    )
+    progress.updates_in_epoch = 0
+
+
+def start_schedule(run: Run) -> None:
+    """Bring the learning rate to where the run starts."""
+    resumed = run.start_epoch > 0 or run.start_update > 0
+    if run.args.start_epoch is not None:
+        run.start_epoch, run.start_update = run.args.start_epoch, 0
+    if run.scheduler is None or not (run.start_epoch > 0 or run.start_update):
+        return
+    if _has_history(run) and resumed and not run.args.no_resume_opt:
+        return  # the optimizer's state has it
+    if run.args.sched_on_updates:
+        run.scheduler.step_update(run.start_epoch * run.updates_per_epoch + run.start_update)
+    else:
+        run.scheduler.step(run.start_epoch)

@@ -1,0 +1,1 @@
+"""Weights in timm's format: saved, loaded, brought to other classifiers."""

@@ -1,0 +1,132 @@
+"""Weights and config in timm's Hub format."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from timm.layers import SplitBatchNorm2d
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from timm_hnc.cam import CamModel
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.files.manifest import MANIFEST, check_manifest
+
+WEIGHTS = 'model.safetensors'
+
+
+def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights as plain timm loads them: on the CPU, contiguous, none sharing storage with another.
+
+    Args:
+        model: a timm model, unwrapped. Auxiliary batch norms (--split-bn) serve training only and are left out.
+    """
+    auxiliary = tuple(
+        f'{name}.aux_bn.' if name else 'aux_bn.'
+        for name, module in model.named_modules()
+        if isinstance(module, SplitBatchNorm2d)
+    )
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+        if not (auxiliary and name.startswith(auxiliary))
+    }
+
+
+def check_weights_file(folder: Path) -> None:
+    """Refuse weights of a run's checkpoint that are not what was written; other folders have no manifest.
+
+    Raises:
+        DataError: naming the file.
+    """
+    parent = folder.resolve().parent
+    if (parent / MANIFEST).is_file():
+        check_manifest(parent, folder.resolve().name)
+
+
+def find_weights(path: Path) -> Path | None:
+    """The folder with config.json and model.safetensors that a run folder, a checkpoint or the folder itself has.
+
+    Returns:
+        None where there is none, such as for a weights file.
+
+    Raises:
+        DataError: they are not what the run wrote.
+    """
+    for folder in (path / 'model_best', path / 'model', path):
+        if (folder / 'config.json').is_file() and (folder / WEIGHTS).is_file():
+            check_weights_file(folder)
+            return folder
+    return None
+
+
+def check_architecture(folder: Path, what: str, model: str | None) -> str:
+    """What config.json says of weights: a name given beside them may repeat it, and not contradict it.
+
+    Args:
+        folder: from `find_weights`.
+        what: how the message calls them, such as "'output/run'".
+        model: timm's name of a model, None where none was given.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        DataError: the architectures differ, or config.json cannot be read.
+    """
+    try:
+        found = json.loads((folder / 'config.json').read_text())['architecture']
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"'{folder}/config.json' cannot be read: {error!r}") from error
+    if model is not None and model.rpartition(':')[2] != found:
+        raise DataError(f"{what} is of the architecture '{found}', not '{model}'.")
+    return found
+
+
+def save_pretrained(
+    model: Any,
+    folder: str | Path,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    data_config: dict[str, Any] | None = None,
+    hnc: dict[str, Any] | None = None,
+) -> None:
+    """Write config.json and model.safetensors; plain timm loads them, with timm_hnc not installed.
+
+    Args:
+        model: a timm model or CamModel.
+        folder: made if it is missing.
+        class_names: label names, one a class, in their order or by index.
+        data_config: input size, mean, std, interpolation and crop that the weights were trained for.
+        hnc: what stands in the config's `hnc` block.
+
+    Raises:
+        UsageError: (a ValueError) the model is none of timm's, or there are more or fewer names than classes.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> save_pretrained(cam_model, 'weights')
+        >>> timm.create_model('local-dir:weights', pretrained=True)
+    """
+    model = model.model if isinstance(model, CamModel) else model
+    if not hasattr(model, 'pretrained_cfg'):
+        raise UsageError(f'the model is a {type(model).__name__}: expected one of timm.create_model or a CamModel.')
+    config: dict[str, Any] = {}
+    if class_names:
+        config['label_names'] = _label_names(class_names, model.num_classes)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if hnc:
+        config['hnc'] = hnc
+    safetensors.torch.save_file(export_state_dict(model), folder / WEIGHTS, metadata={'format': 'pt'})
+    save_config_for_hf(model, str(folder / 'config.json'), model_config=config, data_config=data_config)
+
+
+def _label_names(names: Sequence[str] | Mapping[int, str], num_classes: int) -> list[str]:
+    if isinstance(names, Mapping):
+        names = [names[index] for index in sorted(names)]
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise UsageError(f'class_names: {len(names)} given for {num_classes} classes, expected a text for every class.')
+    return list(names)
