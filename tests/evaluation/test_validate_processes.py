@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from running import ROOT, SMALL, result_of, run_script, train, validate
 
-COMMANDS = Path(__file__).parents[1] / 'commands.py'
+COMMANDS = Path(__file__).parents[1] / 'several_commands.py'
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,6 @@
 """What tests of the plots share."""
 
-from browser import browser
 from data_fixtures import images, multi_label
 from running import clean_process
 
-__all__ = ['browser', 'clean_process', 'images', 'multi_label']
+__all__ = ['clean_process', 'images', 'multi_label']

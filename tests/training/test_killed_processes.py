@@ -107,7 +107,7 @@ def test_a_worker_that_dies(options, tmp_path, moment):
 
 
 def test_a_worker_that_hangs(options, tmp_path):
-    """It may or may not have announced a batch; `tests/data/test_reading.py` makes sure of one that has."""
+    """It may or may not have announced a batch; tests/data/loading/test_loader_errors.py is sure of one that has."""
     with running(*options('run', '--epochs', 500, '--workers', 1, '--worker-timeout', 2)) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         signal_workers(process, signal.SIGSTOP)

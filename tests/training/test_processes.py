@@ -144,7 +144,9 @@ def test_every_loss_and_task_under_torchrun(images, multi_label, tmp_path):
     }.items():
         argv = ['--data-dir', str(images), *SMALL, '-b', '4', *shlex.split(options)]
         commands[name] = ['train', *argv, '--output', str(tmp_path), '--experiment', name]
-    done = run_script(HERE.parent / 'commands.py', json.dumps(list(commands.values())), processes=2, cwd=tmp_path)
+    done = run_script(
+        HERE.parent / 'several_commands.py', json.dumps(list(commands.values())), processes=2, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for name in commands:
         assert result(tmp_path / name)['num_processes'] == 2, name
@@ -155,7 +157,7 @@ def test_every_loss_and_task_under_torchrun(images, multi_label, tmp_path):
 def test_streamed_data_under_torchrun(shards, tmp_path):
     argv = ['--dataset', 'wds/x', '--data-dir', str(shards), *SMALL, '-b', '4', '--output', str(tmp_path)]
     commands = [['train', *argv, '--experiment', f'{workers}', '--workers', f'{workers}'] for workers in (0, 1)]
-    done = run_script(HERE.parent / 'commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
+    done = run_script(HERE.parent / 'several_commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for workers in ('0', '1'):
         assert result(tmp_path / workers)['num_processes'] == 2
@@ -170,7 +172,7 @@ def test_resumed_under_torchrun(images, tmp_path):
         [*argv, '--experiment', 'parts', '--stop-epoch', '2'],
         [*argv, '--experiment', 'parts', '--resume', 'auto'],
     ]
-    done = run_script(HERE.parent / 'commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
+    done = run_script(HERE.parent / 'several_commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert run_differences(tmp_path / 'whole', tmp_path / 'parts') == []
     assert arguments(tmp_path / 'parts')['resume'] == 'auto'

@@ -1,6 +1,6 @@
 """Several command lines one after the other in the same processes, for tests that run torchrun.
 
-python commands.py '[["train", "--model", ...], ["validate", ...]]'
+python several_commands.py '[["train", "--model", ...], ["validate", ...]]'
 """
 
 import json
