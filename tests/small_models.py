@@ -134,8 +134,8 @@ MODELS = {
 REPRESENTATIVES = ('resnet', 'resnetv2', 'swin', 'twins', 'vit_reg4', 'swiftformer')
 
 
-# one model of every kind of head whose non-linear parts are held
-HELD_MODELS = {
+# one model of every kind of head whose non-linear parts are detached
+DETACHED_MODELS = {
     'levit': SmallModel('levit_128s', 'B', (224, 224), (4, 4), {'depth': (1, 1, 1)}),
     'repvit': SmallModel('repvit_m0_9', 'B', (64, 96), (2, 3), {'embed_dim': (16, 16, 24, 64), 'depth': (1, 1, 1, 1)}),
     'convnext': SmallModel('test_convnext', 'C', (64, 96), (2, 3), {'drop_path_rate': 0.2, 'depths': (1, 1, 1, 1)}),

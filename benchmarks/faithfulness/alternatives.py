@@ -1,8 +1,8 @@
-"""Other exact maps: what if less were held than we hold, if the tail began earlier, or another score were explained?
+"""Other exact maps: what if less were detached, if the tail began earlier, or another score were explained?
 
-All have one form. A network is run from where its positions are taken, with some of its functions held at their
+All have one form. A network is run from where its positions are taken, with some of its functions detached at their
 values; a position's share of a score is its vector times the score's gradient there, and what the shares do not add
-up to is spread evenly, so that the mean of a map is the score. Ours is the case in which everything is held.
+up to is spread evenly, so that the mean of a map is the score. Ours is the case in which everything is detached.
 """
 
 from collections.abc import Callable
@@ -16,39 +16,39 @@ from torch.overrides import TorchFunctionMode
 from faithfulness.layers import layers
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.following.operations import GATED, NORMS, Call, plain_name
-from timm_hnc.cam.heads.detached_functions import held_gate, held_norm
+from timm_hnc.cam.heads.detached_functions import detached_gate, detached_norm
 
 ALL = frozenset({'norm', 'gate', 'attention'})
 
 
-class Holding(TorchFunctionMode):
+class Detaching(TorchFunctionMode):
     """Cuts gradients off from norms' scales, activations' gates and attention weights; values stay as they are.
 
     Args:
-        held: of 'norm', 'gate' and 'attention'.
+        detached: of 'norm', 'gate' and 'attention'.
     """
 
-    def __init__(self, held: frozenset[str]) -> None:
+    def __init__(self, detached: frozenset[str]) -> None:
         super().__init__()
-        self.held = held
+        self.detached = detached
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call a function, held or as it is."""
+        """Call a function, detached or as it is."""
         kwargs = kwargs or {}
         name = plain_name(func)
-        if name == 'scaled_dot_product_attention' and 'attention' in self.held:
+        if name == 'scaled_dot_product_attention' and 'attention' in self.detached:
             query, key, value, *others = args
             return func(query.detach(), key.detach(), value, *others, **kwargs)
         out = func(*args, **kwargs)
-        if name == 'softmax' and 'attention' in self.held:
+        if name == 'softmax' and 'attention' in self.detached:
             return out.detach()
         call = Call(name, func, args, kwargs, args[0] if args else None, out)
-        if name in NORMS and 'norm' in self.held:
-            return held_norm(call, args[0])
-        if name in GATED and name not in ('dropout', 'pow', 'square') and 'gate' in self.held:
-            return held_gate(call, args[0])
+        if name in NORMS and 'norm' in self.detached:
+            return detached_norm(call, args[0])
+        if name in GATED and name not in ('dropout', 'pow', 'square') and 'gate' in self.detached:
+            return detached_gate(call, args[0])
         return out
 
 
@@ -57,18 +57,18 @@ class Alternative:
     """Maps of one choice.
 
     Args:
-        held: of 'norm', 'gate' and 'attention'.
+        detached: of 'norm', 'gate' and 'attention'.
         start: where the positions are taken, as a share of the network's blocks; None where ours are taken.
         contrast: the score is the logit minus the mean logit that the probabilities weight, not the logit.
     """
 
-    held: frozenset[str] = ALL
+    detached: frozenset[str] = ALL
     start: float | None = None
     contrast: bool = False
 
     def __call__(self, cam_model: CamModel, images: Tensor, classes: Tensor) -> Tensor:
         """Maps (B, k, h, w); of a network without transformer blocks from where ours are taken."""
-        with Holding(self.held):
+        with Detaching(self.detached):
             found = layers(cam_model, images, self._module(cam_model))
         logits = found.logits
         if self.contrast:

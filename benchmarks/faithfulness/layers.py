@@ -14,7 +14,7 @@ from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.grids import finest, resize_positions
 from timm_hnc.cam.heads.base import Head
 from timm_hnc.cam.heads.detached_head import Branch
-from timm_hnc.cam.heads.detached_tail import HeldTail, TokenInput
+from timm_hnc.cam.heads.detached_tail import DetachedTail, TokenInput
 
 _DIMS = {'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': (1,)}
 
@@ -61,7 +61,7 @@ def layers(cam_model: CamModel, images: Tensor, module: str = '') -> Layers:
         module: name of a block at whose entry the tokens are taken instead.
     """
     head = cam_model.head
-    if isinstance(head, HeldTail):
+    if isinstance(head, DetachedTail):
         return _tail_layers(cam_model, images, module or head.module, head.inputs)
     if module:
         (branch,) = _branches(head)

@@ -29,7 +29,7 @@ LINEAR = {
     'residual': lambda t, places: t + functional.linear(t + places, WEIGHT),
     'other type': lambda t, places: (t.float() * places.float()).to(t.dtype),
 }
-HELD = {
+DETACHED = {
     'activation': lambda t: functional.gelu(t),
     'layer norm': lambda t: functional.layer_norm(t, (4,)),
     'rms norm': lambda t: functional.rms_norm(t, (4,)),
@@ -61,8 +61,8 @@ def test_linear_functions(function):
     torch.testing.assert_close(companion.values.mean(0), token)
 
 
-@pytest.mark.parametrize('function', HELD.values(), ids=HELD)
-def test_held_functions(function):
+@pytest.mark.parametrize('function', DETACHED.values(), ids=DETACHED)
+def test_detached_functions(function):
     companion, token = followed(function)
     torch.testing.assert_close(companion.values.mean(0), token)
     assert companion.values.std(0).min() > 0

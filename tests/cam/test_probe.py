@@ -10,7 +10,7 @@ import torch
 from map_checks import off_by
 from small_models import (
     ATTENTION,
-    HELD_MODELS,
+    DETACHED_MODELS,
     MODELS,
     NUM_CLASSES,
     REPRESENTATIVES,
@@ -36,14 +36,14 @@ PLAIN = [
     *('vit_medium_patch16_gap_240', 'mvitv2_tiny', 'twins_pcpvt_small', 'vit_so150m_patch16_reg4_gap_256'),
     *('efficientformer_l1', 'swiftformer_s'),
 ]
-HELD = [
+DETACHED = [
     *('levit_512_s8', 'repvit_m1_1', 'convnext_atto', 'convnext_atto_rms', 'hiera_tiny_224', 'test_vit4'),
     *('mobilenetv3_small_050', 'resnet50_mlp', 'vgg13', 'efficientvit_b0', 'resnet50_clip'),
     *('vit_pe_core_base_patch16_224', 'efficientvim_m1'),
 ]
 FOR_PICTURES = [
     *('pit_s_224', 'vit_xsmall_patch16_clip_224', 'mvitv2_small_cls', 'deit_small_distilled_patch16_224'),
-    'convit_tiny',  # test_held_tail.py has the families that take longer
+    'convit_tiny',  # test_detached_tail.py has the families that take longer
 ]
 REFUSED = ['vit_small_patch14_dinov2', 'qwen3_vit_88m_enc']
 WITH_AVG = {'img_size': 64, 'num_classes': NUM_CLASSES, **ATTENTION, 'global_pool': 'avg'}
@@ -76,10 +76,10 @@ def test_the_table_is_whole():
     assert {kind for kind in KINDS.values() if kind.startswith('A')} == {'A1', 'A2', 'A3', 'A4', 'A5', 'A6'}
 
 
-@pytest.mark.parametrize('name', PLAIN + HELD + FOR_PICTURES + REFUSED)
+@pytest.mark.parametrize('name', PLAIN + DETACHED + FOR_PICTURES + REFUSED)
 def test_a_sample_of_timm(name):
     assert (name in PLAIN) == KINDS[name].startswith('A')
-    assert (name in PLAIN + HELD) == expected(name)[1]
+    assert (name in PLAIN + DETACHED) == expected(name)[1]
     assert found(name) == expected(name)
 
 
@@ -188,7 +188,7 @@ def test_the_way_out_of_a_vision_transformer_leads_out(kwargs):
 
 
 def test_models_that_can_be_trained_on_are_not_refused():
-    for small in (MODELS['resnet'], HELD_MODELS['convnext'], HELD_MODELS['siglip']):
+    for small in (MODELS['resnet'], DETACHED_MODELS['convnext'], DETACHED_MODELS['siglip']):
         model = small.make()
         assert check_trainable(model, probe_head(model)) is None
 
@@ -260,7 +260,7 @@ def changes_nothing(model, function):
 ONE_OF_EACH = {
     **{name: MODELS[name] for name in REPRESENTATIVES},
     **{
-        name: HELD_MODELS[name]
+        name: DETACHED_MODELS[name]
         for name in ('repvit', 'convnext', 'mobilenetv3', 'efficientvit', 'siglip', 'efficientvim')
     },
     'class token': TAIL_MODELS['vit'],
@@ -280,7 +280,7 @@ def test_probing_changes_nothing(small):
 
 
 def test_probing_changes_nothing_where_there_is_dropout():
-    for small in (MODELS['resnet'], HELD_MODELS['convnext'], TAIL_MODELS['vit']):
+    for small in (MODELS['resnet'], DETACHED_MODELS['convnext'], TAIL_MODELS['vit']):
         model = some_gradients_and_flags(small.make(drop_rate=0.5))
         changes_nothing(model, lambda model=model: CamModel(model))
 
@@ -332,11 +332,11 @@ def test_a_model_that_was_evaluated_before(grad):
 
 def test_half_and_double_models_are_accepted():
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
-        for small in (MODELS['resnet'], HELD_MODELS['convnext'], TAIL_MODELS['vit']):
+        for small in (MODELS['resnet'], DETACHED_MODELS['convnext'], TAIL_MODELS['vit']):
             assert CamModel(small.make().to(dtype)).head.kind == small.kind
 
 
-@pytest.mark.parametrize('small', [MODELS['vit_reg4'], HELD_MODELS['mobilenetv3'], TAIL_MODELS['vit']])
+@pytest.mark.parametrize('small', [MODELS['vit_reg4'], DETACHED_MODELS['mobilenetv3'], TAIL_MODELS['vit']])
 def test_weights_are_not_copied(small, monkeypatch):
     """A model of gigabytes is probed on the meta device."""
 

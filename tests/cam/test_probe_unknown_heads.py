@@ -92,7 +92,7 @@ def largest_only(pooled):
     return pooled * (pooled >= pooled.topk(4).values[:, -1:])
 
 
-# by kind: what can be written as a mean over positions once all that is not linear is held
+# by kind: what can be written as a mean over positions once all that is not linear is detached
 EXACT = {
     'A': {
         'sum pool': lambda m, x: m.fc(x.sum((2, 3))),

@@ -3,13 +3,13 @@
 import pytest
 import timm
 import torch
-from small_models import HELD_MODELS, MODELS, TAIL_MODELS
+from small_models import DETACHED_MODELS, MODELS, TAIL_MODELS
 from torch import nn
 
 from timm_hnc import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
 
-KINDS = pytest.mark.parametrize('small', [MODELS['resnet'], HELD_MODELS['convnext'], TAIL_MODELS['vit']], ids='ACG')
+KINDS = pytest.mark.parametrize('small', [MODELS['resnet'], DETACHED_MODELS['convnext'], TAIL_MODELS['vit']], ids='ACG')
 
 
 @KINDS

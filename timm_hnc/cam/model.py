@@ -18,7 +18,7 @@ class CamModel(nn.Module):
 
     Args:
         model: a timm classifier. What lies between its positions and its logits and is not linear (norms, activations,
-            attention weights, dropout) is held at the values that it takes in the model's own forward pass.
+            attention weights, dropout) is detached at the values that it takes in the model's own forward pass.
 
     Raises:
         UnsupportedHead: (a ValueError) no such maps; the message names model, head and way out.

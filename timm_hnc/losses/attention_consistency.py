@@ -65,8 +65,8 @@ class AttentionConsistencyLoss(Loss):
             target: (B,) class indices or (B, n) label sets.
         """
         # the bias is the same in both and falls out
-        held = replace(class_maps, weight=class_maps.weight.detach(), bias=None)
-        maps, mirrored = raised(held.maps()).chunk(2)
+        detached = replace(class_maps, weight=class_maps.weight.detach(), bias=None)
+        maps, mirrored = raised(detached.maps()).chunk(2)
         consistency = (maps.flip(-1) - mirrored).square().mean()
         weight = self.weight / (class_maps.num_classes if self.reduction == 'mean' else 1)
         both = target.repeat(2, *[1] * (target.ndim - 1))

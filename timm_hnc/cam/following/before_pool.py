@@ -120,7 +120,7 @@ class BeforePool:
         return self._attended(left.detach(), right, live, query)
 
     def _attended(self, weights: Tensor, tokens: Tensor, live: Live, query: Any) -> Any:
-        """Sums over tokens with held weights: a pool; of queries with positions, only the prefix tokens are kept."""
+        """Sums over tokens with detached weights: a pool; of queries with positions, only prefix tokens are kept."""
         self.found.add('attention')
         if isinstance(query, Live):
             if query.dims != live.dims or not query.prefix:

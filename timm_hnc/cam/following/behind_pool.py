@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from timm_hnc.cam.following.mean_of_parts import Parts, Scores, Stacked, Term
 from timm_hnc.cam.following.operations import GATED, LINEAR, NORMS, Call, names, tensors_in
-from timm_hnc.cam.following.tracking import Held, Lost, Tracker
+from timm_hnc.cam.following.tracking import Detached, Lost, Tracker
 from timm_hnc.cam.grids import Grid, finest
-from timm_hnc.cam.heads.detached_functions import attention_weights, held_gate, held_norm
+from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
 
 _SAME_SCORES = names('flatten reshape view squeeze contiguous clone to float')
 
@@ -39,7 +39,7 @@ class BehindPool:
         if first is not None and call.name in NORMS:
             self.found.add('batch norm' if call.name == 'batch_norm' else 'norm')
             parts = self._parts(call.args[0])
-            return Parts(held_norm(call, parts.values), parts.grid)
+            return Parts(detached_norm(call, parts.values), parts.grid)
         if first is not None and _is_dense(call):
             return self._dense(call)
         if call.name in LINEAR:
@@ -64,7 +64,7 @@ class BehindPool:
         if call.name not in ('dropout', 'pow', 'square'):  # powers are parts of norms and of other activations
             self.found.add('gate')
         parts = self._parts(call.args[0])
-        return Parts(held_gate(call, parts.values), parts.grid)
+        return Parts(detached_gate(call, parts.values), parts.grid)
 
     def _dense(self, call: Call) -> Any:
         weight, bias, *_ = (*call.options, *call.kwargs.values(), None, None)
@@ -116,7 +116,7 @@ class BehindPool:
         query, key, value, *masks = call.args
         companion = self._companion(value)
         if companion is None:
-            return Held()
+            return Detached()
         try:
             weights = attention_weights(query, key, value, *masks, **call.kwargs)
         except NotImplementedError as error:
@@ -132,7 +132,7 @@ class BehindPool:
             return Lost('division with rounding')
         left, right = (self._companion(argument) for argument in call.args[:2])
         if left is None and call.name == 'div':
-            return Held()  # a divisor is a scale
+            return Detached()  # a divisor is a scale
         if left is None or right is None:
             return self._each_position(call)
         if call.name != 'mul':

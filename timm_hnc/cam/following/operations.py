@@ -20,18 +20,18 @@ LINEAR = names("""
     tensor_split expand expand_as broadcast_to repeat repeat_interleave pad roll flip interpolate contiguous clone to
     type type_as float double half bfloat16 avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d
 """)
-# element by element f(z) with f(0) = 0, so that f(z) = gate * z; held by the gate f(z) / z
+# element by element f(z) with f(0) = 0, so that f(z) = gate * z; detached by the gate f(z) / z
 GATED = names("""
     relu relu6 gelu silu mish hardswish hardtanh leaky_relu elu celu selu prelu tanh softsign square pow dropout
     normalize
 """)
-# what comes out is a weight, a scale or a shape and no content: held at its value
-HELD = names("""
+# what comes out is a weight, a scale or a shape and no content: detached at its value
+DETACHED = names("""
     softmax log_softmax sigmoid hardsigmoid rsqrt sqrt reciprocal exp log var std norm vector_norm detach data new_empty
     new_zeros new_ones new_tensor zeros_like ones_like empty_like rand_like randn_like bernoulli argmax topk gt lt ge le
     eq ne
 """)
-# here a held tensor would be content, which has its positions no more, not a scale
+# here a detached tensor would be content, which has its positions no more, not a scale
 JOINING = names('add sub cat concat stack')
 NORMS = names('layer_norm rms_norm batch_norm group_norm')
 # only these lay elements out anew, so that positions may end in other dimensions

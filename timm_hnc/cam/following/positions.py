@@ -12,8 +12,8 @@ from timm_hnc.cam.following.mean_of_parts import Factors, Parts, Scores, side_by
 from timm_hnc.cam.following.operations import Call, tensors_in
 from timm_hnc.cam.following.tracking import Lost, Tracker
 
-# what a held function behind the pool is a part of
-_HELD_PARTS = {
+# what a detached function behind the pool is a part of
+_DETACHED_PARTS = {
     **dict.fromkeys(('var', 'std', 'norm', 'vector_norm', 'rsqrt', 'sqrt'), ('norm',)),
     **dict.fromkeys(('sigmoid', 'hardsigmoid', 'softmax'), ('gate',)),
 }
@@ -24,7 +24,7 @@ class PositionTracker(Tracker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[str] = set()  # what lies between features and logits, see held_head.KINDS
+        self.found: set[str] = set()  # what lies between features and logits, see detached_head.KINDS
         self._before = BeforePool(self, self.found)
         self._behind = BehindPool(self, self.found)
 
@@ -54,10 +54,10 @@ class PositionTracker(Tracker):
         companion = self.companion(tensor)
         return not isinstance(companion, Live) or companion.prefix > 0
 
-    def hold(self, call: Call) -> None:
-        """See `Tracker.hold`."""
+    def detach(self, call: Call) -> None:
+        """See `Tracker.detach`."""
         if isinstance(self.companion(call.args[0]), (Parts, Scores)):
-            self.found.update(_HELD_PARTS.get(call.name, ()))
+            self.found.update(_DETACHED_PARTS.get(call.name, ()))
 
     def factors(self, logits: Any) -> Factors | Lost:
         """What the logits are made of, or why they are not means over positions."""

@@ -11,7 +11,7 @@ from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.mean_of_parts import Parts, Scores
 from timm_hnc.cam.following.operations import GATED, Call, names, tensors_in
 from timm_hnc.cam.following.tracking import Lost
-from timm_hnc.cam.heads.detached_functions import held_gate, held_norm
+from timm_hnc.cam.heads.detached_functions import detached_gate, detached_norm
 
 _AS_THEY_ARE = names('add sub neg contiguous clone to type type_as float double half bfloat16')
 _OVER_CHANNELS = names('layer_norm rms_norm')
@@ -66,9 +66,9 @@ def _rows(call: Call, lives: list[tuple[Tensor, Live]], companion: Callable[[Any
     if len(lives) == 1 and (call.name in GATED or call.name in _OVER_CHANNELS):
         if call.name in _OVER_CHANNELS and len(call.options[0]) >= -dim:
             return lost
-        held = held_gate if call.name in GATED else held_norm
+        detached = detached_gate if call.name in GATED else detached_norm
         in_front = replace(call, value=live.prefix_of(call.value), out=live.prefix_of(call.out))
-        return held(in_front, rows[id(call.args[0])])
+        return detached(in_front, rows[id(call.args[0])])
     if not _is_linear(call, rows):
         return lost
     for tensor in tensors_in(call.args, call.kwargs):

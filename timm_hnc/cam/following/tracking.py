@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from timm_hnc.cam.following.operations import HELD, JOINING, Call, plain_name, tensors_in, works_in_place
+from timm_hnc.cam.following.operations import DETACHED, JOINING, Call, plain_name, tensors_in, works_in_place
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Lost:
     reason: str
 
 
-class Held:
-    """A tensor that depends on the first ones and is held at its value: a constant without a gradient."""
+class Detached:
+    """A tensor that depends on the first ones and is detached at its value: a constant without a gradient."""
 
 
 class Tracker(TorchFunctionMode):
     """Keeps a companion for every tensor that depends on the first ones, while the real functions run as they are.
 
-    A subclass says in `follow` what becomes of the companions. What is held reaches it without a gradient.
+    A subclass says in `follow` what becomes of the companions. What is detached reaches it without a gradient.
     """
 
     def __init__(self) -> None:
@@ -74,14 +74,14 @@ class Tracker(TorchFunctionMode):
         self.calls.append(call.name)
         companions = {id(tensor): self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)}
         followed = [companion for companion in companions.values() if companion is not None]
-        held = {each for each, companion in companions.items() if isinstance(companion, Held)}
-        if call.name in HELD or len(held) == len(followed):
-            self.hold(call)
-            companion: Any = Held()
-        elif held and call.name in JOINING:
+        detached = {each for each, companion in companions.items() if isinstance(companion, Detached)}
+        if call.name in DETACHED or len(detached) == len(followed):
+            self.detach(call)
+            companion: Any = Detached()
+        elif detached and call.name in JOINING:
             companion = Lost(f'{call.name}() of what is no mean over positions')
         else:
-            companion = self.follow(call.with_constants(held) if held else call)
+            companion = self.follow(call.with_constants(detached) if detached else call)
         if isinstance(companion, (tuple, list)):
             for tensor, each in zip(call.out, companion, strict=True):
                 self._set(tensor, each)
@@ -93,14 +93,14 @@ class Tracker(TorchFunctionMode):
         if companion is None:
             self._companions.pop(id(tensor), None)
         else:
-            self.track(tensor, companion if tensor.is_floating_point() else Held())
+            self.track(tensor, companion if tensor.is_floating_point() else Detached())
 
     def needs_value(self, tensor: Tensor) -> bool:
         """Whether `follow` wants to know what a followed tensor held before it is changed in place."""
         return True
 
-    def hold(self, call: Call) -> None:
-        """Take note of a function whose result is held."""
+    def detach(self, call: Call) -> None:
+        """Take note of a function whose result is detached."""
 
     def follow(self, call: Call) -> Any:
         """The companion of the call's result (a tuple of them for a tuple), None where it is followed no further."""

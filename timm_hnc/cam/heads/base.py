@@ -11,7 +11,7 @@ from torch import Tensor
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.grids import Cell, Grid, token_grid
-from timm_hnc.cam.heads.detached_functions import HeldDropout
+from timm_hnc.cam.heads.detached_functions import DetachedDropout
 
 Layout = Literal['NCHW', 'NHWC', 'NLC']
 TimmModel = Any  # an nn.Module with forward_features, forward_head, get_classifier; timm has no common type for it
@@ -102,7 +102,7 @@ class Head:
         """Logits and maps of images, in one forward pass."""
         features = model.forward_features(x)
         factors: list[Tensor] = []
-        with HeldDropout(factors):
+        with DetachedDropout(factors):
             logits = model.forward_head(features)
         positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
         for factor in factors:

@@ -1,9 +1,9 @@
-"""Holding the non-linear functions of a network at the values they take, so that what is left is affine.
+"""Detaching the non-linear functions of a network at the values they take, so that what is left is affine.
 
 Every function here answers: if a tensor `value` went into a function and `out` came out, and `value` is the mean of
 `parts` over their leading dimension, of which parts is `out` the mean? Scales, gates and statistics are those of
 `value`, without a gradient; weights and parts keep theirs. `parts` of the shape of `value` alone is the case of a
-held network that runs beside the real one.
+detached network that runs beside the real one.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from timm_hnc.cam.following.operations import Call
 HALF = (torch.float16, torch.bfloat16)
 
 
-class HeldDropout(TorchFunctionMode):
+class DetachedDropout(TorchFunctionMode):
     """Let dropout draw as the model itself would (once, the same random numbers) and keep its factors.
 
     Args:
@@ -51,8 +51,8 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
-def held_gate(call: Call, parts: Tensor) -> Tensor:
-    """f(z) = z * g with the gate g = f(z) / z held: activations, dropout, normalisation to unit length."""
+def detached_gate(call: Call, parts: Tensor) -> Tensor:
+    """f(z) = z * g with the gate g = f(z) / z detached: activations, dropout, normalisation to unit length."""
     if call.name == 'dropout' and call.out is call.value:
         return parts
     value, out = wide(call.value.detach()), wide(call.out.detach())
@@ -61,8 +61,8 @@ def held_gate(call: Call, parts: Tensor) -> Tensor:
     return (wide(parts) * gate).to(call.out.dtype)
 
 
-def held_norm(call: Call, parts: Tensor) -> Tensor:
-    """A norm with its scale held; the mean that it takes away is linear (batch norm: held too)."""
+def detached_norm(call: Call, parts: Tensor) -> Tensor:
+    """A norm with its scale detached; the mean that it takes away is linear (batch norm: detached too)."""
     arguments = (call, wide(call.value.detach()), wide(parts), *call.options)
     return _NORMS[call.name](*arguments, **call.kwargs).to(call.out.dtype)
 
@@ -159,7 +159,7 @@ def attention_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The weights (B, heads, queries, tokens) of `scaled_dot_product_attention`, held: without a gradient.
+    """The weights (B, heads, queries, tokens) of `scaled_dot_product_attention`, detached: without a gradient.
 
     Raises:
         NotImplementedError: attention with dropout, a causal mask or grouped queries.

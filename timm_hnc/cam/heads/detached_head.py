@@ -1,4 +1,4 @@
-"""Heads with norms, hidden layers, activations or attention: maps by holding what is not linear (kinds B to H)."""
+"""Heads with norms, hidden layers, activations or attention: maps by detaching what is not linear (kinds B to H)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,8 +52,8 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class HeldHead:
-    """A head whose non-linear parts are held at the values that they take in its own forward pass.
+class DetachedHead:
+    """A head whose non-linear parts are detached at the values that they take in its own forward pass.
 
     Args:
         kind: 'B' batch norm, 'C' other norms, 'D' activations, 'E' convolutions in front of the pool, 'F' attention,
@@ -85,7 +85,7 @@ class HeldHead:
 def _followed(
     model: TimmModel, features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
 ) -> ClassMaps | Lost:
-    return held_class_maps(model, features, branches, image_size)[0]
+    return detached_class_maps(model, features, branches, image_size)[0]
 
 
 def followed_calls(
@@ -107,7 +107,7 @@ def _tracker(features: Any, branches: Sequence[Branch | None], image_size: tuple
     return tracker
 
 
-def held_class_maps(
+def detached_class_maps(
     model: TimmModel, features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
 ) -> tuple[ClassMaps | Lost, set[str]]:
     """Run a head and follow its features; also what lies between features and logits."""

@@ -1,8 +1,9 @@
-"""Class-token models as they are listed: maps for pictures, by holding the tail of the network (kinds G and H).
+"""Class-token models as they are listed: maps for pictures, by detaching the tail of the network (kinds G and H).
 
 Patch tokens do not enter the logits behind the last attention, so the tail from the last block on is run beside the
-real one with all that is not linear held at its real value. It is affine in the tokens that enter the block: a class's
-map is those tokens times the gradient of its logit, plus a constant. One backward pass through the tail a class.
+real one with all that is not linear detached at its real value. It is affine in the tokens that enter the block:
+a class's map is those tokens times the gradient of its logit, plus a constant. One backward pass through the tail a
+class.
 """
 
 import threading
@@ -18,14 +19,14 @@ from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.classes import Classes, class_indices
 from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.operations import GATED, LINEAR, NORMS, Call, tensors_in
-from timm_hnc.cam.following.tracking import Held, Lost, Tracker
+from timm_hnc.cam.following.tracking import Detached, Lost, Tracker
 from timm_hnc.cam.grids import Cell, finest, resize_positions, token_grid
 from timm_hnc.cam.heads.base import TimmModel
-from timm_hnc.cam.heads.detached_functions import attention_weights, held_gate, held_norm
+from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
 
 
 class ShadowTracker(Tracker):
-    """Runs the held network beside the real one: a companion is what the held network has in a tensor's place."""
+    """Runs the detached network beside the real one: a companion is what it has in a tensor's place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class ShadowTracker(Tracker):
 
     def follow(self, call: Call) -> Any:
         """See `Tracker.follow`."""
-        # with hooks of its own: a checkpointed block must not count the held network's tensors among its own
+        # with hooks of its own: a checkpointed block must not count the detached network's tensors among its own
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
             return self._shadow(call)
 
@@ -59,9 +60,9 @@ class ShadowTracker(Tracker):
         if first is None:
             return Lost(f'{call.name}()')
         if call.name in GATED:
-            return held_gate(call, first)
+            return detached_gate(call, first)
         if call.name in NORMS:
-            return held_norm(call, first)
+            return detached_norm(call, first)
         if call.name == 'max' and isinstance(call.out, tuple):
             dim = call.options[0] if call.options else call.kwargs['dim']
             self.found_maximum = True
@@ -81,7 +82,7 @@ class ShadowTracker(Tracker):
         if call.kwargs.get('rounding_mode'):
             return Lost('division with rounding')
         if call.name == 'div' and first is None:
-            return Held()
+            return Detached()
         if first is None or second is None:
             return self._repeated(call)
         if call.name == 'div':
@@ -113,30 +114,30 @@ class ShadowTracker(Tracker):
 
 @dataclass
 class Start:
-    """Tokens that enter the tail, the held network's copy of them, and where their positions lie."""
+    """Tokens that enter the tail, the detached network's copy of them, and where their positions lie."""
 
     shadow: Tensor
     live: Live
 
 
 class TailMaps(ClassMaps):
-    """Class maps that are made class by class, through the held tail; they take part in no training.
+    """Class maps that are made class by class, through the detached tail; they take part in no training.
 
     `positions` are the maps of all classes and `weight` the identity, both made when asked for.
 
     Args:
         logits: (B, n), the model's own output.
-        held: (B, n) logits of the held tail, equal in value.
+        detached: (B, n) logits of the detached tail, equal in value.
         starts: what gradients are taken of.
     """
 
     trainable = False
 
-    def __init__(self, logits: Tensor, held: Tensor, starts: list[Start]) -> None:
+    def __init__(self, logits: Tensor, detached: Tensor, starts: list[Start]) -> None:
         self.logits = logits
         self.bias = None
         self.grid = finest([start.live.grid for start in starts])
-        self._held = held
+        self._detached = detached
         self._starts = starts
 
     def __repr__(self) -> str:
@@ -150,7 +151,7 @@ class TailMaps(ClassMaps):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """(n, n) identity."""
-        return torch.eye(self.num_classes, dtype=self._held.dtype, device=self._held.device)
+        return torch.eye(self.num_classes, dtype=self._detached.dtype, device=self._detached.device)
 
     @property
     def num_classes(self) -> int:
@@ -167,7 +168,7 @@ class TailMaps(ClassMaps):
 
     def reached(self) -> list[bool]:
         """Which of the starts the logits depend on."""
-        return [gradient is not None for gradient in self._gradients(self._held)]
+        return [gradient is not None for gradient in self._gradients(self._detached)]
 
     @torch.enable_grad()
     def _gradients(self, scores: Tensor) -> tuple[Tensor | None, ...]:
@@ -177,7 +178,7 @@ class TailMaps(ClassMaps):
     @torch.inference_mode(False)
     @torch.enable_grad()
     def _map(self, classes: Tensor) -> Tensor:
-        scores = self._held.gather(1, classes[:, None].clone())  # they may come from inference mode
+        scores = self._detached.gather(1, classes[:, None].clone())  # they may come from inference mode
         gradients = self._gradients(scores)
         constant = scores.detach().to(self.logits.dtype)
         total = constant.new_zeros(len(scores), self.grid[0] * self.grid[1])
@@ -212,7 +213,7 @@ class TokenInput:
 
 
 @dataclass(frozen=True)
-class HeldTail:
+class DetachedTail:
     """A network whose logits see positions only through its last attention.
 
     Args:
@@ -240,8 +241,8 @@ class HeldTail:
         return maps
 
 
-def tail_maps(model: TimmModel, x: Tensor, tail: HeldTail) -> tuple[TailMaps | Lost, ShadowTracker]:
-    """Run a model with the held network beside its tail."""
+def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps | Lost, ShadowTracker]:
+    """Run a model with the detached network beside its tail."""
     tracker = ShadowTracker()
     starts: list[Start] = []
 
@@ -260,11 +261,11 @@ def tail_maps(model: TimmModel, x: Tensor, tail: HeldTail) -> tuple[TailMaps | L
     without_gradient = torch.no_grad() if x.is_inference() else nullcontext()  # such tensors take part in none
     with torch.inference_mode(False), without_gradient, _at_entry(module, enter), tracker:
         logits = model.forward_head(model.forward_features(x.clone() if x.is_inference() else x))
-    held = tracker.companion(logits)
+    detached = tracker.companion(logits)
     tracker.forget()
-    if not isinstance(held, Tensor):
-        return held if isinstance(held, Lost) else Lost('its logits do not depend on the positions'), tracker
-    return TailMaps(logits, held, starts), tracker
+    if not isinstance(detached, Tensor):
+        return detached if isinstance(detached, Lost) else Lost('its logits do not depend on the positions'), tracker
+    return TailMaps(logits, detached, starts), tracker
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.grids import Cell, cell_of, num_prefix_tokens, token_grid
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_head import Branch
-from timm_hnc.cam.heads.detached_tail import HeldTail, TokenInput, tail_maps
+from timm_hnc.cam.heads.detached_tail import DetachedTail, TokenInput, tail_maps
 
 BATCH = 2
 
@@ -91,7 +91,7 @@ def prefix_tokens(model: TimmModel, num_tokens: int, image_size: tuple[int, int]
     return num_prefix_tokens(num_tokens, image_size)
 
 
-def find_tail(model: TimmModel, images: Tensor) -> HeldTail | Lost:
+def find_tail(model: TimmModel, images: Tensor) -> DetachedTail | Lost:
     """The last block whose tokens reach the logits through an attention.
 
     Args:
@@ -106,13 +106,13 @@ def find_tail(model: TimmModel, images: Tensor) -> HeldTail | Lost:
             inputs = _token_inputs(model, tensors, images)
             if len(inputs) < count:
                 continue
-            maps, tracker = tail_maps(model, images, HeldTail('G', name, inputs))
+            maps, tracker = tail_maps(model, images, DetachedTail('G', name, inputs))
             if isinstance(maps, Lost):
                 reason = maps
                 continue
             reached = tuple(one for one, seen in zip(inputs, maps.reached(), strict=True) if seen)
             if tracker.attended and len(reached) >= count:
-                return HeldTail('H' if count > 1 or tracker.found_maximum else 'G', name, reached)
+                return DetachedTail('H' if count > 1 or tracker.found_maximum else 'G', name, reached)
     return reason
 
 

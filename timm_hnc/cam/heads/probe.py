@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.heads.base import Head, MapHead, TimmModel
-from timm_hnc.cam.heads.detached_head import KINDS, Branch, HeldHead, followed_calls, held_class_maps
+from timm_hnc.cam.heads.detached_head import KINDS, Branch, DetachedHead, detached_class_maps, followed_calls
 from timm_hnc.cam.heads.model_copies import evaluating, full_copy, full_precision, keeping_no_casts, meta_copy
 from timm_hnc.cam.heads.plain import NotPlain, agree, plain_head
 from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
@@ -134,7 +134,7 @@ def _find(model: TimmModel) -> MapHead:
         raise _Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
     found = _features(model, get_model_input_config(model)['input_size'])
     reasons = []
-    for search in (_plain, _held_head, _held_tail):
+    for search in (_plain, _detached_head, _detached_tail):
         try:
             return search(model, found)
         except _Refused as refused:
@@ -194,7 +194,7 @@ def _followed(found: Features, places: Sequence[Branch | None], training: bool =
     found.model.train(training)
     try:
         with torch.enable_grad():  # what switches it off in the head would cut the maps off from the gradient
-            maps, parts = held_class_maps(found.model, found.features, places, found.image_size)
+            maps, parts = detached_class_maps(found.model, found.features, places, found.image_size)
     except _ERRORS as error:
         raise _Refused(f'its forward_head() failed{mode} ({_line(error)})') from error
     finally:
@@ -204,7 +204,7 @@ def _followed(found: Features, places: Sequence[Branch | None], training: bool =
     return maps, parts
 
 
-def _held_head(model: TimmModel, found: Features) -> MapHead:
+def _detached_head(model: TimmModel, found: Features) -> MapHead:
     try:
         places = _with_place(found, branches(model, found.shapes, found.image_size))
         sizes = [
@@ -216,13 +216,13 @@ def _held_head(model: TimmModel, found: Features) -> MapHead:
         way_out = None if widths_of(model) else 'set its num_features to the number of channels of its features'
         raise _Refused(f'its features have no positions ({_line(error)})', way_out) from error
     if max(sizes, default=1) == 1:
-        return _held_head_of_larger_images(model, found)
+        return _detached_head_of_larger_images(model, found)
     _, parts = _followed(found, places)
     _followed(found, places, training=True)
     _refuse_other_forward(found, places)
     _refuse_synchronised_statistics(found)
     kind = 'H' if len(places) > 1 else next((kind for part, kind in KINDS if part in parts), 'A')
-    head = HeldHead(kind, tuple(places))
+    head = DetachedHead(kind, tuple(places))
     _check_values(model, head, found)
     return head
 
@@ -243,7 +243,7 @@ def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> N
         raise _Refused('its forward() does more than its forward_head()')
 
 
-def _held_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
+def _detached_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
     channels, (height, width) = found.images.shape[1], found.image_size
     if found.larger:
         raise _Refused('its head sees no positions')
@@ -251,7 +251,7 @@ def _held_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
         larger = _features(model, (channels, LARGER * height, LARGER * width))
     except _Refused as refused:
         raise _Refused('its head sees a single position on images of its size') from refused
-    return _held_head(model, replace(larger, larger=True))
+    return _detached_head(model, replace(larger, larger=True))
 
 
 def _with_place(found: Features, places: Sequence[Branch]) -> list[Branch | None]:
@@ -271,7 +271,7 @@ def _with_place(found: Features, places: Sequence[Branch]) -> list[Branch | None
 
 
 def _refuse_synchronised_statistics(found: Features) -> None:
-    """What several processes compute together cannot be held here."""
+    """What several processes compute together cannot be detached here."""
     called: list[nn.Module] = []
     handles = [
         module.register_forward_pre_hook(lambda module, _: called.append(module))
@@ -286,7 +286,7 @@ def _refuse_synchronised_statistics(found: Features) -> None:
         raise _Refused('its head synchronises batch statistics between processes', 'leave out --sync-bn')
 
 
-def _check_values(model: TimmModel, head: HeldHead, found: Features) -> None:
+def _check_values(model: TimmModel, head: DetachedHead, found: Features) -> None:
     """Refuse maps whose mean is not the logit, on random features and the model's own weights."""
     parameter = next(model.parameters())
     if parameter.device.type == 'meta':
@@ -294,14 +294,14 @@ def _check_values(model: TimmModel, head: HeldHead, found: Features) -> None:
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(shape, generator=generator).to(parameter) for shape in found.shapes]
     with evaluating(model), torch.no_grad():
-        maps, _ = held_class_maps(
+        maps, _ = detached_class_maps(
             model, features if len(features) > 1 else features[0], head.branches, found.image_size
         )
         if isinstance(maps, Lost) or not agree(maps.logits, maps.maps(None).mean((2, 3))):
             raise _Refused('its logits are not the means of its maps')
 
 
-def _held_tail(model: TimmModel, found: Features) -> MapHead:
+def _detached_tail(model: TimmModel, found: Features) -> MapHead:
     try:
         tail = find_tail(found.model, found.images)
     except _ERRORS as error:

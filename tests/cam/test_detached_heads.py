@@ -1,4 +1,4 @@
-"""Heads with norms, activations and attention: what is not linear is held, the rest is followed to the logits."""
+"""Heads with norms, activations and attention: what is not linear is detached, the rest is followed to the logits."""
 
 import copy
 import gc
@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from map_checks import assert_same, gradients, off_by, roundings_off, seeded
-from small_models import HELD_MODELS, NUM_CLASSES, SmallModel, perturb
+from small_models import DETACHED_MODELS, NUM_CLASSES, SmallModel, perturb
 from timm.layers import AttentionPool2d, RotAttentionPool2d, apply_rot_embed_cat
 from timm.models.byobnet import ByoBlockCfg
 from timm.utils import ModelEmaV3
@@ -20,10 +20,10 @@ from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.heads.detached_tail import ShadowTracker, Start, TailMaps
 from timm_hnc.cam.heads.probe import UnsupportedHead
 
-ALL = pytest.mark.parametrize('small', HELD_MODELS.values(), ids=HELD_MODELS)
+ALL = pytest.mark.parametrize('small', DETACHED_MODELS.values(), ids=DETACHED_MODELS)
 NAMES = ('repvit', 'convnext', 'mobilenetv3', 'efficientvit', 'siglip', 'efficientvim')  # one of every kind
 QUICK = (*NAMES, 'convnext_rms', 'mambaout', 'vit_fc_norm', 'vit_map')
-ONE_OF_A_KIND = pytest.mark.parametrize('small', [HELD_MODELS[name] for name in NAMES], ids=NAMES)
+ONE_OF_A_KIND = pytest.mark.parametrize('small', [DETACHED_MODELS[name] for name in NAMES], ids=NAMES)
 TRAINING = pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
 
 
@@ -38,7 +38,7 @@ def test_mean_of_maps_is_the_logit(small):
     assert off_by(class_maps) < 1e-5
 
 
-@pytest.mark.parametrize('small', [HELD_MODELS[name] for name in QUICK], ids=QUICK)
+@pytest.mark.parametrize('small', [DETACHED_MODELS[name] for name in QUICK], ids=QUICK)
 @TRAINING
 def test_one_forward_pass_of_the_model_itself(small, training):
     """Bit-equal logits and gradients, the same random numbers drawn, running statistics updated once."""
@@ -61,21 +61,21 @@ def test_one_forward_pass_of_the_model_itself(small, training):
 
 @pytest.mark.parametrize('name', ['repvit', 'convnext', 'mobilenetv3', 'mambaout', 'efficientvim'])
 @TRAINING
-def test_maps_are_features_times_gradients_of_the_held_head(name, training):
-    """Another way to the same maps: one backward pass a class through the held head."""
-    small = HELD_MODELS[name]
+def test_maps_are_features_times_gradients_of_the_detached_head(name, training):
+    """Another way to the same maps: one backward pass a class through the detached head."""
+    small = DETACHED_MODELS[name]
     model = small.cam_model(drop_rate=0.5).double().train(training)
     images = small.images().double()
     with torch.no_grad():
         features = model.model.forward_features(images)
         each = features if isinstance(features, list) else [features]
-        expected = held_gradients(model, features, each, images)
+        expected = detached_gradients(model, features, each, images)
         model.model.forward_features = lambda x: features
         maps = seeded(model.class_maps, images).maps(None)
     torch.testing.assert_close(maps, expected, rtol=1e-9, atol=1e-9 * maps.abs().max().item())
 
 
-def held_gradients(model, features, each, images):
+def detached_gradients(model, features, each, images):
     tracker = ShadowTracker()
     starts = [
         Start(tracker.start(tensor), branch.live(tensor, images.shape[-2:]))
@@ -90,9 +90,9 @@ def held_gradients(model, features, each, images):
     return TailMaps(logits, tracker.companion(logits), starts).maps(None)
 
 
-def test_gradient_through_a_held_layer_norm():
-    """Scale held, mean, weight and bias not: written out for ConvNeXt's head."""
-    small = HELD_MODELS['convnext']
+def test_gradient_through_a_detached_layer_norm():
+    """Scale detached, mean, weight and bias not: written out for ConvNeXt's head."""
+    small = DETACHED_MODELS['convnext']
     model, other = small.cam_model().double(), small.make().double()
     target, images = torch.tensor([1, 0, 4]), small.images().double()
     hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
@@ -103,9 +103,9 @@ def test_gradient_through_a_held_layer_norm():
     assert_same_loss(model, other, functional.linear(positions, head.fc.weight, head.fc.bias), target)
 
 
-def test_gradient_through_a_held_activation():
-    """The gate f(z) / z held, both layers not: written out for MobileNetV3's head."""
-    small = HELD_MODELS['mobilenetv3']
+def test_gradient_through_a_detached_activation():
+    """The gate f(z) / z detached, both layers not: written out for MobileNetV3's head."""
+    small = DETACHED_MODELS['mobilenetv3']
     model, other = small.cam_model().double(), small.make().double()
     target, images = torch.tensor([1, 0, 4]), small.images().double()
     hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
@@ -117,9 +117,9 @@ def test_gradient_through_a_held_activation():
     assert_same_loss(model, other, other.classifier(positions), target)
 
 
-def test_gradient_through_a_held_batch_norm():
-    """Statistics of the batch held: written out for RepViT's two classifiers in training."""
-    small = HELD_MODELS['repvit']
+def test_gradient_through_a_detached_batch_norm():
+    """Statistics of the batch detached: written out for RepViT's two classifiers in training."""
+    small = DETACHED_MODELS['repvit']
     model, other = small.cam_model().double().train(), small.make().double().train()
     target, images = torch.tensor([1, 0, 4]), small.images().double()
     hnc_loss(model.class_maps(images), target, 'kd', topk=3).backward()
@@ -171,7 +171,7 @@ def test_copies_give_the_same_maps(small):
 
 @pytest.mark.parametrize('name', ['convnext', 'mobilenetv3'])
 def test_compiled(name):
-    small = HELD_MODELS[name]
+    small = DETACHED_MODELS[name]
     model = small.cam_model()
     expected = model.class_maps(small.images())
     compiled = torch.compile(model, backend='eager')(small.images(), return_class_maps=True)
@@ -183,7 +183,7 @@ def test_compiled(name):
 @pytest.mark.parametrize('size', [(64, 64), (96, 32), (80, 112), (32, 32)])
 @pytest.mark.parametrize('name', ['convnext', 'mobilenetv3', 'efficientvit', 'repvit'])
 def test_images_of_other_sizes(name, size):
-    model = HELD_MODELS[name].cam_model()
+    model = DETACHED_MODELS[name].cam_model()
     for batch in (1, 2):
         images = torch.randn(batch, 3, *size)
         class_maps = model.class_maps(images)
@@ -192,8 +192,8 @@ def test_images_of_other_sizes(name, size):
 
 
 def test_convolution_in_front_of_the_pool():
-    """What it makes is the map that enters the pool; behind the pool, the hidden layer is held."""
-    small = HELD_MODELS['efficientvit']
+    """What it makes is the map that enters the pool; behind the pool, the hidden layer is detached."""
+    small = DETACHED_MODELS['efficientvit']
     model = small.cam_model().double()
     images = small.images().double()
     head = model.model.head
@@ -207,8 +207,8 @@ def test_convolution_in_front_of_the_pool():
 
 
 def test_attention_pool_written_out():
-    """Attention weights, the norm's scale and the gates of the hidden layer held: SigLIP's head."""
-    small = HELD_MODELS['siglip']
+    """Attention weights, the norm's scale and the gates of the hidden layer detached: SigLIP's head."""
+    small = DETACHED_MODELS['siglip']
     model = small.cam_model().double()
     images = small.images().double()
     tokens, pool = model.model.forward_features(images), model.model.attn_pool
@@ -229,7 +229,7 @@ def test_attention_pool_written_out():
 
 def test_vgg_on_other_sizes():
     """Larger maps enter the pool themselves; a kernel that covers the whole map is taken apart."""
-    model = HELD_MODELS['vgg'].cam_model()
+    model = DETACHED_MODELS['vgg'].cam_model()
     for size, grid in ((256, (2, 2)), (224, (7, 7)), (64, (7, 7))):
         class_maps = model.class_maps(torch.randn(2, 3, size, size))
         assert class_maps.grid == grid
@@ -252,7 +252,7 @@ ONE_LAYER = {'qkv_separate': False, 'out_features': NUM_CLASSES}
     ],
 )
 def test_mean_query_attention_pool_written_out(head, fused):
-    """CLIP's ResNet: attention weights held, the mean token is the mean of what positions are without their place."""
+    """CLIP's ResNet: attention weights detached, the mean token the mean of what positions are without their place."""
     models = []
     for _ in range(2):
         plain = CLIP.make()
@@ -297,7 +297,7 @@ def clip_scores(pool, features):
 
 def test_states_without_a_place_in_the_image_are_flat():
     """EfficientViM's hidden states are no positions: their share of a map is the same everywhere."""
-    small = HELD_MODELS['efficientvim']
+    small = DETACHED_MODELS['efficientvim']
     class_maps = small.cam_model().class_maps(small.images())
     widths = small.kwargs['embed_dim']
     states = class_maps.positions[..., : sum(widths)]
@@ -307,16 +307,16 @@ def test_states_without_a_place_in_the_image_are_flat():
 
 def test_a_head_that_works_otherwise_in_training():
     """A head with two outputs in one mode is noticed there, and says so."""
-    held = HELD_MODELS['repvit'].cam_model()
-    held.model.set_distilled_training(True)
+    detached = DETACHED_MODELS['repvit'].cam_model()
+    detached.model.set_distilled_training(True)
     with pytest.raises(ValueError, match='works otherwise than when it was probed'):
-        held.train().class_maps(HELD_MODELS['repvit'].images())
+        detached.train().class_maps(DETACHED_MODELS['repvit'].images())
 
 
-@pytest.mark.parametrize('name', [name for name in HELD_MODELS if name != 'efficientvit'])
+@pytest.mark.parametrize('name', [name for name in DETACHED_MODELS if name != 'efficientvit'])
 def test_maps_are_affine_in_the_features(name):
-    """What is held carries no gradient: the second derivative is 0 (EfficientViT has an activation before its pool)."""
-    small = HELD_MODELS[name]
+    """What is detached has no gradient: the second derivative is 0 (EfficientViT has an activation before its pool)."""
+    small = DETACHED_MODELS[name]
     model = small.cam_model().double()
     with torch.no_grad():
         features = model.model.forward_features(small.images(1).double())
@@ -333,7 +333,7 @@ def test_maps_are_affine_in_the_features(name):
 
 @pytest.mark.parametrize('name', ['convnext', 'siglip'])
 def test_nothing_is_kept_of_a_step(name):
-    small = HELD_MODELS[name]
+    small = DETACHED_MODELS[name]
     model = small.cam_model()
     features = []
     forward_features = model.model.forward_features
@@ -350,7 +350,7 @@ def test_nothing_is_kept_of_a_step(name):
 
 
 def test_attention_pools_of_a_single_cell():
-    model = HELD_MODELS['siglip'].cam_model(dynamic_img_size=True)
+    model = DETACHED_MODELS['siglip'].cam_model(dynamic_img_size=True)
     class_maps = model.class_maps(torch.randn(2, 3, 16, 16))
     assert class_maps.grid == (1, 1)
     assert off_by(class_maps) < 1e-5
@@ -358,7 +358,7 @@ def test_attention_pools_of_a_single_cell():
 
 def test_attention_without_the_fused_function():
     for name in ('siglip', 'vit_map'):
-        small = HELD_MODELS[name]
+        small = DETACHED_MODELS[name]
         fused, other = small.cam_model(), small.cam_model()
         other.model.attn_pool.fused_attn = False
         maps = other.class_maps(small.images()).maps(None)
@@ -366,7 +366,7 @@ def test_attention_without_the_fused_function():
 
 
 def test_synchronised_batch_norm_in_the_head_is_refused():
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(HELD_MODELS['repvit'].make())
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(DETACHED_MODELS['repvit'].make())
     with pytest.raises(UnsupportedHead, match=r'synchronises batch statistics.*leave out --sync-bn'):
         CamModel(model)
-    CamModel(nn.SyncBatchNorm.convert_sync_batchnorm(HELD_MODELS['mobilenetv3'].make()))
+    CamModel(nn.SyncBatchNorm.convert_sync_batchnorm(DETACHED_MODELS['mobilenetv3'].make()))

@@ -1,4 +1,4 @@
-"""Class-token models as they are listed: maps for pictures, through the held tail of the network."""
+"""Class-token models as they are listed: maps for pictures, through the detached tail of the network."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,15 +34,15 @@ def test_mean_of_maps_is_the_logit_in_float64(name):
 
 
 @pytest.mark.parametrize('name', ['vit', 'eva', 'convit', 'deit_distilled'])
-def test_the_held_tail_is_affine_in_the_tokens(name):
+def test_the_detached_tail_is_affine_in_the_tokens(name):
     """Its maps are those tokens times gradients: twice the tokens' difference, twice the logits' difference."""
     small = TAIL_MODELS[name]
     model = small.cam_model().double()
     class_maps = model.class_maps(small.images().double())
     (start,) = class_maps._starts
-    (gradient,) = torch.autograd.grad(class_maps._held[:, 2].sum(), start.shadow, retain_graph=True)
-    (again,) = torch.autograd.grad(class_maps._held[:, 2].square().sum(), start.shadow, retain_graph=True)
-    expected = 2 * class_maps._held[:, 2].detach()[:, None, None] * gradient
+    (gradient,) = torch.autograd.grad(class_maps._detached[:, 2].sum(), start.shadow, retain_graph=True)
+    (again,) = torch.autograd.grad(class_maps._detached[:, 2].square().sum(), start.shadow, retain_graph=True)
+    expected = 2 * class_maps._detached[:, 2].detach()[:, None, None] * gradient
     torch.testing.assert_close(again, expected, rtol=1e-9, atol=1e-9)
     share = (start.shadow * gradient).sum(-1)[:, start.live.prefix :] * start.live.num_positions
     maps = class_maps.maps(torch.full((3, 1), 2)).flatten(1)
@@ -99,7 +99,7 @@ def test_nothing_is_trained_on_them():
 
 @pytest.mark.parametrize('name', ['vit', 'xcit'])
 def test_gradient_checkpointing(name):
-    """The held network beside a checkpointed block leaves its recomputation alone."""
+    """The detached network beside a checkpointed block leaves its recomputation alone."""
     small = TAIL_MODELS[name]
     model = small.cam_model()
     expected = model.class_maps(small.images()).maps(None)
