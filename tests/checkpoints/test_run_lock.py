@@ -31,7 +31,7 @@ def options(images, tmp_path):
 def pair(images, tmp_path_factory):
     """Two runs that were started together, of which one goes on."""
     output = tmp_path_factory.mktemp('pair')
-    argv = arguments(images, output, 'run', '--epochs', 500)
+    argv = arguments(images, output, 'run', '--epochs', 100_000)
     with running(*argv) as first, running(*argv) as second:
         end = time.monotonic() + 90
         while first.poll() is None and second.poll() is None and time.monotonic() < end:
@@ -84,7 +84,7 @@ def test_readers_and_other_runs_leave_a_folder_in_use_as_it_is(pair, images, tmp
 
 def test_a_resume_right_after_a_kill_is_not_held_up_by_workers_that_live_on(options, tmp_path):
     folder = tmp_path / 'run'
-    argv = options('run', '--epochs', 500, '--resume', 'auto')
+    argv = options('run', '--epochs', 100_000, '--resume', 'auto')
     with running(*argv, '--workers', 2) as process:
         wait_for(process, folder / 'checkpoints' / 'epoch-0')
         workers = workers_of(process)

@@ -45,7 +45,7 @@ def test_a_scheduler_that_ends_two_processes(options, tmp_path, capsys):
 
     The first process holds the folder for both. They save and end with 0, torchrun does not, as README says.
     """
-    argv = options('run', '--epochs', 500, '-b', 4, '--recovery-interval', 1, '--workers', 1)
+    argv = options('run', '--epochs', 100_000, '-b', 4, '--recovery-interval', 1, '--workers', 1)
     with running(*argv, processes=2, fresh=True) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         code, line = failure(capsys, 'train', *argv, '--resume', 'auto')
@@ -64,7 +64,7 @@ def test_a_scheduler_that_ends_two_processes(options, tmp_path, capsys):
 
 
 def test_one_process_that_dies_ends_the_other(options, tmp_path):
-    argv = options('run', '--epochs', 500, '-b', 4)
+    argv = options('run', '--epochs', 100_000, '-b', 4)
     with running(*argv, processes=2, fresh=True) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         started = time.monotonic()
@@ -93,7 +93,7 @@ LONG_STEPS = ['--dataset', 'hnc/digits', '--num-classes', 10, '--img-size', 96, 
 
 @pytest.mark.parametrize('moment', ['anywhere', 'while the model computes'])
 def test_a_worker_that_dies(options, tmp_path, moment):
-    argv = options('run', '--epochs', 500, '--workers', 2)
+    argv = options('run', '--epochs', 100_000, '--workers', 2)
     computes = moment == 'while the model computes'
     with running(*argv, *(LONG_STEPS if computes else [])) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / ('recovery-0-*' if computes else 'epoch-0'))
@@ -108,7 +108,7 @@ def test_a_worker_that_dies(options, tmp_path, moment):
 
 def test_a_worker_that_hangs(options, tmp_path):
     """It may or may not have announced a batch; tests/data/loading/test_loader_errors.py is sure of one that has."""
-    with running(*options('run', '--epochs', 500, '--workers', 1, '--worker-timeout', 2)) as process:
+    with running(*options('run', '--epochs', 100_000, '--workers', 1, '--worker-timeout', 2)) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         signal_workers(process, signal.SIGSTOP)
         errors = process.communicate(timeout=30)[1]
@@ -120,7 +120,7 @@ def test_a_worker_that_hangs(options, tmp_path):
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_to_all_processes_saves_the_run(options, tmp_path, number, code):
     """A terminal's Ctrl-C and a scheduler's SIGTERM reach the loading processes as well."""
-    with running(*options('run', '--epochs', 500, '--workers', 2)) as process:
+    with running(*options('run', '--epochs', 100_000, '--workers', 2)) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         assert workers_of(process)
         os.killpg(process.pid, number)
@@ -129,5 +129,5 @@ def test_a_signal_to_all_processes_saves_the_run(options, tmp_path, number, code
     assert len(re.findall(f'Stopped by {number.name} (?:in|after) epoch ', errors)) == 1
     assert 'Traceback' not in errors
     rows = len(summary(tmp_path / 'run'))
-    train(*options('run', '--epochs', 500, '--stop-epoch', rows + 1, '--resume', 'auto'))
+    train(*options('run', '--epochs', 100_000, '--stop-epoch', rows + 1, '--resume', 'auto'))
     assert len(summary(tmp_path / 'run')) == rows + 1
