@@ -18,27 +18,22 @@ from timm_hnc.hub.publish import bundled_run
 LOCK = '.run.lock'
 
 
-def arguments(images, output, name, *argv):
-    return [*('--data-dir', images), *SMALL, *('--output', output), *('--experiment', name), *argv]
+@pytest.fixture
+def options(images, tmp_path):
+    return lambda name, *argv: ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
 
 
 @pytest.fixture
-def options(images, tmp_path):
-    return lambda name, *argv: arguments(images, tmp_path, name, *argv)
-
-
-@pytest.fixture(scope='module')
-def pair(images, tmp_path_factory):
+def pair(options, tmp_path):
     """Two runs that were started together, of which one goes on."""
-    output = tmp_path_factory.mktemp('pair')
-    argv = arguments(images, output, 'run', '--epochs', 100_000)
+    argv = options('run', '--epochs', 100_000)
     with running(*argv) as first, running(*argv) as second:
         end = time.monotonic() + 90
         while first.poll() is None and second.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
         refused, holder = (first, second) if first.poll() is not None else (second, first)
-        wait_for(holder, output / 'run' / 'checkpoints' / 'epoch-1')
-        yield SimpleNamespace(folder=output / 'run', argv=argv, refused=refused, holder=holder)
+        wait_for(holder, tmp_path / 'run' / 'checkpoints' / 'epoch-1')
+        yield SimpleNamespace(folder=tmp_path / 'run', argv=argv, refused=refused, holder=holder)
 
 
 def test_of_two_that_start_together_one_is_refused(pair):
