@@ -20,6 +20,7 @@ from timm_hnc.commands.train_options import parse_train_options
 from timm_hnc.commands.validate_options import check_data_named
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.evaluation.precision import end_training
 from timm_hnc.files.run_parts import write_parts
 from timm_hnc.files.tables import without_nan
 from timm_hnc.report.run_files import read_result
@@ -91,7 +92,7 @@ def _train(args: Namespace, accelerator: Accelerator, folder: Path, checkpoint: 
         except RunStopped as stopped:
             _say_how_to_go_on(accelerator, folder, stopped)
             return stopped.exit_code
-    accelerator.end_training()
+    end_training(accelerator)
     if accelerator.is_main_process:
         publisher.publish('Add model')
         _say_result(folder, result)
@@ -116,7 +117,7 @@ def _say_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def _say_how_to_go_on(accelerator: Accelerator, folder: Path, stopped: RunStopped) -> None:
-    accelerator.end_training()
+    end_training(accelerator)
     if accelerator.is_main_process:
         again = shlex.join(['train.py', '-c', str(folder / 'args.yaml'), '--resume', str(folder)])
         _logger.info(f'{stopped} It is saved; to go on: {again}')

@@ -30,7 +30,7 @@ from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
 from timm_hnc.evaluation.map_pass import watch_maps
 from timm_hnc.evaluation.models import load_model
-from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
+from timm_hnc.evaluation.precision import end_training, on_cpu, resolve_precision, set_up_process
 from timm_hnc.evaluation.robustness import robust_figures
 from timm_hnc.evaluation.sources import Source, find_sources, use_run_data
 from timm_hnc.files.options import flag_of
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write(f'--result\n{json.dumps(without_nan(results), indent=4)}\n')
         if args.results_file:
             _write_results(args.results_file, results, args.results_format)
-    accelerator.end_training()
+    end_training(accelerator)
 
 
 def validate(args: Namespace, source: Source, accelerator: Accelerator, explicit: frozenset[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from argparse import Namespace
 
 import torch
@@ -63,3 +64,14 @@ def set_up_process(args: Namespace, accelerator: Accelerator) -> None:
     _logger.info(
         f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
     )
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Accelerate's own, once gloo's threads have let go of their tensors.
+
+    Freeing one takes the interpreter's lock, which torch keeps while it waits for those threads to end: a process was
+    seen to hang there (torch 2.7).
+    """
+    if accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
+        time.sleep(0.1)
+    accelerator.end_training()
