@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-_MODULES = ('training.main', 'evaluation.main', 'plots.command', 'hub.command')
+_MODULES = ('train', 'validate', 'plots', 'hub')
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload([*(f'timm_hnc.{name}' for name in _MODULES), 'datasets'])
+_context.set_forkserver_preload([*(f'timm_hnc.commands.{name}' for name in _MODULES), 'datasets'])
 
 
 class Script:

@@ -129,6 +129,7 @@ class Worker:
     def __init__(self, path: str, home: Path, variables: dict[str, str]):
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(path)
+        self._socket.settimeout(100)
         self._answers = self._socket.makefile()
         self._send([str(home), variables])
 

@@ -326,7 +326,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_earlier_ones_whole(images, t
     ],
 )
 def test_a_missing_package_is_named_with_its_command(fails, images, monkeypatch, argv, package, command):
-    for module in ('training.environment', 'data.datasets', 'data.digits'):
+    for module in ('training.setup.environment', 'data.datasets', 'data.sets.digits'):
         monkeypatch.setattr(f'timm_hnc.{module}.find_spec', lambda name: None)
     code, line = fails('--data-dir', images, *argv)
     assert code == 2
