@@ -15,11 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 _MODULES = ('train', 'validate', 'plots', 'hub')
+_IMPORTED = [*(f'timm_hnc.commands.{name}' for name in _MODULES), 'datasets']
+assert all(map(find_spec, _IMPORTED)), 'the server passes over what it cannot import, and every fork imports it anew'
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload([*(f'timm_hnc.commands.{name}' for name in _MODULES), 'datasets'])
+_context.set_forkserver_preload(_IMPORTED)
 
 
 class Script:

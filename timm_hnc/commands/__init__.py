@@ -1,1 +1,1 @@
-"""The command lines: the only room that knows argparse."""
+"""The command lines: flags and YAML files, checked and completed."""

@@ -1,1 +1,1 @@
-"""Weights in timm's Hub format: saved, published to the Hugging Face Hub, and loaded from there."""
+"""Runs on the Hugging Face Hub: what is published of one, its card, and runs made of others' checkpoints."""

@@ -1,1 +1,1 @@
-"""What train.py does: options, building, the training loop, checkpoints and tracking."""
+"""A run of train.py from its first epoch to its last."""

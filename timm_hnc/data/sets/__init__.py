@@ -1,1 +1,1 @@
-"""Data sets of the paper, read from the files that their authors publish."""
+"""Data sets that timm has no reader for, and annotations beside their images."""
