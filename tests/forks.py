@@ -18,8 +18,9 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-_MODULES = ('train', 'validate', 'plots', 'hub')
-_IMPORTED = [*(f'timm_hnc.commands.{name}' for name in _MODULES), 'datasets']
+from timm_hnc.commands.console import COMMANDS
+
+_IMPORTED = [*(f'timm_hnc.commands.{module}' for module, _ in COMMANDS.values()), 'datasets']
 assert all(map(find_spec, _IMPORTED)), 'the server passes over what it cannot import, and every fork imports it anew'
 _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(_IMPORTED)

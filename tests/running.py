@@ -23,6 +23,7 @@ from timm.layers import set_fast_norm
 from timm.utils.log import FormatterNoInfo
 
 from timm_hnc.cam.heads.probe import MapHead, name_of, probe_head
+from timm_hnc.commands.console import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 # as narrow as it learns with: most of a test's time would be convolutions
@@ -82,13 +83,7 @@ def kept_process_group():
 
 def main_of(command: str):
     """The main() of a command of ours."""
-    modules = {
-        'train': 'timm_hnc.commands.train',
-        'validate': 'timm_hnc.commands.validate',
-        'plots': 'timm_hnc.commands.plots',
-        'hub': 'timm_hnc.commands.hub',
-    }
-    return importlib.import_module(modules[command]).main
+    return importlib.import_module(f'timm_hnc.commands.{COMMANDS[command][0]}').main
 
 
 _HEADS: dict[str, MapHead] = {}
@@ -129,14 +124,11 @@ def validate(capsys, *argv):
 
 def failure(capsys, command: str, *argv) -> tuple[int, str]:
     """Run a command line that fails: its exit code, and the one line of stderr that says error."""
-    import timm_hnc.commands.train
-    import timm_hnc.commands.validate
     from timm_hnc.commands.command_line import run_command
 
-    main = {'train': timm_hnc.commands.train.main, 'validate': timm_hnc.commands.validate.main}[command]
     forget_run()
     capsys.readouterr()
-    code = run_command(main, [str(word) for word in argv])
+    code = run_command(main_of(command), [str(word) for word in argv])
     captured = capsys.readouterr()
     assert 'Traceback' not in captured.err
     lines = [line for line in captured.err.splitlines() if ': error: ' in line]

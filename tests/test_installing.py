@@ -10,6 +10,7 @@ import sys
 import tarfile
 import venv
 from email.parser import HeaderParser
+from importlib.metadata import PathDistribution
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -17,6 +18,8 @@ import pytest
 from data_fixtures import images
 from packaging.requirements import Requirement
 from running import ROOT, SMALL, clean_process, train
+
+from timm_hnc.version import __version__
 
 __all__ = ['clean_process', 'images']
 NAME = 'timm_hnc'
@@ -34,8 +37,8 @@ def command(module, *argv):
         return end.code or 0
 
 run, out = map(Path, sys.argv[1:])
-codes = [command('timm_hnc.hub', '--help'), command('timm_hnc.plots', '--help')]
-codes.append(command('timm_hnc.plots', 'report', str(run), '--out', str(out / 'report.html')))
+codes = [command('timm_hnc', *words) for words in ([], ['push', '--help'], ['train', '--help'])]
+codes.append(command('timm_hnc', 'report', str(run), '--out', str(out / 'report.html')))
 
 import timm_hnc
 from timm_hnc.hub.bundle import bundle_run
@@ -128,9 +131,18 @@ def test_a_wheel_does_without_the_repository(wheel, images, tmp_path):
     empty = tmp_path / 'empty'
     empty.mkdir()
     printed = run(python, '-c', USED, made, tmp_path, cwd=empty)
-    assert 'usage: python -m timm_hnc.hub' in printed
-    assert 'usage: python -m timm_hnc.plots' in printed
-    assert json.loads(printed.rpartition('--result\n')[2]) == [str(packages / NAME / '__init__.py'), [0, 0, 0], True, 3]
+    for command in ('timm-hnc COMMAND', 'timm-hnc push', 'python -m timm_hnc train'):
+        assert f'usage: {command} ' in printed
+    assert json.loads(printed.rpartition('--result\n')[2]) == [
+        str(packages / NAME / '__init__.py'),
+        [0, 0, 0, 0],
+        True,
+        3,
+    ]
+    [console] = PathDistribution(packages / f'{NAME}-{__version__}.dist-info').entry_points
+    assert (console.group, console.name) == ('console_scripts', 'timm-hnc')
+    assert console.load().__module__ == 'timm_hnc.commands.console'
+    assert (python.parent / 'timm-hnc').is_file()
     assert '<h2>Final figures</h2>' in (tmp_path / 'report.html').read_text()
     assert "timm.create_model('hf-hub:user/name'" in (tmp_path / 'published' / 'README.md').read_text()
     assert not list(empty.iterdir())

@@ -11,7 +11,7 @@ import timm
 import torch
 
 import timm_hnc
-from timm_hnc.commands.train_options import parse_train_options
+from timm_hnc.commands.options.train_options import parse_train_options
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
 

@@ -8,7 +8,7 @@ import torch
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-from timm_hnc.commands.train_options import parse_train_options
+from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.losses.factory import create_loss
 from timm_hnc.training.setup.models import check_class_maps, check_model_name, create_model
 

@@ -11,10 +11,10 @@ import yaml
 
 from faults.isolated import isolated
 from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.options.train_flags import build_parser as train_parser
+from timm_hnc.commands.options.validate_options import build_parser as validate_parser
 from timm_hnc.commands.train import main as train
-from timm_hnc.commands.train_flags import build_parser as train_parser
 from timm_hnc.commands.validate import main as validate
-from timm_hnc.commands.validate_options import build_parser as validate_parser
 from timm_hnc.errors import DataError
 
 # runs that would be long, would speak to a network or would write elsewhere are not what is looked for

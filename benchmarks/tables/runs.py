@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tables.plan import MULTI_LABEL_METRICS, ROOT, Cell
-from timm_hnc.commands.train_options import parse_train_options
+from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import DataError, UsageError
 
 METRICS = ('top1', 'top5')

@@ -9,7 +9,7 @@ from tables.plan import TABLES, choose, plan
 from tables.presets import PRESETS
 from tables.runs import Plan, Run, data_flags
 
-from timm_hnc.commands.validate_options import parse_validate_options
+from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.errors import UsageError
 
 

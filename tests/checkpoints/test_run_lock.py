@@ -58,7 +58,7 @@ def test_readers_and_other_runs_leave_a_folder_in_use_as_it_is(pair, images, tmp
     before = contents(pair.folder)
     validate(capsys, '--checkpoint', pair.folder, '--data-dir', images, '--workers', 0, '--device', 'cpu')
     for kind, name in (('curves', 'curves.png'), ('report', 'report.html')):
-        main_of('plots')([kind, str(pair.folder), '--out', str(tmp_path / name)])
+        main_of(kind)([str(pair.folder), '--out', str(tmp_path / name)])
     with bundled_run(pair.folder, 'user/name') as bundle:
         published = {path.name for path in bundle.iterdir()}
     assert published == {'README.md', 'args.yaml', 'config.json', 'model.safetensors', 'summary.csv'}

@@ -9,7 +9,7 @@ import yaml
 from flag_table import check_flag, read_flags
 from timm.loss import LOSS_TYPES, create_classification_loss
 
-from timm_hnc.commands.train_options import build_parser, parse_train_options
+from timm_hnc.commands.options.train_options import build_parser, parse_train_options
 from timm_hnc.errors import UsageError
 from timm_hnc.training.setup.criterion import loss_kwargs, mixup_active
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from flag_table import check_flag, read_flags
 
-from timm_hnc.commands.validate_options import build_parser, parse_validate_options
+from timm_hnc.commands.options.validate_options import build_parser, parse_validate_options
 from timm_hnc.errors import UsageError
 
 FLAGS = read_flags(Path(__file__).parent / 'timm_validate_flags.csv')

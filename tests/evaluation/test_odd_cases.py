@@ -12,8 +12,8 @@ from torch import nn
 
 from timm_hnc import CamModel, save_pretrained
 from timm_hnc.attacks.attacks import Attack, attack, normalized, sample_losses, with_hnc
-from timm_hnc.commands.attack_options import fraction
 from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.options.attack_options import fraction
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
@@ -103,7 +103,7 @@ def test_json_has_no_nan(tmp_path):
 
 
 def test_options_that_do_nothing_are_refused(tmp_path):
-    from timm_hnc.commands.validate_options import parse_validate_options
+    from timm_hnc.commands.options.validate_options import parse_validate_options
 
     for argv, message in (
         (['--attack-eps', '0.1'], '--attack-eps: does nothing without --attack'),
@@ -151,9 +151,9 @@ def test_one_channel_and_a_damaged_image(tmp_path, capsys, images):
     photo = next((root / 'train').rglob('*.png'))
     save_pretrained(timm.create_model('test_resnet', num_classes=3, in_chans=1), tmp_path / 'grey')
     out = ['--out', str(tmp_path / 'cams.png')]
-    assert run_command(main_of('plots'), ['cams', str(photo), '--checkpoint', str(tmp_path / 'grey'), *out]) == 0
+    assert run_command(main_of('cams'), [str(photo), '--checkpoint', str(tmp_path / 'grey'), *out]) == 0
     save_pretrained(timm.create_model('test_resnet', num_classes=3, in_chans=4), tmp_path / 'four')
-    assert run_command(main_of('plots'), ['cams', str(photo), '--checkpoint', str(tmp_path / 'four'), *out]) == 2
+    assert run_command(main_of('cams'), [str(photo), '--checkpoint', str(tmp_path / 'four'), *out]) == 2
     assert 'the model has 4 input channels: photos have 1 or 3.' in capsys.readouterr().err
 
 

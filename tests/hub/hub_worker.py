@@ -20,10 +20,11 @@ import contextlib, gc, io, json, os, select, socketserver
 import torch, timm, timm_hnc, timm_hnc.weights.hub_errors
 from running import forget_run, main_of
 from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.console import COMMANDS
 
 timm_hnc.weights.hub_errors.time = no_waiting
 os.fsync = lambda file: None  # as conftest.py says
-for name in ('train', 'validate', 'plots', 'hub'):
+for name in COMMANDS:
     main_of(name)
 
 def outcome(command, *argv):
@@ -118,7 +119,7 @@ class Outcome(NamedTuple):
 
 
 class Worker:
-    """Runs commands (`'train'`, `'validate'`, `'hub'`) and code (`'python'`), one after the other.
+    """Runs commands (`'train'`, `'validate'`, `'push'`, ...) and code (`'python'`), one after the other.
 
     Args:
         path: of the socket where Workers wait.

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from test_loading import pickle_that_runs
 
 from timm_hnc.commands.command_line import run_command
-from timm_hnc.commands.hub import main
+from timm_hnc.commands.console import main
 
 
 def write_checkpoint(path, model, wrap=True):
@@ -42,7 +42,7 @@ def test_an_imported_run_validates_and_is_published(server, worker, model, image
         '100',
     ]
     run = tmp_path / 'run'
-    assert worker('hub', 'import', tmp_path / 'model_best.pth.tar', *argv, '--out', run).out.strip() == str(run)
+    assert worker('import', tmp_path / 'model_best.pth.tar', *argv, '--out', run).out.strip() == str(run)
     loaded = timm.create_model(f'local-dir:{run / "model_best"}', pretrained=True).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(x), model(x))
@@ -60,7 +60,7 @@ def test_an_imported_run_validates_and_is_published(server, worker, model, image
     done = worker('validate', '--checkpoint', run, *here, *results)
     assert done.code == 0, done.err
     top1 = json.loads((run / 'validation.json').read_text())['top1']
-    assert worker('hub', 'push', run, f'alice/imported-{wrap}').code == 0
+    assert worker('push', run, f'alice/imported-{wrap}').code == 0
     files = server.files(f'alice/imported-{wrap}')
     config = json.loads(files['config.json'])
     assert (config['hnc']['variant'], config['hnc']['weight'], config['hnc']['topk']) == ('mse', 0.0007, 100)

@@ -227,11 +227,11 @@ def test_a_run_outlives_the_hub(server, worker, images, tmp_path):
     server.heal()
     assert done.code == 0, done.err[-2000:]
     assert result(tmp_path / 'a run')['epochs'] == 2
-    later = f"python -m timm_hnc.hub push '{tmp_path / 'a run'}' alice/late"
+    later = f"timm-hnc push '{tmp_path / 'a run'}' alice/late"
     assert done.err.count(later) == 2
     assert 'Traceback' not in done.err
     assert len(server.commits('alice/late', 'main')) == 1
-    assert worker('hub', 'push', tmp_path / 'a run', 'alice/late').code == 0
+    assert worker('push', tmp_path / 'a run', 'alice/late').code == 0
     assert len(server.commits('alice/late', 'main')) == 2
     # and with a Hub that works, a commit an epoch
     done = worker('train', *argv, '--experiment', 'another', '--push-to-hub', 'alice/each')
@@ -270,7 +270,7 @@ def test_configs_as_timm_publishes_them_pass(name):
 
 
 def test_a_folder_without_config(worker, tmp_path):
-    done = worker('plots', 'cams', ROOT / 'benchmarks/results/quickstart_cams.png', '--model', f'local-dir:{tmp_path}')
+    done = worker('cams', ROOT / 'benchmarks/results/quickstart_cams.png', '--model', f'local-dir:{tmp_path}')
     assert done.code == 1
     assert f"error: '{tmp_path}' holds no config.json" in done.err
 

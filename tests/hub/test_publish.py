@@ -27,7 +27,7 @@ REQUESTS = [each for each in [*UPLOAD_REQUESTS, ('POST', '/branch/')] if each[1]
 
 def test_one_commit_holds_everything(server, worker, run):
     before = contents(run)
-    done = worker('hub', 'push', run, 'alice/everything', '--baseline', run)
+    done = worker('push', run, 'alice/everything', '--baseline', run)
     assert done.code == 0, done.err
     [commit, first] = server.commits('alice/everything', 'main')
     assert done.out.strip() == f'{server.url}/alice/everything/commit/{commit.sha}'
@@ -52,7 +52,7 @@ def test_one_commit_holds_everything(server, worker, run):
 
 
 def test_no_path_of_the_machine_and_no_token_is_published(server, worker, run):
-    assert worker('hub', 'push', run, 'alice/paths').code == 0
+    assert worker('push', run, 'alice/paths').code == 0
     options = arguments(run)
     for name, content in server.files('alice/paths').items():
         assert b'hf_good' not in content
@@ -66,7 +66,7 @@ def test_no_path_of_the_machine_and_no_token_is_published(server, worker, run):
 
 
 def test_the_card(server, worker, run):
-    assert worker('hub', 'push', run, 'alice/card', '--baseline', run, '--licence', 'mit').code == 0
+    assert worker('push', run, 'alice/card', '--baseline', run, '--licence', 'mit').code == 0
     text = server.files('alice/card')['README.md'].decode()
     asked = json.dumps({'repoType': 'model', 'content': text}).encode()
     request = Request(f'{server.url}/api/validate-yaml', asked, {'Content-Type': 'application/json'})
@@ -87,7 +87,7 @@ def test_the_card(server, worker, run):
 
 
 def test_code_of_the_card_runs_as_it_stands(server, worker, workers, run, tmp_path):
-    assert worker('hub', 'push', run, 'alice/code').code == 0
+    assert worker('push', run, 'alice/code').code == 0
     blocks = ModelCard(server.files('alice/code')['README.md'].decode()).text.split('```python\n')[1:]
     with workers.start(tmp_path) as stranger:
         first, second = (stranger('python', block.split('```')[0]) for block in blocks)
@@ -128,7 +128,7 @@ def test_a_fault_for_ever_leaves_the_old_commit(server, worker, run, published, 
     for number, how in enumerate((500, 503, 'cut', *([] if path == '/api/repos/create' else [403]))):
         other = changed(run, tmp_path, number + 0.001 * REQUESTS.index((method, path)) + 0.5)
         server.fail(method, path, how, times=None)
-        done = worker('hub', 'push', other, 'alice/net', *options)
+        done = worker('push', other, 'alice/net', *options)
         server.heal()
         if done.code == 0 and path.endswith('/verify'):
             # the file had arrived: the second attempt needs no upload, and nobody verifies one
@@ -152,7 +152,7 @@ def test_a_fault_that_passes_is_overcome_with_one_commit(server, worker, run, tm
     name = f'alice/{method}-{path.strip("/").replace("/", "-")}-{how}'.replace('--', '-')
     number = 10 + REQUESTS.index((method, path)) + len(str(how)) / 16
     server.fail(method, path, how, times=1)
-    done = worker('hub', 'push', changed(run, tmp_path, number), name, *options)
+    done = worker('push', changed(run, tmp_path, number), name, *options)
     assert done.code == 0, done.err
     assert len(server.commits(name, 'next' if options else 'main')) == 2
     assert set(server.files(name, 'next' if options else 'main')) >= PARTS
@@ -160,12 +160,12 @@ def test_a_fault_that_passes_is_overcome_with_one_commit(server, worker, run, tm
 
 def test_a_pull_request_is_opened_once(server, worker, run, published):
     server.fail('POST', '/commit/', 'cut-answer', times=1)
-    done = worker('hub', 'push', run, 'alice/net', '--create-pr')
+    done = worker('push', run, 'alice/net', '--create-pr')
     assert done.code == 1
     assert 'refs/pr/1' in server.refs('alice/net')
     assert 'refs/pr/2' not in server.refs('alice/net')
     assert server.commits('alice/net', 'main')[0].sha == published
-    done = worker('hub', 'push', run, 'alice/net', '--create-pr')
+    done = worker('push', run, 'alice/net', '--create-pr')
     assert done.code == 0
     assert set(server.files('alice/net', 'refs/pr/2')) >= PARTS
 
@@ -184,7 +184,7 @@ def test_a_pull_request_is_opened_once(server, worker, run, published):
 )
 def test_who_may_publish(server, somebody, run, published, token, name, code, message):
     somebody.become(token)
-    done = somebody('hub', 'push', run, name)
+    done = somebody('push', run, name)
     assert done.code == code
     assert message in done.err
     assert 'hf_' not in done.err
@@ -201,7 +201,7 @@ def test_runs_that_cannot_be_published(server, worker, run, tmp_path):
         (broken, "model.safetensors' is damaged"),
         (tmp_path / 'empty', 'no run folder with weights'),
     ):
-        done = worker('hub', 'push', path, 'alice/never')
+        done = worker('push', path, 'alice/never')
         assert done.code == 1
         assert message in done.err
     assert len(server.requests) == start, 'nothing was asked of the Hub'
@@ -305,13 +305,13 @@ def test_paths_in_lists_and_mappings_lose_folders():
 
 
 def test_epochs_stand_in_the_summary(server, worker, run):
-    assert worker('hub', 'push', run, 'alice/summary').code == 0
+    assert worker('push', run, 'alice/summary').code == 0
     rows = list(csv.DictReader(io.StringIO(server.files('alice/summary')['summary.csv'].decode())))
     assert len(rows) == result(run)['epochs']
 
 
 def test_plain_timm_loads_bit_equal_logits(server, worker, workers, run, tmp_path):
-    assert worker('hub', 'push', run, 'alice/plain').code == 0
+    assert worker('push', run, 'alice/plain').code == 0
     code = """
 import timm, torch
 model = timm.create_model('hf-hub:alice/plain', pretrained=True).eval()

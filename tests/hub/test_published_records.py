@@ -81,7 +81,7 @@ def test_a_hub_that_fails_in_the_background_costs_nothing(run, monkeypatch, capl
     publisher = Publisher(Namespace(push_to_hub='alice/down', **dict.fromkeys(names)), run)
     publisher.publish_so_far('epoch 0', {}, with_picture=False)
     publisher.publish('end')
-    assert caplog.text.count('to publish it later: python -m timm_hnc.hub push') == 2
+    assert caplog.text.count('to publish it later: timm-hnc push') == 2
 
 
 def test_no_request_stands_in_the_log(server, worker, images, tmp_path):
@@ -91,25 +91,25 @@ def test_no_request_stands_in_the_log(server, worker, images, tmp_path):
 
 
 def test_a_public_repository_does_not_become_private_unasked(server, worker, run):
-    assert worker('hub', 'push', run, 'alice/open').code == 0
+    assert worker('push', run, 'alice/open').code == 0
     commits = len(server.commits('alice/open', 'main'))
-    done = worker('hub', 'push', run, 'alice/open', '--private')
+    done = worker('push', run, 'alice/open', '--private')
     assert done.code == 1
     assert "'alice/open' exists already and is public." in done.err
     assert len(server.commits('alice/open', 'main')) == commits
-    assert worker('hub', 'push', run, 'alice/closed', '--private').code == 0
-    assert worker('hub', 'push', run, 'alice/closed', '--private', '--commit-message', '').code == 0
+    assert worker('push', run, 'alice/closed', '--private').code == 0
+    assert worker('push', run, 'alice/closed', '--private', '--commit-message', '').code == 0
 
 
 def test_a_baseline_that_is_none(worker, run, tmp_path):
     for baseline in (tmp_path, run / 'args.yaml', tmp_path / 'nowhere'):
-        done = worker('hub', 'push', run, 'alice/compared', '--baseline', baseline)
+        done = worker('push', run, 'alice/compared', '--baseline', baseline)
         assert done.code == 1
         assert f"--baseline '{baseline}' is no run folder with figures." in done.err
 
 
 def test_records_of_another_model_go(server, worker, run):
-    assert worker('hub', 'push', run, 'alice/reused').code == 0
+    assert worker('push', run, 'alice/reused').code == 0
     assert {'args.yaml', 'summary.csv', 'result.json', 'cams.png'} <= set(server.files('alice/reused'))
     code = """
 import timm, timm_hnc
@@ -169,7 +169,7 @@ def changed_copy(run, folder, name, content):
     ],
 )
 def test_damaged_records_in_one_line(server, worker, run, tmp_path, name, content):
-    done = worker('hub', 'push', changed_copy(run, tmp_path, name, content), 'alice/damaged')
+    done = worker('push', changed_copy(run, tmp_path, name, content), 'alice/damaged')
     assert done.code == 1
     assert done.err.count(': error: ') == 1
     assert not server.has('alice/damaged')
@@ -177,9 +177,7 @@ def test_damaged_records_in_one_line(server, worker, run, tmp_path, name, conten
 
 def test_a_result_without_figures_is_no_traceback(server, worker, run, tmp_path):
     (tmp_path / 'x').mkdir()
-    assert (
-        worker('hub', 'push', changed_copy(run, tmp_path / 'x', 'result.json', '{"final": 3}'), 'alice/odd').code == 0
-    )
+    assert worker('push', changed_copy(run, tmp_path / 'x', 'result.json', '{"final": 3}'), 'alice/odd').code == 0
 
 
 def test_cards_say_what_the_model_can(server, worker, tmp_path):
@@ -216,12 +214,12 @@ def test_a_folder_of_parquet_files_is_no_data_set_of_the_hub(server, worker, run
     copy = changed_copy(
         run, tmp_path, 'args.yaml', f'{{model: test_resnet, dataset: "hfds/{tmp_path}/mlset", loss: ce}}'
     )
-    assert worker('hub', 'push', copy, 'alice/local').code == 0
+    assert worker('push', copy, 'alice/local').code == 0
     card = ModelCard(server.files('alice/local')['README.md'].decode())
     assert card.data.datasets is None
     assert 'mlset' in card.text
 
 
 def test_a_picture_is_one(server, worker, run):
-    assert worker('hub', 'push', run, 'alice/picture').code == 0
+    assert worker('push', run, 'alice/picture').code == 0
     assert Image.open(io.BytesIO(server.files('alice/picture')['cams.png'])).width > 300

@@ -12,11 +12,11 @@ import torch
 import yaml
 from faulty_images import ERRORS, faulty
 from PIL import Image
-from running import ROOT, run_script
+from running import run_script
 
 from timm_hnc import CamModel, save_pretrained
 from timm_hnc.commands.command_line import run_command
-from timm_hnc.commands.plots import main
+from timm_hnc.commands.console import main
 from timm_hnc.errors import DataError
 from timm_hnc.plots.curves import draw_curves, read_run
 from timm_hnc.plots.loss_figure import example_maps, values_and_gradients
@@ -83,11 +83,10 @@ def test_photos_of_two_models_share_their_scale(weights, photos, tmp_path):
 
 
 def test_it_is_a_command(weights, photos, tmp_path):
-    done = run_script('-m', 'timm_hnc.plots', 'cams', photos / 'a.png', '--checkpoint', weights[0], cwd=tmp_path)
+    done = run_script('-m', 'timm_hnc', 'cams', photos / 'a.png', '--checkpoint', weights[0], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == 'cams.png'
     assert (tmp_path / 'cams.png').is_file()
-    assert (ROOT / 'timm_hnc' / 'plots' / '__main__.py').is_file()
 
 
 def test_wrong_use(weights, photos, tmp_path, capsys):

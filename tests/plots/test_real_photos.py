@@ -30,7 +30,7 @@ def weights(tmp_path_factory):
 
 def test_photographs_have_the_right_names(weights, tmp_path):
     assert len(PHOTOS) == 20
-    argv = ['-m', 'timm_hnc.plots', 'cams', *PHOTOS, '--model', 'tf_efficientnet_lite0', '--checkpoint', weights]
+    argv = ['-m', 'timm_hnc', 'cams', *PHOTOS, '--model', 'tf_efficientnet_lite0', '--checkpoint', weights]
     done = run_script(*argv, '--values', 'cams.csv', 'cams.json', cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     with (tmp_path / 'cams.csv').open(newline='') as file:

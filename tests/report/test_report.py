@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from timm_hnc import CamModel, ClassMaps
 from timm_hnc.commands.command_line import run_command
-from timm_hnc.commands.plots import main
+from timm_hnc.commands.console import main
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.confusions import ConfusionPass
 from timm_hnc.report.examples import ExamplePass, read_examples

@@ -15,7 +15,7 @@ from running import forget_run, kept_process_group
 from torch import nn
 
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
-from timm_hnc.commands.train_options import parse_train_options
+from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.training.epoch import train_one_epoch
 from timm_hnc.training.setup.build import build_run
 from timm_hnc.training.setup.environment import create_accelerator

@@ -214,7 +214,7 @@ def test_report_and_card_tell_of_the_change(resume, images, tmp_path):
     secret.symlink_to(images)
     resume('--lr', 0.01, '--on-nonfinite', 'skip')
     resume('--lr', 0.01, '--on-nonfinite', 'skip', '--stop-epoch', 3, '--data-dir', secret)
-    main_of('plots')(['report', str(resume.folder), '--out', str(tmp_path / 'page.html')])
+    main_of('report')([str(resume.folder), '--out', str(tmp_path / 'page.html')])
     page = (tmp_path / 'page.html').read_text()
     changed = '--lr 0.003125 -&gt; 0.01, --on-nonfinite stop -&gt; skip'
     assert sorted(re.findall('<p>Other options (.*).</p>', page)) == sorted(

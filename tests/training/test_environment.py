@@ -11,7 +11,7 @@ from running import forget_run
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from timm_hnc.commands.train_options import parse_train_options
+from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.precision import resolve_precision

@@ -10,8 +10,8 @@ import torch
 import yaml
 from running import SMALL, checkpoints, equal_tensors, failure, result, summary, train
 
-from timm_hnc.commands.former_flags import FORMER_FLAGS
-from timm_hnc.commands.train_options import build_parser, parse_train_options
+from timm_hnc.commands.options.former_flags import FORMER_FLAGS
+from timm_hnc.commands.options.train_options import build_parser, parse_train_options
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.training.setup.models import create_model

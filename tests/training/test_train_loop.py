@@ -16,7 +16,7 @@ from torch import nn
 
 from timm_hnc import CamModel, hnc_loss
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
-from timm_hnc.commands.train_options import parse_train_options
+from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.data.loading.seeded_batches import seed_generators
 from timm_hnc.training.setup.build import build_run
 

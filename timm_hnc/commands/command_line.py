@@ -232,7 +232,7 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
         message, code = 'interrupted', 130
     if _is_first_process() or code == 1:
         process = '' if _is_first_process() else f'[rank {os.environ["RANK"]}] '
-        sys.stderr.write(f'{process}{_command_name()}: {message}\n')
+        sys.stderr.write(f'{process}{" ".join(command_words(Path(sys.argv[0]).name))}: {message}\n')
     return code
 
 
@@ -241,10 +241,15 @@ def _is_first_process() -> bool:
     return (os.environ.get('RANK') or '0') == '0'
 
 
-def _command_name() -> str:
-    """What the user typed to get here."""
-    path = Path(sys.argv[0])
-    return f'python -m {path.parts[-3]}.{path.parts[-2]}' if path.name == '__main__.py' else path.name
+def command_words(script: str) -> list[str]:
+    """What a user types to run the command that runs now.
+
+    Args:
+        script: its script, where it was not started as a subcommand of timm-hnc.
+    """
+    name = Path(sys.argv[0]).name
+    console = {'timm-hnc': ['timm-hnc'], '__main__.py': ['python', '-m', 'timm_hnc']}.get(name)
+    return [*console, *sys.argv[1:2]] if console else [script]
 
 
 def one_line(error: BaseException) -> str:

@@ -16,8 +16,9 @@ from timm.models import safe_model_name
 
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 from timm_hnc.checkpoints.run_lock import run_lock
-from timm_hnc.commands.train_options import parse_train_options
-from timm_hnc.commands.validate_options import check_data_named
+from timm_hnc.commands.command_line import command_words, run_command
+from timm_hnc.commands.options.train_options import parse_train_options
+from timm_hnc.commands.options.validate_options import check_data_named
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.precision import end_training
@@ -119,7 +120,7 @@ def _say_result(folder: Path, result: dict[str, Any]) -> None:
 def _say_how_to_go_on(accelerator: Accelerator, folder: Path, stopped: RunStopped) -> None:
     end_training(accelerator)
     if accelerator.is_main_process:
-        again = shlex.join(['train.py', '-c', str(folder / 'args.yaml'), '--resume', str(folder)])
+        again = shlex.join([*command_words('train.py'), '-c', str(folder / 'args.yaml'), '--resume', str(folder)])
         _logger.info(f'{stopped} It is saved; to go on: {again}')
 
 
@@ -183,3 +184,7 @@ def _write_options(run: Run) -> None:
         write_parts(run.folder, run.checkpoints.progress.parts)
     except OSError as error:
         raise DataError(f"run folder '{run.folder}' cannot be written: {error}. See --output.") from error
+
+
+if __name__ == '__main__':  # accelerate launch -m
+    sys.exit(run_command(main))

@@ -17,8 +17,9 @@ from timm.utils import check_batch_size_retry, decay_batch_step
 
 from timm_hnc.attacks.attacks import normalized
 from timm_hnc.cam import CamModel
-from timm_hnc.commands.attack_options import threat_of
-from timm_hnc.commands.validate_options import check_data_named, parse_validate_options
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.options.attack_options import threat_of
+from timm_hnc.commands.options.validate_options import check_data_named, parse_validate_options
 from timm_hnc.data.datasets import class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages
@@ -211,3 +212,7 @@ def _write_results(path: str, results: Any, format: str) -> None:
             write_csv(path, results if isinstance(results, list) else [results])
     except OSError as error:
         raise UsageError(f"--results-file '{path}' cannot be written: {error}") from error
+
+
+if __name__ == '__main__':  # accelerate launch -m
+    sys.exit(run_command(main))

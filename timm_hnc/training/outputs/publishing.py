@@ -107,7 +107,7 @@ class Publisher:
 
     def _later(self) -> str:
         args = self.args
-        words = ['python', '-m', 'timm_hnc.hub', 'push', str(self.folder), args.push_to_hub]
+        words = ['timm-hnc', 'push', str(self.folder), args.push_to_hub]
         words += ['--private'] if args.hub_private else []
         words += ['--revision', args.hub_revision] if args.hub_revision else []
         words += ['--licence', args.hub_licence] if args.hub_licence else []

@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 
 from timm_hnc.commands.command_line import given_on_command_line, parse_options, refuse
-from timm_hnc.commands.former_flags import FORMER_FLAGS
-from timm_hnc.commands.train_checks import HNC_DESTS, check_train_options
-from timm_hnc.commands.train_flags import build_parser
-from timm_hnc.commands.validate_options import COMPILE_ADVICE, NAFLEX_ADVICE
+from timm_hnc.commands.options.former_flags import FORMER_FLAGS
+from timm_hnc.commands.options.train_checks import HNC_DESTS, check_train_options
+from timm_hnc.commands.options.train_flags import build_parser
+from timm_hnc.commands.options.validate_options import COMPILE_ADVICE, NAFLEX_ADVICE
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS

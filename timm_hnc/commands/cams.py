@@ -1,4 +1,4 @@
-"""python -m timm_hnc.plots: pictures of photographs, of the two losses, and of training runs."""
+"""timm-hnc cams: class activation maps of photographs (Fig. 1 and 5 of the paper)."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,62 +7,36 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
-from timm_hnc.commands.command_line import HelpFormatter, KeyValues
+from timm_hnc.commands.command_line import KeyValues
+from timm_hnc.commands.pictures import Rows, picture_parser, save_picture, write_picture
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.options import read_options
-from timm_hnc.files.tables import write_csv, write_json
-from timm_hnc.plots.curves import curve_rows, draw_curves, read_run
-from timm_hnc.plots.loss_figure import draw_losses, loss_rows
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
 from timm_hnc.plots.photo_cams import Subject, map_values, names_of, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.progress import progress
-from timm_hnc.report.figure_table import table_rows
-from timm_hnc.report.page import write_report
-from timm_hnc.report.run_files import of_this_version
 from timm_hnc.weights.loading import reading
 from timm_hnc.weights.saving import check_architecture, find_weights
 
-Rows = list[dict[str, Any]]
-
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command, one subcommand a kind of picture."""
-    parser = argparse.ArgumentParser(prog='python -m timm_hnc.plots', description=__doc__)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-
-    def add_command(name: str, run: Any, help: str, out: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help, formatter_class=HelpFormatter)
-        command.set_defaults(run=run)
-        command.add_argument('--out', default=out, metavar='FILE', help='what to write')
-        command.add_argument(
-            '--values', nargs='+', default=[], metavar='FILE', help='the figures that it shows, as .csv or .json files'
-        )
-        return command
-
-    cams = add_command('cams', _cams, 'class activation maps of photographs (Fig. 1 and 5 of the paper)', 'cams.png')
-    cams.add_argument('photos', nargs='+', metavar='PHOTO', help='image files, and folders of them')
-    cams.add_argument('--model', metavar='NAME', help="timm's name of the model; a run folder knows its own")
-    cams.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='model arguments')
-    cams.add_argument('--num-classes', type=int, metavar='N', help="number of classes, the model's own if left out")
-    cams.add_argument('--pretrained', action='store_true', help='load the published weights')
-    cams.add_argument('--checkpoint', metavar='PATH', help='run folder, its model_best, or a weights file')
-    cams.add_argument('--against', metavar='PATH', help='a second checkpoint, drawn above each row of the first')
-    cams.add_argument('--class-names', metavar='FILE', help='text file, a name a line')
-    cams.add_argument('--topk', type=int, default=MAX_NEGATIVES, metavar='K', help='classes behind the first')
-    cams.add_argument(
-        '--task', choices=('classification', 'multilabel'), help='softmax or sigmoid; a run knows its own'
-    )
-    cams.add_argument('--title', default='', metavar='TEXT', help='over the picture')
-    add_command('losses', _losses, 'both forms of HNC and their gradients over two maps (Fig. 3)', 'losses.png')
-    curves = add_command('curves', _curves, 'training curves of runs, and accuracy by lambda (Fig. 4)', 'curves.png')
-    curves.add_argument('runs', nargs='+', metavar='RUN', help='run folders of train.py')
-    report = add_command('report', _report, 'one HTML page of runs: figures, curves, images, attacks', 'report.html')
-    report.add_argument('runs', nargs='+', metavar='RUN', help='run folders; the others are compared with the first')
+    """The parser of the command."""
+    parser = picture_parser('cams', __doc__, 'cams.png')
+    add = parser.add_argument
+    add('photos', nargs='+', metavar='PHOTO', help='image files, and folders of them')
+    add('--model', metavar='NAME', help="timm's name of the model; a run folder knows its own")
+    add('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='model arguments')
+    add('--num-classes', type=int, metavar='N', help="number of classes, the model's own if left out")
+    add('--pretrained', action='store_true', help='load the published weights')
+    add('--checkpoint', metavar='PATH', help='run folder, its model_best, or a weights file')
+    add('--against', metavar='PATH', help='a second checkpoint, drawn above each row of the first')
+    add('--class-names', metavar='FILE', help='text file, a name a line')
+    add('--topk', type=int, default=MAX_NEGATIVES, metavar='K', help='classes behind the first')
+    add('--task', choices=('classification', 'multilabel'), help='softmax or sigmoid; a run knows its own')
+    add('--title', default='', metavar='TEXT', help='over the picture')
     return parser
 
 
@@ -73,33 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         UsageError: options are wrong.
         DataError: a file cannot be read or written.
     """
-    args = build_parser().parse_args(argv)
-    for file in args.values:
-        if Path(file).suffix not in ('.csv', '.json'):
-            raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
-    path = Path(args.out)
-    rows = args.run(args, path)
-    for file in args.values:
-        try:
-            write_csv(file, [_flat(row) for row in rows]) if file.endswith('.csv') else write_json(file, rows)
-        except OSError as error:
-            raise UsageError(f"--values '{file}' cannot be written: {error}") from error
-    print(path)  # noqa: T201  # the result of the command
+    write_picture(build_parser().parse_args(argv), _draw)
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if not isinstance(value, list)}
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--out '{path}' cannot be written: {error}") from error
-
-
-def _cams(args: argparse.Namespace, path: Path) -> Rows:
+def _draw(args: argparse.Namespace) -> Rows:
     if not 0 <= args.topk <= MAX_NEGATIVES:
         raise UsageError(f'--topk {args.topk}: expected 0 to {MAX_NEGATIVES}.')
     photos = find_photos(args.photos)
@@ -112,7 +63,7 @@ def _cams(args: argparse.Namespace, path: Path) -> Rows:
         names_of_classes = names_of(model.model, names)
         subjects.append(Subject(model, caption, names_of_classes, _has_several_labels(args, checkpoint)))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk)
-    _save(draw_panel([row for _, row in drawn], args.title, labelled=False), path)
+    save_picture(draw_panel([row for _, row in drawn], args.title, labelled=False), args.out)
     return [value for photo, row in drawn for value in map_values(photo, row)]
 
 
@@ -192,20 +143,3 @@ def _caption(checkpoint: str) -> str:
     """A run's name, also for the weights in it."""
     path = Path(checkpoint).absolute()
     return path.parent.name if path.name in ('model_best', 'last') else path.name
-
-
-def _losses(args: argparse.Namespace, path: Path) -> Rows:
-    _save(draw_losses(), path)
-    return loss_rows()
-
-
-def _curves(args: argparse.Namespace, path: Path) -> Rows:
-    folders = [Path(run) for run in args.runs]
-    with of_this_version(folders):
-        runs = [read_run(folder) for folder in folders]
-        _save(draw_curves(runs), path)
-        return curve_rows(runs)
-
-
-def _report(args: argparse.Namespace, path: Path) -> Rows:
-    return table_rows(write_report([Path(run) for run in args.runs], path))

@@ -9,15 +9,16 @@ from importlib.util import find_spec
 
 from timm.data.readers.targets import TARGET_FORMATS, check_target_format, parse_target_keys
 
-from timm_hnc.commands.attack_options import add_attack_options, attacks_of
 from timm_hnc.commands.command_line import (
     HelpFormatter,
     KeyValues,
+    command_words,
     parse_options,
     refuse,
     require_one_of,
     require_range,
 )
+from timm_hnc.commands.options.attack_options import add_attack_options, attacks_of
 from timm_hnc.data.boxes import FORMATS
 from timm_hnc.data.datasets import is_streamed
 from timm_hnc.data.transforms import INTERPOLATIONS
@@ -43,7 +44,7 @@ REFUSED = {
 def build_parser() -> argparse.ArgumentParser:
     """The parser of validate.py: every flag of timm's script, and those of the task."""
     parser = argparse.ArgumentParser(
-        prog='validate.py',
+        prog=' '.join(command_words('validate.py')),
         description='Evaluate a timm image classifier.',
         formatter_class=HelpFormatter,
     )

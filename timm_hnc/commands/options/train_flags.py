@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from timm.loss import LOSS_TYPES
 
-from timm_hnc.commands.command_line import HelpFormatter, KeyValues
-from timm_hnc.commands.validate_options import (
+from timm_hnc.commands.command_line import HelpFormatter, KeyValues, command_words
+from timm_hnc.commands.options.validate_options import (
     add_data_options,
     add_device_options,
     add_input_options,
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         128
     """
     parser = argparse.ArgumentParser(
-        prog='train.py',
+        prog=' '.join(command_words('train.py')),
         description='Train a timm image classifier, with or without the Homogeneous Negative CAM loss.',
         formatter_class=HelpFormatter,
     )

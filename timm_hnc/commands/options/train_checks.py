@@ -10,9 +10,9 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationEvaluator
 
 from timm_hnc.commands.command_line import require_one_of, require_range
-from timm_hnc.commands.loss_checks import check_loss
-from timm_hnc.commands.train_flags import build_parser
-from timm_hnc.commands.validate_options import check_holdout, check_input_options, check_precision, check_task
+from timm_hnc.commands.options.loss_checks import check_loss
+from timm_hnc.commands.options.train_flags import build_parser
+from timm_hnc.commands.options.validate_options import check_holdout, check_input_options, check_precision, check_task
 from timm_hnc.data.datasets import is_streamed
 from timm_hnc.data.noise import LabelNoise
 from timm_hnc.data.transforms import CROPS, INTERPOLATIONS

@@ -1,0 +1,49 @@
+"""timm-hnc import: make a run folder of a checkpoint file, such as the authors' of ImageNet networks."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm_hnc.commands.command_line import HelpFormatter, require_range
+from timm_hnc.data.transforms import INTERPOLATIONS
+from timm_hnc.errors import UsageError
+from timm_hnc.files.options import flag_of
+from timm_hnc.hub.importing import import_checkpoint
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser('timm-hnc import', description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add('file', type=Path, metavar='FILE', help='checkpoint file')
+    add('--model', required=True, metavar='NAME', help="timm's name of the architecture")
+    add('--num-classes', type=int, metavar='N', help="number of classes, the model's own if left out")
+    add('--out', type=Path, metavar='DIR', help='run folder to make; output/imported/<name of the file>')
+    add('--hnc', choices=('none', 'mse', 'kd'), default='none', help='what it was trained with')
+    add('--hnc-weight', type=float, metavar='X', help='weight of HNC')
+    add('--hnc-topk', type=int, metavar='K', help='top-k of HNC')
+    add('--img-size', type=int, default=224, metavar='N', help='side of its images')
+    add('--crop-pct', type=float, default=0.875, metavar='X', help='share that the center crop keeps')
+    add('--interpolation', choices=INTERPOLATIONS, default='bilinear', help='how images are resized')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the run folder, and print its path.
+
+    Raises:
+        UsageError: options are wrong.
+        DataError: the checkpoint cannot be used.
+    """
+    args = build_parser().parse_args(argv)
+    folder = args.out or Path('output', 'imported', args.file.name.split('.')[0])
+    for name in ('hnc_weight', 'hnc_topk'):
+        if args.hnc == 'none' and getattr(args, name) is not None:
+            raise UsageError(f'{flag_of(name)} {getattr(args, name)}: does nothing without --hnc mse or --hnc kd.')
+    require_range(args, 'img_size', low=1)
+    require_range(args, 'crop_pct', low=0.01, high=1)
+    hnc = {'variant': args.hnc, 'weight': args.hnc_weight, 'topk': args.hnc_topk} if args.hnc != 'none' else None
+    size = (3, args.img_size, args.img_size)
+    data_config = {'input_size': size, 'crop_pct': args.crop_pct, 'interpolation': args.interpolation}
+    import_checkpoint(args.file, args.model, folder, args.num_classes, hnc, data_config)
+    print(folder)  # noqa: T201  # the result of the command

@@ -1,0 +1,70 @@
+"""What the commands that draw share: where the picture goes, and the figures that it shows."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from timm_hnc.commands.command_line import HelpFormatter
+from timm_hnc.errors import UsageError
+from timm_hnc.files.tables import write_csv, write_json
+
+Rows = list[dict[str, Any]]
+
+
+def picture_parser(name: str, description: str | None, out: str) -> argparse.ArgumentParser:
+    """The parser of a command that draws, with its --out and --values.
+
+    Args:
+        name: of the command.
+        description: its help text.
+        out: default of --out.
+    """
+    parser = argparse.ArgumentParser(f'timm-hnc {name}', description=description, formatter_class=HelpFormatter)
+    parser.add_argument('--out', type=Path, default=Path(out), metavar='FILE', help='what to write')
+    parser.add_argument(
+        '--values', nargs='+', default=[], metavar='FILE', help='the figures that it shows, as .csv or .json files'
+    )
+    return parser
+
+
+def write_picture(args: argparse.Namespace, draw: Callable[[argparse.Namespace], Rows]) -> None:
+    """Draw, write the figures that the picture shows, and print its path.
+
+    Args:
+        args: of the command, with the options of `picture_parser`.
+        draw: writes the picture to args.out; its figures, a row a mapping.
+
+    Raises:
+        UsageError: options are wrong, or a file cannot be written.
+        DataError: a file cannot be read.
+    """
+    for file in args.values:
+        if Path(file).suffix not in ('.csv', '.json'):
+            raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
+    rows = draw(args)
+    for file in args.values:
+        try:
+            write_csv(file, [_flat(row) for row in rows]) if file.endswith('.csv') else write_json(file, rows)
+        except OSError as error:
+            raise UsageError(f"--values '{file}' cannot be written: {error}") from error
+    print(args.out)  # noqa: T201  # the result of the command
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not isinstance(value, list)}
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture, into a folder that is made where it is missing.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--out '{path}' cannot be written: {error}") from error

@@ -1,0 +1,34 @@
+"""timm-hnc push: publish the best weights of a run to the Hugging Face Hub."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm_hnc.commands.command_line import HelpFormatter
+from timm_hnc.hub.publish import push_run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser('timm-hnc push', description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add('run', type=Path, metavar='RUN', help='run folder of train.py')
+    add('repo_id', metavar='USER/NAME', help='repository, made if it is missing')
+    add('--private', action='store_true', help='make it private')
+    add('--revision', metavar='BRANCH', help='commit to this branch, made if it is missing')
+    add('--create-pr', action='store_true', help='open a pull request instead')
+    add('--commit-message', default='Add model', metavar='TEXT', help='of the commit')
+    add('--baseline', type=Path, metavar='RUN', help='run folder whose figures stand beside')
+    add('--licence', metavar='ID', help='as the Hub names it, such as apache-2.0')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Publish the run, and print the address.
+
+    Raises:
+        UsageError: options are wrong.
+        DataError: files cannot be used, or the Hub refuses or fails.
+    """
+    options = vars(build_parser().parse_args(argv))
+    print(push_run(options.pop('run'), options.pop('repo_id'), **options))  # noqa: T201  # the result of the command
