@@ -19,7 +19,7 @@ from torch.utils.data import Subset, default_collate
 
 from timm_hnc.attacks.attacks import Attack, attack, normalized
 from timm_hnc.commands.command_line import run_command
-from timm_hnc.commands.options.attack_options import fraction
+from timm_hnc.commands.options.validate_options import fraction
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.files.options import read_options
 

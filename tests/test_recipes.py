@@ -1,6 +1,7 @@
 """Every recipe parses, alone and with each form of HNC, and its model can be made; the paper's schedules are kept."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -10,7 +11,9 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.losses.factory import create_loss
-from timm_hnc.training.setup.models import check_class_maps, check_model_name, create_model
+from timm_hnc.options import changed, flattened
+from timm_hnc.training.setup.models import check_model_name, create_model
+from timm_hnc.training.setup.options import check_class_maps
 
 FOLDER = Path(__file__).parents[1] / 'hparams'
 RECIPES = sorted(FOLDER.glob('*.yaml'))
@@ -40,7 +43,7 @@ DECAY_EVERYTHING = ['imagenet', 'coco']
 
 
 def options(recipe, *argv):
-    return parse_train_options(['-c', str(recipe), *argv])[0]
+    return SimpleNamespace(**flattened(parse_train_options(['-c', str(recipe), *argv])[0]))
 
 
 def test_there_are_recipes_for_the_paper_and_for_a_start():
@@ -49,12 +52,12 @@ def test_there_are_recipes_for_the_paper_and_for_a_start():
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipe_parses_and_builds_its_model(recipe):
-    args = options(recipe)
-    args.pretrained = False
-    check_model_name(args.model)
-    check_class_maps(args)
+    options, _ = parse_train_options(['-c', str(recipe)])
+    options = changed(options, pretrained=False)
+    check_model_name(options.model.model)
+    check_class_maps(options)
     with torch.device('meta'):
-        assert create_model(args).num_classes == args.num_classes
+        assert create_model(options.model, options.input).num_classes == options.input.num_classes
 
 
 @pytest.mark.parametrize('hnc', ['none', 'mse', 'kd'])

@@ -8,7 +8,7 @@ from running import ROOT
 
 FLOORS = (
     ('errors', 'version', 'progress'),
-    ('files',),
+    ('options', 'files'),
     ('cam', 'models'),
     ('losses', 'data'),
     ('tasks',),

@@ -3,7 +3,6 @@
 import statistics
 import tempfile
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import timm
@@ -69,5 +68,5 @@ def keys(pairs: int = 30) -> None:
 
 def _loader() -> object:
     dataset = create_dataset('hnc/digits', None, 'train', num_classes=10)
-    options = Namespace(input_size=(3, 64, 64), batch_size=64, is_training=True, num_workers=0)
-    return create_loader(dataset, **vars(options), device=torch.device('cpu'), auto_augment='rand-m9-mstd0.5-inc1')
+    options = dict(input_size=(3, 64, 64), batch_size=64, is_training=True, num_workers=0)
+    return create_loader(dataset, **options, device=torch.device('cpu'), auto_augment='rand-m9-mstd0.5-inc1')

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ import yaml
 from tables.plan import MULTI_LABEL_METRICS, ROOT, Cell
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.options import flattened
 
 METRICS = ('top1', 'top5')
 # input column, label column and evaluation split of a Hugging Face-style folder
@@ -85,7 +85,7 @@ class Plan:
     flags: Sequence[str] = ()
     extra: Sequence[str] = ()
     test_split: str = 'test'
-    _options: dict[str, Namespace] = field(default_factory=dict, compare=False)
+    _options: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
 
     def runs(self, cells: Iterable[Cell], seeds: int) -> list['Run']:
         """The runs of cells, seed by seed; cells of one name share theirs."""
@@ -99,14 +99,15 @@ class Plan:
         seeds = sorted(int(path.name.removeprefix(prefix)) for path in folders if path.name[len(prefix) :].isdigit())
         return [run for run in (Run(self, cell, seed) for seed in seeds) if run.next_step is None]
 
-    def options(self, cell: Cell) -> Namespace:
+    def options(self, cell: Cell) -> dict[str, Any]:
         """The options that a cell's flags come to, checked by train.py's own parser.
 
         Raises:
             UsageError: train.py would refuse them.
         """
         if cell.name not in self._options:
-            self._options[cell.name] = parse_train_options([*cell.flags, *self.flags, *self.extra])[0]
+            options, _ = parse_train_options([*cell.flags, *self.flags, *self.extra])
+            self._options[cell.name] = flattened(options)
         return self._options[cell.name]
 
 
@@ -155,7 +156,7 @@ class Run:
         ]
 
     def _test_command(self) -> list[str]:
-        options = self.recorded() or vars(self.plan.options(self.cell))
+        options = self.recorded() or self.plan.options(self.cell)
         command = [str(ROOT / 'validate.py'), '--checkpoint', str(self.folder / 'last')]
         for name in _REPEATED:
             if options.get(name) not in (None, ''):
@@ -194,7 +195,7 @@ class Run:
         Raises:
             DataError: with the first that differs.
         """
-        recorded, planned = self.recorded(), vars(self.plan.options(self.cell))
+        recorded, planned = self.recorded(), self.plan.options(self.cell)
         for name in sorted(set(recorded) & set(planned) - _ELSEWHERE):
             if recorded[name] != planned[name]:
                 raise DataError(

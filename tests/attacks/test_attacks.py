@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from timm_hnc import CamModel, HNCLoss, hnc_loss
 from timm_hnc.attacks.attacks import Attack, attack, cross_entropy, normalized, sample_losses, with_hnc
-from timm_hnc.commands.options.attack_options import fraction
+from timm_hnc.commands.options.validate_options import fraction
 
 REFERENCE = load_file(Path(__file__).parent / 'torchattacks_reference.safetensors')
 PGD = Attack('pgd', EPS, STEPS, STEP, random_start=False)

@@ -1,15 +1,18 @@
 """benchmarks/tables.py: what is planned, with the paper's figures beside it."""
 
 import json
+import shlex
+from types import SimpleNamespace
 
 import pytest
+from flat_options import parse_validate_options
+from running import ROOT
 from table_runs import cell_of, finish, report, script
 from tables.paper import ATTACK_EPS, NOISES, PAPER
 from tables.plan import TABLES, choose, plan
 from tables.presets import PRESETS
 from tables.runs import Plan, Run, data_flags
 
-from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.errors import UsageError
 
 
@@ -66,7 +69,7 @@ def test_train_py_takes_the_flags_of_the_cells(name, preset, tmp_path):
         names.setdefault(cell.name, set()).add(cell.flags)
         if len(names) > 12:
             continue  # parsing is slow
-        args = shared.options(cell)
+        args = SimpleNamespace(**shared.options(cell))
         hnc, loss = args.hnc, args.loss or 'ce'
         assert cell.name.startswith(f'{args.model.split(".")[0]}-{loss if hnc == "none" else f"hnc-{hnc}"}')
         if hnc != 'none':
@@ -77,7 +80,7 @@ def test_train_py_takes_the_flags_of_the_cells(name, preset, tmp_path):
 def test_cells_of_table_1(tmp_path):
     table, shared = plan('table1', 'paper'), Plan(tmp_path)
     assert len(table.cells) == 22
-    args = shared.options(cell_of(table, 'lmc', 'cifar_resnet110'))
+    args = SimpleNamespace(**shared.options(cell_of(table, 'lmc', 'cifar_resnet110')))
     assert (args.model, args.loss, args.hnc, args.epochs, args.batch_size) == (
         'cifar_resnet110',
         'lmc',
@@ -85,7 +88,7 @@ def test_cells_of_table_1(tmp_path):
         164,
         128,
     )
-    args = shared.options(cell_of(table, 'hnc-kd', 'cifar_resnet56'))
+    args = SimpleNamespace(**shared.options(cell_of(table, 'hnc-kd', 'cifar_resnet56')))
     weight, topk = PRESETS['paper'].hnc['kd']
     assert (args.loss, args.hnc, args.hnc_weight, args.hnc_topk) == (None, 'kd', weight, topk)
 
@@ -93,7 +96,7 @@ def test_cells_of_table_1(tmp_path):
 def test_small_runs_are_of_one_network(tmp_path):
     table, shared = plan('table1', 'small'), Plan(tmp_path)
     assert list(table.columns) == ['cifar_resnet20']
-    args = shared.options(cell_of(table, 'ce', 'cifar_resnet20'))
+    args = SimpleNamespace(**shared.options(cell_of(table, 'ce', 'cifar_resnet20')))
     assert (args.epochs, args.decay_milestones) == (30, [15, 23])
     assert (args.amp, args.amp_dtype, args.channels_last) == (True, 'bfloat16', True)
 
@@ -102,7 +105,7 @@ def test_small_runs_are_of_one_network(tmp_path):
 def test_imagenet_has_the_weights_of_the_authors_code(network, kd, tmp_path):
     table, shared = plan('table2', 'paper'), Plan(tmp_path)
     for row, weight in (('hnc-mse', 0.0007), ('hnc-kd', kd)):
-        args = shared.options(cell_of(table, row, network))
+        args = SimpleNamespace(**shared.options(cell_of(table, row, network)))
         assert (args.model, args.hnc_weight, args.hnc_topk, args.epochs) == (network, weight, 100, 120)
 
 
@@ -110,7 +113,7 @@ def test_noisy_labels_hold_out_a_tenth_and_are_tested_afterwards(tmp_path):
     table, shared = plan('table6', 'small'), Plan(tmp_path, ['--dataset', 'hfds/D', '--input-key', 'img'])
     assert list(table.columns) == list(NOISES)
     cell = cell_of(table, 'hnc-mse', 'asymmetric:0.3')
-    args = shared.options(cell)
+    args = SimpleNamespace(**shared.options(cell))
     assert (args.label_noise, args.holdout, cell.evaluation.name) == ('asymmetric:0.3', 0.1, 'test')
     command = Run(shared, cell, 0).command('test')
     assert command[0].endswith('validate.py')
@@ -153,7 +156,8 @@ def test_commands_of_a_dry_run(tmp_path, capsys):
     argv = ['table1', '--preset', 'smoke', '--rows', 'ce', '--seeds', '2', '--out', str(tmp_path), '--dry-run']
     assert script.main([*argv, '--', '--epochs', '3']) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert 'train.py -c' in first
+    words = shlex.split(first)
+    assert words[words.index('-c') - 1] == str(ROOT / 'train.py')
     assert '--epochs 3 --output' in first, 'flags behind -- come last'
     assert first.replace('--seed 0', '--seed 1').replace('-seed0', '-seed1') == second
     assert first.endswith('--experiment test_resnet-ce-seed0 --resume auto')

@@ -9,19 +9,17 @@ from running import run_script
 from timm.utils import ParseKwargs
 from torch.utils.data import DataLoader, Dataset
 
-from timm_hnc.commands.command_line import (
+from timm_hnc.commands.command_line import one_line, run_command
+from timm_hnc.commands.options.parsing import (
     HelpFormatter,
     KeyValues,
     given_on_command_line,
     load_config,
-    one_line,
     parse_options,
     refuse,
-    require_one_of,
-    require_range,
-    run_command,
 )
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.options import check_choice, check_range
 
 
 @pytest.fixture
@@ -220,16 +218,16 @@ def test_refused_options_give_their_advice_only_when_changed(parser, tmp_path):
 
 def test_requirements_name_flag_value_and_bounds():
     args = argparse.Namespace(batch_size=0, rates=[0.1, float('nan')], mode='x', none=None)
-    require_range(args, 'none', low=1)
-    require_one_of(args, 'none', (None, 'a'))
+    check_range(args, 'none', low=1)
+    check_choice(args, 'none', (None, 'a'))
     with pytest.raises(UsageError, match=r'^--batch-size 0: expected 1 or more\.$'):
-        require_range(args, 'batch_size', low=1)
+        check_range(args, 'batch_size', low=1)
     with pytest.raises(UsageError, match=r'^--batch-size 0: expected 1 or more and 3 or less and less than 2\.$'):
-        require_range(args, 'batch_size', low=1, high=3, below=2)
+        check_range(args, 'batch_size', low=1, high=3, below=2)
     with pytest.raises(UsageError, match=r'^--rates nan: expected a finite number\.$'):
-        require_range(args, 'rates')
+        check_range(args, 'rates')
     with pytest.raises(UsageError, match=r"^--mode 'x': expected one of a, b\.$"):
-        require_one_of(args, 'mode', (None, '', 'a', 'b'))
+        check_choice(args, 'mode', (None, '', 'a', 'b'))
 
 
 def raising(error):

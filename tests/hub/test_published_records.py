@@ -5,14 +5,13 @@ import io
 import json
 import shutil
 import threading
-from argparse import Namespace
 
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from timm_hnc.errors import DataError
-from timm_hnc.training.outputs.publishing import Publisher
+from timm_hnc.training.outputs.publishing import HubOptions, Publisher
 
 RUN = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '8', '--workers', '0']
 RUN += ['--device', 'cpu']
@@ -61,8 +60,7 @@ def test_a_slow_hub_does_not_hold_training_up(run, monkeypatch, caplog):
         return 'address'
 
     monkeypatch.setattr('timm_hnc.training.outputs.publishing.publish_folder', slow)
-    names = ('hub_private', 'hub_revision', 'hub_licence', 'baseline')
-    publisher = Publisher(Namespace(push_to_hub='alice/slow', **dict.fromkeys(names)), run)
+    publisher = Publisher(HubOptions(push_to_hub='alice/slow'), run)
     for epoch in (0, 1):
         publisher.publish_so_far(f'epoch {epoch}', {'final': {'top1': 1.0}}, with_picture=False)
     assert published == []
@@ -77,8 +75,7 @@ def test_a_hub_that_fails_in_the_background_costs_nothing(run, monkeypatch, capl
         raise DataError('not published: the Hub is down.')
 
     monkeypatch.setattr('timm_hnc.training.outputs.publishing.publish_folder', fail)
-    names = ('hub_private', 'hub_revision', 'hub_licence', 'baseline')
-    publisher = Publisher(Namespace(push_to_hub='alice/down', **dict.fromkeys(names)), run)
+    publisher = Publisher(HubOptions(push_to_hub='alice/down'), run)
     publisher.publish_so_far('epoch 0', {}, with_picture=False)
     publisher.publish('end')
     assert caplog.text.count('to publish it later: timm-hnc push') == 2

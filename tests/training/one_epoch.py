@@ -19,6 +19,7 @@ from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.training.epoch import train_one_epoch
 from timm_hnc.training.setup.build import build_run
 from timm_hnc.training.setup.environment import create_accelerator
+from timm_hnc.training.setup.options import agreed_options
 
 
 class Batches(list):
@@ -49,15 +50,15 @@ def wrappers(task: nn.Module) -> list[str]:
 
 def one_epoch(argv: list[str]) -> dict:
     forget_run()
-    args, explicit = parse_train_options([*argv, '--model-dtype', 'float64'])
-    accelerator = create_accelerator(args, explicit)
-    run = build_run(args, accelerator, CheckpointFolder(Path('nowhere'), 1, False, Progress(args.model)))
+    options = agreed_options(*parse_train_options([*argv, '--model-dtype', 'float64']))
+    accelerator = create_accelerator(options.device, options.processes, options.tracking)
+    run = build_run(options, accelerator, CheckpointFolder(Path('nowhere'), 1, False, Progress(options.model.model)))
     with torch.no_grad():
         for module in run.model.modules():
             if isinstance(module, nn.GroupNorm):
                 # fresh norms hide errors
                 module.weight.add_(torch.linspace(-0.3, 0.3, module.weight.numel()))
-    run.train_loader = batches(accelerator, args.task == 'multilabel')
+    run.train_loader = batches(accelerator, options.task.multi_label)
     gradients = []
     step = run.optimizer.step
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +15,16 @@ from torch._dynamo.eval_frame import OptimizedModule
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.compilation import Compilation
-from timm_hnc.evaluation.precision import resolve_precision
+from timm_hnc.evaluation.precision import DeviceOptions, agreed_device
+from timm_hnc.options import flattened
 from timm_hnc.training.setup.environment import create_accelerator
+from timm_hnc.training.setup.options import agreed_options
 
 
 def accelerator(*argv):
-    args, explicit = parse_train_options([*argv, '--device', 'cpu'])
-    return create_accelerator(args, explicit), args
+    options = agreed_options(*parse_train_options([*argv, '--device', 'cpu']))
+    made = create_accelerator(options.device, options.processes, options.tracking)
+    return made, SimpleNamespace(**flattened(options))
 
 
 @pytest.mark.parametrize(
@@ -81,12 +85,12 @@ def test_half_precision_on_a_cpu_means_bfloat16_and_says_so_once(monkeypatch, ca
 
 
 def test_precision_on_an_accelerator_keeps_float16(monkeypatch):
-    args, explicit = parse_train_options(['--amp'])
-    monkeypatch.setattr('timm_hnc.evaluation.precision.on_cpu', lambda args: False)
-    assert resolve_precision(args, explicit) == 'fp16'
+    monkeypatch.setattr('torch.accelerator.is_available', lambda *args: True)
+    options = DeviceOptions(amp=True)
+    assert agreed_device(options, frozenset(['amp'])).precision == 'fp16'
     monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')
-    assert resolve_precision(args, explicit) == 'bf16'
-    assert args.amp_dtype == 'bfloat16'
+    found = agreed_device(options, frozenset(['amp']))
+    assert (found.precision, found.amp_dtype) == ('bf16', 'bfloat16')
 
 
 def test_gradient_accumulation_comes_from_either(monkeypatch):
@@ -109,7 +113,7 @@ def compilation(*argv):
     forget_run()
     made, args = accelerator(*argv)
     assert made.state.dynamo_plugin.backend == DynamoBackend.NO
-    return args.torchcompile, args.torchcompile_mode, Compilation(args).options
+    return args.torchcompile, args.torchcompile_mode, Compilation(args.torchcompile, args.torchcompile_mode).options
 
 
 def options(backend, mode, dynamic=None, fullgraph=False):
@@ -148,7 +152,7 @@ def test_blocks_are_compiled_where_the_launcher_asks_for_regions(monkeypatch):
     monkeypatch.setenv('ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION', 'True')
     args = accelerator()[1]
     blocks = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-    model = Compilation(args)(nn.ModuleDict({'blocks': blocks, 'head': nn.Linear(2, 2)}))
+    model = Compilation(args.torchcompile)(nn.ModuleDict({'blocks': blocks, 'head': nn.Linear(2, 2)}))
     assert [type(block) for block in model['blocks']] == [OptimizedModule] * 2
     assert model['blocks'][0]._orig_mod is blocks[0]
 
@@ -170,8 +174,8 @@ def test_compilers_that_contradict_each_other_or_that_there_are_not(monkeypatch)
 
 def test_without_an_accelerator_it_says_that_it_trains_on_the_cpu(monkeypatch, caplog):
     monkeypatch.setattr('torch.accelerator.is_available', lambda *args: False)
-    args, explicit = parse_train_options([])
-    assert create_accelerator(args, explicit).device.type == 'cpu'
+    options, _ = parse_train_options([])
+    assert create_accelerator(options.device, options.processes, options.tracking).device.type == 'cpu'
     assert 'No accelerator here: training on the CPU.' in caplog.text
 
 

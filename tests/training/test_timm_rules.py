@@ -11,14 +11,17 @@ import yaml
 from running import SMALL, checkpoints, equal_tensors, failure, result, summary, train
 
 from timm_hnc.commands.options.former_flags import FORMER_FLAGS
-from timm_hnc.commands.options.train_options import build_parser, parse_train_options
+from timm_hnc.commands.options.train_flags import build_parser
+from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.inputs import input_config
+from timm_hnc.options import flattened
 from timm_hnc.training.setup.models import create_model
 
 
 def model_of(*argv):
-    return create_model(parse_train_options([str(word) for word in argv])[0])
+    options, _ = parse_train_options([str(word) for word in argv])
+    return create_model(options.model, options.input)
 
 
 @pytest.fixture
@@ -56,8 +59,8 @@ def test_a_milestone_is_evaluated_and_kept_whatever_the_interval(images, tmp_pat
     ],
 )
 def test_a_run_cannot_stop_behind_the_end_of_its_schedule(command, epochs):
-    args, _ = parse_train_options([*command.split(), '--stop-epoch', str(epochs)])
-    assert args.stop_epoch == epochs
+    options, _ = parse_train_options([*command.split(), '--stop-epoch', str(epochs)])
+    assert options.schedule.stop_epoch == epochs
     with pytest.raises(
         UsageError, match=rf'^--stop-epoch {epochs + 1}: the schedule has {epochs} epochs \(see --epoch'
     ):
@@ -72,9 +75,9 @@ def write_config(folder, values):
 def test_options_of_other_versions_of_timm_are_passed_over_with_one_warning(tmp_path, caplog):
     values = vars(build_parser().parse_args(['/data', '--lr', '0.1']))
     path = write_config(tmp_path, {**values, **dict.fromkeys(FORMER_FLAGS, True), 'amp_impl': 'native'})
-    args, explicit = parse_train_options(['-c', path])
-    assert (args.lr, args.data_dir) == (0.1, '/data')
-    assert not FORMER_FLAGS.keys() & (vars(args).keys() | explicit)
+    options, explicit = parse_train_options(['-c', path])
+    assert (options.schedule.lr, options.data.data_dir) == (0.1, '/data')
+    assert not FORMER_FLAGS.keys() & (flattened(options).keys() | explicit)
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     message = record.getMessage()
@@ -151,10 +154,10 @@ def test_fields_of_the_weights_configuration_can_be_replaced(tmp_path, weights):
 
 def test_the_size_of_the_images_is_that_of_a_model_of_fixed_size():
     for given in (['--img-size', '32'], ['--input-size', '3', '32', '32'], ['--model-kwargs', 'img_size=32']):
-        args, _ = parse_train_options(['--model', 'test_vit3', '--num-classes', '3', *given])
-        model = create_model(args)
+        options, _ = parse_train_options(['--model', 'test_vit3', '--num-classes', '3', *given])
+        model = create_model(options.model, options.input)
         assert model.patch_embed.img_size == (32, 32)
-        assert input_config(model, args)['input_size'] == (3, 32, 32)
+        assert input_config(model, options.input)['input_size'] == (3, 32, 32)
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
     with pytest.raises(UsageError, match=r"'test_vit3' cannot be made .* Conflicting input image sizes"):
         model_of('--model', 'test_vit3', '--img-size', 32, '--model-kwargs', 'img_size=48')

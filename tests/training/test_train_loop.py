@@ -29,8 +29,9 @@ def options(images, *argv):
 
 
 def build(images, tmp_path, *argv):
-    args, _ = parse_train_options([str(word) for word in options(images, *argv)])
-    return build_run(args, Accelerator(cpu=True), CheckpointFolder(tmp_path, 1, False, Progress(args.model)))
+    found, _ = parse_train_options([str(word) for word in options(images, *argv)])
+    folder = CheckpointFolder(tmp_path, 1, False, Progress(found.model.model))
+    return build_run(found, Accelerator(cpu=True), folder)
 
 
 class ByHand:

@@ -28,7 +28,7 @@ from running import (
 )
 
 import timm_hnc
-from timm_hnc.commands.options.train_options import build_parser
+from timm_hnc.commands.options.train_flags import build_parser
 
 
 def run(tmp_path, images, *argv, name='run'):

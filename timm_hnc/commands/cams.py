@@ -10,7 +10,7 @@ import torch
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
-from timm_hnc.commands.command_line import KeyValues
+from timm_hnc.commands.options.parsing import KeyValues
 from timm_hnc.commands.pictures import Rows, picture_parser, save_picture, write_picture
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.options import read_options

@@ -1,209 +1,11 @@
-"""What the command lines of train.py and validate.py share: YAML configs, explicit options, errors and exit codes."""
+"""How a command runs: errors as one line on stderr, exit codes, and what the user typed."""
 
-import argparse
-import difflib
-import logging
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
-
-import yaml
-from timm.utils import ParseKwargs
 
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.files.options import flag_of, load_yaml
-
-_logger = logging.getLogger(__name__)
-
-
-class KeyValues(ParseKwargs):
-    """timm's `name=value ...` options, with an argument that has no '=' refused by name instead of a traceback."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Store the dictionary of the given `name=value` words."""
-        for value in values:
-            if value and '=' not in value:
-                raise argparse.ArgumentError(self, f"'{value}': expected name=value.")
-        super().__call__(parser, namespace, values, option_string)
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """argparse's help with the defaults that say something: not None, False or an empty text, list or mapping."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        default = action.default
-        if default is None or default is False or default in ('', [], {}, argparse.SUPPRESS):
-            return action.help
-        return f'{action.help} (default: %(default)s)'
-
-
-def load_config(
-    parser: argparse.ArgumentParser, path: str | Path, former: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Read a YAML file of option names and values, as timm's `--config` takes it.
-
-    Args:
-        parser: whose options the file may set; its actions check and convert the values.
-        path: the file, one flat mapping of destination names ('batch_size') to values. A number that YAML 1.1 reads
-            as text ('3e-4') is a number where the option is one.
-        former: keys that the parser had options for once, and what took their place. They are passed over, and one
-            warning names them.
-
-    Returns:
-        The converted values by destination name.
-
-    Raises:
-        UsageError: the file cannot be read, is no mapping, or has a key or value that the parser has no use for.
-
-    Example:
-        >>> Path('recipe.yaml').write_text('lr: 3e-4')
-        >>> load_config(build_parser(), 'recipe.yaml')
-        {'lr': 0.0003}
-    """
-    try:
-        content = load_yaml(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f'--config {path}: cannot be read ({error}).') from error
-    except yaml.YAMLError as error:
-        raise UsageError(f'--config {path}: not a YAML file ({" ".join(str(error).split())}).') from error
-    if not isinstance(content, dict):
-        raise UsageError(f'--config {path}: expected a mapping of option names to values.')
-    actions = {action.dest: action for action in parser._actions if not isinstance(action, argparse._HelpAction)}
-    values = {}
-    for key, value in content.items():
-        if key not in actions:
-            if key in former:
-                continue
-            raise UsageError(f"{path}: unknown key '{key}'{_nearest(str(key), actions)}")
-        try:
-            values[key] = _convert(actions[key], value)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f'{path}: {key} = {value!r}: expected {_describe(actions[key])}.') from error
-    passed_over = [f'{key} (now {former[key]})' for key in content if key in former and key not in actions]
-    if passed_over and _is_first_process():
-        _logger.warning(f'{path}: options of other versions of timm are passed over: {", ".join(passed_over)}.')
-    return values
-
-
-def parse_options(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None = None,
-    former: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[argparse.Namespace, frozenset[str]]:
-    """Parse a command line; values of the file that `--config` names replace defaults, the command line wins.
-
-    Args:
-        parser: may have an option with the destination `config`; it is not changed.
-        argv: the command line, that of the process if None.
-        former: keys of the file that are passed over (`load_config`).
-
-    Returns:
-        The options, and the destinations that were given on the command line or in the file.
-
-    Raises:
-        UsageError: the file is refused (`load_config`).
-        SystemExit: argparse's own, for `--help` and for what it refuses.
-
-    Example:
-        >>> args, explicit = parse_options(build_parser(), ['--lr', '0.1'])
-        >>> args.lr, 'lr' in explicit, 'epochs' in explicit
-        (0.1, True, False)
-    """
-    args = parser.parse_args(argv)
-    explicit = given_on_command_line(parser, argv)
-    if not getattr(args, 'config', None):
-        return args, explicit
-    values = load_config(parser, args.config, former)
-    # a run's own args.yaml names the file it was made from, which is not read again
-    values.pop('config', None)
-    with _other_defaults(parser, values):
-        return parser.parse_args(argv), explicit.union(values)
-
-
-def given_on_command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> frozenset[str]:
-    """The destinations that a command line sets itself, defaults and config files left aside."""
-    untouched = object()
-    shown = [action.dest for action in parser._actions if action.default is not argparse.SUPPRESS]
-    with _other_defaults(parser, dict.fromkeys(shown, untouched)):
-        return frozenset(dest for dest, value in vars(parser.parse_args(argv)).items() if value is not untouched)
-
-
-@contextmanager
-def _other_defaults(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> Iterator[None]:
-    """Let a parser have other defaults inside: a copy of it takes longer than all of the parsing."""
-    former = [(action, action.default) for action in parser._actions]
-    for action, default in former:
-        action.default = values.get(action.dest, default)
-    try:
-        yield
-    finally:
-        for action, default in former:
-            action.default = default
-
-
-def refuse(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, explicit: frozenset[str], refused: Mapping[str, str]
-) -> None:
-    """Refuse options that the parser knows only to say what to use instead.
-
-    Args:
-        parser: for the options' defaults, which are let through: timm writes every option into its args.yaml.
-        args: the options.
-        explicit: the destinations that were given.
-        refused: advice by destination.
-
-    Raises:
-        UsageError: one of them was given.
-    """
-    for action in parser._actions:
-        dest = action.dest
-        if dest in refused and dest in explicit and getattr(args, dest) != action.default:
-            raise UsageError(f'{action.option_strings[0]}: {refused[dest]}')
-
-
-def require_one_of(args: argparse.Namespace, dest: str, allowed: Iterable[str | None]) -> None:
-    """Refuse a value that is not in `allowed`, which the message lists without None and ''.
-
-    Raises:
-        UsageError: with the flag, the value and what is allowed.
-    """
-    allowed = tuple(allowed)
-    value = getattr(args, dest)
-    if value not in allowed:
-        raise UsageError(f"{flag_of(dest)} '{value}': expected one of {', '.join(name for name in allowed if name)}.")
-
-
-def require_range(
-    args: argparse.Namespace,
-    dest: str,
-    low: float = -math.inf,
-    high: float = math.inf,
-    below: float = math.inf,
-) -> None:
-    """Refuse a number, or one in a list, that is not finite or not in [low, high] and below `below`; None passes.
-
-    Raises:
-        UsageError: with the flag, the value and what is allowed.
-    """
-    value = getattr(args, dest)
-    for number in value if isinstance(value, list) else [value]:
-        if number is None or (math.isfinite(number) and low <= number <= high and number < below):
-            continue
-        bounds = [f'{low:g} or more'] if math.isfinite(low) else []
-        bounds += [f'{high:g} or less'] if math.isfinite(high) else []
-        bounds += [f'less than {below:g}'] if math.isfinite(below) else []
-        raise UsageError(f'{flag_of(dest)} {number}: expected {" and ".join(bounds) or "a finite number"}.')
 
 
 def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
@@ -230,13 +32,13 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
         message, code = f'error: {one_line(error)}', 1
     except KeyboardInterrupt:
         message, code = 'interrupted', 130
-    if _is_first_process() or code == 1:
-        process = '' if _is_first_process() else f'[rank {os.environ["RANK"]}] '
+    if is_first_process() or code == 1:
+        process = '' if is_first_process() else f'[rank {os.environ["RANK"]}] '
         sys.stderr.write(f'{process}{" ".join(command_words(Path(sys.argv[0]).name))}: {message}\n')
     return code
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this is the process that speaks for all, before there is an Accelerator to ask."""
     return (os.environ.get('RANK') or '0') == '0'
 
@@ -264,62 +66,3 @@ def one_line(error: BaseException) -> str:
     if message.startswith('Caught ') and 'Original Traceback' in message:
         message = message.rpartition(f'\n{name}: ')[2]
     return ' '.join(message.split()) or type(error).__name__
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(key.replace('-', '_'), known, n=1, cutoff=0.5)
-    return f", did you mean '{nearest[0]}'?" if nearest else ', and no option has a similar name.'
-
-
-def _convert(action: argparse.Action, value: Any) -> Any:
-    if isinstance(action, argparse._StoreTrueAction):
-        if not isinstance(value, bool):
-            raise TypeError
-        return value
-    if value is None and action.default is None:
-        return None
-    if isinstance(action, ParseKwargs):
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise TypeError
-        return value
-    is_list = action.nargs not in (None, '?')
-    if value is None and not is_list:
-        # an empty text is what timm's scripts take for "none" wherever the default is a text
-        value = '' if action.type in (None, str) else value
-    if not is_list:
-        return _convert_one(action, value)
-    if not isinstance(value, list):
-        raise TypeError
-    if isinstance(action.nargs, int) and len(value) != action.nargs:
-        raise ValueError
-    # '+' wants one value or more on the command line; a default of none comes back from args.yaml
-    if action.nargs == '+' and not value and value != action.default:
-        raise ValueError
-    return [_convert_one(action, element) for element in value]
-
-
-def _convert_one(action: argparse.Action, value: Any) -> Any:
-    kind = action.type if callable(action.type) else str
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError
-    if kind is int and isinstance(value, float):
-        raise ValueError
-    converted = kind(value) if kind in (int, float) else kind(str(value))
-    if action.choices is not None and converted not in action.choices:
-        raise ValueError
-    return converted
-
-
-def _describe(action: argparse.Action) -> str:
-    if isinstance(action, argparse._StoreTrueAction):
-        return 'true or false'
-    if isinstance(action, ParseKwargs):
-        return 'a mapping of names to values'
-    one, many = ('an integer', 'integers') if action.type is int else ('text', 'texts')
-    if action.type is float:
-        one, many = 'a number', 'numbers'
-    if action.choices is not None:
-        return f'one of {", ".join(map(str, action.choices))}'
-    if isinstance(action.nargs, int):
-        return f'a list of {action.nargs} {many}'
-    return one if action.nargs in (None, '?') else f'a list of {many}'

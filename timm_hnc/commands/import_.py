@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm_hnc.commands.command_line import HelpFormatter, require_range
+from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError
-from timm_hnc.files.options import flag_of
 from timm_hnc.hub.importing import import_checkpoint
+from timm_hnc.options import check_range, flag_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ('hnc_weight', 'hnc_topk'):
         if args.hnc == 'none' and getattr(args, name) is not None:
             raise UsageError(f'{flag_of(name)} {getattr(args, name)}: does nothing without --hnc mse or --hnc kd.')
-    require_range(args, 'img_size', low=1)
-    require_range(args, 'crop_pct', low=0.01, high=1)
+    check_range(args, 'img_size', low=1)
+    check_range(args, 'crop_pct', low=0.01, high=1)
     hnc = {'variant': args.hnc, 'weight': args.hnc_weight, 'topk': args.hnc_topk} if args.hnc != 'none' else None
     size = (3, args.img_size, args.img_size)
     data_config = {'input_size': size, 'crop_pct': args.crop_pct, 'interpolation': args.interpolation}

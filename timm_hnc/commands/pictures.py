@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from timm_hnc.commands.command_line import HelpFormatter
+from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.errors import UsageError
 from timm_hnc.files.tables import write_csv, write_json
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm_hnc.commands.command_line import HelpFormatter
+from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.hub.publish import push_run
 
 

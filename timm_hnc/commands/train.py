@@ -1,10 +1,9 @@
-"""What train.py does."""
+"""timm-hnc train, and train.py: a training run."""
 
 import json
 import logging
 import shlex
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,12 +17,12 @@ from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress, find_ch
 from timm_hnc.checkpoints.run_lock import run_lock
 from timm_hnc.commands.command_line import command_words, run_command
 from timm_hnc.commands.options.train_options import parse_train_options
-from timm_hnc.commands.options.validate_options import check_data_named
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.precision import end_training
 from timm_hnc.files.run_parts import write_parts
 from timm_hnc.files.tables import without_nan
+from timm_hnc.options import flattened
 from timm_hnc.report.run_files import read_result
 from timm_hnc.training.fit import fit
 from timm_hnc.training.outputs.changed_options import begin_part, parts_of
@@ -32,8 +31,8 @@ from timm_hnc.training.outputs.results import start_trackers, write_args
 from timm_hnc.training.outputs.state import restore, start_schedule
 from timm_hnc.training.setup.build import Run, build_run
 from timm_hnc.training.setup.environment import create_accelerator
-from timm_hnc.training.setup.losses import needs_class_maps
-from timm_hnc.training.setup.models import check_class_maps, check_model_name
+from timm_hnc.training.setup.models import check_model_name
+from timm_hnc.training.setup.options import TrainOptions, agreed_options, check_class_maps
 from timm_hnc.training.signals import RunStopped
 
 _logger = logging.getLogger(__name__)
@@ -53,31 +52,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         UsageError: options are wrong.
         DataError: data, weights or folders cannot be used, or the loss is not finite.
     """
-    args, explicit = parse_train_options(argv)
-    check_data_named(args)
-    check_model_name(args.model)
-    check_publishing(args)
-    if needs_class_maps(args) or (args.cam_images and 'cam_images' in explicit):
-        check_class_maps(args)
-    accelerator = create_accelerator(args, explicit)
-    folder = _run_folder(args)
+    options, explicit = parse_train_options(argv)
+    options.data.check_named()
+    check_model_name(options.model.model)
+    check_publishing(options.hub)
+    if options.needs_class_maps or (options.run.cam_images and 'cam_images' in explicit):
+        check_class_maps(options)
+    options = agreed_options(options, explicit)
+    accelerator = create_accelerator(options.device, options.processes, options.tracking)
+    folder = _run_folder(options)
     [folder] = broadcast_object_list([folder])
     with run_lock(folder, accelerator):
-        checkpoint = _checkpoint(args, folder)
+        checkpoint = _checkpoint(options.run.resume, folder)
         accelerator.wait_for_everyone()
-        return _train(args, accelerator, folder, checkpoint)
+        return _train(options, accelerator, folder, checkpoint)
 
 
-def _train(args: Namespace, accelerator: Accelerator, folder: Path, checkpoint: Path | None) -> int:
+def _train(options: TrainOptions, accelerator: Accelerator, folder: Path, checkpoint: Path | None) -> int:
     """Build the run, restore it, and train it to its end; the exit code."""
-    progress = read_progress(checkpoint, args.model) if checkpoint else Progress(args.model)
+    name = options.model.model
+    progress = read_progress(checkpoint, name) if checkpoint else Progress(name)
     progress.parts = parts_of(checkpoint, progress) if checkpoint else []
-    decreasing = args.eval_metric == 'loss' or not args.val_split
-    run = build_run(args, accelerator, CheckpointFolder(folder, args.checkpoint_hist, decreasing, progress))
+    decreasing = options.run.eval_metric == 'loss' or not options.splits.val_split
+    run = build_run(options, accelerator, CheckpointFolder(folder, options.run.checkpoint_hist, decreasing, progress))
     if checkpoint:
         restore(run, checkpoint)
     start_schedule(run)
-    publisher = Publisher(args, folder)
+    publisher = Publisher(options.hub, folder)
     [complete] = broadcast_object_list([checkpoint is not None and _is_complete(run, checkpoint)])
     if complete:
         _say_complete(run, publisher)
@@ -86,7 +87,7 @@ def _train(args: Namespace, accelerator: Accelerator, folder: Path, checkpoint: 
     if accelerator.is_main_process:
         _write_options(run)
     accelerator.wait_for_everyone()
-    start_trackers(accelerator, folder, vars(args))
+    start_trackers(accelerator, folder, options.tracking, flattened(run.options))
     with run.stop:
         try:
             result = fit(run, publisher)
@@ -124,7 +125,7 @@ def _say_how_to_go_on(accelerator: Accelerator, folder: Path, stopped: RunStoppe
         _logger.info(f'{stopped} It is saved; to go on: {again}')
 
 
-def _run_folder(args: Namespace) -> Path:
+def _run_folder(options: TrainOptions) -> Path:
     """The run folder, of which nothing is read yet but where it lies.
 
     Without --experiment a resumed run goes on in its own folder; with it, in the folder that it names.
@@ -132,29 +133,30 @@ def _run_folder(args: Namespace) -> Path:
     Raises:
         DataError: --resume names nothing that a run could go on from.
     """
-    own = Path(args.output or 'output/train') / (args.experiment or _default_name(args))
-    if args.resume in ('', 'auto'):
+    run = options.run
+    own = Path(run.output or 'output/train') / (run.experiment or _default_name(options.model.model))
+    if run.resume in ('', 'auto'):
         return own
-    path = Path(args.resume)
+    path = Path(run.resume)
     if (path / 'state.json').is_file():
         path = run_folder_of(path.resolve())
     elif not any((path / 'checkpoints').glob('*/')):
-        raise _no_checkpoint(args.resume)
-    return own if args.experiment else path
+        raise _no_checkpoint(run.resume)
+    return own if run.experiment else path
 
 
-def _checkpoint(args: Namespace, folder: Path) -> Path | None:
+def _checkpoint(resume: str, folder: Path) -> Path | None:
     """The checkpoint to go on from, if there is one.
 
     Raises:
         UsageError: there is a run in the folder, and it is not to go on.
         DataError: no checkpoint is whole.
     """
-    checkpoint = find_checkpoint(folder if args.resume == 'auto' else Path(args.resume)) if args.resume else None
-    if checkpoint is None and args.resume not in ('', 'auto'):
-        raise _no_checkpoint(args.resume)
+    checkpoint = find_checkpoint(folder if resume == 'auto' else Path(resume)) if resume else None
+    if checkpoint is None and resume not in ('', 'auto'):
+        raise _no_checkpoint(resume)
     going_on = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()
-    if (folder / 'args.yaml').exists() and not going_on and args.resume != 'auto':
+    if (folder / 'args.yaml').exists() and not going_on and resume != 'auto':
         raise UsageError(
             f"run folder '{folder}' exists already: go on with --resume auto, or choose another --experiment."
         )
@@ -168,8 +170,8 @@ def _no_checkpoint(resume: str) -> DataError:
     )
 
 
-def _default_name(args: Namespace) -> str:
-    return '-'.join([datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model)])
+def _default_name(model: str) -> str:
+    return '-'.join([datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(model)])
 
 
 def _is_complete(run: Run, checkpoint: Path) -> bool:
@@ -180,7 +182,7 @@ def _is_complete(run: Run, checkpoint: Path) -> bool:
 
 def _write_options(run: Run) -> None:
     try:
-        write_args(run.folder, vars(run.args))
+        write_args(run.folder, flattened(run.options))
         write_parts(run.folder, run.checkpoints.progress.parts)
     except OSError as error:
         raise DataError(f"run folder '{run.folder}' cannot be written: {error}. See --output.") from error

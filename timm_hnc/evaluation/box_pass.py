@@ -1,6 +1,5 @@
 """Boxes beside the class maps of a validation pass."""
 
-from argparse import Namespace
 from typing import Any
 
 import torch
@@ -19,20 +18,17 @@ class BoxPass:
     """Compares the maps of the classes that are in an image with the boxes of their objects.
 
     Args:
-        args: options of validate.py.
+        source: boxes of the samples.
         loader: validation loader, that yields the samples in a known order.
         dataset: that it reads.
         num_classes: n.
         max_samples: images of this process that count.
-
-    Raises:
-        UsageError: the data set has no boxes.
     """
 
     def __init__(
-        self, args: Namespace, loader: Any, dataset: Any, num_classes: int, max_samples: int | None = None
+        self, source: BoxSource, loader: Any, dataset: Any, num_classes: int, max_samples: int | None = None
     ) -> None:
-        self.source = BoxSource(dataset, args.boxes_key, args.boxes_format, args.boxes_dir)
+        self.source = source
         self.geometry = InputGeometry(dataset.transform)
         self.order = sample_order(loader)
         self.left = len(dataset) if max_samples is None else max_samples

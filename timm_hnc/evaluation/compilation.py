@@ -1,7 +1,6 @@
 """torch.compile of what trains and of what is evaluated, where command line and launcher both have a say."""
 
 import os
-from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -12,24 +11,24 @@ from torch import nn
 from timm_hnc.errors import UsageError
 
 
-def resolve_compilation(args: Namespace) -> None:
-    """Let --torchcompile and --torchcompile-mode say what command line and launcher ask for together.
+def agreed_compilation(backend: str | None, mode: str | None) -> tuple[str | None, str | None]:
+    """Backend and mode that command line and launcher ask for together.
 
     Args:
-        args: options of train.py or validate.py, changed to what is in force.
+        backend: of --torchcompile.
+        mode: of --torchcompile-mode.
 
     Raises:
-        UsageError: command line and launcher contradict each other, or there is no such backend or mode.
+        UsageError: they contradict each other.
     """
     launcher = (os.environ.get('ACCELERATE_DYNAMO_BACKEND') or 'no').lower()
-    if launcher != 'no':
-        mode = os.environ.get('ACCELERATE_DYNAMO_MODE') or None
-        mode = None if mode == 'default' else mode  # which it exports unasked
-        _check_agreement('--torchcompile', args.torchcompile, launcher)
-        _check_agreement('--torchcompile-mode', args.torchcompile_mode, mode)
-        args.torchcompile = args.torchcompile or launcher
-        args.torchcompile_mode = args.torchcompile_mode or mode
-    _check_compiler(args.torchcompile, args.torchcompile_mode)
+    if launcher == 'no':
+        return backend, mode
+    launcher_mode = os.environ.get('ACCELERATE_DYNAMO_MODE') or None
+    launcher_mode = None if launcher_mode == 'default' else launcher_mode  # which it exports unasked
+    _check_agreement('--torchcompile', backend, launcher)
+    _check_agreement('--torchcompile-mode', mode, launcher_mode)
+    return backend or launcher, mode or launcher_mode
 
 
 def _check_agreement(flag: str, value: str | None, launcher: str | None) -> None:
@@ -37,7 +36,12 @@ def _check_agreement(flag: str, value: str | None, launcher: str | None) -> None
         raise UsageError(f'{flag} {value} contradicts the launcher, which says {launcher}.')
 
 
-def _check_compiler(backend: str | None, mode: str | None) -> None:
+def check_compiler(backend: str | None, mode: str | None) -> None:
+    """Refuse a backend or mode that torch.compile does not have.
+
+    Raises:
+        UsageError: with those that there are.
+    """
     if not backend:
         return
     if backend not in torch.compiler.list_backends(exclude_tags=()):
@@ -52,16 +56,17 @@ class Compilation:
     """Compiles modules as the options ask for it, each once; names and state dicts of the modules themselves stay.
 
     Args:
-        args: options of train.py or validate.py; without --torchcompile modules stay as they are.
+        backend: of torch.compile; without one modules stay as they are.
+        mode: of torch.compile.
     """
 
-    def __init__(self, args: Namespace) -> None:
+    def __init__(self, backend: str | None = None, mode: str | None = None) -> None:
         self.options: dict[str, Any] | None = None
         self._compile: Callable[..., Any] = torch.compile
         self._compiled: dict[nn.Module, nn.Module] = {}
-        if args.torchcompile:
+        if backend:
             launcher = TorchDynamoPlugin(backend='no')
-            self.options = {'backend': args.torchcompile, 'mode': args.torchcompile_mode}
+            self.options = {'backend': backend, 'mode': mode}
             # the launcher exports what it was not asked for: only what it switches on is a wish
             self.options |= {'fullgraph': launcher.fullgraph, 'dynamic': launcher.dynamic or None}
             if launcher.use_regional_compilation:

@@ -1,9 +1,9 @@
 """Evaluation on other labels than the data set's: reassessed ImageNet labels, a part of the classes, precision."""
 
-from argparse import Namespace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -14,11 +14,26 @@ from torch import Tensor
 from timm_hnc.errors import DataError, UsageError
 
 
+@dataclass(frozen=True)
 class LabelOptions:
+    """Evaluation on other labels, and with other figures.
+
+    Args:
+        real_labels: JSON file of the reassessed ImageNet labels.
+        valid_labels: text file of the class indices to evaluate.
+        metrics_avg: precision, recall and F1, averaged this way.
+    """
+
+    real_labels: str = ''
+    valid_labels: str = ''
+    metrics_avg: Literal['micro', 'macro', 'weighted'] | None = None
+
+
+class OtherLabels:
     """timm's --valid-labels, --real-labels and --metrics-avg, applied batch by batch.
 
     Args:
-        args: options of validate.py.
+        options: which labels, and which average.
         dataset: knows its file names, for --real-labels.
         loader: tells which samples are the sampler's padding.
         distributed: whether there are several processes.
@@ -28,19 +43,19 @@ class LabelOptions:
         DataError: a file cannot be read.
     """
 
-    def __init__(self, args: Namespace, dataset: Any, loader: Any, distributed: bool) -> None:
-        self.average = args.metrics_avg
+    def __init__(self, options: LabelOptions, dataset: Any, loader: Any, distributed: bool) -> None:
+        self.average = options.metrics_avg
         if self.average and find_spec('sklearn') is None:
             raise UsageError('--metrics-avg needs scikit-learn: pip install "timm_hnc[quickstart]".')
-        if args.real_labels and distributed:
+        if options.real_labels and distributed:
             raise UsageError('--real-labels takes the images in order: evaluate with one process.')
         self.limit = evaluation_sample_limit(loader)
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
         try:
-            self.classes = [int(line) for line in _lines(args.valid_labels)] if args.valid_labels else None
-            names = _file_names(dataset, args.real_labels) if args.real_labels else None
-            self.real_labels = RealLabelsImagenet(names, real_json=args.real_labels) if args.real_labels else None
+            self.classes = [int(line) for line in _lines(options.valid_labels)] if options.valid_labels else None
+            names = _file_names(dataset, options.real_labels) if options.real_labels else None
+            self.real_labels = RealLabelsImagenet(names, real_json=options.real_labels) if options.real_labels else None
         except (OSError, ValueError, KeyError, AssertionError) as error:
             raise DataError(f'--valid-labels or --real-labels cannot be read: {error!r}') from error
 

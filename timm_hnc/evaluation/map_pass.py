@@ -1,8 +1,8 @@
 """The class maps of a validation pass, measured beside the very forward passes that give the logits."""
 
-from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -11,11 +11,52 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.data.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
 from timm_hnc.files.tables import write_csv
 from timm_hnc.metrics.deletion import CURVES, curve_areas
 from timm_hnc.metrics.map_quality import MapQuality
+from timm_hnc.options import check_range
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What is measured on class activation maps.
+
+    Args:
+        cam_metrics: how flat the maps of absent classes are, and those of present ones.
+        cam_topk: absent classes of each image, highest logits first.
+        cam_boxes: maps of present classes against the boxes of their objects.
+        cam_curves: deletion and insertion curves of so many steps.
+        boxes_dir: folder of ImageNet's XML files, for a folder of images.
+        boxes_key: column of objects, with bbox and category.
+        boxes_format: corners, or a corner, width and height.
+        cam_classes_file: CSV of these figures, a row a class.
+    """
+
+    cam_metrics: bool = False
+    cam_topk: int = 10
+    cam_boxes: bool = False
+    cam_curves: int = 0
+    boxes_dir: str | None = None
+    boxes_key: str = 'objects'
+    boxes_format: Literal['xyxy', 'xywh'] = 'xyxy'
+    cam_classes_file: str = ''
+
+    def __post_init__(self) -> None:
+        check_range(self, 'cam_topk', low=1)
+        check_range(self, 'cam_curves', low=0)
+        if self.boxes_dir and not self.cam_boxes:
+            raise UsageError(f'--boxes-dir {self.boxes_dir}: needs --cam-boxes.')
+        if self.cam_classes_file and not self.cam_metrics:
+            raise UsageError(f'--cam-classes-file {self.cam_classes_file}: needs --cam-metrics.')
+
+    @property
+    def first(self) -> str | None:
+        """Name of the first option that measures something; None where nothing is measured."""
+        return next((name for name in ('cam_metrics', 'cam_boxes', 'cam_curves') if getattr(self, name)), None)
+
 
 OnBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -81,20 +122,23 @@ class WatchedMaps(nn.Module):
         return found
 
 
-def watch_maps(model: Any, args: Namespace, loader: Any, dataset: Any, class_names: list[str]) -> WatchedMaps | None:
+def watch_maps(
+    model: Any, options: MapOptions, loader: Any, dataset: Any, class_names: list[str], multi_label: bool
+) -> WatchedMaps | None:
     """The model with what the options measure of its maps; None where they measure nothing.
 
     Args:
         model: timm model.
-        args: options of validate.py.
+        options: what is measured.
         loader: tells which samples are the sampler's padding, and their order.
         dataset: that the loader reads, with its boxes for --cam-boxes.
         class_names: a name a class.
+        multi_label: several labels an image.
 
     Raises:
         UsageError: the model has no exact class maps, or the data set no boxes.
     """
-    if not (args.cam_metrics or args.cam_boxes or args.cam_curves):
+    if options.first is None:
         return None
     try:
         cam_model = CamModel(model)
@@ -102,14 +146,15 @@ def watch_maps(model: Any, args: Namespace, loader: Any, dataset: Any, class_nam
         raise UsageError(f'no class maps to measure: {error}') from error
     limit = evaluation_sample_limit(loader)
     passes: list[MapPass] = []
-    if args.cam_metrics:
+    if options.cam_metrics:
         passes.append(
-            QualityPass(MapQuality(len(class_names), args.cam_topk, limit), class_names, args.cam_classes_file)
+            QualityPass(MapQuality(len(class_names), options.cam_topk, limit), class_names, options.cam_classes_file)
         )
-    if args.cam_boxes:
-        passes.append(BoxPass(args, loader, dataset, len(class_names), limit))
-    if args.cam_curves:
-        passes.append(CurvePass(model, args.cam_curves, args.task == 'multilabel', limit))
+    if options.cam_boxes:
+        source = BoxSource(dataset, options.boxes_key, options.boxes_format, options.boxes_dir)
+        passes.append(BoxPass(source, loader, dataset, len(class_names), limit))
+    if options.cam_curves:
+        passes.append(CurvePass(model, options.cam_curves, multi_label, limit))
     return WatchedMaps(cam_model, passes)
 
 

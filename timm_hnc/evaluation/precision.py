@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from argparse import Namespace
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -11,48 +11,105 @@ from timm import utils
 from timm.layers import set_fast_norm
 
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.compilation import agreed_compilation, check_compiler
+from timm_hnc.options import check_choice
 
 _logger = logging.getLogger(__name__)
 _ACCELERATE_NAMES = {'float16': 'fp16', 'bfloat16': 'bf16'}
 
 
-def on_cpu(args: Namespace) -> bool:
-    """Whether --device asks for the CPU, or there is nothing else."""
-    return args.device.startswith('cpu') or not torch.accelerator.is_available()
-
-
-def resolve_precision(args: Namespace, explicit: frozenset[str]) -> str:
-    """Accelerate's name of the precision that command line and launcher ask for; --amp and --amp-dtype follow it.
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Device, number formats and compilation.
 
     Args:
-        args: options of the command line, changed to what is in force.
+        device: device to run on.
+        amp: mixed precision.
+        amp_dtype: of --amp: float16 or bfloat16.
+        model_dtype: without --amp: float32, float16, bfloat16 or float64 weights.
+        channels_last: channels-last memory layout.
+        fast_norm: norm layers in the lower precision.
+        torchcompile: compile the model.
+        torchcompile_mode: mode of torch.compile.
+    """
+
+    device: str = 'cuda'
+    amp: bool = False
+    amp_dtype: str = 'float16'
+    model_dtype: str | None = None
+    channels_last: bool = False
+    fast_norm: bool = False
+    torchcompile: str | None = None
+    torchcompile_mode: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self, 'amp_dtype', ('float16', 'bfloat16'))
+        check_choice(self, 'model_dtype', (None, '', 'float32', 'float16', 'bfloat16', 'float64'))
+        if self.amp and self.model_dtype not in (None, '', 'float32'):
+            raise UsageError(
+                f'--model-dtype {self.model_dtype}: --amp needs a float32 model; leave out one of the two.'
+            )
+        check_compiler(self.torchcompile, self.torchcompile_mode)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU is asked for, or there is nothing else."""
+        return self.device.startswith('cpu') or not torch.accelerator.is_available()
+
+    @property
+    def weight_dtype(self) -> torch.dtype | None:
+        """Type that the model's weights are cast to; None leaves them."""
+        return getattr(torch, self.model_dtype) if self.model_dtype else None
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Type of the model's input."""
+        return self.weight_dtype or torch.float32
+
+    @property
+    def precision(self) -> str:
+        """Accelerate's name of the mixed precision."""
+        return _ACCELERATE_NAMES[self.amp_dtype] if self.amp else 'no'
+
+
+def agreed_device(options: DeviceOptions, explicit: frozenset[str]) -> DeviceOptions:
+    """The options with what the launcher asks for, and what the machine can do: precision and compilation.
+
+    Args:
+        options: of the command line.
         explicit: names of the options that were given.
 
     Raises:
         UsageError: command line and launcher contradict each other.
     """
+    backend, mode = agreed_compilation(options.torchcompile, options.torchcompile_mode)
+    options = replace(options, torchcompile=backend, torchcompile_mode=mode)
+    precision = _agreed_precision(options, explicit)
+    if precision == 'fp16' and options.on_cpu:
+        _logger.warning('Mixed precision on a CPU means bfloat16 here: float16 has no effect there.')
+        precision = 'bf16'
+    names = [name for name, accelerate_name in _ACCELERATE_NAMES.items() if precision == accelerate_name]
+    return replace(options, amp=True, amp_dtype=names[0]) if names else options
+
+
+def _agreed_precision(options: DeviceOptions, explicit: frozenset[str]) -> str:
     # the launcher exports `no` unasked, which therefore contradicts nothing
     launcher = os.environ.get('ACCELERATE_MIXED_PRECISION') or 'no'
-    precision = _ACCELERATE_NAMES[args.amp_dtype] if args.amp else 'no'
+    precision = options.precision
     if launcher != 'no' and precision not in ('no', launcher):
         if 'amp_dtype' in explicit:
             raise UsageError(
-                f'--amp-dtype {args.amp_dtype} contradicts the launcher, which says {launcher}: leave one of them out.'
+                f'--amp-dtype {options.amp_dtype} contradicts the launcher, which says {launcher}: leave one of them '
+                'out.'
             )
         precision = launcher  # --amp alone asks for mixed precision, not for a type
     precision = launcher if precision == 'no' else precision
-    if precision != 'no' and args.model_dtype not in (None, 'float32'):
-        raise UsageError(f'--model-dtype {args.model_dtype} contradicts mixed precision ({precision}): drop one.')
-    if precision == 'fp16' and on_cpu(args):
-        _logger.warning('Mixed precision on a CPU means bfloat16 here: float16 has no effect there.')
-        precision = 'bf16'
-    for name, accelerate_name in _ACCELERATE_NAMES.items():
-        if precision == accelerate_name:
-            args.amp, args.amp_dtype = True, name
+    if precision != 'no' and options.model_dtype not in (None, 'float32'):
+        raise UsageError(f'--model-dtype {options.model_dtype} contradicts mixed precision ({precision}): drop one.')
     return precision
 
 
-def set_up_process(args: Namespace, accelerator: Accelerator) -> None:
+def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
     """Logging (the main process speaks, others warn), and the arithmetic that timm's scripts choose on CUDA."""
     utils.setup_default_logging(default_level=logging.INFO if accelerator.is_main_process else logging.WARNING)
     for name in ('httpx', 'httpx2', 'urllib3'):
@@ -60,7 +117,7 @@ def set_up_process(args: Namespace, accelerator: Accelerator) -> None:
     if accelerator.device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    set_fast_norm(args.fast_norm)
+    set_fast_norm(fast_norm)
     _logger.info(
         f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
     )

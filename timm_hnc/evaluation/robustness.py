@@ -1,21 +1,81 @@
 """Figures of a model on attacked images, beside those on clean ones (section 4.4 and Table 5 of the paper)."""
 
+import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from timm.models import parse_model_name
 from torch import Tensor, nn
 
-from timm_hnc.attacks.attacks import Attack, AttackedLoss, Normalized, attack, cross_entropy
+from timm_hnc.attacks.attacks import Attack, AttackedLoss, Normalized, attack, cross_entropy, with_hnc
 from timm_hnc.cam.heads.model_copies import evaluating
+from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import evaluate
+from timm_hnc.evaluation.sources import Source
+from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.base import raised
 
 _logger = logging.getLogger(__name__)
 _ROUNDING = 1e-6
+
+
+DEFAULT_EPS = 8 / 255
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """Attacks: which, how strong, along which loss.
+
+    Args:
+        attack: attack the images: accuracy beside that of clean ones.
+        attack_eps: largest changes of a value in [0, 1], such as 0.05 8/255.
+        attack_space: units of eps: of images in [0, 1], or of the normalised input.
+        attack_loss: loss attacked: ce, or with the HNC of the run.
+        attack_steps: pgd: steps.
+        attack_step_size: pgd: size of a step; 2.5 * eps / steps if left out.
+        attack_restarts: pgd: random starts; the worst counts.
+        attack_no_random_start: pgd: start at the image.
+    """
+
+    attack: Sequence[str] = ()
+    attack_eps: Sequence[float] = (DEFAULT_EPS,)
+    attack_space: Literal['pixel', 'normalized'] = 'pixel'
+    attack_loss: Literal['ce', 'train'] = 'ce'
+    attack_steps: int = 10
+    attack_step_size: float | None = None
+    attack_restarts: int = 1
+    attack_no_random_start: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.attacks() and tuple(self.attack_eps) != (DEFAULT_EPS,):
+            raise UsageError('--attack-eps: does nothing without --attack fgsm or --attack pgd.')
+
+    def attacks(self) -> list[Attack]:
+        """Each attack at each eps.
+
+        Raises:
+            UsageError: with the option and what is allowed.
+        """
+        try:
+            return [
+                Attack(
+                    name,
+                    eps,
+                    self.attack_steps,
+                    self.attack_step_size,
+                    not self.attack_no_random_start,
+                    self.attack_restarts,
+                )
+                for name in dict.fromkeys(self.attack)
+                for eps in dict.fromkeys(self.attack_eps)
+            ]
+        except ValueError as error:
+            raise UsageError(f'--attack: {error}') from error
 
 
 @dataclass(frozen=True)
@@ -33,6 +93,34 @@ class Threat:
     loss: AttackedLoss = cross_entropy
     normalized_units: bool = False
     seed: int = 0
+
+
+def threat_of(options: AttackOptions, source: Source, seed: int) -> Threat:
+    """What the options do to the images.
+
+    Args:
+        options: which attacks.
+        source: of the model; its config.json knows the HNC loss that it was trained with.
+        seed: of random starts.
+
+    Raises:
+        DataError: --attack-loss train, and the model does not say how it was trained.
+    """
+    loss: AttackedLoss = cross_entropy
+    if options.attack_loss == 'train':
+        hnc = _hnc_of(source)
+        if hnc:
+            loss = with_hnc(HNCLoss(hnc['variant'], hnc['topk'], hnc['alpha'], hnc['reduction']), hnc['weight'])
+        _logger.info(f'The loss attacked is cross-entropy, with the HNC of training: {hnc or "none"}.')
+    return Threat(options.attacks(), loss, options.attack_space == 'normalized', seed)
+
+
+def _hnc_of(source: Source) -> dict[str, Any] | None:
+    scheme, folder = parse_model_name(source.model)
+    path = Path(folder) / 'config.json'
+    if scheme != 'local-dir' or not path.is_file():
+        raise DataError(f"--attack-loss train: '{source.model}' does not say how it was trained; pass a run folder.")
+    return json.loads(path.read_text()).get('hnc')
 
 
 def robust_figures(

@@ -41,8 +41,3 @@ def read_options(folder: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise DataError(f"'{folder}' is no run folder of train.py: its args.yaml has no options.")
     return options
-
-
-def flag_of(dest: str) -> str:
-    """The long flag of a destination: 'batch_size' -> '--batch-size'."""
-    return '--' + dest.replace('_', '-')

@@ -19,7 +19,8 @@ from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.nonfinite import bad_gradient, count_overflow, may_update
-from timm_hnc.training.setup.build import LOSS_GROUP, Run
+from timm_hnc.training.setup.build import Run
+from timm_hnc.training.setup.optimizer import LOSS_GROUP
 from timm_hnc.training.update_flags import Notice
 
 OnUpdate = Callable[[int, Notice | None], None]
@@ -62,14 +63,14 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     Raises:
         DataError: a loss or gradient is not finite, or no image can be read.
     """
-    utils.random_seed(run.args.seed + _EPOCH_SEED_STRIDE * (epoch + 1), run.accelerator.process_index)
+    utils.random_seed(run.options.loader.seed + _EPOCH_SEED_STRIDE * (epoch + 1), run.accelerator.process_index)
     _begin_epoch(run, epoch)
     run.task.train()
     run.optimizer.zero_grad()
     update, run.start_update = run.start_update, 0
     started, before = time.monotonic(), run.averages.count
     window = _Window(run)
-    for step in _steps(run, epoch, update * run.args.grad_accum_steps):
+    for step in _steps(run, epoch, update * run.options.batches.grad_accum_steps):
         with nullcontext() if step.last else run.accelerator.no_sync(run.task):
             result = run.task(step.input, step.target)
             loss = result['loss'] * (_batch_scale(run, len(step.input)) / step.window)
@@ -77,7 +78,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
         window.averages.update(result, len(step.input))
         if not step.last:
             continue
-        due = update % run.args.log_interval == 0 or update + 1 == run.updates_per_epoch
+        due = update % run.options.run.log_interval == 0 or update + 1 == run.updates_per_epoch
         update += 1
         notice = _exchange(run, step, window.averages.sums['loss'])
         if notice is None or may_update(run, notice, epoch):
@@ -108,7 +109,7 @@ class _Window:
     def __init__(self, run: Run) -> None:
         self.averages = Averages()
         # bad numbers are in the running statistics before they are seen in the loss
-        buffers = run.task.buffers() if run.args.on_nonfinite == 'skip' else ()
+        buffers = run.task.buffers() if run.options.run.on_nonfinite == 'skip' else ()
         self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
 
     def undo(self) -> None:
@@ -139,31 +140,31 @@ def _begin_epoch(run: Run, epoch: int) -> None:
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
     if run.keys is not None:
-        run.keys.start = run.start_update * run.args.grad_accum_steps
-    if run.mixup is not None and run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
+        run.keys.start = run.start_update * run.options.batches.grad_accum_steps
+    if run.mixup is not None and run.options.mixup.mixup_off_epoch and epoch >= run.options.mixup.mixup_off_epoch:
         run.mixup.mixup_enabled = False
 
 
 def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     """Batches on the device from the first on, each with its accumulation window; the last window may be shorter."""
-    args, length = run.args, len(run.train_loader)
-    remainder = length % args.grad_accum_steps
-    inputs = batches(run.train_loader, run.accelerator.device, run.input_dtype, args.channels_last)
+    length, steps = len(run.train_loader), run.options.batches.grad_accum_steps
+    remainder = length % steps
+    inputs = batches(run.train_loader, run.accelerator.device, run.input_dtype, run.options.device.channels_last)
     for index, (input, target) in enumerate(inputs, first):
         if run.keys is not None:
             # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before
             seed_generators(run.keys.seed, epoch, index, _OF_THE_STEP, devices=True)
         if run.mixup is not None and not isinstance(run.mixup, FastCollateMixup):
             input, target = run.mixup(input, target)
-        last = index + 1 == length or (index + 1) % args.grad_accum_steps == 0
-        window = remainder if index >= length - remainder else args.grad_accum_steps
+        last = index + 1 == length or (index + 1) % steps == 0
+        window = remainder if index >= length - remainder else steps
         yield Step(index, window, last, input, target)
 
 
 def _batch_scale(run: Run, batch_size: int) -> float:
     """Weight of a batch under scheduled resolutions, where batches differ in size."""
-    mode = run.args.variable_batch_loss_scale
-    if mode == 'none' or not run.args.train_img_sizes:
+    mode = run.options.sizes.variable_batch_loss_scale
+    if mode == 'none' or not run.options.sizes.train_img_sizes:
         return 1.0
     scale = batch_size / run.train_loader.batch_sampler.average_batch_size
     return scale**0.5 if mode == 'sqrt' else scale
@@ -171,23 +172,24 @@ def _batch_scale(run: Run, batch_size: int) -> float:
 
 def _update(run: Run, num_updates: int) -> None:
     """Clip, step, and let EMA and schedule follow."""
-    if run.args.clip_grad is not None:
-        _clip(run)
+    options = run.options.optimizer
+    if options.clip_grad is not None:
+        _clip(run, options.clip_grad, options.clip_mode)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.ema is not None:
         run.ema.update(run.model, step=num_updates)
-    if run.args.synchronize_step and run.accelerator.device.type != 'cpu':
+    if run.options.processes.synchronize_step and run.accelerator.device.type != 'cpu':
         torch.accelerator.synchronize()
     if run.scheduler is not None:
         run.scheduler.step_update(num_updates=num_updates)
 
 
-def _clip(run: Run) -> None:
-    value, parameters = run.args.clip_grad, list(run.model.parameters())
-    if run.args.clip_mode == 'norm':
+def _clip(run: Run, value: float, mode: str) -> None:
+    parameters = list(run.model.parameters())
+    if mode == 'norm':
         run.accelerator.clip_grad_norm_(parameters, value)
-    elif run.args.clip_mode == 'value':
+    elif mode == 'value':
         run.accelerator.clip_grad_value_(parameters, value)
     else:
         run.accelerator.unscale_gradients(run.optimizer)
@@ -209,6 +211,6 @@ def learning_rate(optimizer: Any) -> float:
 
 
 def _save_images(run: Run, step: Step) -> None:
-    if run.args.save_images and run.accelerator.is_main_process:
+    if run.options.run.save_images and run.accelerator.is_main_process:
         path = run.folder / f'train-batch-{step.index}.jpg'
         torchvision.utils.save_image(step.input.float(), path, padding=0, normalize=True)

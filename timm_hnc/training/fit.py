@@ -49,8 +49,8 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch))
         _synchronise_batch_norm(run, run.model)
         done = epoch + 1
-        milestone = done in (run.args.save_epochs or ())
-        if done % run.args.val_interval and done != run.num_epochs and not milestone:
+        milestone = done in (run.options.run.save_epochs or ())
+        if done % run.options.run.val_interval and done != run.num_epochs and not milestone:
             if run.scheduler is not None:
                 run.scheduler.step(done, None)
             continue
@@ -64,7 +64,7 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         save_run(run, f'epoch-{epoch}', done, metric=metric, milestone=milestone)
         _log_epoch(run, epoch, metric)
         _stop_if_asked(run, f'after epoch {epoch}.')
-        if run.args.hub_every and done % run.args.hub_every == 0 and done != run.num_epochs:
+        if run.options.hub.hub_every and done % run.options.hub.hub_every == 0 and done != run.num_epochs:
             _publish_so_far(run, publisher, pictures, epoch)
     return _finish(run, pictures, train_metrics, time.monotonic() - started)
 
@@ -78,7 +78,7 @@ def _publish_so_far(run: Run, publisher: Publisher, pictures: CamPictures, epoch
         pictures.draw('best', run.evaluated_model, _title(run, name))
         pictures.best = name
     result = {
-        'model': run.args.model,
+        'model': run.options.model.model,
         'best_checkpoint': name,
         'best_metric': {run.eval_metric: metric},
         'final': figures_of(run.folder, int(name.removeprefix('epoch-'))),
@@ -89,13 +89,12 @@ def _publish_so_far(run: Run, publisher: Publisher, pictures: CamPictures, epoch
 
 
 def _title(run: Run, checkpoint: str) -> str:
-    loss = 'without HNC' if run.args.hnc == 'none' else f'HNC {run.args.hnc}, weight {run.args.hnc_weight:g}'
-    return f'{run.args.model}, {checkpoint}, {loss}'
+    return f'{run.options.model.model}, {checkpoint}, {run.options.hnc}'
 
 
 def _synchronise_batch_norm(run: Run, model: Any) -> None:
-    if run.distributed and run.args.dist_bn in ('broadcast', 'reduce') and not run.args.sync_bn:
-        utils.distribute_bn(model, run.accelerator.num_processes, run.args.dist_bn == 'reduce')
+    if run.distributed and run.options.processes.dist_bn in ('broadcast', 'reduce') and not run.options.model.sync_bn:
+        utils.distribute_bn(model, run.accelerator.num_processes, run.options.processes.dist_bn == 'reduce')
 
 
 def _evaluate_epoch(run: Run) -> dict[str, float] | None:
@@ -108,15 +107,16 @@ def _evaluate_epoch(run: Run) -> dict[str, float] | None:
 
 def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[str, float]:
     """Figures of a model on the run's validation data, over all processes; `on_batch` as in `evaluate`."""
-    args, device = run.args, run.accelerator.device
-    evaluator = create_evaluator(run.eval_loader, device, args.task == 'multilabel', args.multilabel_threshold)
+    options, device = run.options, run.accelerator.device
+    task = options.task
+    evaluator = create_evaluator(run.eval_loader, device, task.multi_label, task.multilabel_threshold)
     return evaluate(
         model,
-        batches(run.eval_loader, device, run.input_dtype, args.channels_last),
+        batches(run.eval_loader, device, run.input_dtype, options.device.channels_last),
         evaluator,
         run.accelerator.autocast,
         distributed=run.distributed,
-        tta=args.tta,
+        tta=options.run.tta,
         on_batch=on_batch,
     )
 
@@ -152,7 +152,7 @@ def _load_best(run: Run, model: Any) -> None:
     """The best weights as they were saved, from the one process that sees the run folder to all."""
     if run.accelerator.is_main_process:
         weights = safetensors.torch.load_file(run.folder / 'model_best' / 'model.safetensors')
-        model.load_state_dict(weights, strict=not run.args.split_bn)
+        model.load_state_dict(weights, strict=not run.options.model.split_bn)
     for tensor in model.state_dict().values() if run.distributed else ():
         tensor.copy_(broadcast(tensor))
 
@@ -161,7 +161,7 @@ def _evaluate_best(run: Run, model: Any) -> dict[str, float] | None:
     """Figures of the best weights; what the report shows of them goes to its folder."""
     if run.eval_loader is None:
         return None
-    if run.args.no_report or run.args.tta > 1:
+    if run.options.run.no_report or run.options.run.tta > 1:
         return evaluate_run(run, run.compiled(model))
     findings = Findings(run, model)
     final = findings.evaluate(partial(evaluate_run, run))
@@ -183,7 +183,7 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
     skipped_images = run.count_skipped_images()
     run.skipped.stop()
     result = {
-        'model': run.args.model,
+        'model': run.options.model.model,
         'best_checkpoint': best_name,
         'best_metric': {run.eval_metric: best_metric},
         'final': final,
@@ -196,6 +196,6 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
     }
     if run.accelerator.is_main_process:
         write_result(run.folder, result)
-        if not run.args.no_report:
+        if not run.options.run.no_report:
             write_report([run.folder], run.folder / 'report.html')
     return result

@@ -46,7 +46,7 @@ def may_update(run: Run, notice: Notice, epoch: int) -> bool:
     samples = [each for batch in notice.batches for each in run.keys.samples(batch)] if run.keys else []
     if notice.here and samples:
         what += f' (samples {", ".join(map(str, samples[:_SHOWN]))}{", ..." if len(samples) > _SHOWN else ""})'
-    if run.args.on_nonfinite == 'stop':
+    if run.options.run.on_nonfinite == 'stop':
         raise DataError(f'{what}: {_REMEDY}')
     _count(run, what)
     _logger.warning(f'{what}: the update is left out.')

@@ -1,37 +1,37 @@
-"""Options of train.py: parsed, those that depend on others filled in, and checked before data and weights."""
+"""The command line of train.py to its options."""
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 
-from timm_hnc.commands.command_line import given_on_command_line, parse_options, refuse
 from timm_hnc.commands.options.former_flags import FORMER_FLAGS
-from timm_hnc.commands.options.train_checks import HNC_DESTS, check_train_options
+from timm_hnc.commands.options.parsing import given_on_command_line, parse_options, refuse
+from timm_hnc.commands.options.shared import COMPILE_ADVICE, NAFLEX_ADVICE
 from timm_hnc.commands.options.train_flags import build_parser
-from timm_hnc.commands.options.validate_options import COMPILE_ADVICE, NAFLEX_ADVICE
 from timm_hnc.errors import UsageError
-from timm_hnc.losses.factory import LOSSES
-from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
-
-__all__ = ['build_parser', 'check_train_options', 'parse_train_options']
+from timm_hnc.options import groups_of
+from timm_hnc.training.setup.loss_options import HNCOptions
+from timm_hnc.training.setup.options import TrainOptions, train_options
 
 DISTILLATION_ADVICE = "train with a teacher in timm's own train.py (--hnc kd is a form of the HNC loss, without one)."
+_NAMES = {each.name for group in groups_of(TrainOptions).values() for each in fields(group)}
 
 
-def parse_train_options(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, frozenset[str]]:
+def parse_train_options(argv: Sequence[str] | None = None) -> tuple[TrainOptions, frozenset[str]]:
     """Parse, complete and check the command line of train.py.
 
     Args:
         argv: the command line, that of the process if None.
 
     Returns:
-        The options in force, and the destinations that were given on the command line or in the YAML file.
+        The options, and the names of those that were given on the command line or in the YAML file.
 
     Raises:
         UsageError: options that cannot work, alone or together.
 
     Example:
-        >>> args, explicit = parse_train_options(['--model', 'resnet18', '--hnc', 'mse'])
-        >>> args.hnc_weight, 'hnc_weight' in explicit
+        >>> options, explicit = parse_train_options(['--model', 'resnet18', '--hnc', 'mse'])
+        >>> options.hnc.hnc_weight, 'hnc_weight' in explicit
         (0.0007, False)
     """
     parser = build_parser()
@@ -40,18 +40,18 @@ def parse_train_options(argv: Sequence[str] | None = None) -> tuple[argparse.Nam
     given = given_on_command_line(parser, argv)
     if args.hnc == 'none' and 'hnc' in given:
         # a recipe run with `--hnc none`, for comparison: the recipe's own HNC settings go with it
-        dropped = set(HNC_DESTS) - given
-        for dest in dropped:
-            setattr(args, dest, parser.get_default(dest))
+        dropped = {each.name for each in fields(HNCOptions) if each.name != 'hnc'} - given
+        for name in dropped:
+            setattr(args, name, parser.get_default(name))
         explicit -= dropped
-    _complete(args, explicit)
-    check_train_options(args, explicit)
-    return args, explicit
+    _use_older_flags(args)
+    values = {name: value for name, value in vars(args).items() if name in _NAMES}
+    return train_options(values, explicit), explicit
 
 
 def _refused(args: argparse.Namespace) -> dict[str, str]:
-    distillation = {'distill_loss_weight', 'task_loss_weight'} | {d for d in vars(args) if d.startswith('kd_')}
-    naflex = [dest for dest in vars(args) if dest.startswith('naflex_')]
+    distillation = {'distill_loss_weight', 'task_loss_weight'} | {name for name in vars(args) if name.startswith('kd_')}
+    naflex = [name for name in vars(args) if name.startswith('naflex_')]
     return {
         'torchscript': COMPILE_ADVICE,
         'fuser': COMPILE_ADVICE,
@@ -61,22 +61,18 @@ def _refused(args: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _complete(args: argparse.Namespace, explicit: frozenset[str]) -> None:
+def _use_older_flags(args: argparse.Namespace) -> None:
+    """Let options have what older flags say.
+
+    Raises:
+        UsageError: old and new contradict each other.
+    """
     args.data_dir = args.data_dir or args.data
-    if args.holdout:
-        args.val_split = args.train_split
-    args.grad_accum_steps = max(1, args.grad_accum_steps)
-    if args.hnc_weight is None and args.hnc != 'none':
-        args.hnc_weight = DEFAULT_WEIGHTS[args.hnc]
-    if args.task == 'multilabel':
-        args.smoothing = args.smoothing if 'smoothing' in explicit else 0.0
-        args.eval_metric = args.eval_metric if 'eval_metric' in explicit else 'map'
+    args.drop_path = args.drop_connect if args.drop_path is None else args.drop_path
     for flag, given, loss in (('--bce-loss', args.bce_loss, 'bce'), ('--jsd-loss', args.jsd_loss, 'jsd')):
         if given and args.loss not in (None, loss):
             raise UsageError(f'{flag}: contradicts the loss {args.loss}, give one of the two.')
         args.loss = loss if given else args.loss
-    if args.loss in LOSSES and 'smoothing' not in explicit:
-        args.smoothing = 0.0
     if args.bce_pos_weight is not None:
         weight = str(args.bce_pos_weight)
         if args.loss_pos_weight not in (None, weight):

@@ -2,16 +2,17 @@
 
 import json
 import logging
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from timm_hnc.checkpoints.checkpoints import Progress, run_folder_of
 from timm_hnc.data.datasets import class_to_idx, is_streamed
 from timm_hnc.errors import DataError
-from timm_hnc.files.options import flag_of, read_options
+from timm_hnc.files.options import read_options
 from timm_hnc.files.run_parts import Part
-from timm_hnc.training.setup.build import LOSS_GROUP, Run
+from timm_hnc.options import flag_of, flattened
+from timm_hnc.training.setup.build import Run
+from timm_hnc.training.setup.optimizer import LOSS_GROUP
 
 _logger = logging.getLogger(__name__)
 
@@ -55,9 +56,9 @@ def _facts(run: Run) -> dict[str, Any]:
     dataset = run.train_loader.dataset
     return {
         'training images': len(dataset),
-        'classes': len(class_to_idx(dataset)) or run.args.num_classes,
+        'classes': len(class_to_idx(dataset)) or run.options.input.num_classes,
         'updates an epoch': run.updates_per_epoch,
-        'images an update': run.args.batch_size * run.args.grad_accum_steps,
+        'images an update': run.options.batches.batch_size * run.options.batches.grad_accum_steps,
         'processes': run.accelerator.num_processes,
         'device': run.accelerator.device.type,
     }
@@ -97,7 +98,7 @@ def check_place(run: Run, checkpoint: Path) -> None:
         DataError: it would.
     """
     progress = run.checkpoints.progress
-    if not progress.updates_in_epoch or run.keys is None or run.args.start_epoch is not None:
+    if not progress.updates_in_epoch or run.keys is None or run.options.schedule.start_epoch is not None:
         return
     before, now = progress.parts[-1].options, _facts(run)
     part = Part(changed=_differences(before, {name: now[name] for name in _OF_THE_ORDER}))
@@ -119,14 +120,22 @@ def use_settings(run: Run, fresh: list[dict[str, Any]]) -> None:
         run: the run, its optimizer with the state of a checkpoint.
         fresh: the optimizer's parameter groups before.
     """
-    before, args = run.checkpoints.progress.parts[-1].options, run.args
-    names = {'weight_decay', 'momentum', 'betas', 'eps', *args.opt_kwargs, *(before.get('opt_kwargs') or {})}
+    before, options = run.checkpoints.progress.parts[-1].options, run.options
+    rates = {'lr': options.schedule.lr, 'loss_lr': options.loss.loss_lr}
+    names = {
+        'weight_decay',
+        'momentum',
+        'betas',
+        'eps',
+        *options.optimizer.opt_kwargs,
+        *(before.get('opt_kwargs') or {}),
+    }
     for group, settings in zip(run.optimizer.param_groups, fresh, strict=True):
         group.update({name: settings[name] for name in names & settings.keys() & group.keys()})
         rate = 'loss_lr' if LOSS_GROUP in group else 'lr'
         # where no schedule sets it
-        if before.get(rate) and before[rate] != getattr(args, rate):
-            group['lr'] *= getattr(args, rate) / before[rate]
+        if before.get(rate) and before[rate] != rates[rate]:
+            group['lr'] *= rates[rate] / before[rate]
 
 
 def begin_part(run: Run, checkpoint: Path | None) -> None:
@@ -136,11 +145,11 @@ def begin_part(run: Run, checkpoint: Path | None) -> None:
         run: the run where it starts; its progress keeps the parts.
         checkpoint: that it goes on from, None for a new run.
     """
-    parts, now = run.checkpoints.progress.parts, _compared(vars(run.args)) | _facts(run)
+    parts, now = run.checkpoints.progress.parts, _compared(flattened(run.options)) | _facts(run)
     if checkpoint is None:
         parts.append(Part(run.start_epoch, options=now))
         return
-    changed = _differences(parts[-1].options, now) | _of_this_resume(run.args)
+    changed = _differences(parts[-1].options, now) | _of_this_resume(run)
     if not changed:
         parts[-1].options = now | parts[-1].options  # with what an earlier version did not know
         return
@@ -159,6 +168,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[
     }
 
 
-def _of_this_resume(args: Namespace) -> dict[str, list[Any]]:
-    start = {'--start-epoch': [None, args.start_epoch]} if args.start_epoch is not None else {}
-    return start | ({'--no-resume-opt': [False, True]} if args.no_resume_opt else {})
+def _of_this_resume(run: Run) -> dict[str, list[Any]]:
+    start_epoch = run.options.schedule.start_epoch
+    start = {'--start-epoch': [None, start_epoch]} if start_epoch is not None else {}
+    return start | ({'--no-resume-opt': [False, True]} if run.options.run.no_resume_opt else {})

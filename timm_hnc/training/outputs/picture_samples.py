@@ -28,8 +28,10 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
         count = min(count, len(dataset))
         dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
     # where workers read the data, one reads this too: they would share what a reader has opened before they were forked
-    workers = min(1, run.args.workers)
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, timeout=run.args.worker_timeout * workers)
+    workers = min(1, run.options.loader.workers)
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, timeout=run.options.loader.worker_timeout * workers
+    )
     outlive_signals(loader)
     samples = list(islice(read(loader), count))
     if not samples:

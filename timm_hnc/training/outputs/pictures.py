@@ -28,14 +28,14 @@ class CamPictures:
         self.samples = self._samples() if run.accelerator.is_main_process else None
 
     def _samples(self) -> tuple[Tensor, Tensor] | None:
-        if self.run.eval_loader is None or not self.run.args.cam_images:
+        if self.run.eval_loader is None or not self.run.options.run.cam_images:
             return None
         try:
             CamModel(self.run.model)
         except UnsupportedHead as error:
             _logger.info(f'No CAM pictures: {error}')
             return None
-        return spread_samples(self.run, self.run.args.cam_images)
+        return spread_samples(self.run, self.run.options.run.cam_images)
 
     def draw(self, name: str, model: Any, title: str) -> None:
         """Write cams/<name>.png of a model of the run's architecture."""
@@ -52,7 +52,7 @@ class CamPictures:
                     restored(run, inputs),
                     targets.to(device),
                     run.class_names,
-                    multi_label=run.args.task == 'multilabel',
+                    multi_label=run.options.task.multi_label,
                     title=title,
                 )
         except ValueError as error:  # the model has maps, of other images than these

@@ -4,51 +4,75 @@ import logging
 import os
 import shlex
 import threading
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.bundle import check_baseline
 from timm_hnc.hub.publish import bundled_run, check_name_and_token, check_token, publish_folder
+from timm_hnc.options import check_range, flag_of
 from timm_hnc.weights.hub_errors import without_tokens
 
 _logger = logging.getLogger(__name__)
 
 
-def check_publishing(args: Namespace) -> None:
+@dataclass(frozen=True)
+class HubOptions:
+    """Publishing to the Hugging Face Hub.
+
+    Args:
+        push_to_hub: publish the best weights at the end.
+        hub_every: and every so many epochs.
+        hub_private: make the repository private.
+        hub_revision: commit to this branch, made if it is missing.
+        hub_licence: of the weights, as the Hub names it, such as apache-2.0.
+        baseline: run folder whose figures stand beside on the model card.
+    """
+
+    push_to_hub: str | None = None
+    hub_every: int | None = None
+    hub_private: bool = False
+    hub_revision: str | None = None
+    hub_licence: str | None = None
+    baseline: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range(self, 'hub_every', low=1)
+        for name in ('hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'):
+            if getattr(self, name) and not self.push_to_hub:
+                raise UsageError(f'{flag_of(name)}: not without --push-to-hub USER/NAME.')
+
+
+def check_publishing(options: HubOptions) -> None:
     """Refuse what could not be published, before any training.
 
     Raises:
-        UsageError: an option of the Hub is wrong, there is no token, or the Hub does not know it.
+        UsageError: there is no token, or the Hub does not know it.
         DataError: --baseline is no run folder.
     """
-    if not args.push_to_hub:
-        for name in ('hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'):
-            if getattr(args, name):
-                raise UsageError(f'--{name.replace("_", "-")}: not without --push-to-hub USER/NAME.')
+    if not options.push_to_hub:
         return
-    if args.hub_every is not None and args.hub_every < 1:
-        raise UsageError(f'--hub-every {args.hub_every}: expected 1 or more.')
-    check_name_and_token(args.push_to_hub)
-    if args.baseline:
-        check_baseline(Path(args.baseline))
+    check_name_and_token(options.push_to_hub)
+    if options.baseline:
+        check_baseline(Path(options.baseline))
     if (os.environ.get('RANK') or '0') == '0':
-        check_token(args.push_to_hub)
+        check_token(options.push_to_hub)
 
 
 class Publisher:
     """Publishes a run folder's best weights; what goes wrong is logged, with the command that does it later.
 
     Args:
-        args: options of the run.
+        options: where, and how.
         folder: the run folder.
     """
 
-    def __init__(self, args: Namespace, folder: Path) -> None:
-        self.args, self.folder = args, folder
+    def __init__(self, options: HubOptions, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.repo_id = options.push_to_hub or ''
         self._upload: threading.Thread | None = None
 
     def publish_so_far(self, commit_message: str, result: dict[str, Any], with_picture: bool) -> None:
@@ -77,7 +101,7 @@ class Publisher:
 
     def publish(self, commit_message: str) -> None:
         """Publish the finished run, after what is under way."""
-        if not self.args.push_to_hub:
+        if not self.repo_id:
             return
         if self._upload is not None:
             self._upload.join()
@@ -89,13 +113,15 @@ class Publisher:
         self._without_harm(bundle_and_commit)
 
     def _bundle(self, **options: Any) -> Any:
-        baseline = Path(self.args.baseline) if self.args.baseline else None
-        options |= {'baseline': baseline, 'licence': self.args.hub_licence}
-        return bundled_run(self.folder, self.args.push_to_hub, **options)
+        baseline = Path(self.options.baseline) if self.options.baseline else None
+        options |= {'baseline': baseline, 'licence': self.options.hub_licence}
+        return bundled_run(self.folder, self.repo_id, **options)
 
     def _commit(self, bundle: Path, commit_message: str) -> None:
-        options = {'private': self.args.hub_private, 'revision': self.args.hub_revision}
-        address = publish_folder(bundle, self.args.push_to_hub, commit_message=commit_message, **options)
+        private, revision = self.options.hub_private, self.options.hub_revision
+        address = publish_folder(
+            bundle, self.repo_id, commit_message=commit_message, private=private, revision=revision
+        )
         _logger.info(f'Published: {address}')
 
     def _without_harm(self, work: Callable[[], None]) -> None:
@@ -106,10 +132,10 @@ class Publisher:
             _logger.error(f'{without_tokens(reason)} The run goes on; to publish it later: {self._later()}')
 
     def _later(self) -> str:
-        args = self.args
-        words = ['timm-hnc', 'push', str(self.folder), args.push_to_hub]
-        words += ['--private'] if args.hub_private else []
-        words += ['--revision', args.hub_revision] if args.hub_revision else []
-        words += ['--licence', args.hub_licence] if args.hub_licence else []
-        words += ['--baseline', args.baseline] if args.baseline else []
+        options = self.options
+        words = ['timm-hnc', 'push', str(self.folder), self.repo_id]
+        words += ['--private'] if options.hub_private else []
+        words += ['--revision', options.hub_revision] if options.hub_revision else []
+        words += ['--licence', options.hub_licence] if options.hub_licence else []
+        words += ['--baseline', options.baseline] if options.baseline else []
         return shlex.join(words)

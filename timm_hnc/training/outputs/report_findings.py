@@ -48,7 +48,7 @@ class Findings:
         except UnsupportedHead as error:
             _logger.info(f'No class maps in the report: {error}')
             return
-        multi_label = run.args.task == 'multilabel'
+        multi_label = run.options.task.multi_label
         order = sample_order(run.eval_loader)
         self.examples = ExamplePass(partial(restored, run), names, multi_label, order, max_samples=limit)
         self.confusions = ConfusionPass(names, limit)
@@ -101,15 +101,18 @@ class Findings:
         samples = spread_samples(run, ATTACKED_IMAGES)
         if samples is None:
             return
-        device, size = run.accelerator.device, run.args.validation_batch_size or run.args.batch_size
+        device, size = (
+            run.accelerator.device,
+            run.options.batches.validation_batch_size or run.options.batches.batch_size,
+        )
         batches = [
             (inputs.to(device, run.input_dtype), target.to(device))
             for inputs, target in zip(*(part.split(size) for part in samples), strict=True)
         ]
-        threshold = run.args.multilabel_threshold
-        evaluator = partial(create_evaluator, batches, device, run.args.task == 'multilabel', threshold)
+        threshold = run.options.task.multilabel_threshold
+        evaluator = partial(create_evaluator, batches, device, run.options.task.multi_label, threshold)
         clean = evaluate(self.model, batches, evaluator(), run.accelerator.autocast)
-        threat = Threat([Attack('fgsm', eps) for eps in ATTACKED_EPS], seed=run.args.seed)
+        threat = Threat([Attack('fgsm', eps) for eps in ATTACKED_EPS], seed=run.options.loader.seed)
         classifier = normalized(self.model, run.data_config['mean'], run.data_config['std'])
         inputs = partial(progress, batches, 'batch', description='FGSM')
         try:

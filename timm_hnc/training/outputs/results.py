@@ -6,6 +6,8 @@ import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from timm_hnc.version import __version__
 _PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
 
 
-def write_args(folder: Path, args: dict[str, Any]) -> None:
+def write_args(folder: Path, values: dict[str, Any]) -> None:
     """Write args.yaml: every option in force, for `train.py -c`."""
-    (folder / 'args.yaml').write_text(dump_yaml(args))
+    (folder / 'args.yaml').write_text(dump_yaml(values))
 
 
 class Summary:
@@ -60,16 +62,42 @@ def _trim(path: Path, start_epoch: int) -> None:
     os.replace(trimmed, path)  # a run that is killed meanwhile has its rows
 
 
-def start_trackers(accelerator: Accelerator, folder: Path, args: dict[str, Any]) -> None:
-    """Open TensorBoard or Weights & Biases, as the options ask."""
+@dataclass(frozen=True)
+class TrackingOptions:
+    """TensorBoard and Weights & Biases.
+
+    Args:
+        log_tensorboard: write TensorBoard events.
+        log_wandb: log to Weights & Biases.
+        wandb_project: project there.
+        wandb_tags: tags there.
+        wandb_resume_id: run there to go on with.
+    """
+
+    log_tensorboard: bool = False
+    log_wandb: bool = False
+    wandb_project: str | None = None
+    wandb_tags: Sequence[str] = ()
+    wandb_resume_id: str = ''
+
+
+def start_trackers(accelerator: Accelerator, folder: Path, tracking: TrackingOptions, values: dict[str, Any]) -> None:
+    """Open TensorBoard or Weights & Biases, as the options ask.
+
+    Args:
+        accelerator: that logs.
+        folder: the run folder.
+        tracking: which, and how.
+        values: all options of the run, by name; they get those that are numbers and words.
+    """
     if not accelerator.log_with:
         return
     accelerator.project_configuration.logging_dir = str(folder)
-    config = {name: value for name, value in args.items() if isinstance(value, (bool, int, float, str))}
-    wandb: dict[str, Any] = {'name': folder.name, 'tags': args['wandb_tags'], 'dir': str(folder)}
-    if args['wandb_resume_id']:
-        wandb |= {'id': args['wandb_resume_id'], 'resume': 'must'}
-    accelerator.init_trackers(args['wandb_project'] or 'timm_hnc', config, {'wandb': wandb})
+    config = {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
+    wandb: dict[str, Any] = {'name': folder.name, 'tags': list(tracking.wandb_tags), 'dir': str(folder)}
+    if tracking.wandb_resume_id:
+        wandb |= {'id': tracking.wandb_resume_id, 'resume': 'must'}
+    accelerator.init_trackers(tracking.wandb_project or 'timm_hnc', config, {'wandb': wandb})
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

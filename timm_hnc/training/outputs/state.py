@@ -69,9 +69,9 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 
 def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
     hnc = None
-    if run.args.hnc != 'none':
+    if run.options.hnc.hnc != 'none':
         names = ('weight', 'topk', 'alpha', 'reduction')
-        hnc = {'variant': run.args.hnc, **{name: getattr(run.args, f'hnc_{name}') for name in names}}
+        hnc = {'variant': run.options.hnc.hnc, **{name: getattr(run.options.hnc, f'hnc_{name}') for name in names}}
     save_pretrained(run.evaluated_model, folder / 'model', run.class_names, run.data_config, hnc)
     state = {'optimizer': run.optimizer.optimizer.state_dict(), **apart}
     state |= {name: module.state_dict() for name, module in _modules(run)}
@@ -84,7 +84,7 @@ def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
 
 def _has_history(run: Run) -> bool:
     """Whether the learning rate follows from what was before; that of other schedules is a function of the step."""
-    return run.args.sched == 'plateau' and run.scheduler is not None
+    return run.options.schedule.sched == 'plateau' and run.scheduler is not None
 
 
 def restore(run: Run, checkpoint: Path) -> None:
@@ -100,7 +100,7 @@ def restore(run: Run, checkpoint: Path) -> None:
     try:
         for name, module in _modules(run):
             module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
-        if not run.args.no_resume_opt:
+        if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]
             run.optimizer.optimizer.load_state_dict(state['optimizer'])
             use_settings(run, fresh)
@@ -140,7 +140,7 @@ def _check_processes(run: Run) -> None:
     progress, now = run.checkpoints.progress, run.accelerator.num_processes
     if progress.num_processes == now:
         return
-    if not run.args.allow_world_size_change:
+    if not run.options.run.allow_world_size_change:
         raise DataError(
             f'the run was trained by {progress.num_processes} processes, now there are {now}: start as many, or pass '
             '--allow-world-size-change and get other batches from here on.'
@@ -156,13 +156,13 @@ def _check_processes(run: Run) -> None:
 def start_schedule(run: Run) -> None:
     """Bring the learning rate to where the run starts."""
     resumed = run.start_epoch > 0 or run.start_update > 0
-    if run.args.start_epoch is not None:
-        run.start_epoch, run.start_update = run.args.start_epoch, 0
+    if run.options.schedule.start_epoch is not None:
+        run.start_epoch, run.start_update = run.options.schedule.start_epoch, 0
     if run.scheduler is None or not (run.start_epoch > 0 or run.start_update):
         return
-    if _has_history(run) and resumed and not run.args.no_resume_opt:
+    if _has_history(run) and resumed and not run.options.run.no_resume_opt:
         return  # the optimizer's state has it
-    if run.args.sched_on_updates:
+    if run.options.schedule.sched_on_updates:
         run.scheduler.step_update(run.start_epoch * run.updates_per_epoch + run.start_update)
     else:
         run.scheduler.step(run.start_epoch)

@@ -1,8 +1,6 @@
 """Everything a run is made of, built from its options."""
 
-import logging
-from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,7 @@ import torch
 from accelerate import Accelerator
 from timm import utils
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import ModelEmaV3
 
@@ -22,25 +19,22 @@ from timm_hnc.data.loading.in_memory import RememberedBatches, keep_in_memory
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
 from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.loading.worker_signals import outlive_signals
-from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
-from timm_hnc.evaluation.loaders import create_eval_dataset, create_eval_loader
-from timm_hnc.losses import HNCLoss
+from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import exported
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import Interval
-from timm_hnc.training.setup.criterion import loss_kwargs, mixup_active
-from timm_hnc.training.setup.loaders import create_mixup, create_train_dataset, create_train_loader
-from timm_hnc.training.setup.losses import create_run_loss, needs_class_maps
-from timm_hnc.training.setup.models import check_image_size, create_model
+from timm_hnc.training.setup.criterion import loss_kwargs
+from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset
+from timm_hnc.training.setup.losses import create_run_loss
+from timm_hnc.training.setup.models import create_model
+from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
+from timm_hnc.training.setup.options import TrainOptions, check_image_size
 from timm_hnc.training.signals import StopSignals
 from timm_hnc.training.update_flags import Notices
-
-_logger = logging.getLogger(__name__)
-LOSS_GROUP = 'of_the_loss'  # key of the optimizer's group that holds what the loss learns
 
 
 @dataclass
@@ -48,7 +42,7 @@ class Run:
     """The parts of a run.
 
     Args:
-        args: the options in force.
+        options: those in force.
         accelerator: device, precision and processes.
         folder: the run folder.
         model: the plain timm model, unwrapped; its parameters are those that train.
@@ -79,7 +73,7 @@ class Run:
         skipped_images_before: those that the run skipped before it was resumed.
     """
 
-    args: Namespace
+    options: TrainOptions
     accelerator: Accelerator
     folder: Path
     model: Any
@@ -122,17 +116,17 @@ class Run:
     @property
     def input_dtype(self) -> torch.dtype:
         """Type of the model's input."""
-        return getattr(torch, self.args.model_dtype or 'float32')
+        return self.options.device.input_dtype
 
     @property
     def eval_metric(self) -> str:
         """The metric that ranks checkpoints: the training loss where nothing is evaluated."""
-        return self.args.eval_metric if self.eval_loader is not None else 'loss'
+        return self.options.run.eval_metric if self.eval_loader is not None else 'loss'
 
     @property
     def averaged_model(self) -> Any:
         """The weights that count: the moving average, unless it lives on the CPU alone."""
-        return self.model if self.ema is None or self.args.model_ema_force_cpu else self.ema.module
+        return self.model if self.ema is None or self.options.ema.model_ema_force_cpu else self.ema.module
 
     @property
     def evaluated_model(self) -> Any:
@@ -142,62 +136,64 @@ class Run:
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps an epoch; the last window of accumulated batches may be shorter."""
-        return -(-len(self.train_loader) // self.args.grad_accum_steps)
+        return -(-len(self.train_loader) // self.options.batches.grad_accum_steps)
 
 
-def build_run(args: Namespace, accelerator: Accelerator, checkpoints: CheckpointFolder) -> Run:
+def build_run(options: TrainOptions, accelerator: Accelerator, checkpoints: CheckpointFolder) -> Run:
     """Make model, data, losses, optimizer and schedule.
 
     Raises:
         UsageError: an option is wrong.
         DataError: data or weights are missing or do not fit.
     """
-    device, distributed = accelerator.device, accelerator.num_processes > 1
-    utils.random_seed(args.seed, accelerator.process_index)
+    device, distributed, seed = accelerator.device, accelerator.num_processes > 1, options.loader.seed
+    utils.random_seed(seed, accelerator.process_index)
     with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
-        model = create_model(args)
-    if args.num_classes is None:
-        args.num_classes = model.num_classes
-    data_config = input_config(model, args, verbose=accelerator.is_main_process)
-    check_image_size(args, model, data_config['input_size'])
-    model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
-    if args.channels_last:
+        model = create_model(options.model, options.input, options.augmentation.aug_splits)
+    num_classes = options.input.num_classes or model.num_classes
+    data_config = input_config(model, options.input, verbose=accelerator.is_main_process)
+    check_image_size(options, model, data_config['input_size'])
+    model.to(device=device, dtype=options.device.weight_dtype)
+    if options.device.channels_last:
         model.to(memory_format=torch.channels_last)
     skipped = SkippedImages()
-    train_set = create_train_dataset(args, data_config)
+    train_set = open_train_dataset(options, data_config['input_size'][0], num_classes)
     train_set.skipped_images = skipped  # type: ignore[attr-defined]  # travels to the loader's workers
-    mixup = create_mixup(args)
-    train_loader = create_train_loader(train_set, args, data_config, device, distributed, mixup)
+    mixup = create_mixup(options, num_classes)
+    train_loader = create_train_loader(train_set, options, data_config, device, distributed, mixup)
     outlive_signals(train_loader)
-    keys = use_keys(train_loader, mixed(args.seed, accelerator.process_index))
-    if args.data_in_memory and keys is not None:
-        keep_in_memory(train_loader, keys, args.hflip, args.vflip, device)
-    eval_loader = _create_eval_loader(args, data_config, train_set, skipped, accelerator) if args.val_split else None
-    _resolve_learning_rate(args, train_loader, accelerator.num_processes)
-    loss = create_run_loss(args, model, train_set)
-    compiled = Compilation(args)
-    task = compiled(create_task(args, model, loss, accelerator))  # inside DDP, whose hooks would break the graph
-    task, optimizer = accelerator.prepare(task, _create_optimizer(args, model, loss))
+    keys = use_keys(train_loader, mixed(seed, accelerator.process_index))
+    if options.batches.data_in_memory and keys is not None:
+        keep_in_memory(train_loader, keys, options.augmentation.hflip, options.augmentation.vflip, device)
+    eval_loader = None
+    if options.splits.val_split:
+        eval_loader = _create_eval_loader(options, data_config, num_classes, train_set, skipped, accelerator)
+    options = _resolved(options, num_classes, train_loader, accelerator.num_processes)
+    loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, train_set)
+    compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
+    task = compiled(create_task(options, model, loss, accelerator))  # inside DDP, whose hooks would break the graph
+    optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr)
+    task, optimizer = accelerator.prepare(task, optimizer)
     run = Run(
-        args=args,
+        options=options,
         accelerator=accelerator,
         folder=checkpoints.folder,
         model=model,
         loss=loss,
         compiled=compiled,
         task=task,
-        ema=_create_ema(args, model),
+        ema=create_ema(options.ema, model),
         optimizer=optimizer,
         scheduler=None,
         num_epochs=0,
         train_loader=train_loader,
         keys=keys,
-        clock=Interval(args.checkpoint_interval or (str(args.recovery_interval) if args.recovery_interval else None)),
-        notices=Notices(accelerator, at_once=args.on_nonfinite == 'skip'),
+        clock=options.run.interval(),
+        notices=Notices(accelerator, at_once=options.run.on_nonfinite == 'skip'),
         eval_loader=eval_loader,
         mixup=mixup,
         data_config=data_config,
-        class_names=class_names(train_set, args.num_classes),
+        class_names=class_names(train_set, num_classes),
         skipped=skipped,
         checkpoints=checkpoints,
     )
@@ -206,89 +202,84 @@ def build_run(args: Namespace, accelerator: Accelerator, checkpoints: Checkpoint
     return run
 
 
+def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: int) -> TrainOptions:
+    """The options with what model and data say: the number of classes, and the learning rate."""
+    batch_size = getattr(loader.batch_sampler, 'average_batch_size', options.batches.batch_size)
+    images = batch_size * world_size * options.batches.grad_accum_steps
+    schedule = with_learning_rate(options.schedule, options.optimizer.opt, images)
+    return replace(options, input=replace(options.input, num_classes=num_classes), schedule=schedule)
+
+
 def _create_eval_loader(
-    args: Namespace, data_config: dict[str, Any], train_set: Any, skipped: SkippedImages, accelerator: Accelerator
+    options: TrainOptions,
+    data_config: dict[str, Any],
+    num_classes: int,
+    train_set: Any,
+    skipped: SkippedImages,
+    accelerator: Accelerator,
 ) -> Any:
-    dataset = create_eval_dataset(args, data_config, args.val_split, args.val_num_samples)
+    batches, splits, distributed = options.batches, options.splits, accelerator.num_processes > 1
+    dataset = open_eval_dataset(
+        options.data,
+        options.task,
+        data_config['input_size'][0],
+        num_classes,
+        options.loader.seed,
+        split=splits.val_split,
+        num_samples=splits.val_num_samples,
+        batch_size=batches.batch_size,
+    )
     check_same_classes(train_set, dataset)
     dataset.skipped_images = skipped  # type: ignore[attr-defined]
-    batch_size, distributed = args.validation_batch_size or args.batch_size, accelerator.num_processes > 1
-    # what is kept in memory is read once
-    options = {'persistent_workers': False} if args.data_in_memory else {}
-    loader = create_eval_loader(dataset, args, data_config, batch_size, accelerator.device, distributed, **options)
+    arguments: dict[str, Any] = dict(
+        num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
+        img_dtype=options.device.input_dtype,
+    )
+    if batches.data_in_memory:
+        arguments['persistent_workers'] = False  # what is kept in memory is read once
+    batch_size = batches.validation_batch_size or batches.batch_size
+    loader = create_eval_loader(
+        dataset, options.loader, data_config, batch_size, accelerator.device, distributed, **arguments
+    )
     outlive_signals(loader)
-    if args.data_in_memory:
+    if batches.data_in_memory:
         loader.loader = RememberedBatches(loader.loader)
     return loader
 
 
-def create_task(args: Namespace, model: Any, loss: Loss | None, accelerator: Accelerator) -> Any:
+def create_task(options: TrainOptions, model: Any, loss: Loss | None, accelerator: Accelerator) -> Any:
     """The task that trains the model: timm's own for losses on logits, ours for those on class maps.
 
     Args:
-        args: options of the run.
+        options: of the run.
         model: plain timm model.
         loss: of timm_hnc.losses, None for timm's.
         accelerator: device of the task.
     """
-    multi_label = args.task == 'multilabel'
-    options: dict[str, Any] = dict(device=accelerator.device, verbose=accelerator.is_main_process)
-    options |= dict(criterion_kwargs=loss_kwargs(args)) if loss is None else dict(criterion=loss)
+    multi_label, mixed = options.task.multi_label, options.mixup.active
+    arguments: dict[str, Any] = dict(device=accelerator.device, verbose=accelerator.is_main_process)
+    if loss is None:
+        arguments['criterion_kwargs'] = loss_kwargs(options.loss, mixed, options.augmentation.aug_splits)
+    else:
+        arguments['criterion'] = loss
     if multi_label:
-        options['threshold'] = args.multilabel_threshold
-    if not needs_class_maps(args):
-        return (MultiLabelClassificationTask if multi_label else ClassificationTask)(model, **options)
-    if args.hnc == 'none':
-        return (ClassMapMultiLabelTask if multi_label else ClassMapTask)(CamModel(model), **options)
-    hnc = HNCLoss(args.hnc, args.hnc_topk, args.hnc_alpha, args.hnc_reduction)
-    if loss is not None and mixup_active(args):
-        options['target_floor'] = args.smoothing / (2 if multi_label else args.num_classes)
+        arguments['threshold'] = options.task.multilabel_threshold
+    if not options.needs_class_maps:
+        return (MultiLabelClassificationTask if multi_label else ClassificationTask)(model, **arguments)
+    if not options.hnc.on:
+        return (ClassMapMultiLabelTask if multi_label else ClassMapTask)(CamModel(model), **arguments)
+    if loss is not None and mixed:
+        arguments['target_floor'] = options.loss.smoothing / (2 if multi_label else model.num_classes)
     kind = HNCMultiLabelTask if multi_label else HNCTask
-    return kind(CamModel(model), hnc=hnc, hnc_weight=args.hnc_weight, **options)
-
-
-def _create_optimizer(args: Namespace, model: Any, loss: Loss | None) -> torch.optim.Optimizer:
-    try:
-        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f'--opt {args.opt} cannot be made with these options: {first_lines(error)}') from error
-    learned = list(loss.parameters()) if loss is not None else []
-    if loss is not None and learned:
-        settings = {name: value for name, value in loss.parameter_options.items() if name in optimizer.defaults}
-        optimizer.add_param_group({'params': learned, 'lr': args.loss_lr, **settings, LOSS_GROUP: True})
-    return optimizer
-
-
-def _create_ema(args: Namespace, model: Any) -> ModelEmaV3 | None:
-    if not args.model_ema:
-        return None
-    # after prepare, of the plain model: as a child of the task it would break DDP
-    return ModelEmaV3(
-        model,
-        decay=args.model_ema_decay,
-        use_warmup=args.model_ema_warmup,
-        device=torch.device('cpu') if args.model_ema_force_cpu else None,
-    )
-
-
-def _resolve_learning_rate(args: Namespace, loader: Any, world_size: int) -> None:
-    """Learning rate from the base rate and the global batch, as timm's train.py scales it."""
-    if args.lr:
-        return
-    batch_size = getattr(loader.batch_sampler, 'average_batch_size', args.batch_size)
-    ratio = batch_size * world_size * args.grad_accum_steps / args.lr_base_size
-    if not args.lr_base_scale:
-        args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
-    args.lr = args.lr_base * (ratio**0.5 if args.lr_base_scale == 'sqrt' else ratio)
-    _logger.info(f'Learning rate {args.lr:.4g}: base {args.lr_base}, {args.lr_base_scale} scaling by {ratio:.4g}.')
+    return kind(CamModel(model), hnc=options.hnc.loss(), hnc_weight=options.hnc.hnc_weight, **arguments)
 
 
 def _create_scheduler(run: Run) -> tuple[Any, int]:
-    decreasing = run.eval_metric == 'loss'
+    options = run.options
     scheduler, num_epochs = create_scheduler_v2(
         # prepare() gave the optimizer new parameter groups; timm's scheduler must see those
         run.optimizer.optimizer,
-        **scheduler_kwargs(run.args, decreasing_metric=decreasing),
+        **options.schedule.arguments(options.loader.seed, decreasing_metric=run.eval_metric == 'loss'),
         updates_per_epoch=run.updates_per_epoch,
     )
-    return scheduler, min(num_epochs, run.args.stop_epoch or num_epochs)
+    return scheduler, min(num_epochs, options.schedule.stop_epoch or num_epochs)

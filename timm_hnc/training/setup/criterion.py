@@ -1,6 +1,5 @@
 """From options to the arguments of timm's criterion."""
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -8,19 +7,17 @@ from timm.loss import load_class_stats, resolve_class_weights
 from torch import Tensor
 
 from timm_hnc.errors import UsageError
-from timm_hnc.files.options import flag_of
+from timm_hnc.options import flag_of
+from timm_hnc.training.setup.loss_options import LossOptions
 
 
-def mixup_active(args: argparse.Namespace) -> bool:
-    """Whether mixup or cutmix makes the targets dense."""
-    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
-
-
-def loss_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+def loss_kwargs(options: LossOptions, soft_targets: bool = False, jsd_splits: int = 0) -> dict[str, Any]:
     """The arguments of timm's `create_classification_loss`, without `multi_label`, which the task passes itself.
 
     Args:
-        args: the options of train.py, checked.
+        options: of the loss.
+        soft_targets: mixup or cutmix makes the targets dense.
+        jsd_splits: augmented versions of a batch, of the loss jsd.
 
     Returns:
         The arguments; class weights and counts are read from their files.
@@ -29,43 +26,33 @@ def loss_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         UsageError: a file of class weights or counts cannot be used.
 
     Example:
-        >>> HNCTask(cam_model, criterion_kwargs=loss_kwargs(args))
+        >>> HNCTask(cam_model, criterion_kwargs=loss_kwargs(LossOptions(loss='asl')))
     """
-    stats = _read('class_stats', args.class_stats, lambda: load_class_stats(args.class_stats))
+    stats = _read('class_stats', options.class_stats, lambda: load_class_stats(options.class_stats))
 
-    def weights(kind: str, dest: str) -> float | Tensor | None:
-        value = getattr(args, dest)
-        return _read(
-            dest, value, lambda: resolve_class_weights(value, kind, class_stats=stats, power=args.loss_weight_power)
-        )
+    def weights(kind: str, name: str) -> float | Tensor | None:
+        value, power = getattr(options, name), options.loss_weight_power
+        return _read(name, value, lambda: resolve_class_weights(value, kind, class_stats=stats, power=power))
 
+    names = ['bce_target_thresh', 'bce_sum', 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip', 'asl_reduction']
+    names += ['poly_epsilon', 'poly_gamma', 'poly_alpha', 'twoway_tp', 'twoway_tn']
     kwargs = {
-        'loss_type': args.loss,
-        'smoothing': args.smoothing,
-        'soft_targets': mixup_active(args),
+        'loss_type': options.loss,
+        'smoothing': options.smoothing,
+        'soft_targets': soft_targets,
+        'jsd_splits': jsd_splits,
         'class_weight': weights('class_weight', 'loss_class_weight'),
         'pos_weight': weights('pos_weight', 'loss_pos_weight'),
-        'bce_target_thresh': args.bce_target_thresh,
-        'bce_sum': args.bce_sum,
-        'asl_gamma_pos': args.asl_gamma_pos,
-        'asl_gamma_neg': args.asl_gamma_neg,
-        'asl_clip': args.asl_clip,
-        'asl_reduction': args.asl_reduction,
-        'poly_epsilon': args.poly_epsilon,
-        'poly_gamma': args.poly_gamma,
-        'poly_alpha': args.poly_alpha,
-        'jsd_splits': args.aug_splits,
-        'twoway_tp': args.twoway_tp,
-        'twoway_tn': args.twoway_tn,
+        **{name: getattr(options, name) for name in names},
     }
-    if args.loss == 'db' and stats is not None:
+    if options.loss == 'db' and stats is not None:
         kwargs['class_counts'], kwargs['num_samples'] = stats
     return kwargs
 
 
-def _read(dest: str, value: str | None, load: Callable[[], Any]) -> Any:
+def _read(name: str, value: str | None, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         hint = ' (no file, method or list of numbers)' if 'could not convert' in str(error) else ''
-        raise UsageError(f'{flag_of(dest)} {value}: {str(error).rstrip(".")}{hint}.') from error
+        raise UsageError(f'{flag_of(name)} {value}: {str(error).rstrip(".")}{hint}.') from error

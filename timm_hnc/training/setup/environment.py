@@ -3,7 +3,8 @@
 import importlib
 import logging
 import os
-from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from accelerate import Accelerator
@@ -16,38 +17,52 @@ from accelerate.utils import (
 )
 
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.compilation import resolve_compilation
-from timm_hnc.evaluation.precision import on_cpu, resolve_precision, set_up_process
+from timm_hnc.evaluation.precision import DeviceOptions, set_up_process
+from timm_hnc.options import check_choice
+from timm_hnc.training.outputs.results import TrackingOptions
 
 _logger = logging.getLogger(__name__)
 
 
-def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator:
-    """The Accelerator that command line and launcher ask for.
+@dataclass(frozen=True)
+class ProcessOptions:
+    """What several processes share.
 
     Args:
-        args: training options, changed to what is in force where the launcher has a say.
-        explicit: names of the options that were given.
+        no_ddp_bb: DDP does not broadcast buffers.
+        dist_bn: batch statistics: broadcast, reduce or ''.
+        synchronize_step: wait for the device after each step.
+        device_modules: modules to import for the device.
+    """
+
+    no_ddp_bb: bool = False
+    dist_bn: str = 'reduce'
+    synchronize_step: bool = False
+    device_modules: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self, 'dist_bn', ('', 'broadcast', 'reduce'))
+
+
+def create_accelerator(device: DeviceOptions, processes: ProcessOptions, tracking: TrackingOptions) -> Accelerator:
+    """The Accelerator that the options ask for, those with which the launcher agrees.
 
     Raises:
-        UsageError: command line and launcher contradict each other, or a package is missing.
+        UsageError: the launcher asks for what cannot be, or a package is missing.
     """
-    for module in args.device_modules or ():
+    for module in processes.device_modules or ():
         try:
             importlib.import_module(module)
         except (ImportError, ValueError, TypeError) as error:
             raise UsageError(f'--device-modules {module}: cannot be imported ({error}).') from error
-    cpu = on_cpu(args)
-    args.grad_accum_steps = _accumulation(args, explicit)
-    resolve_compilation(args)
-    trackers = _trackers(args)
+    trackers = _trackers(tracking)
     accelerator = Accelerator(
-        mixed_precision=resolve_precision(args, explicit),
-        cpu=cpu,
+        mixed_precision=device.precision,
+        cpu=device.on_cpu,
         # our own counter closes the last window of an epoch; Accelerate's would scale the loss a second time
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_plugin=TorchDynamoPlugin(backend='no'),  # it would compile around DDP, and leave out what is evaluated
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not processes.no_ddp_bb)],
         log_with=trackers or None,
         project_config=ProjectConfiguration(logging_dir='.'),  # `start_trackers` puts the run folder there
         step_scheduler_with_optimizer=False,
@@ -57,32 +72,35 @@ def create_accelerator(args: Namespace, explicit: frozenset[str]) -> Accelerator
             f"accelerate launch asks for {accelerator.distributed_type.value}: train.py's checkpoints are those of "
             'whole models on every process; launch it with --multi_gpu.'
         )
-    _check_sync_bn(args, accelerator)
-    set_up_process(args, accelerator)
-    if cpu and not args.device.startswith('cpu'):
+    set_up_process(accelerator, device.fast_norm)
+    if device.on_cpu and not device.device.startswith('cpu'):
         _logger.info('No accelerator here: training on the CPU.')
     return accelerator
 
 
-def _check_sync_bn(args: Namespace, accelerator: Accelerator) -> None:
-    if args.sync_bn and accelerator.device.type == 'cpu':
-        raise UsageError('--sync-bn: PyTorch synchronises batch statistics on accelerators only; leave it out here.')
+def agreed_accumulation(steps: int, explicit: frozenset[str]) -> int:
+    """Batches to an update that command line and launcher ask for together.
 
+    Args:
+        steps: of --grad-accum-steps.
+        explicit: names of the options that were given.
 
-def _accumulation(args: Namespace, explicit: frozenset[str]) -> int:
+    Raises:
+        UsageError: they contradict each other.
+    """
     launcher = int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS') or 1)
-    if launcher == 1 or launcher == args.grad_accum_steps:
-        return args.grad_accum_steps
+    if launcher in (1, steps):
+        return steps
     if 'grad_accum_steps' in explicit:
-        raise UsageError(f'--grad-accum-steps {args.grad_accum_steps} contradicts the launcher, which says {launcher}.')
+        raise UsageError(f'--grad-accum-steps {steps} contradicts the launcher, which says {launcher}.')
     return launcher
 
 
-def _trackers(args: Namespace) -> list[str]:
+def _trackers(options: TrackingOptions) -> list[str]:
     trackers = []
     for wanted, package, advice in (
-        (args.log_tensorboard, 'tensorboard', 'pip install "timm_hnc[track]"'),
-        (args.log_wandb, 'wandb', 'pip install wandb'),
+        (options.log_tensorboard, 'tensorboard', 'pip install "timm_hnc[track]"'),
+        (options.log_wandb, 'wandb', 'pip install wandb'),
     ):
         if wanted and find_spec(package) is None:
             raise UsageError(f'--log-{package} needs the package {package}: {advice}.')

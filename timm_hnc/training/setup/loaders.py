@@ -1,62 +1,74 @@
 """Training data as batches, augmented as timm does."""
 
-from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from torch.utils.data import Dataset
 
-from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
-from timm_hnc.data.noise import LabelNoise, NoisyLabels
+from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError
-from timm_hnc.evaluation.loaders import create_timed_loader, dataset_options, loader_options
-from timm_hnc.training.setup.criterion import mixup_active
+from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset
+from timm_hnc.training.setup.data_options import AugmentationOptions, TrainSizeOptions
+from timm_hnc.training.setup.options import TrainOptions
 
 
-def create_train_dataset(args: Namespace, data_config: dict[str, Any]) -> Dataset:
-    """The training data set that the options name.
+def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -> Dataset:
+    """The training data that the options name, without what --holdout keeps of it.
+
+    Args:
+        options: of the run.
+        channels: of the model's input.
+        num_classes: outputs of the model.
 
     Raises:
         UsageError: an option is wrong.
         DataError: the data is missing or does not fit.
     """
-    dataset = create_dataset(
-        split=args.train_split,
+    data, splits, seed = options.data, options.splits, options.loader.seed
+    dataset = open_dataset(
+        data,
+        options.task,
+        channels,
+        num_classes,
+        split=splits.train_split,
         is_training=True,
-        seed=args.seed,
-        repeats=args.epoch_repeats,
-        num_samples=args.train_num_samples,
-        **dataset_options(args, data_config),
+        batch_size=options.batches.batch_size,
+        seed=seed,
+        repeats=splits.epoch_repeats,
+        num_samples=splits.train_num_samples,
     )
-    if args.label_noise is not None:
-        dataset = NoisyLabels(dataset, LabelNoise.parse(args.label_noise), args.num_classes, args.seed)
-    return split_off(dataset, args.holdout, args.seed)[0] if args.holdout else dataset
+    noise = splits.noise()
+    if noise is not None:
+        dataset = NoisyLabels(dataset, noise, num_classes, seed)
+    return split_off(dataset, data.holdout, seed)[0] if data.holdout else dataset
 
 
-def create_mixup(args: Namespace) -> Mixup | None:
+def create_mixup(options: TrainOptions, num_classes: int) -> Mixup | None:
     """Timm's mixup or cutmix: a collate function for the prefetching loader, else for the batch on the device."""
-    if not mixup_active(args):
+    mixing = options.mixup
+    if not mixing.active:
         return None
-    kind = Mixup if args.no_prefetcher or args.data_in_memory else FastCollateMixup
+    kind = Mixup if options.loader.no_prefetcher or options.batches.data_in_memory else FastCollateMixup
     return kind(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        cutmix_minmax=args.cutmix_minmax,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
-        mode=args.mixup_mode,
-        label_smoothing=args.smoothing,
-        num_classes=args.num_classes,
-        multi_label=args.task == 'multilabel',
+        mixup_alpha=mixing.mixup,
+        cutmix_alpha=mixing.cutmix,
+        cutmix_minmax=mixing.cutmix_minmax,
+        prob=mixing.mixup_prob,
+        switch_prob=mixing.mixup_switch_prob,
+        mode=mixing.mixup_mode,
+        label_smoothing=options.loss.smoothing,
+        num_classes=num_classes,
+        multi_label=options.task.multi_label,
     )
 
 
 def create_train_loader(
     dataset: Any,
-    args: Namespace,
+    options: TrainOptions,
     data_config: dict[str, Any],
     device: torch.device,
     distributed: bool,
@@ -65,8 +77,8 @@ def create_train_loader(
     """Timm's training loader; under torch.distributed it shards by itself.
 
     Args:
-        dataset: from `create_train_dataset`.
-        args: training options.
+        dataset: that trains.
+        options: of the run.
         data_config: from timm's resolve_data_config.
         device: that batches go to.
         distributed: whether there are several processes.
@@ -75,78 +87,83 @@ def create_train_loader(
     Raises:
         DataError: the data does not fill one batch.
     """
-    interpolation = args.train_interpolation
-    if args.no_aug or not interpolation:
+    augmentation, batches = options.augmentation, options.batches
+    interpolation = augmentation.train_interpolation
+    if augmentation.no_aug or not interpolation:
         interpolation = data_config['interpolation']
-    ours = args.train_crop_mode in CROPS and not args.no_aug
-    if args.aug_splits > 1:
-        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+    mode = augmentation.train_crop_mode
+    if augmentation.aug_splits > 1:
+        dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
     loader = create_timed_loader(
         dataset,
-        args,
-        batch_size=args.batch_size,
+        options.loader,
+        data_config,
+        device,
+        distributed,
+        batch_size=batches.batch_size,
         is_training=True,
+        img_dtype=options.device.input_dtype,
         interpolation=interpolation,
-        train_crop_mode='rrc' if args.train_crop_mode in CROPS else args.train_crop_mode,
-        num_workers=args.workers,
-        worker_seeding=args.worker_seeding,
+        train_crop_mode='rrc' if mode in CROPS else mode,
+        worker_seeding=batches.worker_seeding,
         collate_fn=mixup if isinstance(mixup, FastCollateMixup) else None,
         # what fresh workers draw depends on the epoch's seed, not on the epochs before; use_keys() lets them stay
         persistent_workers=False,
-        use_multi_epochs_loader=args.use_multi_epochs_loader,
-        **_augmentation(args),
-        **_schedule(args),
-        **loader_options(args, data_config, device, distributed),
+        use_multi_epochs_loader=batches.use_multi_epochs_loader,
+        **_augmentation(augmentation),
+        **_sizes(options.sizes, options.schedule.epochs, options.loader.seed),
     )
-    if ours:
-        _replace_crops(loader.dataset, args, data_config, interpolation)
+    if mode in CROPS and not augmentation.no_aug:
+        _replace_crops(loader.dataset, mode, options.sizes.train_img_sizes, data_config['input_size'], interpolation)
     if len(loader) == 0:
         raise DataError(
-            f'{len(dataset)} training images do not fill one batch of {args.batch_size} a process: '
+            f'{len(dataset)} training images do not fill one batch of {batches.batch_size} a process: '
             'set a lower --batch-size.'
         )
     return loader
 
 
-def _augmentation(args: Namespace) -> dict[str, Any]:
+def _augmentation(options: AugmentationOptions) -> dict[str, Any]:
     return dict(
-        no_aug=args.no_aug,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-        re_split=args.resplit,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter or None,  # timm would draw for a jitter of nothing
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob,
-        gaussian_blur_prob=args.gaussian_blur_prob,
-        auto_augment=args.aa,
-        num_aug_repeats=args.aug_repeats,
-        num_aug_splits=args.aug_splits,
+        no_aug=options.no_aug,
+        re_prob=options.reprob,
+        re_mode=options.remode,
+        re_count=options.recount,
+        re_split=options.resplit,
+        scale=options.scale,
+        ratio=options.ratio,
+        hflip=options.hflip,
+        vflip=options.vflip,
+        color_jitter=options.color_jitter or None,  # timm would draw for a jitter of nothing
+        color_jitter_prob=options.color_jitter_prob,
+        grayscale_prob=options.grayscale_prob,
+        gaussian_blur_prob=options.gaussian_blur_prob,
+        auto_augment=options.aa,
+        num_aug_repeats=options.aug_repeats,
+        num_aug_splits=options.aug_splits,
     )
 
 
-def _schedule(args: Namespace) -> dict[str, Any]:
+def _sizes(options: TrainSizeOptions, epochs: int, seed: int) -> dict[str, Any]:
     """Options of timm's scheduled resolutions."""
     return dict(
-        input_size_choices=args.train_img_sizes,
-        batch_size_choices=args.train_batch_sizes,
-        batch_choice_weights=args.train_size_probs,
-        batch_choice_seed=args.seed,
-        batch_choice_schedule=args.train_size_schedule,
-        batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
-        batch_schedule_spread=args.train_size_schedule_spread,
-        batch_schedule_random_mix=args.train_size_random_mix,
-        num_batches=args.train_batches_per_epoch,
+        input_size_choices=options.train_img_sizes,
+        batch_size_choices=options.train_batch_sizes,
+        batch_choice_weights=options.train_size_probs,
+        batch_choice_seed=seed,
+        batch_choice_schedule=options.train_size_schedule,
+        batch_schedule_epochs=epochs if options.train_size_schedule == 'progressive' else None,
+        batch_schedule_spread=options.train_size_schedule_spread,
+        batch_schedule_random_mix=options.train_size_random_mix,
+        num_batches=options.train_batches_per_epoch,
     )
 
 
-def _replace_crops(dataset: Any, args: Namespace, data_config: dict[str, Any], interpolation: str) -> None:
-    if args.train_img_sizes:
-        for transform, size in zip(dataset.transforms, args.train_img_sizes, strict=True):
-            use_crop(args.train_crop_mode, transform, (size, size), interpolation)
+def _replace_crops(
+    dataset: Any, mode: str, sizes: Sequence[int] | None, input_size: Sequence[int], interpolation: str
+) -> None:
+    if sizes:
+        for transform, size in zip(dataset.transforms, sizes, strict=True):
+            use_crop(mode, transform, (size, size), interpolation)
     else:
-        use_crop(args.train_crop_mode, dataset.transform, data_config['input_size'], interpolation)
+        use_crop(mode, dataset.transform, input_size, interpolation)

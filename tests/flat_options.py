@@ -1,0 +1,17 @@
+"""Options as one bag, for tests that look at many."""
+
+from types import SimpleNamespace
+
+from timm_hnc.commands.options import train_options, validate_options
+from timm_hnc.options import flattened
+
+
+def parse_train_options(argv=None):
+    options, explicit = train_options.parse_train_options(argv)
+    return SimpleNamespace(**flattened(options)), explicit
+
+
+def parse_validate_options(argv=None):
+    options, own, explicit = validate_options.parse_validate_options(argv)
+    results = {name: getattr(own, name) for name in ('results_file', 'results_format')}
+    return SimpleNamespace(**flattened(options), **results), explicit

@@ -1,0 +1,76 @@
+"""Flags made of option dataclasses: a field gives name, type and default, its line in the docstring the help."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from timm_hnc.commands.options.parsing import KeyValues
+from timm_hnc.options import flag_of
+
+Arguments = Mapping[str, Mapping[str, Any]]
+_METAVARS = {int: 'N', float: 'X', str: 'NAME', dict: 'K=V'}
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    title: str,
+    kind: type,
+    arguments: Arguments = MappingProxyType({}),
+    left_out: Sequence[str] = (),
+) -> Any:
+    """A group of flags, one for every field of a dataclass, in their order.
+
+    Args:
+        parser: that gets them.
+        title: of the group in --help.
+        kind: the dataclass, with Google's docstring.
+        arguments: by field, what differs from what its type says: 'short' and 'also' are flags more, before and
+            behind its own; all else is argparse's.
+        left_out: fields without a flag.
+
+    Returns:
+        The group.
+    """
+    group = parser.add_argument_group(title)
+    hints, helps = get_type_hints(kind), field_helps(kind)
+    for each in fields(kind):
+        if each.name in left_out:
+            continue
+        given = dict(arguments.get(each.name, {}))
+        flags = [given.pop('short', None), flag_of(each.name), given.pop('also', None)]
+        made = _argument(hints[each.name], _default(each)) | {'help': helps[each.name]} | given
+        group.add_argument(*filter(None, flags), **made)
+    return group
+
+
+def field_helps(kind: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of its fields, without the full stop."""
+    section = inspect.cleandoc(kind.__doc__ or '').partition('Args:\n')[2].partition('\n\n')[0]
+    entries = re.findall(r'^    (\w+): (.*(?:\n {8}.*)*)', section, re.MULTILINE)
+    return {name: ' '.join(text.split()).removesuffix('.').replace('%', '%%') for name, text in entries}
+
+
+def _default(field: 'Field[Any]') -> Any:
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _argument(hint: Any, default: Any) -> dict[str, Any]:
+    """Argparse's arguments for a value of this type."""
+    if get_origin(hint) in (Union, UnionType):
+        [hint] = [each for each in get_args(hint) if each is not NoneType]
+    if hint is bool:
+        return {'action': 'store_true'}
+    made: dict[str, Any] = {'default': default}
+    if get_origin(hint) is dict:
+        return made | {'nargs': '*', 'action': KeyValues, 'metavar': 'K=V'}
+    if get_origin(hint) is Sequence:
+        [hint] = get_args(hint)
+        made['nargs'] = '+'
+    if get_origin(hint) is Literal:
+        return made | {'choices': get_args(hint)}
+    return made | {'type': hint, 'metavar': _METAVARS[hint]}

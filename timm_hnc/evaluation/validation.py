@@ -1,0 +1,247 @@
+"""A validation pass from its options: figures of one model, on clean and attacked images, with its maps."""
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.layers import apply_test_time_pool
+from timm.utils import check_batch_size_retry, decay_batch_step
+
+from timm_hnc.attacks.attacks import normalized
+from timm_hnc.cam import CamModel
+from timm_hnc.data.datasets import class_names
+from timm_hnc.data.loading.loader_errors import watched_workers
+from timm_hnc.data.loading.skipped_images import SkippedImages
+from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
+from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.evaluation.compilation import Compilation
+from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
+from timm_hnc.evaluation.inputs import InputOptions, input_config
+from timm_hnc.evaluation.labels import LabelOptions, OtherLabels
+from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset
+from timm_hnc.evaluation.map_pass import MapOptions, watch_maps
+from timm_hnc.evaluation.models import load_model
+from timm_hnc.evaluation.precision import DeviceOptions
+from timm_hnc.evaluation.robustness import AttackOptions, robust_figures, threat_of
+from timm_hnc.evaluation.sources import Source, SourceOptions
+from timm_hnc.options import check_range, flag_of
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is evaluated, and how.
+
+    Args:
+        split: split of the data set.
+        num_samples: number of samples, for data sets that do not know it.
+        batch_size: images in a batch, on each device.
+        use_train_size: evaluate at the training size.
+        crop_border_pixels: pixels cut off each border.
+        tf_preprocessing: TensorFlow's preprocessing.
+        test_pool: pool at test time over larger inputs.
+        retry: try smaller batches when memory runs out.
+        log_freq: batches between log lines.
+    """
+
+    split: str = 'validation'
+    num_samples: int | None = None
+    batch_size: int = 256
+    use_train_size: bool = False
+    crop_border_pixels: int | None = None
+    tf_preprocessing: bool = False
+    test_pool: bool = False
+    retry: bool = False
+    log_freq: int = 10
+
+    def __post_init__(self) -> None:
+        check_range(self, 'batch_size', 'log_freq', 'num_samples', low=1)
+        check_range(self, 'crop_border_pixels', low=0)
+        if self.tf_preprocessing and find_spec('tensorflow') is None:
+            raise UsageError('--tf-preprocessing needs the package tensorflow.')
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What is evaluated, on what and how: a group a subject, all with the defaults of timm's validate.py.
+
+    Args:
+        data: where images and labels come from.
+        task: one label an image, or several.
+        model: which, and its weights.
+        input: its images and its head.
+        evaluation: which split, in which batches.
+        attacks: on the images.
+        maps: what is measured on class activation maps.
+        loader: how images are loaded, and the seed.
+        device: device, number formats and compilation.
+        labels: other labels, and other figures.
+
+    Raises:
+        UsageError: options contradict each other.
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    model: SourceOptions = field(default_factory=SourceOptions)
+    input: InputOptions = field(default_factory=InputOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    attacks: AttackOptions = field(default_factory=AttackOptions)
+    maps: MapOptions = field(default_factory=MapOptions)
+    loader: LoaderOptions = field(default_factory=LoaderOptions)
+    device: DeviceOptions = field(default_factory=DeviceOptions)
+    labels: LabelOptions = field(default_factory=LabelOptions)
+
+    def __post_init__(self) -> None:
+        compiled, labels = self.device.torchcompile, self.labels
+        if self.attacks.attack and (labels.valid_labels or labels.real_labels or labels.metrics_avg):
+            raise UsageError('--attack: not together with --valid-labels, --real-labels or --metrics-avg.')
+        if self.attacks.attack and self.attacks.attack_loss == 'train' and compiled:
+            raise UsageError('--attack-loss train: not together with --torchcompile.')
+        if self.maps.first and (compiled or self.evaluation.test_pool):
+            other = '--torchcompile' if compiled else '--test-pool'
+            raise UsageError(f'{flag_of(self.maps.first)}: not together with {other}.')
+        if self.maps.cam_boxes and self.data.is_streamed:
+            raise UsageError(f'--cam-boxes: {self.data.dataset} is streamed, its images have no index.')
+        for name in ('metrics_avg', 'real_labels', 'valid_labels') if self.task.multi_label else ():
+            if getattr(labels, name):
+                raise UsageError(
+                    f'{flag_of(name)} {getattr(labels, name)}: for --task classification only; --task multilabel '
+                    'reports mAP and the micro, macro and sample F1.'
+                )
+
+
+def validate(options: ValidateOptions, source: Source, accelerator: Accelerator) -> dict[str, Any]:
+    """Figures of one model; with --retry in smaller batches if memory runs out.
+
+    Args:
+        options: what is measured, on which data.
+        source: the model and its weights.
+        accelerator: device, precision and processes.
+
+    Raises:
+        UsageError: options are wrong.
+        DataError: data or weights cannot be used.
+    """
+    batch_size = options.evaluation.batch_size
+    while True:
+        try:
+            return _validate(options, source, accelerator, batch_size)
+        except RuntimeError as error:
+            if isinstance(error, DataError) or not options.evaluation.retry or not check_batch_size_retry(str(error)):
+                raise
+            batch_size = decay_batch_step(batch_size)
+            if batch_size == 0:
+                raise DataError(f'{source.name}: no batch size works: {first_lines(error)}') from error
+            _logger.warning(f'{first_lines(error)}: trying batches of {batch_size}.')
+
+
+@watched_workers()
+def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
+    evaluation = options.evaluation
+    with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
+        model = load_model(source, options.model, options.input)
+    num_classes = options.input.num_classes or model.num_classes
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    use_test_size, verbose = not evaluation.use_train_size, accelerator.is_main_process
+    data_config = input_config(model, options.input, use_test_size=use_test_size, verbose=verbose)
+    if evaluation.test_pool:
+        model, pooled = apply_test_time_pool(model, data_config)
+        data_config = {**data_config, **({'crop_pct': 1.0} if pooled else {})}
+    model = _place(model, options.device, accelerator.device)
+    skipped = SkippedImages()
+    dataset: Any = open_eval_dataset(
+        options.data,
+        options.task,
+        data_config['input_size'][0],
+        num_classes,
+        options.loader.seed,
+        split=evaluation.split,
+        num_samples=evaluation.num_samples,
+        batch_size=batch_size,
+        seed=options.loader.seed,
+        load_bytes=evaluation.tf_preprocessing,
+    )
+    dataset.skipped_images = skipped  # travels to the loader's workers
+    metrics = _evaluate(model, source, dataset, options, data_config, num_classes, batch_size, accelerator)
+    count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
+    count = accelerator.reduce(count, 'sum')
+    skipped.stop()
+    return {
+        'model': source.name,
+        **metrics,
+        'param_count': round(parameters / 1e6, 2),
+        'img_size': data_config['input_size'][-1],
+        'crop_pct': data_config['crop_pct'],
+        'interpolation': data_config['interpolation'],
+        'skipped_images': int(count),
+    }
+
+
+def _place(model: Any, options: DeviceOptions, device: torch.device) -> Any:
+    model = model.to(device=device, dtype=options.weight_dtype)
+    if options.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return Compilation(options.torchcompile, options.torchcompile_mode)(model)
+
+
+def _evaluate(
+    model: Any,
+    source: Source,
+    dataset: Any,
+    options: ValidateOptions,
+    data_config: dict[str, Any],
+    num_classes: int,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    device, distributed, task = accelerator.device, accelerator.num_processes > 1, options.task
+    loader = create_eval_loader(
+        dataset,
+        options.loader,
+        data_config,
+        batch_size,
+        device,
+        distributed,
+        num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
+        img_dtype=options.device.input_dtype,
+        crop_border_pixels=options.evaluation.crop_border_pixels,
+        tf_preprocessing=options.evaluation.tf_preprocessing,
+    )
+    labels = OtherLabels(options.labels, dataset, loader, distributed)
+    inputs = partial(batches, loader, device, options.device.input_dtype, options.device.channels_last)
+    evaluator = partial(create_evaluator, loader, device, task.multi_label, task.multilabel_threshold)
+    threat = threat_of(options.attacks, source, options.loader.seed) if options.attacks.attack else None
+    watched = watch_maps(model, options.maps, loader, dataset, class_names(dataset, num_classes), task.multi_label)
+    metrics = evaluate(
+        watched or model,
+        inputs(),
+        evaluator(),
+        accelerator.autocast,
+        distributed,
+        on_batch=watched.before(labels) if watched else labels,
+        log_interval=options.evaluation.log_freq,
+    )
+    more: dict[str, Any] = {'skipped_images': dataset.skipped_images.count}  # of one pass, attacks make more
+    if threat is not None:
+        attacked = CamModel(model) if options.attacks.attack_loss == 'train' else model
+        classifier = normalized(attacked, data_config['mean'], data_config['std'])
+        try:
+            robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
+        except ValueError as error:
+            raise UsageError(f'--attack: {error}') from error
+        more |= {'attack_space': options.attacks.attack_space, 'attack_loss': options.attacks.attack_loss}
+        more |= {name: value if name.endswith('loss') else round(value, 4) for name, value in robust.items()}
+    more |= watched.figures(accelerator) if watched else {}
+    if task.multi_label:
+        return {name: round(value, 4) for name, value in metrics.items()} | {'loss': metrics['loss']} | more
+    metrics |= labels.accuracy()
+    result = {'loss': metrics['loss']}
+    for name in ('top1', 'top5'):
+        result |= {name: round(metrics[name], 4), f'{name}_err': round(100 - metrics[name], 4)}
+    return result | labels.precision_and_recall() | more

@@ -1,0 +1,131 @@
+"""Options of the losses: the criterion, and HNC."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from timm_hnc.errors import UsageError
+from timm_hnc.losses import HNCLoss
+from timm_hnc.losses.factory import LOSSES
+from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
+from timm_hnc.options import check_range, flag_of
+
+LOSS_LR = 0.5  # of the centers of center loss, their paper's alpha
+
+
+@dataclass(frozen=True)
+class HNCOptions:
+    """Homogeneous Negative CAM.
+
+    Args:
+        hnc: HNC loss: none, mse (Eq. 2) or kd (Eq. 5).
+        hnc_weight: its weight (lambda); 0.0007 for mse, 0.0065 for kd.
+        hnc_topk: negative classes of each image that it takes.
+        hnc_alpha: value that mse draws the maps to.
+        hnc_reduction: over the K maps of an image.
+    """
+
+    hnc: Literal['none', 'mse', 'kd'] = 'none'
+    hnc_weight: float | None = None
+    hnc_topk: int = 100
+    hnc_alpha: float = 0.0
+    hnc_reduction: Literal['sum', 'mean'] = 'sum'
+
+    def __post_init__(self) -> None:
+        check_range(self, 'hnc_weight', low=0)
+        check_range(self, 'hnc_topk', low=1)
+        check_range(self, 'hnc_alpha')
+        if self.hnc != 'none':
+            object.__setattr__(
+                self, 'hnc_weight', DEFAULT_WEIGHTS[self.hnc] if self.hnc_weight is None else self.hnc_weight
+            )
+            return
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != each.default:
+                raise UsageError(f'{flag_of(each.name)} {value}: does nothing without --hnc mse or --hnc kd.')
+
+    @property
+    def on(self) -> bool:
+        """Whether HNC is part of the loss."""
+        return self.hnc != 'none'
+
+    def loss(self) -> HNCLoss:
+        """The HNC loss, where it is on."""
+        return HNCLoss(self.hnc, self.hnc_topk, self.hnc_alpha, self.hnc_reduction)
+
+    def __str__(self) -> str:
+        return f'HNC {self.hnc}, weight {self.hnc_weight:g}' if self.on else 'without HNC'
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The criterion and its settings.
+
+    Args:
+        loss: ce, or bce for several labels, if left out; timm: ce, bce, asl, poly, jsd, twoway, zlpr, db; with
+            options in --loss-kwargs: focal, cb-focal, center, lgm, a-softmax, lmc, aam, anchor, weighted-sigmoid,
+            attention-consistency, guided-complement, max-entropy.
+        loss_kwargs: options of such a loss.
+        loss_lr: learning rate of what the loss itself learns.
+        smoothing: label smoothing; 0 for several labels.
+        bce_sum: bce: sum over classes.
+        bce_target_thresh: bce: softened targets above this are 1, others 0.
+        class_stats: JSON of pos_counts and num_samples, by timm's class_weights.py.
+        loss_pos_weight: bce, asl: a number, a list, a file or neg_pos.
+        loss_class_weight: bce, asl: a number, a list, a file, inv_freq or effective_num.
+        loss_weight_power: power of neg_pos and inv_freq.
+        asl_gamma_pos: asl: focus on positive targets.
+        asl_gamma_neg: asl: focus on negative targets.
+        asl_clip: asl: margin of negative probabilities.
+        asl_reduction: asl: how it is averaged.
+        poly_epsilon: poly: weight of the first polynomial term.
+        poly_gamma: poly, several labels: focusing exponent.
+        poly_alpha: poly, several labels: balance of positives and negatives.
+        twoway_tp: twoway: temperature of positive logits.
+        twoway_tn: twoway: temperature of negative logits.
+    """
+
+    loss: str | None = None
+    loss_kwargs: dict[str, Any] = field(default_factory=dict)
+    loss_lr: float = LOSS_LR
+    smoothing: float = 0.1
+    bce_sum: bool = False
+    bce_target_thresh: float | None = None
+    class_stats: str | None = None
+    loss_pos_weight: str | None = None
+    loss_class_weight: str | None = None
+    loss_weight_power: float = 1.0
+    asl_gamma_pos: float = 1.0
+    asl_gamma_neg: float = 4.0
+    asl_clip: float = 0.05
+    asl_reduction: Literal['batchmean', 'sum', 'mean'] = 'batchmean'
+    poly_epsilon: float = 2.0
+    poly_gamma: float = 0.0
+    poly_alpha: float | None = None
+    twoway_tp: float = 4.0
+    twoway_tn: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range(self, 'loss_lr', low=0, below=1e30)
+        check_range(self, 'smoothing', low=0, below=1)
+        check_range(self, 'poly_alpha', low=0, high=1)
+        numbers = ('bce_target_thresh', 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip', 'poly_epsilon', 'poly_gamma')
+        check_range(self, *numbers, 'loss_weight_power')
+        for name in ('twoway_tp', 'twoway_tn'):
+            check_range(self, name)
+            if getattr(self, name) <= 0:
+                raise UsageError(f'{flag_of(name)} {getattr(self, name)}: expected more than 0.')
+        if not self.is_ours and self.loss_kwargs:
+            raise UsageError(
+                f'--loss-kwargs: for --loss {", ".join(LOSSES)} only; empty, it leaves out those of a YAML file.'
+            )
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the criterion is one of timm_hnc.losses."""
+        return self.loss in LOSSES
+
+
+def needs_class_maps(loss: LossOptions, hnc: HNCOptions) -> bool:
+    """Whether the losses of a run look at class maps."""
+    return hnc.on or (loss.loss in LOSSES and LOSSES[loss.loss].needs != 'logits')

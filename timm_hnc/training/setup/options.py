@@ -1,0 +1,241 @@
+"""All options of a training run: groups that check themselves, and what they ask of each other."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
+from timm_hnc.cam.model import cell_size
+from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
+from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.inputs import InputOptions
+from timm_hnc.evaluation.precision import DeviceOptions, agreed_device
+from timm_hnc.losses.factory import LOSSES
+from timm_hnc.options import check_range, grouped
+from timm_hnc.training.checkpoint_interval import Interval
+from timm_hnc.training.outputs.publishing import HubOptions
+from timm_hnc.training.outputs.results import TrackingOptions
+from timm_hnc.training.setup.data_options import (
+    AugmentationOptions,
+    BatchOptions,
+    MixupOptions,
+    SplitOptions,
+    TrainSizeOptions,
+)
+from timm_hnc.training.setup.environment import ProcessOptions, agreed_accumulation
+from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, needs_class_maps
+from timm_hnc.training.setup.losses import check_loss_fits
+from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weights
+from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
+from timm_hnc.training.setup.option_checks import check_data, check_losses, check_mixing, check_run
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run folder, what is written into it and how often.
+
+    Args:
+        output: folder of runs.
+        experiment: folder of this run.
+        resume: go on from a checkpoint; auto: from the run's last one.
+        no_resume_opt: resume the weights without the optimizer.
+        allow_world_size_change: go on with another number of processes than the run had; no longer exact.
+        eval_metric: metric of the best; map for several labels.
+        val_interval: epochs between evaluations.
+        tta: augmented copies of an image at evaluation.
+        log_interval: updates between log lines.
+        checkpoint_interval: updates (500), or minutes (10m), between checkpoints.
+        recovery_interval: updates between recovery checkpoints.
+        checkpoint_hist: checkpoints kept.
+        save_epochs: epochs after which a checkpoint is kept for good.
+        save_images: save a training batch at each log line.
+        on_nonfinite: a loss or gradient that is not finite: stop before the update, or leave it out.
+        cam_images: validation images whose CAMs are drawn.
+        no_report: no report.html at the end.
+    """
+
+    output: str = ''
+    experiment: str = ''
+    resume: str = ''
+    no_resume_opt: bool = False
+    allow_world_size_change: bool = False
+    eval_metric: str = 'top1'
+    val_interval: int = 1
+    tta: int = 0
+    log_interval: int = 50
+    checkpoint_interval: str | None = None
+    recovery_interval: int = 0
+    checkpoint_hist: int = 10
+    save_epochs: Sequence[int] | None = None
+    save_images: bool = False
+    on_nonfinite: Literal['stop', 'skip'] = 'stop'
+    cam_images: int = 8
+    no_report: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self, 'val_interval', 'log_interval', 'checkpoint_hist', 'save_epochs', low=1)
+        check_range(self, 'recovery_interval', 'cam_images', 'tta', low=0)
+        try:
+            self.interval()
+        except ValueError as error:
+            raise UsageError(
+                f'--checkpoint-interval {self.checkpoint_interval}: expected updates, such as 500, or minutes, such as '
+                '10m.'
+            ) from error
+        if self.checkpoint_interval and self.recovery_interval:
+            raise UsageError('--checkpoint-interval: not together with --recovery-interval, which is the same.')
+        if self.resume == 'auto' and not self.experiment:
+            raise UsageError('--resume auto: needs --experiment, the run to go on with.')
+
+    def interval(self) -> Interval:
+        """When a checkpoint is due inside an epoch."""
+        return Interval(self.checkpoint_interval or (str(self.recovery_interval) if self.recovery_interval else None))
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run trains, on what and how: a group a subject, all with the defaults of timm's train.py.
+
+    Args:
+        data: where images and labels come from.
+        splits: which part of them trains.
+        task: one label an image, or several.
+        hnc: Homogeneous Negative CAM.
+        hub: publishing.
+        loss: the criterion.
+        model: which, and where its weights start.
+        input: its images and its head.
+        batches: how many images an update takes.
+        loader: how images are loaded, and the seed.
+        device: device, number formats and compilation.
+        processes: what several processes share.
+        optimizer: of the weights.
+        schedule: learning rate and epochs.
+        augmentation: of the training images.
+        mixup: mixup and cutmix.
+        sizes: several training sizes.
+        ema: averaged weights.
+        run: the folder, and what is written into it.
+        tracking: TensorBoard and Weights & Biases.
+
+    Raises:
+        UsageError: options contradict each other.
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    splits: SplitOptions = field(default_factory=SplitOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    hnc: HNCOptions = field(default_factory=HNCOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    input: InputOptions = field(default_factory=InputOptions)
+    batches: BatchOptions = field(default_factory=BatchOptions)
+    loader: LoaderOptions = field(default_factory=LoaderOptions)
+    device: DeviceOptions = field(default_factory=DeviceOptions)
+    processes: ProcessOptions = field(default_factory=ProcessOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
+    mixup: MixupOptions = field(default_factory=MixupOptions)
+    sizes: TrainSizeOptions = field(default_factory=TrainSizeOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
+
+    def __post_init__(self) -> None:
+        check_data(self.data, self.splits, self.task, self.batches, self.augmentation, self.sizes, self.loader)
+        check_mixing(self.task, self.model, self.augmentation, self.mixup, self.sizes, self.batches)
+        check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
+        check_run(self.task, self.run.eval_metric)
+        if self.tracking.wandb_resume_id and not self.run.resume:
+            raise UsageError(f'--wandb-resume-id {self.tracking.wandb_resume_id}: needs --resume.')
+        if self.model.sync_bn and self.device.on_cpu:
+            raise UsageError(
+                '--sync-bn: PyTorch synchronises batch statistics on accelerators only; leave it out here.'
+            )
+
+    @property
+    def needs_class_maps(self) -> bool:
+        """Whether the losses look at class maps."""
+        return needs_class_maps(self.loss, self.hnc)
+
+    @property
+    def loss_flag(self) -> str:
+        """The flag whose loss needs class maps."""
+        return f'--hnc {self.hnc.hnc}' if self.hnc.on else f'--loss {self.loss.loss}'
+
+
+def train_options(values: Mapping[str, Any], given: Collection[str] | None = None) -> TrainOptions:
+    """Options of a run, with those filled in that depend on others.
+
+    Args:
+        values: by name, as the flags of train.py.
+        given: names of those that somebody chose, all of them if None: what depends on others gives way to them.
+
+    Raises:
+        UsageError: options are wrong, alone or together.
+        TypeError: there is no such option.
+
+    Example:
+        >>> train_options({'model': 'resnet18', 'hnc': 'mse'}).hnc.hnc_weight
+        0.0007
+    """
+    values, given = dict(values), set(values if given is None else given)
+    several = values.get('task') == 'multilabel'
+    if 'smoothing' not in given and (several or values.get('loss') in LOSSES):
+        values['smoothing'] = 0.0
+    if 'eval_metric' not in given and several:
+        values['eval_metric'] = 'map'
+    if values.get('holdout'):
+        values['val_split'] = values.get('train_split', SplitOptions.train_split)
+    return grouped(TrainOptions, values)
+
+
+def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOptions:
+    """The options with what the launcher asks for.
+
+    Args:
+        options: of the command line.
+        explicit: names of the options that were given.
+
+    Raises:
+        UsageError: command line and launcher contradict each other.
+    """
+    steps = agreed_accumulation(options.batches.grad_accum_steps, explicit)
+    batches = replace(options.batches, grad_accum_steps=steps)
+    return replace(options, device=agreed_device(options.device, explicit), batches=batches)
+
+
+def check_class_maps(options: TrainOptions) -> None:
+    """Refuse a model without exact class maps, for losses trainable ones, before any weights or data are read.
+
+    Raises:
+        UsageError: no such class maps, or timm refuses the model's options.
+    """
+    try:
+        cam_model = cam_model_without_weights(options.model, options.input)
+        if options.needs_class_maps:
+            check_trainable(cam_model.model, cam_model.head)
+    except UnsupportedHead as error:
+        raise UsageError(f'{options.loss_flag if options.needs_class_maps else "--cam-images"}: {error}') from error
+    check_loss_fits(options.loss, options.task, cam_model)
+
+
+def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
+    """Refuse images that are smaller than one cell of the maps that a loss needs.
+
+    Args:
+        options: of the run.
+        model: plain timm model.
+        input_size: channels, height and width of the images.
+
+    Raises:
+        UsageError: with both sizes.
+    """
+    side, cell = min(*input_size[1:], *(options.sizes.train_img_sizes or ())), cell_size(model)
+    if options.needs_class_maps and side < cell:
+        raise UsageError(
+            f'{options.loss_flag}: images of {side} pixels are smaller than one cell of the maps of '
+            f"'{options.model.model}', {cell} pixels: see --img-size."
+        )
