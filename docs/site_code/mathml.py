@@ -1,0 +1,25 @@
+"""Formulas of docstrings as MathML, which browsers show without a script."""
+
+import re
+from textwrap import dedent
+
+from griffe import Extension, Object
+from latex2mathml.converter import convert
+
+_INLINE = re.compile(r':math:`([^`]+)`')
+_DISPLAYED = re.compile(r'^( *)\.\. math::\n((?:\1 +\S.*\n?|\s*\n)+)', re.MULTILINE)
+
+
+class MathML(Extension):
+    """Replaces the roles and directives of reStructuredText in every docstring."""
+
+    def on_object(self, *, obj: Object, **kwargs: object) -> None:
+        """Called for everything that has been read."""
+        if obj.docstring:
+            text = _DISPLAYED.sub(_displayed, obj.docstring.value)
+            obj.docstring.value = _INLINE.sub(lambda formula: convert(formula[1]), text)
+
+
+def _displayed(block: re.Match) -> str:
+    formulas = ' '.join(dedent(block[2]).split('\n')).split(r'\qquad')
+    return ''.join(f'\n{block[1]}{convert(formula.strip(), display="block")}\n' for formula in formulas) + '\n'
