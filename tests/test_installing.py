@@ -104,7 +104,8 @@ def files_below(folder: Path) -> set[str]:
 @pytest.mark.parametrize('name', ['timm_hnc', 'hparams', 'benchmarks', 'tests', 'docs'])
 def test_a_source_distribution_holds_all_that_readme_runs(clone, name):
     assert files_below(clone / name) == files_below(ROOT / name)
-    assert {'pyproject.toml', 'README.md', 'LICENSE', 'train.py', 'validate.py'} < set(os.listdir(clone))
+    beside = {'pyproject.toml', 'README.md', 'LICENSE', 'train.py', 'validate.py', 'mkdocs.yml'}
+    assert beside | {'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md'} < set(os.listdir(clone))
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
