@@ -25,6 +25,7 @@ from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.losses.factory import LOSSES
 
 EXTRAS = re.findall(r'^(\w+) = \[', (ROOT / 'pyproject.toml').read_text().split('optional-dependencies]')[1], re.M)
+PARSED = {'train': parse_train_options, 'validate': parse_validate_options}
 # networks that take a moment, in place of those that the examples name
 SMALLER = {
     "'resnet50', pretrained=True": "'test_resnet', num_classes=10",
@@ -80,9 +81,8 @@ def check_launched(options: argparse.Namespace) -> None:
 
 
 def check_subcommand(command: str, argv: list[str]) -> None:
-    checked = {'train': parse_train_options, 'validate': parse_validate_options}
-    if command in checked:
-        checked[command](argv)
+    if command in PARSED:
+        PARSED[command](argv)
     else:
         import_module(f'timm_hnc.commands.{COMMANDS[command][0]}').build_parser().parse_args(argv)
 
@@ -175,6 +175,26 @@ def test_notebook_runs(folder):
 def test_links_lead_to_files(path):
     for target in re.findall(r'\]\((?!\w+:)([^)#\s]+)', path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def known_flags() -> set[str]:
+    parsers = [launch_command_parser(), get_args_parser()]
+    parsers += [import_module(f'timm_hnc.commands.options.{name}_options').build_parser() for name in PARSED]
+    modules = [module for name, (module, _) in COMMANDS.items() if name not in PARSED]
+    parsers += [import_module(f'timm_hnc.commands.{module}').build_parser() for module in modules]
+    flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    for script in (ROOT / 'benchmarks').glob('*.py'):
+        flags.update(re.findall(r"'(--[\w-]+)'", script.read_text()))
+    # of mkdocs, ruff, Slurm and timm's sweep.py
+    elsewhere = {'--strict', '--check', '--signal', '--sweep-locks', '--sweep-attempt'}
+    return flags | elsewhere | {'--result'}  # the line in front of a run's figures
+
+
+def test_flags_that_are_named_exist():
+    known = known_flags()
+    for path in PAGES:
+        named = re.findall(r'(?<![\w-])--[a-z][\w-]*', path.read_text())
+        assert {flag for flag in named if not flag.endswith('-')} <= known, path  # --kd-* is a group of them
 
 
 def test_every_page_loss_and_command_has_its_place():
