@@ -17,7 +17,7 @@ FLOORS = (
     ('checkpoints', 'report'),
     ('hub',),
     ('training',),
-    ('commands',),
+    ('api', 'commands'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGE = ROOT / 'timm_hnc'

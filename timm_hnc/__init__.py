@@ -1,6 +1,7 @@
 """Class activation maps that explain the logits of timm models, and the HNC loss that trains on them (ECCV 2020)."""
 
 import timm_hnc.models  # noqa: F401  # registers the CIFAR networks with timm
+from timm_hnc.api import evaluate, train
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.hub.publish import push_to_hub
 from timm_hnc.losses import HNCLoss, hnc_loss
@@ -17,7 +18,9 @@ __all__ = [
     'HNCTask',
     '__version__',
     'create_model',
+    'evaluate',
     'hnc_loss',
     'push_to_hub',
     'save_pretrained',
+    'train',
 ]

@@ -1,7 +1,7 @@
 """A validation pass from its options: figures of one model, on clean and attacked images, with its maps."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
+from torch.utils.data import DataLoader
 
 from timm_hnc.attacks.attacks import normalized
 from timm_hnc.cam import CamModel
@@ -143,10 +144,29 @@ def validate(options: ValidateOptions, source: Source, accelerator: Accelerator)
 
 @watched_workers()
 def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
-    evaluation = options.evaluation
     with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
         model = load_model(source, options.model, options.input)
-    num_classes = options.input.num_classes or model.num_classes
+    evaluation = replace(options.evaluation, batch_size=batch_size)
+    return measure(model, None, replace(options, evaluation=evaluation), source, accelerator)
+
+
+def measure(
+    model: Any, data: Any, options: ValidateOptions, source: Source, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Figures of a model that is there.
+
+    Args:
+        model: plain timm model; it is moved to the device.
+        data: data set, or loader of normalised batches; None for the data that the options name.
+        options: what is measured.
+        source: of the model; says how it was trained, where an attack wants to know.
+        accelerator: device, precision and processes.
+
+    Raises:
+        UsageError: options are wrong.
+        DataError: the data cannot be used.
+    """
+    evaluation, num_classes = options.evaluation, options.input.num_classes or model.num_classes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     use_test_size, verbose = not evaluation.use_train_size, accelerator.is_main_process
     data_config = input_config(model, options.input, use_test_size=use_test_size, verbose=verbose)
@@ -155,20 +175,11 @@ def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator
         data_config = {**data_config, **({'crop_pct': 1.0} if pooled else {})}
     model = _place(model, options.device, accelerator.device)
     skipped = SkippedImages()
-    dataset: Any = open_eval_dataset(
-        options.data,
-        options.task,
-        data_config['input_size'][0],
-        num_classes,
-        options.loader.seed,
-        split=evaluation.split,
-        num_samples=evaluation.num_samples,
-        batch_size=batch_size,
-        seed=options.loader.seed,
-        load_bytes=evaluation.tf_preprocessing,
-    )
-    dataset.skipped_images = skipped  # travels to the loader's workers
-    metrics = _evaluate(model, source, dataset, options, data_config, num_classes, batch_size, accelerator)
+    loader: Any = data
+    if not isinstance(data, DataLoader):
+        loader = _create_loader(data, options, data_config, num_classes, accelerator)
+    loader.dataset.skipped_images = skipped  # travels to the loader's workers
+    metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator)
     count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
     count = accelerator.reduce(count, 'sum')
     skipped.stop()
@@ -183,6 +194,37 @@ def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator
     }
 
 
+def _create_loader(
+    dataset: Any, options: ValidateOptions, data_config: dict[str, Any], num_classes: int, accelerator: Accelerator
+) -> Any:
+    evaluation, distributed = options.evaluation, accelerator.num_processes > 1
+    if dataset is None:
+        dataset = open_eval_dataset(
+            options.data,
+            options.task,
+            data_config['input_size'][0],
+            num_classes,
+            options.loader.seed,
+            split=evaluation.split,
+            num_samples=evaluation.num_samples,
+            batch_size=evaluation.batch_size,
+            seed=options.loader.seed,
+            load_bytes=evaluation.tf_preprocessing,
+        )
+    return create_eval_loader(
+        dataset,
+        options.loader,
+        data_config,
+        evaluation.batch_size,
+        accelerator.device,
+        distributed,
+        num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
+        img_dtype=options.device.input_dtype,
+        crop_border_pixels=evaluation.crop_border_pixels,
+        tf_preprocessing=evaluation.tf_preprocessing,
+    )
+
+
 def _place(model: Any, options: DeviceOptions, device: torch.device) -> Any:
     model = model.to(device=device, dtype=options.weight_dtype)
     if options.channels_last:
@@ -192,27 +234,14 @@ def _place(model: Any, options: DeviceOptions, device: torch.device) -> Any:
 
 def _evaluate(
     model: Any,
-    source: Source,
-    dataset: Any,
+    loader: Any,
     options: ValidateOptions,
     data_config: dict[str, Any],
     num_classes: int,
-    batch_size: int,
+    source: Source,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    device, distributed, task = accelerator.device, accelerator.num_processes > 1, options.task
-    loader = create_eval_loader(
-        dataset,
-        options.loader,
-        data_config,
-        batch_size,
-        device,
-        distributed,
-        num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
-        img_dtype=options.device.input_dtype,
-        crop_border_pixels=options.evaluation.crop_border_pixels,
-        tf_preprocessing=options.evaluation.tf_preprocessing,
-    )
+    device, distributed, task, dataset = accelerator.device, accelerator.num_processes > 1, options.task, loader.dataset
     labels = OtherLabels(options.labels, dataset, loader, distributed)
     inputs = partial(batches, loader, device, options.device.input_dtype, options.device.channels_last)
     evaluator = partial(create_evaluator, loader, device, task.multi_label, task.multilabel_threshold)

@@ -11,6 +11,7 @@ from timm.data import Mixup
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import ModelEmaV3
+from torch.utils.data import DataLoader
 
 from timm_hnc.cam import CamModel
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder
@@ -35,6 +36,21 @@ from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with
 from timm_hnc.training.setup.options import TrainOptions, check_image_size
 from timm_hnc.training.signals import StopSignals
 from timm_hnc.training.update_flags import Notices
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller brings in place of what the options name.
+
+    Args:
+        model: plain timm model.
+        train_set: data set that timm's loader can take, or a loader of normalised batches.
+        eval_set: the same for validation.
+    """
+
+    model: Any = None
+    train_set: Any = None
+    eval_set: Any = None
 
 
 @dataclass
@@ -139,17 +155,27 @@ class Run:
         return -(-len(self.train_loader) // self.options.batches.grad_accum_steps)
 
 
-def build_run(options: TrainOptions, accelerator: Accelerator, checkpoints: CheckpointFolder) -> Run:
+def build_run(
+    options: TrainOptions, accelerator: Accelerator, checkpoints: CheckpointFolder, given: Given | None = None
+) -> Run:
     """Make model, data, losses, optimizer and schedule.
+
+    Args:
+        options: of the run.
+        accelerator: device, precision and processes.
+        checkpoints: of the run's folder.
+        given: model and data in place of those that the options name.
 
     Raises:
         UsageError: an option is wrong.
         DataError: data or weights are missing or do not fit.
     """
-    device, distributed, seed = accelerator.device, accelerator.num_processes > 1, options.loader.seed
+    given, device, seed = given or Given(), accelerator.device, options.loader.seed
     utils.random_seed(seed, accelerator.process_index)
     with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
-        model = create_model(options.model, options.input, options.augmentation.aug_splits)
+        model = given.model
+        if model is None:
+            model = create_model(options.model, options.input, options.augmentation.aug_splits)
     num_classes = options.input.num_classes or model.num_classes
     data_config = input_config(model, options.input, verbose=accelerator.is_main_process)
     check_image_size(options, model, data_config['input_size'])
@@ -157,17 +183,18 @@ def build_run(options: TrainOptions, accelerator: Accelerator, checkpoints: Chec
     if options.device.channels_last:
         model.to(memory_format=torch.channels_last)
     skipped = SkippedImages()
-    train_set = open_train_dataset(options, data_config['input_size'][0], num_classes)
-    train_set.skipped_images = skipped  # type: ignore[attr-defined]  # travels to the loader's workers
-    mixup = create_mixup(options, num_classes)
-    train_loader = create_train_loader(train_set, options, data_config, device, distributed, mixup)
-    outlive_signals(train_loader)
-    keys = use_keys(train_loader, mixed(seed, accelerator.process_index))
-    if options.batches.data_in_memory and keys is not None:
-        keep_in_memory(train_loader, keys, options.augmentation.hflip, options.augmentation.vflip, device)
+    train_set, mixup = given.train_set, create_mixup(options, num_classes, isinstance(given.train_set, DataLoader))
+    if train_set is None:
+        train_set = open_train_dataset(options, data_config['input_size'][0], num_classes)
+    train_loader, keys = _create_train_loader(train_set, options, data_config, mixup, skipped, accelerator)
+    train_set = train_loader.dataset
     eval_loader = None
     if options.splits.val_split:
-        eval_loader = _create_eval_loader(options, data_config, num_classes, train_set, skipped, accelerator)
+        eval_set = given.eval_set
+        if eval_set is None:
+            eval_set = _open_eval_set(options, data_config['input_size'][0], num_classes)
+            check_same_classes(train_set, eval_set)
+        eval_loader = _create_eval_loader(eval_set, options, data_config, skipped, accelerator)
     options = _resolved(options, num_classes, train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
@@ -210,27 +237,51 @@ def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: 
     return replace(options, input=replace(options.input, num_classes=num_classes), schedule=schedule)
 
 
-def _create_eval_loader(
+def _create_train_loader(
+    train_set: Any,
     options: TrainOptions,
     data_config: dict[str, Any],
-    num_classes: int,
-    train_set: Any,
+    mixup: Mixup | None,
+    skipped: SkippedImages,
+    accelerator: Accelerator,
+) -> tuple[Any, KeyedBatches | None]:
+    """The loader that trains; keys are those of its batches, where each is a function of its place."""
+    distributed, device = accelerator.num_processes > 1, accelerator.device
+    if isinstance(train_set, DataLoader):
+        return train_set, None
+    train_set.skipped_images = skipped  # travels to the loader's workers
+    loader = create_train_loader(train_set, options, data_config, device, distributed, mixup)
+    outlive_signals(loader)
+    keys = use_keys(loader, mixed(options.loader.seed, accelerator.process_index))
+    if options.batches.data_in_memory and keys is not None:
+        keep_in_memory(loader, keys, options.augmentation.hflip, options.augmentation.vflip, device)
+    return loader, keys
+
+
+def _open_eval_set(options: TrainOptions, channels: int, num_classes: int) -> Any:
+    return open_eval_dataset(
+        options.data,
+        options.task,
+        channels,
+        num_classes,
+        options.loader.seed,
+        split=options.splits.val_split,
+        num_samples=options.splits.val_num_samples,
+        batch_size=options.batches.batch_size,
+    )
+
+
+def _create_eval_loader(
+    eval_set: Any,
+    options: TrainOptions,
+    data_config: dict[str, Any],
     skipped: SkippedImages,
     accelerator: Accelerator,
 ) -> Any:
-    batches, splits, distributed = options.batches, options.splits, accelerator.num_processes > 1
-    dataset = open_eval_dataset(
-        options.data,
-        options.task,
-        data_config['input_size'][0],
-        num_classes,
-        options.loader.seed,
-        split=splits.val_split,
-        num_samples=splits.val_num_samples,
-        batch_size=batches.batch_size,
-    )
-    check_same_classes(train_set, dataset)
-    dataset.skipped_images = skipped  # type: ignore[attr-defined]
+    batches, distributed = options.batches, accelerator.num_processes > 1
+    if isinstance(eval_set, DataLoader):
+        return eval_set
+    eval_set.skipped_images = skipped
     arguments: dict[str, Any] = dict(
         num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
         img_dtype=options.device.input_dtype,
@@ -239,7 +290,7 @@ def _create_eval_loader(
         arguments['persistent_workers'] = False  # what is kept in memory is read once
     batch_size = batches.validation_batch_size or batches.batch_size
     loader = create_eval_loader(
-        dataset, options.loader, data_config, batch_size, accelerator.device, distributed, **arguments
+        eval_set, options.loader, data_config, batch_size, accelerator.device, distributed, **arguments
     )
     outlive_signals(loader)
     if batches.data_in_memory:

@@ -47,12 +47,19 @@ def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -
     return split_off(dataset, data.holdout, seed)[0] if data.holdout else dataset
 
 
-def create_mixup(options: TrainOptions, num_classes: int) -> Mixup | None:
-    """Timm's mixup or cutmix: a collate function for the prefetching loader, else for the batch on the device."""
+def create_mixup(options: TrainOptions, num_classes: int, on_device: bool = False) -> Mixup | None:
+    """Timm's mixup or cutmix: a collate function for the prefetching loader, else for the batch on the device.
+
+    Args:
+        options: of the run.
+        num_classes: outputs of the model.
+        on_device: the loader is none of timm's.
+    """
     mixing = options.mixup
     if not mixing.active:
         return None
-    kind = Mixup if options.loader.no_prefetcher or options.batches.data_in_memory else FastCollateMixup
+    on_device = on_device or options.loader.no_prefetcher or options.batches.data_in_memory
+    kind = Mixup if on_device else FastCollateMixup
     return kind(
         mixup_alpha=mixing.mixup,
         cutmix_alpha=mixing.cutmix,

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import cell_size
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
@@ -207,14 +208,18 @@ def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOpti
     return replace(options, device=agreed_device(options.device, explicit), batches=batches)
 
 
-def check_class_maps(options: TrainOptions) -> None:
+def check_class_maps(options: TrainOptions, model: Any = None) -> None:
     """Refuse a model without exact class maps, for losses trainable ones, before any weights or data are read.
+
+    Args:
+        options: of the run.
+        model: plain timm model, where the options do not name it.
 
     Raises:
         UsageError: no such class maps, or timm refuses the model's options.
     """
     try:
-        cam_model = cam_model_without_weights(options.model, options.input)
+        cam_model = cam_model_without_weights(options.model, options.input) if model is None else CamModel(model)
         if options.needs_class_maps:
             check_trainable(cam_model.model, cam_model.head)
     except UnsupportedHead as error:

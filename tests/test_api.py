@@ -1,0 +1,107 @@
+"""timm_hnc.train and timm_hnc.evaluate: the same loop and the same figures as the commands."""
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from data_fixtures import images
+from running import NARROW, SMALL, clean_process, forget_run, summary, train, validate
+from timm.utils import random_seed
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import ImageFolder
+
+import timm_hnc
+from timm_hnc.errors import UsageError
+from timm_hnc.training.setup.options import TrainOptions
+
+__all__ = ['clean_process', 'images']
+OPTIONS = {'img_size': 32, 'workers': 0, 'batch_size': 8, 'device': 'cpu', 'no_report': True, 'cam_images': 0}
+HNC = {'hnc': 'mse', 'hnc_weight': 0.1, 'hnc_topk': 1, 'epochs': 2}
+
+
+def new_model():
+    random_seed(42, 0)  # as train.py seeds before it makes its model
+    return timm.create_model('test_resnet', num_classes=3, **NARROW)
+
+
+@pytest.fixture(scope='module')
+def command(images, tmp_path_factory):
+    """A run of train.py."""
+    flags = [word for name, value in HNC.items() for word in (f'--{name.replace("_", "-")}', value)]
+    return train('--data-dir', images, *SMALL, *flags, '--output', tmp_path_factory.mktemp('runs'), '--experiment', 'a')
+
+
+def weights(run):
+    return safetensors.torch.load_file(run / 'model_best' / 'model.safetensors')
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_it_trains_as_the_command_does(images, command, tmp_path, wrapped):
+    forget_run()
+    sets = [ImageFolder(str(images / split)) for split in ('train', 'validation')]
+    model = new_model()
+    given = timm_hnc.CamModel(model) if wrapped else model
+    result = timm_hnc.train(given, *sets, **OPTIONS, **HNC, output=str(tmp_path), experiment='b')
+    assert result['folder'] == str(tmp_path / 'b')
+    expected = weights(command)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / 'b').items())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert summary(tmp_path / 'b') == summary(command)
+    names = timm.create_model(f'local-dir:{tmp_path / "b" / "model_best"}', pretrained=True).pretrained_cfg[
+        'label_names'
+    ]
+    assert names == sets[0].classes
+
+
+def test_it_evaluates_as_the_command_does(images, command, capsys):
+    flags = ['--data-dir', images, '--workers', 0, '--device', 'cpu', '--cam-metrics', '--attack', 'fgsm']
+    expected = validate(capsys, '--checkpoint', command, *flags)
+    forget_run()
+    model = timm.create_model(f'local-dir:{command / "model_best"}', pretrained=True)
+    data = ImageFolder(str(images / 'validation'))
+    found = timm_hnc.evaluate(model, data, workers=0, device='cpu', cam_metrics=True, attack=['fgsm'])
+    assert found == expected
+    assert model.training, 'the mode that it had'
+
+
+def test_loaders_of_tensors_are_taken_as_they_are(tmp_path):
+    forget_run()
+    generator = torch.Generator().manual_seed(0)
+    pixels, labels = torch.randn(24, 3, 32, 32, generator=generator), torch.arange(24) % 3
+    loader = DataLoader(TensorDataset(pixels, labels), batch_size=8)
+    model = new_model()
+    options = {**OPTIONS, 'cam_images': 2, 'no_report': False}
+    result = timm_hnc.train(model, loader, loader, TrainOptions(), **options, **HNC, output=str(tmp_path))
+    assert result['epochs'] == 2
+    forget_run()
+    figures = timm_hnc.evaluate(model, loader, device='cpu')
+    model.eval()
+    with torch.inference_mode():
+        right = (model(pixels).argmax(1) == labels).double().mean()
+    assert figures['top1'] == pytest.approx(100 * float(right), abs=1e-4)
+    assert figures['top1'] == pytest.approx(result['final']['top1'], abs=1e-4)
+
+
+def test_without_validation_data_the_training_loss_ranks(images, tmp_path):
+    forget_run()
+    data = ImageFolder(str(images / 'train'))
+    result = timm_hnc.train(new_model(), data, epochs=1, **OPTIONS, output=str(tmp_path))
+    assert result['final'] is None
+    assert list(result['best_metric']) == ['loss']
+
+
+@pytest.mark.parametrize(
+    ('data', 'values', 'message'),
+    [
+        ([], {}, "data of type 'list': expected a data set with an attribute `transform`"),
+        (ImageFolder, {'hnc_topk': 3}, '--hnc-topk 3: does nothing without --hnc'),
+        (ImageFolder, {'hnc': 'mse', 'gp': 'max', 'batch_size': 0}, '--batch-size 0'),
+    ],
+)
+def test_wrong_use(images, data, values, message):
+    forget_run()
+    data = data(str(images / 'train')) if data is ImageFolder else data
+    with pytest.raises(UsageError, match=message):
+        timm_hnc.train(new_model(), data, **{**OPTIONS, **values})
+    with pytest.raises(TypeError, match='no option of TrainOptions: epoch'):
+        timm_hnc.train(new_model(), data, epoch=3)

@@ -1,0 +1,177 @@
+"""A run from its options to its end: its folder and lock, where it goes on, and what it leaves."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from timm.models import safe_model_name
+
+from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
+from timm_hnc.checkpoints.run_lock import run_lock
+from timm_hnc.data.loading.loader_errors import watched_workers
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.evaluation.precision import end_training
+from timm_hnc.files.run_parts import write_parts
+from timm_hnc.options import flattened
+from timm_hnc.report.run_files import read_result
+from timm_hnc.training.fit import fit
+from timm_hnc.training.outputs.changed_options import begin_part, parts_of
+from timm_hnc.training.outputs.publishing import Publisher, check_publishing
+from timm_hnc.training.outputs.results import start_trackers, write_args
+from timm_hnc.training.outputs.state import restore, start_schedule
+from timm_hnc.training.setup.build import Given, Run, build_run
+from timm_hnc.training.setup.environment import create_accelerator
+from timm_hnc.training.setup.models import check_model_name
+from timm_hnc.training.setup.options import TrainOptions, agreed_options, check_class_maps
+from timm_hnc.training.signals import RunStopped
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        folder: the run folder.
+        is_main_process: of several, the one that speaks.
+        result: what stands in result.json; None of a run that a signal stopped.
+        stopped: the signal, and where the run stood.
+    """
+
+    folder: Path
+    is_main_process: bool
+    result: dict[str, Any] | None = None
+    stopped: RunStopped | None = None
+
+
+@watched_workers()
+def train_run(options: TrainOptions, explicit: frozenset[str] = frozenset(), given: Given | None = None) -> Outcome:
+    """Train, from the first epoch or from where an earlier attempt stopped, and publish where that is asked for.
+
+    Args:
+        options: of the run.
+        explicit: names of those that somebody chose.
+        given: model and data in place of those that the options name.
+
+    Raises:
+        UsageError: options are wrong.
+        DataError: data, weights or folders cannot be used, or the loss is not finite.
+    """
+    given = given or Given()
+    if given.model is None:
+        check_model_name(options.model.model)
+    check_publishing(options.hub)
+    if options.needs_class_maps or (options.run.cam_images and 'cam_images' in explicit):
+        check_class_maps(options, given.model)
+    options = agreed_options(options, explicit)
+    accelerator = create_accelerator(options.device, options.processes, options.tracking)
+    [folder] = broadcast_object_list([_run_folder(options)])
+    with run_lock(folder, accelerator):
+        checkpoint = _checkpoint(options.run.resume, folder)
+        accelerator.wait_for_everyone()
+        return _train(options, given, accelerator, folder, checkpoint)
+
+
+def _train(
+    options: TrainOptions, given: Given, accelerator: Accelerator, folder: Path, checkpoint: Path | None
+) -> Outcome:
+    """Build the run, restore it, and train it to its end."""
+    name, is_main = options.model.model, accelerator.is_main_process
+    progress = read_progress(checkpoint, name) if checkpoint else Progress(name)
+    progress.parts = parts_of(checkpoint, progress) if checkpoint else []
+    decreasing = options.run.eval_metric == 'loss' or not options.splits.val_split
+    checkpoints = CheckpointFolder(folder, options.run.checkpoint_hist, decreasing, progress)
+    run = build_run(options, accelerator, checkpoints, given)
+    if checkpoint:
+        restore(run, checkpoint)
+    start_schedule(run)
+    publisher = Publisher(options.hub, folder)
+    [complete] = broadcast_object_list([checkpoint is not None and _is_complete(run, checkpoint)])
+    if complete:
+        epochs = f'{run.num_epochs} of {run.num_epochs} epochs'
+        _logger.info(f"Run '{folder}' is complete, {epochs}: its files stay as they are.")
+        result = read_result(folder) if is_main else {}
+    else:
+        begin_part(run, checkpoint)
+        if is_main:
+            _write_options(run)
+        accelerator.wait_for_everyone()
+        start_trackers(accelerator, folder, options.tracking, flattened(run.options))
+        with run.stop:
+            try:
+                result = fit(run, publisher)
+            except RunStopped as stopped:
+                end_training(accelerator)
+                return Outcome(folder, is_main, stopped=stopped)
+        end_training(accelerator)
+    if is_main:
+        publisher.publish('Add model')
+    return Outcome(folder, is_main, result)
+
+
+def _run_folder(options: TrainOptions) -> Path:
+    """The run folder, of which nothing is read yet but where it lies.
+
+    Without --experiment a resumed run goes on in its own folder; with it, in the folder that it names.
+
+    Raises:
+        DataError: --resume names nothing that a run could go on from.
+    """
+    run = options.run
+    own = Path(run.output or 'output/train') / (run.experiment or _default_name(options.model.model))
+    if run.resume in ('', 'auto'):
+        return own
+    path = Path(run.resume)
+    if (path / 'state.json').is_file():
+        path = run_folder_of(path.resolve())
+    elif not any((path / 'checkpoints').glob('*/')):
+        raise _no_checkpoint(run.resume)
+    return own if run.experiment else path
+
+
+def _checkpoint(resume: str, folder: Path) -> Path | None:
+    """The checkpoint to go on from, if there is one.
+
+    Raises:
+        UsageError: there is a run in the folder, and it is not to go on.
+        DataError: no checkpoint is whole.
+    """
+    checkpoint = find_checkpoint(folder if resume == 'auto' else Path(resume)) if resume else None
+    if checkpoint is None and resume not in ('', 'auto'):
+        raise _no_checkpoint(resume)
+    going_on = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()
+    if (folder / 'args.yaml').exists() and not going_on and resume != 'auto':
+        raise UsageError(
+            f"run folder '{folder}' exists already: go on with --resume auto, or choose another --experiment."
+        )
+    return checkpoint
+
+
+def _no_checkpoint(resume: str) -> DataError:
+    return DataError(
+        f"--resume '{resume}' is no run folder and no checkpoint of one; to start from a weights file use "
+        '--initial-checkpoint.'
+    )
+
+
+def _default_name(model: str) -> str:
+    return '-'.join([datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(model)])
+
+
+def _is_complete(run: Run, checkpoint: Path) -> bool:
+    """Whether the newest checkpoint is the run's last, and what follows it was written."""
+    newest = checkpoint == (run.folder / 'last').resolve()
+    return newest and run.start_epoch >= run.num_epochs and (run.folder / 'result.json').is_file()
+
+
+def _write_options(run: Run) -> None:
+    try:
+        write_args(run.folder, flattened(run.options))
+        write_parts(run.folder, run.checkpoints.progress.parts)
+    except OSError as error:
+        raise DataError(f"run folder '{run.folder}' cannot be written: {error}. See --output.") from error
