@@ -7,11 +7,11 @@ from timm_hnc.options import flattened
 
 
 def parse_train_options(argv=None):
-    options, explicit = train_options.parse_train_options(argv)
+    options, explicit, _ = train_options.parse_train_options(argv)
     return SimpleNamespace(**flattened(options)), explicit
 
 
 def parse_validate_options(argv=None):
-    options, own, explicit = validate_options.parse_validate_options(argv)
-    results = {name: getattr(own, name) for name in ('results_file', 'results_format')}
+    options, explicit, own = validate_options.parse_validate_options(argv)
+    results = {name: own[name] for name in ('results_file', 'results_format')}
     return SimpleNamespace(**flattened(options), **results), explicit

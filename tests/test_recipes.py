@@ -52,7 +52,7 @@ def test_there_are_recipes_for_the_paper_and_for_a_start():
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipe_parses_and_builds_its_model(recipe):
-    options, _ = parse_train_options(['-c', str(recipe)])
+    options, *_ = parse_train_options(['-c', str(recipe)])
     options = changed(options, pretrained=False)
     check_model_name(options.model.model)
     check_class_maps(options)

@@ -106,7 +106,7 @@ class Plan:
             UsageError: train.py would refuse them.
         """
         if cell.name not in self._options:
-            options, _ = parse_train_options([*cell.flags, *self.flags, *self.extra])
+            options, *_ = parse_train_options([*cell.flags, *self.flags, *self.extra])
             self._options[cell.name] = flattened(options)
         return self._options[cell.name]
 

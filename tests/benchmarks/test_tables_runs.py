@@ -78,7 +78,7 @@ def test_a_run_under_way_elsewhere_is_left_alone(tmp_path, launcher):
 
 def test_runs_of_other_options_are_neither_gone_on_with_nor_reported(tmp_path, launcher):
     table, shared, (run,) = small_plan(tmp_path, rows=['ce'])
-    other = {**vars(shared.options(run.cell)), 'data_dir': '/elsewhere', 'workers': 7}
+    other = {**shared.options(run.cell), 'data_dir': '/elsewhere', 'workers': 7}
     finish(run, 60, options=other)
     text, left_out = report(table, shared)
     assert left_out == {}

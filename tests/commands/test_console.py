@@ -1,9 +1,9 @@
 """timm-hnc COMMAND, and what it shares with train.py and validate.py."""
 
-import subprocess
 import sys
 
 import pytest
+from running import run_script
 
 from timm_hnc.commands import console
 from timm_hnc.commands.command_line import command_words, run_command
@@ -50,10 +50,8 @@ def test_words_that_run_the_command_again(argv, words, monkeypatch):
     assert command_words('train.py') == words
 
 
-def test_modules_are_commands_for_a_launcher(tmp_path):
-    for words in (['timm_hnc', 'train'], ['timm_hnc.commands.train'], ['timm_hnc.commands.validate']):
-        done = subprocess.run(
-            [sys.executable, '-m', *words, '--batch-size', '0'], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 2
-        assert 'error: --batch-size 0: expected 1 or more.' in done.stderr
+@pytest.mark.parametrize('words', [['timm_hnc', 'train'], ['timm_hnc.commands.train'], ['timm_hnc.commands.validate']])
+def test_modules_are_commands_for_a_launcher(words, tmp_path):
+    done = run_script('-m', *words, '--batch-size', '0', cwd=tmp_path)
+    assert done.returncode == 2
+    assert 'error: --batch-size 0: expected 1 or more.' in done.stderr

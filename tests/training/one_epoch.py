@@ -50,7 +50,7 @@ def wrappers(task: nn.Module) -> list[str]:
 
 def one_epoch(argv: list[str]) -> dict:
     forget_run()
-    options = agreed_options(*parse_train_options([*argv, '--model-dtype', 'float64']))
+    options = agreed_options(*parse_train_options([*argv, '--model-dtype', 'float64'])[:2])
     accelerator = create_accelerator(options.device, options.processes, options.tracking)
     run = build_run(options, accelerator, CheckpointFolder(Path('nowhere'), 1, False, Progress(options.model.model)))
     with torch.no_grad():

@@ -47,7 +47,7 @@ def calls():
 def seen(monkeypatch):
     """The run, and the models that were evaluated."""
     seen = {'runs': [], 'models': []}
-    build_run, evaluate = timm_hnc.commands.train.build_run, timm_hnc.training.fit.evaluate
+    build_run, evaluate = timm_hnc.training.run.build_run, timm_hnc.training.fit.evaluate
 
     def built(*args):
         seen['runs'].append(build_run(*args))
@@ -57,7 +57,7 @@ def seen(monkeypatch):
         seen['models'].append(model)
         return evaluate(model, *args, **kwargs)
 
-    monkeypatch.setattr('timm_hnc.commands.train.build_run', built)
+    monkeypatch.setattr('timm_hnc.training.run.build_run', built)
     monkeypatch.setattr('timm_hnc.training.fit.evaluate', evaluated)
     return seen
 

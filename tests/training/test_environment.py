@@ -22,7 +22,7 @@ from timm_hnc.training.setup.options import agreed_options
 
 
 def accelerator(*argv):
-    options = agreed_options(*parse_train_options([*argv, '--device', 'cpu']))
+    options = agreed_options(*parse_train_options([*argv, '--device', 'cpu'])[:2])
     made = create_accelerator(options.device, options.processes, options.tracking)
     return made, SimpleNamespace(**flattened(options))
 
@@ -174,7 +174,7 @@ def test_compilers_that_contradict_each_other_or_that_there_are_not(monkeypatch)
 
 def test_without_an_accelerator_it_says_that_it_trains_on_the_cpu(monkeypatch, caplog):
     monkeypatch.setattr('torch.accelerator.is_available', lambda *args: False)
-    options, _ = parse_train_options([])
+    options, *_ = parse_train_options([])
     assert create_accelerator(options.device, options.processes, options.tracking).device.type == 'cpu'
     assert 'No accelerator here: training on the CPU.' in caplog.text
 

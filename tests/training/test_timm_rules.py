@@ -20,7 +20,7 @@ from timm_hnc.training.setup.models import create_model
 
 
 def model_of(*argv):
-    options, _ = parse_train_options([str(word) for word in argv])
+    options, *_ = parse_train_options([str(word) for word in argv])
     return create_model(options.model, options.input)
 
 
@@ -59,7 +59,7 @@ def test_a_milestone_is_evaluated_and_kept_whatever_the_interval(images, tmp_pat
     ],
 )
 def test_a_run_cannot_stop_behind_the_end_of_its_schedule(command, epochs):
-    options, _ = parse_train_options([*command.split(), '--stop-epoch', str(epochs)])
+    options, *_ = parse_train_options([*command.split(), '--stop-epoch', str(epochs)])
     assert options.schedule.stop_epoch == epochs
     with pytest.raises(
         UsageError, match=rf'^--stop-epoch {epochs + 1}: the schedule has {epochs} epochs \(see --epoch'
@@ -75,7 +75,7 @@ def write_config(folder, values):
 def test_options_of_other_versions_of_timm_are_passed_over_with_one_warning(tmp_path, caplog):
     values = vars(build_parser().parse_args(['/data', '--lr', '0.1']))
     path = write_config(tmp_path, {**values, **dict.fromkeys(FORMER_FLAGS, True), 'amp_impl': 'native'})
-    options, explicit = parse_train_options(['-c', path])
+    options, explicit, _ = parse_train_options(['-c', path])
     assert (options.schedule.lr, options.data.data_dir) == (0.1, '/data')
     assert not FORMER_FLAGS.keys() & (flattened(options).keys() | explicit)
     [record] = caplog.records
@@ -154,7 +154,7 @@ def test_fields_of_the_weights_configuration_can_be_replaced(tmp_path, weights):
 
 def test_the_size_of_the_images_is_that_of_a_model_of_fixed_size():
     for given in (['--img-size', '32'], ['--input-size', '3', '32', '32'], ['--model-kwargs', 'img_size=32']):
-        options, _ = parse_train_options(['--model', 'test_vit3', '--num-classes', '3', *given])
+        options, *_ = parse_train_options(['--model', 'test_vit3', '--num-classes', '3', *given])
         model = create_model(options.model, options.input)
         assert model.patch_embed.img_size == (32, 32)
         assert input_config(model, options.input)['input_size'] == (3, 32, 32)

@@ -29,7 +29,7 @@ def options(images, *argv):
 
 
 def build(images, tmp_path, *argv):
-    found, _ = parse_train_options([str(word) for word in options(images, *argv)])
+    found, *_ = parse_train_options([str(word) for word in options(images, *argv)])
     folder = CheckpointFolder(tmp_path, 1, False, Progress(found.model.model))
     return build_run(found, Accelerator(cpu=True), folder)
 

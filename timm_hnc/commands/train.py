@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         UsageError: options are wrong.
         DataError: data, weights or folders cannot be used, or the loss is not finite.
     """
-    options, explicit = parse_train_options(argv)
+    options, explicit, own = parse_train_options(argv)
     options.data.check_named()
-    outcome = train_run(options, explicit)
+    outcome = train_run(options, explicit, recorded=own)
     if outcome.is_main_process:
         _say(outcome)
     return outcome.stopped.exit_code if outcome.stopped else 0

@@ -1,9 +1,11 @@
 """A run from its options to its end: its folder and lock, where it goes on, and what it leaves."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
@@ -50,13 +52,19 @@ class Outcome:
 
 
 @watched_workers()
-def train_run(options: TrainOptions, explicit: frozenset[str] = frozenset(), given: Given | None = None) -> Outcome:
+def train_run(
+    options: TrainOptions,
+    explicit: frozenset[str] = frozenset(),
+    given: Given | None = None,
+    recorded: Mapping[str, Any] = MappingProxyType({}),
+) -> Outcome:
     """Train, from the first epoch or from where an earlier attempt stopped, and publish where that is asked for.
 
     Args:
         options: of the run.
         explicit: names of those that somebody chose.
         given: model and data in place of those that the options name.
+        recorded: what args.yaml has besides the options.
 
     Raises:
         UsageError: options are wrong.
@@ -74,11 +82,16 @@ def train_run(options: TrainOptions, explicit: frozenset[str] = frozenset(), giv
     with run_lock(folder, accelerator):
         checkpoint = _checkpoint(options.run.resume, folder)
         accelerator.wait_for_everyone()
-        return _train(options, given, accelerator, folder, checkpoint)
+        return _train(options, given, recorded, accelerator, folder, checkpoint)
 
 
 def _train(
-    options: TrainOptions, given: Given, accelerator: Accelerator, folder: Path, checkpoint: Path | None
+    options: TrainOptions,
+    given: Given,
+    recorded: Mapping[str, Any],
+    accelerator: Accelerator,
+    folder: Path,
+    checkpoint: Path | None,
 ) -> Outcome:
     """Build the run, restore it, and train it to its end."""
     name, is_main = options.model.model, accelerator.is_main_process
@@ -99,7 +112,7 @@ def _train(
     else:
         begin_part(run, checkpoint)
         if is_main:
-            _write_options(run)
+            _write_options(run, recorded)
         accelerator.wait_for_everyone()
         start_trackers(accelerator, folder, options.tracking, flattened(run.options))
         with run.stop:
@@ -169,9 +182,9 @@ def _is_complete(run: Run, checkpoint: Path) -> bool:
     return newest and run.start_epoch >= run.num_epochs and (run.folder / 'result.json').is_file()
 
 
-def _write_options(run: Run) -> None:
+def _write_options(run: Run, recorded: Mapping[str, Any]) -> None:
     try:
-        write_args(run.folder, flattened(run.options))
+        write_args(run.folder, {**recorded, **flattened(run.options)})
         write_parts(run.folder, run.checkpoints.progress.parts)
     except OSError as error:
         raise DataError(f"run folder '{run.folder}' cannot be written: {error}. See --output.") from error

@@ -9,7 +9,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from timm_hnc.commands.options.parsing import KeyValues
-from timm_hnc.options import flag_of
+from timm_hnc.options import flag_of, groups_of
 
 Arguments = Mapping[str, Mapping[str, Any]]
 _METAVARS = {int: 'N', float: 'X', str: 'NAME', dict: 'K=V'}
@@ -45,6 +45,15 @@ def add_flags(
         made = _argument(hints[each.name], _default(each)) | {'help': helps[each.name]} | given
         group.add_argument(*filter(None, flags), **made)
     return group
+
+
+def split_values(args: argparse.Namespace, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a parser found: values of the options of `kind`, a dataclass of groups, and all others."""
+    names = {each.name for group in groups_of(kind).values() for each in fields(group)}
+    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for name, value in vars(args).items():
+        found[name not in names][name] = value
+    return found
 
 
 def field_helps(kind: type) -> dict[str, str]:

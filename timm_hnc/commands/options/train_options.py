@@ -3,34 +3,37 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
+from timm_hnc.commands.options.flags import split_values
 from timm_hnc.commands.options.former_flags import FORMER_FLAGS
 from timm_hnc.commands.options.parsing import given_on_command_line, parse_options, refuse
 from timm_hnc.commands.options.shared import COMPILE_ADVICE, NAFLEX_ADVICE
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.errors import UsageError
-from timm_hnc.options import groups_of
 from timm_hnc.training.setup.loss_options import HNCOptions
 from timm_hnc.training.setup.options import TrainOptions, train_options
 
 DISTILLATION_ADVICE = "train with a teacher in timm's own train.py (--hnc kd is a form of the HNC loss, without one)."
-_NAMES = {each.name for group in groups_of(TrainOptions).values() for each in fields(group)}
 
 
-def parse_train_options(argv: Sequence[str] | None = None) -> tuple[TrainOptions, frozenset[str]]:
+def parse_train_options(
+    argv: Sequence[str] | None = None,
+) -> tuple[TrainOptions, frozenset[str], dict[str, Any]]:
     """Parse, complete and check the command line of train.py.
 
     Args:
         argv: the command line, that of the process if None.
 
     Returns:
-        The options, and the names of those that were given on the command line or in the YAML file.
+        The options, the names of those that were given on the command line or in the YAML file, and the values that the
+        command line has besides: older spellings, the YAML file, and what is refused.
 
     Raises:
         UsageError: options that cannot work, alone or together.
 
     Example:
-        >>> options, explicit = parse_train_options(['--model', 'resnet18', '--hnc', 'mse'])
+        >>> options, explicit, _ = parse_train_options(['--model', 'resnet18', '--hnc', 'mse'])
         >>> options.hnc.hnc_weight, 'hnc_weight' in explicit
         (0.0007, False)
     """
@@ -45,8 +48,8 @@ def parse_train_options(argv: Sequence[str] | None = None) -> tuple[TrainOptions
             setattr(args, name, parser.get_default(name))
         explicit -= dropped
     _use_older_flags(args)
-    values = {name: value for name, value in vars(args).items() if name in _NAMES}
-    return train_options(values, explicit), explicit
+    values, own = split_values(args, TrainOptions)
+    return train_options(values, explicit), explicit, own
 
 
 def _refused(args: argparse.Namespace) -> dict[str, str]:

@@ -2,14 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from timm_hnc.attacks.attacks import ATTACKS
 from timm_hnc.commands.command_line import command_words
-from timm_hnc.commands.options.flags import add_flags
+from timm_hnc.commands.options.flags import add_flags, split_values
 from timm_hnc.commands.options.parsing import HelpFormatter, parse_options, refuse
 from timm_hnc.commands.options.shared import (
     COMPILE_ADVICE,
@@ -27,7 +26,7 @@ from timm_hnc.evaluation.robustness import AttackOptions
 from timm_hnc.evaluation.sources import SourceOptions
 from timm_hnc.evaluation.validation import EvaluationOptions, ValidateOptions
 from timm_hnc.files.options import read_options
-from timm_hnc.options import grouped, groups_of
+from timm_hnc.options import grouped
 
 REFUSED = {
     'torchscript': COMPILE_ADVICE,
@@ -42,7 +41,6 @@ _OF_A_RUN = (
     *('dataset', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'target_format'),
     *('task', 'multilabel_threshold', 'in_chans'),
 )
-_NAMES = {each.name for group in groups_of(ValidateOptions).values() for each in fields(group)}
 
 
 def fraction(text: str) -> float:
@@ -100,22 +98,22 @@ def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
 
 def parse_validate_options(
     argv: Sequence[str] | None = None,
-) -> tuple[ValidateOptions, argparse.Namespace, frozenset[str]]:
+) -> tuple[ValidateOptions, frozenset[str], dict[str, Any]]:
     """Parse and check the command line of validate.py.
 
     Args:
         argv: the command line, that of the process if None.
 
     Returns:
-        The options, what is the command's own (results_file, results_format), and the names of the options that were
-        given.
+        The options, the names of those that were given, and the values that the command line has besides: where the
+        results go, and what is refused.
 
     Raises:
         UsageError: options that cannot work, alone or together.
         DataError: the args.yaml of the run folder to validate cannot be read.
 
     Example:
-        >>> options, own, explicit = parse_validate_options(['--model', 'resnet18', '--data-dir', 'imagenet'])
+        >>> options, explicit, own = parse_validate_options(['--model', 'resnet18', '--data-dir', 'imagenet'])
     """
     parser = build_parser()
     args, explicit = parse_options(parser, argv)
@@ -125,10 +123,10 @@ def parse_validate_options(
     args.torchcompile, args.torchcompile_mode = agreed_compilation(args.torchcompile, args.torchcompile_mode)
     if args.results_format not in ('csv', 'json'):
         raise UsageError(f"--results-format '{args.results_format}': expected one of csv, json.")
-    values = {name: value for name, value in vars(args).items() if name in _NAMES}
+    values, own = split_values(args, ValidateOptions)
     options = grouped(ValidateOptions, values)
-    of_the_run = run_data(args.checkpoint, explicit)
-    return grouped(ValidateOptions, values | of_the_run) if of_the_run else options, args, explicit
+    of_the_run = run_data(options.model.checkpoint, explicit)
+    return grouped(ValidateOptions, values | of_the_run) if of_the_run else options, explicit, own
 
 
 def run_data(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
