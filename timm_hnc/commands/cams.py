@@ -1,7 +1,6 @@
 """timm-hnc cams: class activation maps of photographs (Fig. 1 and 5 of the paper)."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.commands.options.parsing import KeyValues
-from timm_hnc.commands.pictures import Rows, picture_parser, save_picture, write_picture
+from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.options import read_options
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
@@ -40,16 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Draw what the command line says.
-
-    Raises:
-        UsageError: options are wrong.
-        DataError: a file cannot be read or written.
-    """
-    write_picture(build_parser().parse_args(argv), _draw)
-
-
 def _draw(args: argparse.Namespace) -> Rows:
     if not 0 <= args.topk <= MAX_NEGATIVES:
         raise UsageError(f'--topk {args.topk}: expected 0 to {MAX_NEGATIVES}.')
@@ -65,6 +54,9 @@ def _draw(args: argparse.Namespace) -> Rows:
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk)
     save_picture(draw_panel([row for _, row in drawn], args.title, labelled=False), args.out)
     return [value for photo, row in drawn for value in map_values(photo, row)]
+
+
+main = picture_command(build_parser, _draw)
 
 
 def _read_names(path: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What the commands that draw share: where the picture goes, and the figures that it shows."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,25 @@ def picture_parser(name: str, description: str | None, out: str) -> argparse.Arg
     return parser
 
 
-def write_picture(args: argparse.Namespace, draw: Callable[[argparse.Namespace], Rows]) -> None:
-    """Draw, write the figures that the picture shows, and print its path.
+def picture_command(
+    build_parser: Callable[[], argparse.ArgumentParser], draw: Callable[[argparse.Namespace], Rows]
+) -> Callable[[Sequence[str] | None], None]:
+    """The main() of a command that draws, writes the figures that the picture shows, and prints its path.
+
+    It raises UsageError where options are wrong or a file cannot be written, DataError where one cannot be read.
 
     Args:
-        args: of the command, with the options of `picture_parser`.
+        build_parser: with the options of `picture_parser`.
         draw: writes the picture to args.out; its figures, a row a mapping.
-
-    Raises:
-        UsageError: options are wrong, or a file cannot be written.
-        DataError: a file cannot be read.
     """
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        _write(build_parser().parse_args(argv), draw)
+
+    return main
+
+
+def _write(args: argparse.Namespace, draw: Callable[[argparse.Namespace], Rows]) -> None:
     for file in args.values:
         if Path(file).suffix not in ('.csv', '.json'):
             raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
