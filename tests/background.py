@@ -33,7 +33,7 @@ def kill_all(process):
 def descendants(pid: int) -> list[int]:
     try:
         children = [int(each) for each in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, before or while this is read
         return []
     return [*children, *(each for child in children for each in descendants(child))]
 

@@ -14,8 +14,9 @@ import timm
 import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from data_fixtures import images
 from documents import BLOCKS, PAGES
-from running import ROOT
+from running import ROOT, clean_process
 from torch.distributed.run import get_args_parser
 
 import timm_hnc
@@ -24,12 +25,16 @@ from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.losses.factory import LOSSES
 
+__all__ = ['clean_process', 'images']
 EXTRAS = re.findall(r'^(\w+) = \[', (ROOT / 'pyproject.toml').read_text().split('optional-dependencies]')[1], re.M)
 PARSED = {'train': parse_train_options, 'validate': parse_validate_options}
 # networks that take a moment, in place of those that the examples name
 SMALLER = {
     "'resnet50', pretrained=True": "'test_resnet', num_classes=10",
     'vit_base_patch16_224': 'test_vit',
+    "'resnet18'": "'test_resnet'",
+    "'flowers', epochs=20": "'flowers', epochs=1, device='cpu', workers=0, img_size=32",
+    'eval_set, cam_metrics=True': "eval_set, device='cpu', workers=0, img_size=32, cam_metrics=True",
 }
 SHELL = [block for block in BLOCKS if block.language == 'sh' and not block.reason]
 COMMAND_LINES = list(
@@ -140,10 +145,11 @@ def run_examples(texts: list[str]) -> dict:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(images, tmp_path, monkeypatch):
     """A folder with what the examples read."""
     (tmp_path / 'hparams').symlink_to(ROOT / 'hparams')
     (tmp_path / 'args.yaml').write_text('model: resnet18\n')
+    (tmp_path / 'flowers').symlink_to(images)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

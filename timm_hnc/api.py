@@ -15,7 +15,7 @@ from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import ValidateOptions, measure
 from timm_hnc.options import changed, grouped
 from timm_hnc.training.run import train_run
-from timm_hnc.training.setup.build import Given
+from timm_hnc.training.setup.build import Provided
 from timm_hnc.training.setup.options import TrainOptions, train_options
 
 
@@ -48,10 +48,10 @@ def train(
     plain = model.model if isinstance(model, CamModel) else model
     name = _name_of(plain)
     options = train_options(values) if options is None else changed(options, **values)
-    own = {'model': name, 'experiment': options.run.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{name}'}
-    options = changed(options, **own, val_split=options.splits.val_split if eval_set is not None else '')
+    named = {'model': name, 'experiment': options.run.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{name}'}
+    options = changed(options, **named, val_split=options.splits.val_split if eval_set is not None else '')
     _check_loaders(train_set, eval_set)
-    outcome = train_run(options, frozenset(values), Given(plain, train_set, eval_set))
+    outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set))
     if outcome.stopped is not None:
         raise KeyboardInterrupt(f"{outcome.stopped} It is saved in '{outcome.folder}': go on with resume='auto'.")
     return {**(outcome.result or {}), 'folder': str(outcome.folder)}

@@ -1,5 +1,6 @@
 """FGSM and PGD: against another library, by their promises, and through validate.py."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from safetensors.torch import load_file
 from timm_hnc import CamModel, HNCLoss, hnc_loss
 from timm_hnc.attacks.attacks import Attack, attack, cross_entropy, normalized, sample_losses, with_hnc
 from timm_hnc.commands.options.validate_options import fraction
+from timm_hnc.errors import DataError
+from timm_hnc.evaluation.robustness import AttackOptions, threat_of
+from timm_hnc.evaluation.sources import Source
 
 REFERENCE = load_file(Path(__file__).parent / 'torchattacks_reference.safetensors')
 PGD = Attack('pgd', EPS, STEPS, STEP, random_start=False)
@@ -188,3 +192,32 @@ def test_a_model_without_a_gradient_is_refused_in_a_line(run, capsys, monkeypatc
     code, line = failure(capsys, 'validate', '--checkpoint', run, '--attack', 'fgsm', '--workers', '0', '-b', '8')
     assert code == 2
     assert '--attack: the loss has no gradient with respect to the images: there is nothing to attack along' in line
+
+
+@pytest.mark.parametrize(
+    ('block', 'weight'),
+    [
+        ('none', None),
+        ({'variant': 'none', 'weight': None, 'topk': None, 'reproduced_by': 'timm_hnc'}, None),  # of a published run
+        ({'variant': 'mse', 'weight': 0.5, 'topk': 2}, 0.5),  # of an imported checkpoint
+        ({'variant': 'kd', 'weight': 0.5, 'topk': 2, 'alpha': 0.0, 'reduction': 'mean'}, 0.5),
+        ({'variant': 'mse', 'weight': None, 'topk': 2}, 'weight and top-k of HNC are missing'),
+    ],
+)
+def test_the_loss_of_training_is_what_the_weights_say(tmp_path, block, weight):
+    config = {'architecture': 'test_resnet'} | ({} if block == 'none' else {'hnc': block})
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    options, source = AttackOptions(attack=['fgsm'], attack_loss='train'), Source(f'local-dir:{tmp_path}')
+    if isinstance(weight, str):
+        with pytest.raises(DataError, match=weight):
+            threat_of(options, source, 0)
+        return
+    model = CamModel(timm.create_model('test_resnet', num_classes=3)).eval()
+    pixels, labels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
+    found = threat_of(options, source, 0).loss(normalized(model), pixels, labels)
+    expected = torch.nn.functional.cross_entropy(model(pixels), labels, reduction='none')
+    if weight:
+        reduction = block.get('reduction', 'sum')
+        term = hnc_loss(model.class_maps(pixels), labels, block['variant'], topk=2, reduction=reduction)
+        expected = expected + weight * term
+    torch.testing.assert_close(found, expected)

@@ -12,7 +12,7 @@ from timm.loss import LOSS_TYPES, create_classification_loss
 from timm_hnc.commands.options import train_options
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.errors import UsageError
-from timm_hnc.training.setup.criterion import loss_kwargs
+from timm_hnc.training.setup.criterion import timm_criterion_kwargs
 
 FLAGS = read_flags(Path(__file__).parent / 'timm_train_flags.csv')
 
@@ -335,10 +335,10 @@ def test_unknown_names_are_refused_by_argparse_with_the_known_ones(name, capsys)
 
 def test_class_statistics_become_weights_and_counts(stats):
     base = [*MULTILABEL, '--class-stats', stats, '--num-classes', '3']
-    kwargs = loss_kwargs(options_of([*base, '--loss', 'db']).loss)
+    kwargs = timm_criterion_kwargs(options_of([*base, '--loss', 'db']).loss)
     assert (kwargs['class_counts'].tolist(), kwargs['num_samples']) == ([2, 4, 1], 8)
     weights = ['--loss-pos-weight', 'neg_pos', '--loss-weight-power', '0.5', '--loss-class-weight', 'inv_freq']
-    kwargs = loss_kwargs(options_of([*base, *weights]).loss)
+    kwargs = timm_criterion_kwargs(options_of([*base, *weights]).loss)
     torch.testing.assert_close(kwargs['pos_weight'], torch.tensor([3.0, 1.0, 7.0]).sqrt())
     frequency = torch.tensor([4.0, 2.0, 8.0]).sqrt()
     torch.testing.assert_close(kwargs['class_weight'], frequency / frequency.mean())
@@ -374,7 +374,7 @@ def test_unusable_class_statistics_are_refused_by_name(tmp_path, content):
 )
 def test_loss_arguments_make_timms_criterion(command, criterion):
     options = options_of(command.split())
-    kwargs = loss_kwargs(options.loss, options.mixup.active, options.augmentation.aug_splits)
+    kwargs = timm_criterion_kwargs(options.loss, options.mixup.active, options.augmentation.aug_splits)
     loss = create_classification_loss(multi_label=options.task.multi_label, **kwargs)
     assert type(loss).__name__ == criterion
 

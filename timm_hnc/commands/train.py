@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         UsageError: options are wrong.
         DataError: data, weights or folders cannot be used, or the loss is not finite.
     """
-    options, explicit, own = parse_train_options(argv)
+    options, explicit, others = parse_train_options(argv)
     options.data.check_named()
-    outcome = train_run(options, explicit, recorded=own)
+    outcome = train_run(options, explicit, recorded=others)
     if outcome.is_main_process:
         _say(outcome)
     return outcome.stopped.exit_code if outcome.stopped else 0
@@ -37,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(outcome: Outcome) -> None:
     folder = outcome.folder
-    if outcome.stopped or outcome.result is None:
+    if outcome.stopped is not None:
         again = shlex.join([*command_words('train.py'), '-c', str(folder / 'args.yaml'), '--resume', str(folder)])
         _logger.info(f'{outcome.stopped} It is saved; to go on: {again}')
         return
     # timm's scripts print their results this way, for sweeps that read them
-    sys.stdout.write(f'--result\n{json.dumps(without_nan(outcome.result), indent=4)}\n')
+    sys.stdout.write(f'--result\n{json.dumps(without_nan(outcome.result or {}), indent=4)}\n')
     _logger.info(f'Run folder: {folder}')
     for title, path in (('CAM pictures', folder / 'cams'), ('Report', folder / 'report.html')):
         if path.exists():

@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         UsageError: options are wrong.
         DataError: data or weights cannot be used.
     """
-    options, explicit, own = parse_validate_options(argv)
+    options, explicit, others = parse_validate_options(argv)
     options.data.check_named()
-    for name, file in (('results_file', own['results_file']), ('cam_classes_file', options.maps.cam_classes_file)):
+    for name, file in (('results_file', others['results_file']), ('cam_classes_file', options.maps.cam_classes_file)):
         if file and not Path(file).parent.is_dir():
             raise UsageError(f'{flag_of(name)} {file}: its folder does not exist.')
     sources = find_sources(options.model, 'model' in explicit)
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         # timm's scripts print their results this way, for other programs to read
         sys.stdout.write(f'--result\n{json.dumps(without_nan(results), indent=4)}\n')
-        if own['results_file']:
-            _write_results(own['results_file'], results, own['results_format'])
+        if others['results_file']:
+            _write_results(others['results_file'], results, others['results_format'])
     end_training(accelerator)
 
 

@@ -110,17 +110,25 @@ def threat_of(options: AttackOptions, source: Source, seed: int) -> Threat:
     if options.attack_loss == 'train':
         hnc = _hnc_of(source)
         if hnc:
-            loss = with_hnc(HNCLoss(hnc['variant'], hnc['topk'], hnc['alpha'], hnc['reduction']), hnc['weight'])
+            form = HNCLoss(hnc['variant'], hnc['topk'], hnc.get('alpha') or 0.0, hnc.get('reduction') or 'sum')
+            loss = with_hnc(form, hnc['weight'])
         _logger.info(f'The loss attacked is cross-entropy, with the HNC of training: {hnc or "none"}.')
     return Threat(options.attacks(), loss, options.attack_space == 'normalized', seed)
 
 
-def _hnc_of(source: Source) -> dict[str, Any] | None:
+def _hnc_of(source: Source) -> dict[str, Any]:
+    """The `hnc` block of a model's config.json; empty where it was trained without."""
     scheme, folder = parse_model_name(source.model)
     path = Path(folder) / 'config.json'
+    problem = f"--attack-loss train: '{source.model}' does not say how it was trained"
     if scheme != 'local-dir' or not path.is_file():
-        raise DataError(f"--attack-loss train: '{source.model}' does not say how it was trained; pass a run folder.")
-    return json.loads(path.read_text()).get('hnc')
+        raise DataError(f'{problem}; pass a run folder.')
+    hnc = json.loads(path.read_text()).get('hnc') or {'variant': 'none'}
+    if hnc['variant'] == 'none':
+        return {}
+    if hnc.get('weight') is None or hnc.get('topk') is None:
+        raise DataError(f'{problem}: weight and top-k of HNC are missing in its config.json.')
+    return hnc
 
 
 def robust_figures(

@@ -1,4 +1,4 @@
-"""What validate.py is to evaluate: which model, which weights, which data."""
+"""What validate.py is to evaluate: which models, with which weights."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -69,27 +69,27 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     run.optimizer.zero_grad()
     update, run.start_update = run.start_update, 0
     started, before = time.monotonic(), run.averages.count
-    window = _Window(run)
+    tally = _Tally(run)
     for step in _steps(run, epoch, update * run.options.batches.grad_accum_steps):
         with nullcontext() if step.last else run.accelerator.no_sync(run.task):
             result = run.task(step.input, step.target)
             loss = result['loss'] * (_batch_scale(run, len(step.input)) / step.window)
             run.accelerator.backward(loss, create_graph=getattr(run.optimizer.optimizer, 'is_second_order', False))
-        window.averages.update(result, len(step.input))
+        tally.averages.update(result, len(step.input))
         if not step.last:
             continue
-        due = update % run.options.run.log_interval == 0 or update + 1 == run.updates_per_epoch
+        log_due = update % run.options.run.log_interval == 0 or update + 1 == run.updates_per_epoch
         update += 1
-        notice = _exchange(run, step, window.averages.sums['loss'])
+        notice = _exchange(run, step, tally.averages.sums['loss'])
         if notice is None or may_update(run, notice, epoch):
             _update(run, epoch * run.updates_per_epoch + update)
             count_overflow(run)
-            run.averages.add(window.averages)
+            run.averages.add(tally.averages)
         else:
             run.optimizer.zero_grad()
-            window.undo()
-        window = _Window(run)
-        if due:
+            tally.undo()
+        tally = _Tally(run)
+        if log_due:
             _log(run, epoch, update, (run.averages.count - before) / (time.monotonic() - started))
             _save_images(run, step)
         on_update(update, notice)
@@ -103,7 +103,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     return metrics
 
 
-class _Window:
+class _Tally:
     """What the batches of one update leave behind them, for the case that the update is left out."""
 
     def __init__(self, run: Run) -> None:
@@ -119,8 +119,8 @@ class _Window:
 
 def _exchange(run: Run, step: Step, loss: Tensor) -> Notice | None:
     due = run.accelerator.is_main_process and run.clock.passed()
-    batches = range(step.index + 1 - step.window, step.index + 1)
-    return run.notices.exchange(batches, ~loss.isfinite(), bad_gradient(run), run.stop.received, due)
+    indices = range(step.index + 1 - step.window, step.index + 1)
+    return run.notices.exchange(indices, ~loss.isfinite(), bad_gradient(run), run.stop.received, due)
 
 
 def settle(run: Run, epoch: int) -> None:

@@ -25,7 +25,7 @@ from timm_hnc.training.outputs.changed_options import begin_part, parts_of
 from timm_hnc.training.outputs.publishing import Publisher, check_publishing
 from timm_hnc.training.outputs.results import start_trackers, write_args
 from timm_hnc.training.outputs.state import restore, start_schedule
-from timm_hnc.training.setup.build import Given, Run, build_run
+from timm_hnc.training.setup.build import Provided, Run, build_run
 from timm_hnc.training.setup.environment import create_accelerator
 from timm_hnc.training.setup.models import check_model_name
 from timm_hnc.training.setup.options import TrainOptions, agreed_options, check_class_maps
@@ -55,7 +55,7 @@ class Outcome:
 def train_run(
     options: TrainOptions,
     explicit: frozenset[str] = frozenset(),
-    given: Given | None = None,
+    provided: Provided | None = None,
     recorded: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
     """Train, from the first epoch or from where an earlier attempt stopped, and publish where that is asked for.
@@ -63,31 +63,31 @@ def train_run(
     Args:
         options: of the run.
         explicit: names of those that somebody chose.
-        given: model and data in place of those that the options name.
+        provided: model and data in place of those that the options name.
         recorded: what args.yaml has besides the options.
 
     Raises:
         UsageError: options are wrong.
         DataError: data, weights or folders cannot be used, or the loss is not finite.
     """
-    given = given or Given()
-    if given.model is None:
+    provided = provided or Provided()
+    if provided.model is None:
         check_model_name(options.model.model)
     check_publishing(options.hub)
     if options.needs_class_maps or (options.run.cam_images and 'cam_images' in explicit):
-        check_class_maps(options, given.model)
+        check_class_maps(options, provided.model)
     options = agreed_options(options, explicit)
     accelerator = create_accelerator(options.device, options.processes, options.tracking)
     [folder] = broadcast_object_list([_run_folder(options)])
     with run_lock(folder, accelerator):
         checkpoint = _checkpoint(options.run.resume, folder)
         accelerator.wait_for_everyone()
-        return _train(options, given, recorded, accelerator, folder, checkpoint)
+        return _train(options, provided, recorded, accelerator, folder, checkpoint)
 
 
 def _train(
     options: TrainOptions,
-    given: Given,
+    provided: Provided,
     recorded: Mapping[str, Any],
     accelerator: Accelerator,
     folder: Path,
@@ -99,7 +99,7 @@ def _train(
     progress.parts = parts_of(checkpoint, progress) if checkpoint else []
     decreasing = options.run.eval_metric == 'loss' or not options.splits.val_split
     checkpoints = CheckpointFolder(folder, options.run.checkpoint_hist, decreasing, progress)
-    run = build_run(options, accelerator, checkpoints, given)
+    run = build_run(options, accelerator, checkpoints, provided)
     if checkpoint:
         restore(run, checkpoint)
     start_schedule(run)
@@ -135,16 +135,16 @@ def _run_folder(options: TrainOptions) -> Path:
     Raises:
         DataError: --resume names nothing that a run could go on from.
     """
-    run = options.run
-    own = Path(run.output or 'output/train') / (run.experiment or _default_name(options.model.model))
-    if run.resume in ('', 'auto'):
-        return own
-    path = Path(run.resume)
+    output, experiment, resume = options.run.output, options.run.experiment, options.run.resume
+    named = Path(output or 'output/train') / (experiment or _default_name(options.model.model))
+    if resume in ('', 'auto'):
+        return named
+    path = Path(resume)
     if (path / 'state.json').is_file():
         path = run_folder_of(path.resolve())
     elif not any((path / 'checkpoints').glob('*/')):
-        raise _no_checkpoint(run.resume)
-    return own if run.experiment else path
+        raise _no_checkpoint(resume)
+    return named if experiment else path
 
 
 def _checkpoint(resume: str, folder: Path) -> Path | None:

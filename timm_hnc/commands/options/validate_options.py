@@ -133,14 +133,17 @@ def run_data(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
     """Options by which a run folder is validated on its own validation data, unless other data is named.
 
     Args:
-        checkpoint: perhaps a run folder.
+        checkpoint: perhaps a run folder, or its model_best.
         explicit: names of the options that were given.
 
     Raises:
         DataError: the run's args.yaml cannot be read.
     """
-    folder = Path(checkpoint)
-    if not checkpoint or not (folder / 'args.yaml').is_file() or {'data', 'data_dir', 'dataset'} & explicit:
+    if not checkpoint or {'data', 'data_dir', 'dataset'} & explicit:
+        return {}
+    path = Path(checkpoint).absolute()
+    folder = next((each for each in (path, path.parent) if (each / 'args.yaml').is_file()), None)
+    if folder is None:
         return {}
     run = read_options(folder)
     found = {name: run[name] for name in _OF_A_RUN if name not in explicit and name in run}

@@ -28,7 +28,7 @@ from timm_hnc.losses.export import exported
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import Interval
-from timm_hnc.training.setup.criterion import loss_kwargs
+from timm_hnc.training.setup.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset
 from timm_hnc.training.setup.losses import create_run_loss
 from timm_hnc.training.setup.models import create_model
@@ -39,7 +39,7 @@ from timm_hnc.training.update_flags import Notices
 
 
 @dataclass(frozen=True)
-class Given:
+class Provided:
     """What a caller brings in place of what the options name.
 
     Args:
@@ -69,8 +69,8 @@ class Run:
         optimizer: as Accelerate wrapped it.
         scheduler: timm's, or None.
         num_epochs: where the run ends.
-        train_loader: timm's loader.
-        eval_loader: timm's loader, or None without a validation split.
+        train_loader: timm's loader, or the one that was provided.
+        eval_loader: the same for validation, or None without a validation split.
         mixup: timm's mixup, or None.
         data_config: input size, mean, std, interpolation and crop.
         class_names: a name a class.
@@ -85,7 +85,7 @@ class Run:
         stop: signals that ask the run to stop.
         clock: when a checkpoint is due inside an epoch.
         skipped_updates: those left out because of numbers that are not finite.
-        skipped_in_a_row: the last of them.
+        skipped_in_a_row: how many of them were the last updates.
         skipped_images_before: those that the run skipped before it was resumed.
     """
 
@@ -156,7 +156,7 @@ class Run:
 
 
 def build_run(
-    options: TrainOptions, accelerator: Accelerator, checkpoints: CheckpointFolder, given: Given | None = None
+    options: TrainOptions, accelerator: Accelerator, checkpoints: CheckpointFolder, provided: Provided | None = None
 ) -> Run:
     """Make model, data, losses, optimizer and schedule.
 
@@ -164,16 +164,16 @@ def build_run(
         options: of the run.
         accelerator: device, precision and processes.
         checkpoints: of the run's folder.
-        given: model and data in place of those that the options name.
+        provided: model and data in place of those that the options name.
 
     Raises:
         UsageError: an option is wrong.
         DataError: data or weights are missing or do not fit.
     """
-    given, device, seed = given or Given(), accelerator.device, options.loader.seed
+    provided, device, seed = provided or Provided(), accelerator.device, options.loader.seed
     utils.random_seed(seed, accelerator.process_index)
     with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
-        model = given.model
+        model = provided.model
         if model is None:
             model = create_model(options.model, options.input, options.augmentation.aug_splits)
     num_classes = options.input.num_classes or model.num_classes
@@ -182,20 +182,9 @@ def build_run(
     model.to(device=device, dtype=options.device.weight_dtype)
     if options.device.channels_last:
         model.to(memory_format=torch.channels_last)
-    skipped = SkippedImages()
-    train_set, mixup = given.train_set, create_mixup(options, num_classes, isinstance(given.train_set, DataLoader))
-    if train_set is None:
-        train_set = open_train_dataset(options, data_config['input_size'][0], num_classes)
-    train_loader, keys = _create_train_loader(train_set, options, data_config, mixup, skipped, accelerator)
-    train_set = train_loader.dataset
-    eval_loader = None
-    if options.splits.val_split:
-        eval_set = given.eval_set
-        if eval_set is None:
-            eval_set = _open_eval_set(options, data_config['input_size'][0], num_classes)
-            check_same_classes(train_set, eval_set)
-        eval_loader = _create_eval_loader(eval_set, options, data_config, skipped, accelerator)
-    options = _resolved(options, num_classes, train_loader, accelerator.num_processes)
+    data = _create_data(options, provided, data_config, num_classes, accelerator)
+    train_set = data.train_loader.dataset
+    options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
     task = compiled(create_task(options, model, loss, accelerator))  # inside DDP, whose hooks would break the graph
@@ -213,20 +202,49 @@ def build_run(
         optimizer=optimizer,
         scheduler=None,
         num_epochs=0,
-        train_loader=train_loader,
-        keys=keys,
+        train_loader=data.train_loader,
+        keys=data.keys,
         clock=options.run.interval(),
         notices=Notices(accelerator, at_once=options.run.on_nonfinite == 'skip'),
-        eval_loader=eval_loader,
-        mixup=mixup,
+        eval_loader=data.eval_loader,
+        mixup=data.mixup,
         data_config=data_config,
         class_names=class_names(train_set, num_classes),
-        skipped=skipped,
+        skipped=data.skipped,
         checkpoints=checkpoints,
     )
     run.export_copy = exported(run.averaged_model, loss) if loss is not None and loss.changes_scores else None
     run.scheduler, run.num_epochs = _create_scheduler(run)
     return run
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The loaders of a run, and what goes with them: see `Run`."""
+
+    train_loader: Any
+    keys: KeyedBatches | None
+    eval_loader: Any
+    mixup: Mixup | None
+    skipped: SkippedImages
+
+
+def _create_data(
+    options: TrainOptions, provided: Provided, data_config: dict[str, Any], num_classes: int, accelerator: Accelerator
+) -> _Data:
+    skipped, channels = SkippedImages(), data_config['input_size'][0]
+    train_set, eval_set = provided.train_set, provided.eval_set
+    mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
+    if train_set is None:
+        train_set = open_train_dataset(options, channels, num_classes)
+    train_loader, keys = _create_train_loader(train_set, options, data_config, mixup, skipped, accelerator)
+    eval_loader = None
+    if options.splits.val_split:
+        if eval_set is None:
+            eval_set = _open_eval_set(options, channels, num_classes)
+            check_same_classes(train_loader.dataset, eval_set)
+        eval_loader = _create_eval_loader(eval_set, options, data_config, skipped, accelerator)
+    return _Data(train_loader, keys, eval_loader, mixup, skipped)
 
 
 def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: int) -> TrainOptions:
@@ -310,7 +328,7 @@ def create_task(options: TrainOptions, model: Any, loss: Loss | None, accelerato
     multi_label, mixed = options.task.multi_label, options.mixup.active
     arguments: dict[str, Any] = dict(device=accelerator.device, verbose=accelerator.is_main_process)
     if loss is None:
-        arguments['criterion_kwargs'] = loss_kwargs(options.loss, mixed, options.augmentation.aug_splits)
+        arguments['criterion_kwargs'] = timm_criterion_kwargs(options.loss, mixed, options.augmentation.aug_splits)
     else:
         arguments['criterion'] = loss
     if multi_label:

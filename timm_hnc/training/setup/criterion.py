@@ -11,7 +11,7 @@ from timm_hnc.options import flag_of
 from timm_hnc.training.setup.loss_options import LossOptions
 
 
-def loss_kwargs(options: LossOptions, soft_targets: bool = False, jsd_splits: int = 0) -> dict[str, Any]:
+def timm_criterion_kwargs(options: LossOptions, soft_targets: bool = False, jsd_splits: int = 0) -> dict[str, Any]:
     """The arguments of timm's `create_classification_loss`, without `multi_label`, which the task passes itself.
 
     Args:
@@ -26,7 +26,7 @@ def loss_kwargs(options: LossOptions, soft_targets: bool = False, jsd_splits: in
         UsageError: a file of class weights or counts cannot be used.
 
     Example:
-        >>> HNCTask(cam_model, criterion_kwargs=loss_kwargs(LossOptions(loss='asl')))
+        >>> HNCTask(cam_model, criterion_kwargs=timm_criterion_kwargs(LossOptions(loss='asl')))
     """
     stats = _read('class_stats', options.class_stats, lambda: load_class_stats(options.class_stats))
 

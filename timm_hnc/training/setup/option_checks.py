@@ -11,12 +11,11 @@ from timm_hnc.errors import UsageError
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.options import flag_of
-from timm_hnc.training.setup.criterion import loss_kwargs
+from timm_hnc.training.setup.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.data_options import (
     AugmentationOptions,
     BatchOptions,
     MixupOptions,
-    SplitOptions,
     TrainSizeOptions,
 )
 from timm_hnc.training.setup.loss_options import LOSS_LR, LossOptions
@@ -29,25 +28,30 @@ def world_size() -> int:
     return int(os.environ.get('WORLD_SIZE') or 1)
 
 
-def check_data(
+def check_label_noise(noise: str | None, data: DataOptions, task: TaskOptions) -> None:
+    """Refuse label noise where it cannot be.
+
+    Raises:
+        UsageError: with the flag, its value and what is allowed.
+    """
+    if noise is not None and task.multi_label:
+        raise UsageError(f'--label-noise {noise}: for --task classification only.')
+    if noise is not None and data.is_streamed:
+        raise UsageError(f'--label-noise {noise}: {data.dataset} is streamed, its images have no index.')
+
+
+def check_data_in_memory(
     data: DataOptions,
-    splits: SplitOptions,
-    task: TaskOptions,
     batches: BatchOptions,
     augmentation: AugmentationOptions,
     sizes: TrainSizeOptions,
     loader: LoaderOptions,
 ) -> None:
-    """Refuse label noise, and data kept in memory, where they cannot be.
+    """Refuse data kept in memory where it cannot be.
 
     Raises:
         UsageError: with the flag, its value and what is allowed.
     """
-    noise = splits.label_noise
-    if noise is not None and task.multi_label:
-        raise UsageError(f'--label-noise {noise}: for --task classification only.')
-    if noise is not None and data.is_streamed:
-        raise UsageError(f'--label-noise {noise}: {data.dataset} is streamed, its images have no index.')
     if not batches.data_in_memory:
         return
     # it makes the padded crop and flips, and leaves erasing and mixup to timm
@@ -101,7 +105,7 @@ def check_mixing(
         raise UsageError('--split-bn: not together with --sync-bn.')
 
 
-def check_run(task: TaskOptions, eval_metric: str) -> None:
+def check_metric(task: TaskOptions, eval_metric: str) -> None:
     """Refuse a metric that the task does not have.
 
     Raises:
@@ -161,7 +165,7 @@ def _check_timms(
         raise UsageError(f'--loss jsd: needs --aug-splits of 2 or more, got {augmentation.aug_splits}.')
     if name == 'db' and not loss.class_stats:
         raise UsageError('--loss db: needs --class-stats.')
-    kwargs = loss_kwargs(loss, mixup.active, augmentation.aug_splits)
+    kwargs = timm_criterion_kwargs(loss, mixup.active, augmentation.aug_splits)
     for option, argument in (
         ('loss_class_weight', 'class_weight'),
         ('loss_pos_weight', 'pos_weight'),

@@ -28,7 +28,13 @@ from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, needs_
 from timm_hnc.training.setup.losses import check_loss_fits
 from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weights
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
-from timm_hnc.training.setup.option_checks import check_data, check_losses, check_mixing, check_run
+from timm_hnc.training.setup.option_checks import (
+    check_data_in_memory,
+    check_label_noise,
+    check_losses,
+    check_metric,
+    check_mixing,
+)
 
 
 @dataclass(frozen=True)
@@ -145,10 +151,11 @@ class TrainOptions:
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def __post_init__(self) -> None:
-        check_data(self.data, self.splits, self.task, self.batches, self.augmentation, self.sizes, self.loader)
+        check_label_noise(self.splits.label_noise, self.data, self.task)
+        check_data_in_memory(self.data, self.batches, self.augmentation, self.sizes, self.loader)
         check_mixing(self.task, self.model, self.augmentation, self.mixup, self.sizes, self.batches)
         check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
-        check_run(self.task, self.run.eval_metric)
+        check_metric(self.task, self.run.eval_metric)
         if self.tracking.wandb_resume_id and not self.run.resume:
             raise UsageError(f'--wandb-resume-id {self.tracking.wandb_resume_id}: needs --resume.')
         if self.model.sync_bn and self.device.on_cpu:
