@@ -214,7 +214,9 @@ def test_the_loss_of_training_is_what_the_weights_say(tmp_path, block, weight):
         return
     model = CamModel(timm.create_model('test_resnet', num_classes=3)).eval()
     pixels, labels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
-    found = threat_of(options, source, 0).loss(normalized(model), pixels, labels)
+    classifier = normalized(model)
+    found = threat_of(options, source, 0).loss(classifier, pixels, labels)
+    pixels = classifier.normalize(pixels)
     expected = torch.nn.functional.cross_entropy(model(pixels), labels, reduction='none')
     if weight:
         reduction = block.get('reduction', 'sum')
