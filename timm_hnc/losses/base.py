@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
+from timm_hnc.cam.heads.detached_functions import raised
 
 Needs = Literal['logits', 'class_maps', 'two_views']
 SINGLE_LABEL, MULTI_LABEL = 'classification', 'multilabel'
@@ -69,11 +70,6 @@ class Loss(nn.Module):
             return class_maps
         weight, bias = self.plain_classifier(class_maps.weight, class_maps.bias)
         return ClassMaps(class_maps.positions, weight, bias, class_maps.grid)
-
-
-def raised(tensor: Tensor) -> Tensor:
-    """Half types as float32, others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def features(class_maps: ClassMaps) -> Tensor:

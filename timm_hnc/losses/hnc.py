@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
+from timm_hnc.cam.heads.detached_functions import raised
 
 # weights of the authors' ImageNet runs in the paper's own scale (sum over the k maps)
 DEFAULT_WEIGHTS = {'mse': 0.0007, 'kd': 0.0065}
@@ -79,9 +80,7 @@ def hnc_loss(
             'these class maps are for pictures and evaluation, no gradient flows through them (CamModel.kind).'
         )
     indices, valid = class_maps.topk_negatives(target, topk, target_floor)
-    maps = class_maps.maps(indices).flatten(2)
-    if maps.dtype in (torch.float16, torch.bfloat16):
-        maps = maps.float()
+    maps = raised(class_maps.maps(indices).flatten(2))
     if variant == 'mse':
         per_map = (maps - alpha).square().mean(-1)
     else:

@@ -26,7 +26,7 @@ class BeforePool:
     """
 
     def __init__(self, tracker: Tracker, found: set[str]) -> None:
-        self.tracker = tracker
+        self.companion = tracker.companion
         self.found = found
 
     def follow(self, call: Call) -> Any:
@@ -35,12 +35,12 @@ class BeforePool:
             return self._attention(call)
         if call.name == 'matmul':
             return self._weighted_sum(call)
-        lost = next((c for c in map(self._companion, tensors_in(call.args, call.kwargs)) if isinstance(c, Lost)), None)
+        lost = next((c for c in map(self.companion, tensors_in(call.args, call.kwargs)) if isinstance(c, Lost)), None)
         if lost:
             return lost
         if call.name in ('cat', 'concat'):
             return self._behind_prefix(call)
-        live = self._companion(call.args[0])
+        live = self.companion(call.args[0])
         if call.name in RESHAPING and isinstance(live, Live):
             return laid_out_anew(live, call)
         if call.name in ('mean', 'sum', 'adaptive_avg_pool2d') and isinstance(live, Live):
@@ -53,12 +53,9 @@ class BeforePool:
             return self._by_element(call)
         return Lost(f'{call.name}()')
 
-    def _companion(self, argument: Any) -> Any:
-        return self.tracker.companion(argument) if isinstance(argument, Tensor) else None
-
     def _by_element(self, call: Call) -> Any:
         tensors = tensors_in(call.args[:2])
-        lives = [(tensor, c) for tensor in tensors if isinstance(c := self._companion(tensor), Live)]
+        lives = [(tensor, c) for tensor in tensors if isinstance(c := self.companion(tensor), Live)]
         value, live = lives[0]
         across = call.name == 'linear' and value.ndim - 1 in live.dims
         if across or call.out.ndim != value.ndim or any(call.out.shape[dim] != value.shape[dim] for dim in live.dims):
@@ -67,7 +64,7 @@ class BeforePool:
             return Lost(f'{call.name}() of different positions')
         if call.name == 'dropout' and call.out is not call.value:
             self.found.add('dropout in front of the pool')
-        return with_rows(call, lives, self._companion)
+        return with_rows(call, lives, self.companion)
 
     def _new_map(self, live: Live, call: Call) -> Any:
         spatial = (call.value.ndim - 2, call.value.ndim - 1)
@@ -87,8 +84,8 @@ class BeforePool:
         tensors = call.args[0]
         dim = call.options[0] if call.options else call.kwargs.get('dim', 0)
         *front, last = tensors
-        live = self._companion(last)
-        in_front = [self._companion(tensor) for tensor in front]
+        live = self.companion(last)
+        in_front = [self.companion(tensor) for tensor in front]
         if not isinstance(live, Live) or live.prefix or live.dims != (dim % last.ndim,):
             return Lost('cat() of positions with something else')
         if any(isinstance(companion, (Live, Stacked)) for companion in in_front):
@@ -98,21 +95,21 @@ class BeforePool:
 
     def _attention(self, call: Call) -> Any:
         query, key, tokens, *_ = (*call.args, *(call.kwargs[n] for n in ('query', 'key', 'value') if n in call.kwargs))
-        live = self._companion(tokens)
+        live = self.companion(tokens)
         if not isinstance(live, Live) or live.dims != (tokens.ndim - 2,):
             return live if isinstance(live, Lost) else Lost('attention over something else than positions')
         try:
             weights = attention_weights(query, key, tokens, *call.args[3:], **_without(call.kwargs))
         except NotImplementedError as error:
             return Lost(str(error))
-        asking = self._companion(query)
+        asking = self.companion(query)
         if isinstance(asking, Lost) and query.shape[-2] == tokens.shape[-2]:  # what turned them left them in place
             asking = Live(live.dims, live.grid, live.prefix) if live.prefix else asking
         return self._attended(weights, tokens, live, asking)
 
     def _weighted_sum(self, call: Call) -> Any:
         left, right = call.args
-        live = self._companion(right)
+        live = self.companion(right)
         if not isinstance(live, Live) or live.dims != (right.ndim - 2,):
             return Lost('matmul() across positions')
         all_tokens_ask = live.prefix and left.shape[-2] == right.shape[-2]

@@ -23,12 +23,12 @@ class BehindPool:
     """
 
     def __init__(self, tracker: Tracker, found: set[str]) -> None:
-        self.tracker = tracker
+        self.companion = tracker.companion
         self.found = found
 
     def follow(self, call: Call) -> Any:
         """The companion of a call's result, none of whose arguments has positions."""
-        first = self._companion(call.args[0])
+        first = self.companion(call.args[0])
         if isinstance(first, Stacked):
             return _merge(call, first)
         scores = self._scores(call, first)
@@ -48,11 +48,8 @@ class BehindPool:
             return self._attention(call)
         return self._product(call)
 
-    def _companion(self, argument: Any) -> Any:
-        return self.tracker.companion(argument) if isinstance(argument, Tensor) else None
-
     def _parts(self, tensor: Tensor) -> Parts:
-        companion = self._companion(tensor)
+        companion = self.companion(tensor)
         if isinstance(companion, Scores):
             self.found.add('hidden layer')
             return companion.carried_out(tensor.shape)
@@ -60,7 +57,7 @@ class BehindPool:
 
     def _gate(self, call: Call) -> Any:
         if call.name == 'dropout' and call.out is call.value:
-            return self._companion(call.args[0])
+            return self.companion(call.args[0])
         if call.name not in ('dropout', 'pow', 'square'):  # powers are parts of norms and of other activations
             self.found.add('gate')
         parts = self._parts(call.args[0])
@@ -76,7 +73,7 @@ class BehindPool:
     def _scores(self, call: Call, first: Any) -> Scores | Stacked | None:
         """Where the result is again a sum of linear layers; None where they must be carried out."""
         if call.name == 'stack':
-            each = [self._companion(tensor) for tensor in call.args[0]]
+            each = [self.companion(tensor) for tensor in call.args[0]]
             if all(isinstance(scores, Scores) for scores in each) and _dim(call) in (None, 0):
                 return Stacked(tuple(each))
         if call.name in _SAME_SCORES and isinstance(first, Scores):
@@ -84,7 +81,7 @@ class BehindPool:
         if call.name not in ('add', 'mul', 'div') or len(call.args) != 2 or call.kwargs:
             return None
         left, right = call.args
-        second = self._companion(right)
+        second = self.companion(right)
         if call.name == 'add' and isinstance(first, Scores) and isinstance(second, Scores):
             return Scores(first.terms + second.terms)
         if isinstance(first, Scores) and second is None and _is_single(right) and call.name != 'add':
@@ -95,8 +92,8 @@ class BehindPool:
 
     def _each_position(self, call: Call) -> Any:
         """The call itself at every position."""
-        followed = [t for t in tensors_in(call.args, call.kwargs) if self._companion(t) is not None]
-        if any(isinstance(self._companion(tensor), Stacked) for tensor in followed):
+        followed = [t for t in tensors_in(call.args, call.kwargs) if self.companion(t) is not None]
+        if any(isinstance(self.companion(tensor), Stacked) for tensor in followed):
             return Lost(f'{call.name}() of several classifiers')
         if call.name in ('mean', 'sum') and _dim(call) in (None, 0):
             return Lost(f'{call.name}() over images')
@@ -114,7 +111,7 @@ class BehindPool:
     def _attention(self, call: Call) -> Any:
         """Over tokens none of which is a position, as where a map has a single one."""
         query, key, value, *masks = call.args
-        companion = self._companion(value)
+        companion = self.companion(value)
         if companion is None:
             return Detached()
         try:
@@ -130,7 +127,7 @@ class BehindPool:
             return Lost(f'{call.name}()')
         if call.kwargs.get('rounding_mode'):
             return Lost('division with rounding')
-        left, right = (self._companion(argument) for argument in call.args[:2])
+        left, right = (self.companion(argument) for argument in call.args[:2])
         if left is None and call.name == 'div':
             return Detached()  # a divisor is a scale
         if left is None or right is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.grids import Grid, finest, resize_positions
 
 
@@ -77,18 +78,8 @@ class Stacked:
     scores: tuple[Scores, ...]
 
 
-@dataclass(frozen=True)
-class Factors:
-    """positions (B, h * w, D), weight (n, D), bias and grid, as `ClassMaps` takes them."""
-
-    positions: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    grid: Grid
-
-
-def side_by_side(scores: Scores) -> Factors:
-    """Scores as one linear layer: weights of the same parts added, different parts beside each other in D."""
+def side_by_side(scores: Scores, logits: Tensor) -> ClassMaps:
+    """Logits as one linear layer: weights of the same parts added, different parts beside each other in D."""
     grid = scores.grid
     weights: dict[int, tuple[Parts, Tensor]] = {}
     bias = None
@@ -102,9 +93,5 @@ def side_by_side(scores: Scores) -> Factors:
     positions = [parts.on(grid).flatten(2) for parts, _ in weights.values()]
     beside = [weight for _, weight in weights.values()]
     single = len(beside) == 1
-    return Factors(
-        (positions[0] if single else torch.cat(positions, 2)).transpose(0, 1),
-        beside[0] if single else torch.cat(beside, 1),
-        bias,
-        grid,
-    )
+    joined = positions[0] if single else torch.cat(positions, 2)
+    return ClassMaps(joined.transpose(0, 1), beside[0] if single else torch.cat(beside, 1), bias, grid, logits)

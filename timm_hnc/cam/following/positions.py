@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.before_pool import BeforePool
 from timm_hnc.cam.following.behind_pool import BehindPool
 from timm_hnc.cam.following.layout import Live
-from timm_hnc.cam.following.mean_of_parts import Factors, Parts, Scores, side_by_side
+from timm_hnc.cam.following.mean_of_parts import Parts, Scores, side_by_side
 from timm_hnc.cam.following.operations import Call, tensors_in
 from timm_hnc.cam.following.tracking import Lost, Tracker
 
@@ -59,9 +60,9 @@ class PositionTracker(Tracker):
         if isinstance(self.companion(call.args[0]), (Parts, Scores)):
             self.found.update(_DETACHED_PARTS.get(call.name, ()))
 
-    def factors(self, logits: Any) -> Factors | Lost:
+    def class_maps(self, logits: Any) -> ClassMaps | Lost:
         """What the logits are made of, or why they are not means over positions."""
         scores = self.companion(logits)
         if isinstance(scores, Scores):
-            return side_by_side(scores)
+            return side_by_side(scores, logits)
         return scores if isinstance(scores, Lost) else Lost('its logits are no linear layer of a mean over positions')

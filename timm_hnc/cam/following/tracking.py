@@ -41,7 +41,7 @@ class Tracker(TorchFunctionMode):
         self._companions[id(tensor)] = (tensor, companion)
 
     def companion(self, tensor: Any) -> Any:
-        """The companion of a tensor, None if it is not followed."""
+        """The companion of a tensor, None if it is not followed, or anything else."""
         return self._companions.get(id(tensor), (None, None))[1]
 
     def forget(self) -> None:

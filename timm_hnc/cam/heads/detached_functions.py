@@ -16,8 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from timm_hnc.cam.following.operations import Call
 
-HALF = (torch.float16, torch.bfloat16)
-
 
 class DetachedDropout(TorchFunctionMode):
     """Let dropout draw as the model itself would (once, the same random numbers) and keep its factors.
@@ -46,24 +44,24 @@ class DetachedDropout(TorchFunctionMode):
         return input * factors
 
 
-def wide(tensor: Tensor) -> Tensor:
+def raised(tensor: Tensor) -> Tensor:
     """Half types as float32, others as they are."""
-    return tensor.float() if tensor.dtype in HALF else tensor
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def detached_gate(call: Call, parts: Tensor) -> Tensor:
     """f(z) = z * g with the gate g = f(z) / z detached: activations, dropout, normalisation to unit length."""
     if call.name == 'dropout' and call.out is call.value:
         return parts
-    value, out = wide(call.value.detach()), wide(call.out.detach())
+    value, out = raised(call.value.detach()), raised(call.out.detach())
     zero = value == 0
     gate = torch.where(zero, 0, out / torch.where(zero, 1, value))
-    return (wide(parts) * gate).to(call.out.dtype)
+    return (raised(parts) * gate).to(call.out.dtype)
 
 
 def detached_norm(call: Call, parts: Tensor) -> Tensor:
     """A norm with its scale detached; the mean that it takes away is linear (batch norm: detached too)."""
-    arguments = (call, wide(call.value.detach()), wide(parts), *call.options)
+    arguments = (call, raised(call.value.detach()), raised(parts), *call.options)
     return _NORMS[call.name](*arguments, **call.kwargs).to(call.out.dtype)
 
 
@@ -108,8 +106,8 @@ def _batch_norm(
         variance, mean = torch.var_mean(value, [0, *range(2, value.ndim)], correction=0)
     else:
         variance, mean = running_var.detach(), running_mean.detach()
-    scale = (wide(variance) + eps).rsqrt()
-    return _affine(parts - wide(mean).view(shape), scale.view(shape), weight, bias, shape)
+    scale = (raised(variance) + eps).rsqrt()
+    return _affine(parts - raised(mean).view(shape), scale.view(shape), weight, bias, shape)
 
 
 def _group_norm(
@@ -166,7 +164,7 @@ def attention_weights(
     """
     if dropout_p or is_causal or enable_gqa:
         raise NotImplementedError('attention with dropout, a causal mask or grouped queries in front of the classifier')
-    query, key = wide(query.detach()), wide(key.detach())
+    query, key = raised(query.detach()), raised(key.detach())
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask

@@ -11,20 +11,11 @@ from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.positions import PositionTracker
 from timm_hnc.cam.following.tracking import Lost
-from timm_hnc.cam.grids import Cell, Grid, token_grid
+from timm_hnc.cam.grids import Cell, token_grid
 from timm_hnc.cam.heads.base import TimmModel
 
 # the kind is the first of these that the head has
-KINDS = (
-    *(
-        ('attention', 'F'),
-        ('convolution', 'E'),
-        ('gate', 'D'),
-        ('norm', 'C'),
-        ('batch norm', 'B'),
-        ('hidden layer', 'D'),
-    ),
-)
+KINDS = {'attention': 'F', 'convolution': 'E', 'gate': 'D', 'norm': 'C', 'batch norm': 'B', 'hidden layer': 'D'}
 
 
 @dataclass(frozen=True)
@@ -44,11 +35,8 @@ class Branch:
     def live(self, features: Tensor, image_size: tuple[int, int]) -> Live:
         """The positions of these features."""
         sizes = [features.shape[dim] for dim in self.dims]
-        grid = (sizes[0], sizes[1]) if len(sizes) == 2 else self._token_grid(sizes[0], image_size)
-        return Live(self.dims, grid, self.prefix)
-
-    def _token_grid(self, num_tokens: int, image_size: tuple[int, int]) -> Grid:
-        return token_grid(num_tokens - self.prefix, image_size, self.cell)
+        grid = tuple(sizes) if len(sizes) == 2 else token_grid(sizes[0] - self.prefix, image_size, self.cell)
+        return Live(self.dims, grid, self.prefix)  # type: ignore[arg-type]  # two sizes
 
 
 @dataclass(frozen=True)
@@ -72,20 +60,13 @@ class DetachedHead:
             ValueError: this pass did something else than the one that was probed.
         """
         features = model.forward_features(x)
-        maps = _followed(model, features, self.branches, (x.shape[-2], x.shape[-1]))
+        maps, _ = detached_class_maps(model, features, self.branches, (x.shape[-2], x.shape[-1]))
         if isinstance(maps, Lost):
             name = type(model).__name__
             raise ValueError(
                 f'no class maps: the head of {name} works otherwise than when it was probed ({maps.reason}).'
             )
         return maps
-
-
-@torch.compiler.disable
-def _followed(
-    model: TimmModel, features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
-) -> ClassMaps | Lost:
-    return detached_class_maps(model, features, branches, image_size)[0]
 
 
 def followed_calls(
@@ -107,6 +88,7 @@ def _tracker(features: Any, branches: Sequence[Branch | None], image_size: tuple
     return tracker
 
 
+@torch.compiler.disable
 def detached_class_maps(
     model: TimmModel, features: Any, branches: Sequence[Branch | None], image_size: tuple[int, int]
 ) -> tuple[ClassMaps | Lost, set[str]]:
@@ -114,8 +96,6 @@ def detached_class_maps(
     tracker = _tracker(features, branches, image_size)
     with tracker:
         logits = model.forward_head(features)
-    factors = tracker.factors(logits)
+    maps = tracker.class_maps(logits)
     tracker.forget()
-    if isinstance(factors, Lost):
-        return factors, tracker.found
-    return ClassMaps(factors.positions, factors.weight, factors.bias, factors.grid, logits), tracker.found
+    return maps, tracker.found

@@ -7,8 +7,7 @@ class.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +47,11 @@ class ShadowTracker(Tracker):
     def _shadow(self, call: Call) -> Any:
         if call.name in ('scaled_dot_product_attention', 'matmul'):
             return self._attention(call) if call.name != 'matmul' else self._matmul(call)
-        companions = [self._companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
+        companions = [self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
         lost = next((companion for companion in companions if isinstance(companion, Lost)), None)
         if lost is not None:
             return lost
-        first = self._companion(call.args[0])
+        first = self.companion(call.args[0])
         if call.name in LINEAR:
             return self._repeated(call)
         if call.name in ('mul', 'div'):
@@ -69,16 +68,13 @@ class ShadowTracker(Tracker):
             return first.gather(dim, call.out[1].unsqueeze(dim)).squeeze(dim), None
         return Lost(f'{call.name}()')
 
-    def _companion(self, argument: Any) -> Any:
-        return self.companion(argument) if isinstance(argument, Tensor) else None
-
     def _repeated(self, call: Call) -> Any:
         tensors = tensors_in(call.args, call.kwargs)
-        pairs = [(tensor, self._companion(tensor)) for tensor in tensors]
+        pairs = [(tensor, self.companion(tensor)) for tensor in tensors]
         return call.repeated({id(tensor): companion for tensor, companion in pairs if companion is not None})
 
     def _product(self, call: Call, first: Any) -> Any:
-        second = self._companion(call.args[1])
+        second = self.companion(call.args[1])
         if call.kwargs.get('rounding_mode'):
             return Lost('division with rounding')
         if call.name == 'div' and first is None:
@@ -91,9 +87,9 @@ class ShadowTracker(Tracker):
 
     def _matmul(self, call: Call) -> Any:
         left, right = call.args
-        companion = self._companion(right)
+        companion = self.companion(right)
         if companion is None:
-            return self._repeated(call) if isinstance(self._companion(left), Tensor) else self._companion(left)
+            return self._repeated(call) if isinstance(self.companion(left), Tensor) else self.companion(left)
         if isinstance(companion, Lost):
             return companion
         self.attended = True
@@ -101,7 +97,7 @@ class ShadowTracker(Tracker):
 
     def _attention(self, call: Call) -> Any:
         query, key, value, *masks = call.args
-        companion = self._companion(value)
+        companion = self.companion(value)
         if companion is None or isinstance(companion, Lost):
             return companion
         self.attended = True
@@ -259,7 +255,8 @@ def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps
 
     module = model.get_submodule(tail.module)
     without_gradient = torch.no_grad() if x.is_inference() else nullcontext()  # such tensors take part in none
-    with torch.inference_mode(False), without_gradient, _at_entry(module, enter), tracker:
+    at_entry = module.register_forward_pre_hook(enter, with_kwargs=True)
+    with torch.inference_mode(False), without_gradient, at_entry, tracker:
         logits = model.forward_head(model.forward_features(x.clone() if x.is_inference() else x))
     detached = tracker.companion(logits)
     tracker.forget()
@@ -270,12 +267,3 @@ def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps
 
 def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
-
-
-@contextmanager
-def _at_entry(module: nn.Module, hook: Callable) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

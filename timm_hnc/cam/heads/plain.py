@@ -1,6 +1,7 @@
 """Recognising a head that is an average pool in front of linear layers, by trying it out on random features."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,10 +18,6 @@ _POOLING = (*_SHAPING, '_unsafe_view', '_reshape_alias', 'mean', 'adaptive_avg_p
 _LINEAR = ('addmm', 'mm', 'linear', 'convolution')
 _AVERAGING = ('add', 'div', 'mul')
 _ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError)
-
-
-class NotPlain(Exception):
-    """The head is more than an average pool in front of linear layers; the message says what was found."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -44,7 +41,7 @@ def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, 
         image_size: (height, width) of those images.
 
     Raises:
-        NotPlain: the head does more, or its mean takes in tokens that are no patches.
+        ValueError: the head does more, or its mean takes in tokens that are no patches.
     """
     names, layers = _classifiers(model)
     layout, num_prefix_tokens = _pooling(model, shape)
@@ -66,9 +63,9 @@ def _classifiers(model: TimmModel) -> tuple[tuple[str, ...], list[nn.Module]]:
     layers = [modules[name] for name in names]
     for layer in layers:
         if not isinstance(layer, nn.Linear) and not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
-            raise NotPlain(f'its classifier is a {type(layer).__name__}, not a linear layer')
+            raise ValueError(f'its classifier is a {type(layer).__name__}, not a linear layer')
     if not layers:
-        raise NotPlain('its classifier was not found among its modules')
+        raise ValueError('its classifier was not found among its modules')
     return names, layers
 
 
@@ -78,7 +75,7 @@ def _pooling(model: TimmModel, shape: tuple[int, ...]) -> tuple[Layout, int]:
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     pooled = _recorded(model, lambda: model.forward_head(features, pre_logits=True), {*_POOLING})
     if not isinstance(pooled, Tensor):
-        raise NotPlain('its classifier does not see the mean over all positions')
+        raise ValueError('its pooled features are no tensor')
     # without it, the values alone say which mean it is
     width = getattr(model, 'num_features', None)
     means: list[tuple[Layout, int, Tensor]] = []
@@ -92,17 +89,14 @@ def _pooling(model: TimmModel, shape: tuple[int, ...]) -> tuple[Layout, int]:
     for layout, prefix, mean in means:
         if mean.numel() == pooled.numel() and torch.allclose(pooled.flatten(1), mean, atol=1e-5):
             return layout, prefix
-    raise NotPlain('its classifier does not see the mean over all positions')
+    raise ValueError('its classifier does not see the mean over all positions')
 
 
 def _token_cell(model: TimmModel, num_tokens: int, num_prefix_tokens: int, image_size: tuple[int, int]) -> Cell:
     """Size of a patch; a mean over tokens that are not all patches, and those alone, is refused."""
     if num_prefix_tokens < (getattr(model, 'num_prefix_tokens', 0) or 0):
-        raise NotPlain('its mean takes in class or register tokens, which have no place in the image')
-    try:
-        return cell_of(token_grid(num_tokens - num_prefix_tokens, image_size), image_size)
-    except ValueError as error:
-        raise NotPlain(str(error).rstrip('.')) from error
+        raise ValueError('its mean takes in class or register tokens, which have no place in the image')
+    return cell_of(token_grid(num_tokens - num_prefix_tokens, image_size), image_size)
 
 
 def _check_classifier(model: TimmModel, head: Head, shape: tuple[int, ...], image_size: tuple[int, int]) -> None:
@@ -118,7 +112,7 @@ def _check_classifier(model: TimmModel, head: Head, shape: tuple[int, ...], imag
         weight, bias = head.linear(model)
         expected = nn.functional.linear(positions.mean(1), weight, bias)
     if not isinstance(logits, Tensor) or not agree(logits, expected):
-        raise NotPlain('its logits are not its linear layer applied to the mean over positions')
+        raise ValueError('its logits are not its linear layer applied to the mean over positions')
 
 
 def agree(logits: Tensor, expected: Tensor) -> bool:
@@ -133,12 +127,9 @@ def _recorded(model: TimmModel, function: Callable[[], Any], allowed: set[str]) 
     """The function's outcome, None where it fails; other operations than the allowed ones are refused."""
     recorder = _Recorder()
     outcome = None
-    try:
-        with evaluating(model), torch.no_grad(), recorder:
-            outcome = function()
-    except _ERRORS:
-        pass
+    with suppress(*_ERRORS), evaluating(model), torch.no_grad(), recorder:
+        outcome = function()
     found = recorder.operations - allowed
     if found:
-        raise NotPlain(f'its head has more than a mean in front of its linear layer ({", ".join(sorted(found))})')
+        raise ValueError(f'its head has more than a mean in front of its linear layer ({", ".join(sorted(found))})')
     return outcome

@@ -1,10 +1,11 @@
 """Finding where in a model's features, or in its tail, the positions lie."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Lost
@@ -91,14 +92,13 @@ def prefix_tokens(model: TimmModel, num_tokens: int, image_size: tuple[int, int]
     return num_prefix_tokens(num_tokens, image_size)
 
 
-def find_tail(model: TimmModel, images: Tensor) -> DetachedTail | Lost:
-    """The last block whose tokens reach the logits through an attention.
+def find_tail(model: TimmModel, images: Tensor) -> DetachedTail | None:
+    """The last block whose tokens reach the logits through an attention, None where there is none.
 
     Args:
         model: in evaluation mode; one on the meta device will do.
         images: of the model's own size.
     """
-    reason = Lost('no block with tokens was found')
     with torch.no_grad():
         calls, features = _calls(model, images)
         count = len(features) if isinstance(features, (list, tuple)) else 1
@@ -108,12 +108,11 @@ def find_tail(model: TimmModel, images: Tensor) -> DetachedTail | Lost:
                 continue
             maps, tracker = tail_maps(model, images, DetachedTail('G', name, inputs))
             if isinstance(maps, Lost):
-                reason = maps
                 continue
             reached = tuple(one for one, seen in zip(inputs, maps.reached(), strict=True) if seen)
             if tracker.attended and len(reached) >= count:
                 return DetachedTail('H' if count > 1 or tracker.found_maximum else 'G', name, reached)
-    return reason
+    return None
 
 
 def _calls(model: TimmModel, images: Tensor) -> tuple[list[tuple[str, list[Tensor]]], Any]:
@@ -123,18 +122,11 @@ def _calls(model: TimmModel, images: Tensor) -> tuple[list[tuple[str, list[Tenso
     def enter(name: str) -> Any:
         return lambda _, args, kwargs: calls.append((name, tensors_in(args, kwargs)))
 
-    handles = [
-        module.register_forward_pre_hook(enter(name), with_kwargs=True) for name, module in _numbered_modules(model)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name.rsplit('.', 1)[-1].isdigit():
+                hooks.enter_context(module.register_forward_pre_hook(enter(name), with_kwargs=True))
         return calls, model.forward_features(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _numbered_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, module) for name, module in model.named_modules() if name.rsplit('.', 1)[-1].isdigit())
 
 
 def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tuple[TokenInput, ...]:

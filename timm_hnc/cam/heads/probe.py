@@ -1,6 +1,7 @@
 """Finding out what class maps a model can give, and refusing those that would not be exact."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.heads.base import Head, MapHead, TimmModel
 from timm_hnc.cam.heads.detached_head import KINDS, Branch, DetachedHead, detached_class_maps, followed_calls
 from timm_hnc.cam.heads.model_copies import evaluating, full_copy, full_precision, keeping_no_casts, meta_copy
-from timm_hnc.cam.heads.plain import NotPlain, agree, plain_head
+from timm_hnc.cam.heads.plain import agree, plain_head
 from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
 
 _ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
@@ -133,13 +134,16 @@ def _find(model: TimmModel) -> MapHead:
     if not model.num_classes:
         raise _Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
     found = _features(model, get_model_input_config(model)['input_size'])
-    reasons = []
-    for search in (_plain, _detached_head, _detached_tail):
-        try:
-            return search(model, found)
-        except _Refused as refused:
-            reasons.append(refused)
-    raise reasons[1]
+    with suppress(ValueError, _Refused):
+        return _plain(model, found)
+    try:
+        return _detached_head(model, found)
+    except _Refused:
+        with suppress(*_ERRORS):
+            tail = find_tail(found.model, found.images)
+            if tail is not None:
+                return tail
+        raise
 
 
 def _features(model: TimmModel, input_size: tuple[int, int, int]) -> Features:
@@ -168,11 +172,8 @@ def _features(model: TimmModel, input_size: tuple[int, int, int]) -> Features:
 
 def _plain(model: TimmModel, found: Features) -> MapHead:
     if len(found.shapes) > 1:
-        raise _Refused('it has several branches')
-    try:
-        head = plain_head(model, found.shapes[0], found.image_size)
-    except NotPlain as error:
-        raise _Refused(str(error)) from error
+        raise ValueError('it has several branches')
+    head = plain_head(model, found.shapes[0], found.image_size)
     _check_plain_in_training(head, found)
     return head
 
@@ -185,7 +186,7 @@ def _check_plain_in_training(head: Head, found: Features) -> None:
     layers = [found.model.get_submodule(name) for name in head.classifiers]
     own = any(maps.weight is layer.weight or maps.weight._base is layer.weight for layer in layers)
     if parts or not (own or len(layers) > 1) or maps.positions.shape[2] != layers[0].weight.shape[1]:
-        raise _Refused('its head is more than a mean in front of its linear layer')
+        raise ValueError('its head is more than a mean in front of its linear layer')
 
 
 def _followed(found: Features, places: Sequence[Branch | None], training: bool = False) -> tuple[ClassMaps, set[str]]:
@@ -221,7 +222,7 @@ def _detached_head(model: TimmModel, found: Features) -> MapHead:
     _followed(found, places, training=True)
     _refuse_other_forward(found, places)
     _refuse_synchronised_statistics(found)
-    kind = 'H' if len(places) > 1 else next((kind for part, kind in KINDS if part in parts), 'A')
+    kind = 'H' if len(places) > 1 else next((kind for part, kind in KINDS.items() if part in parts), 'A')
     head = DetachedHead(kind, tuple(places))
     _check_values(model, head, found)
     return head
@@ -299,13 +300,3 @@ def _check_values(model: TimmModel, head: DetachedHead, found: Features) -> None
         )
         if isinstance(maps, Lost) or not agree(maps.logits, maps.maps(None).mean((2, 3))):
             raise _Refused('its logits are not the means of its maps')
-
-
-def _detached_tail(model: TimmModel, found: Features) -> MapHead:
-    try:
-        tail = find_tail(found.model, found.images)
-    except _ERRORS as error:
-        raise _Refused(f'its blocks cannot be followed ({_line(error)})') from error
-    if isinstance(tail, Lost):
-        raise _Refused(f'its blocks cannot be followed ({tail.reason})')
-    return tail
