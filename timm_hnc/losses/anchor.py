@@ -37,7 +37,3 @@ class AnchorLoss(Loss):
         negative = (absent * weight * -functional.logsigmoid(-logits)).sum(1)
         positive = -functional.logsigmoid(logits.gather(1, target[:, None])).squeeze(1)
         return (positive + negative).mean()
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'gamma={self.gamma}, slack={self.slack}'

@@ -71,7 +71,3 @@ class AttentionConsistencyLoss(Loss):
         weight = self.weight / (class_maps.num_classes if self.reduction == 'mean' else 1)
         both = target.repeat(2, *[1] * (target.ndim - 1))
         return self.criterion(raised(class_maps.logits), both) + weight * consistency
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'weight={self.weight}'

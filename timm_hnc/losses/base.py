@@ -1,8 +1,9 @@
 """What every criterion in this folder declares, so that tasks and train.py can use it without knowing it."""
 
+import inspect
 import math
 from contextlib import nullcontext
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from timm_hnc.cam.heads.detached_functions import raised
 
 Needs = Literal['logits', 'class_maps', 'two_views']
 SINGLE_LABEL, MULTI_LABEL = 'classification', 'multilabel'
+# what a constructor gets from the model and the data; its other arguments are the user's
+GIVEN = ('num_classes', 'num_features', 'class_counts', 'num_samples', 'multi_label')
 
 
 class Loss(nn.Module):
@@ -46,6 +49,16 @@ class Loss(nn.Module):
     """What the exported classifier is, for people who use it, where scores are changed."""
 
     smoothing: float = 0.0
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The options that a user sets, with their defaults."""
+        parameters = inspect.signature(cls).parameters
+        return {name: parameter.default for name, parameter in parameters.items() if name not in GIVEN}
+
+    def extra_repr(self) -> str:
+        """The options, for print(task)."""
+        return ', '.join(f'{name}={getattr(self, name)}' for name in self.options() if hasattr(self, name))
 
     def plain_classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The linear layer by which the trained model classifies, where the loss makes scores in another way.

@@ -48,7 +48,3 @@ class CenterLoss(Loss):
         count = (target[:, None] == target[None]).sum(1)
         pull = ((vectors - centers).square().sum(1) / (2 * (1 + count))).sum()
         return pull - pull.detach()
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'weight={self.weight}'

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from timm_hnc.losses.anchor import AnchorLoss
 from timm_hnc.losses.attention_consistency import AttentionConsistencyLoss
-from timm_hnc.losses.base import MULTI_LABEL, SINGLE_LABEL, Loss
+from timm_hnc.losses.base import GIVEN, MULTI_LABEL, SINGLE_LABEL, Loss
 from timm_hnc.losses.center import CenterLoss
 from timm_hnc.losses.focal import ClassBalancedFocalLoss, FocalLoss
 from timm_hnc.losses.guided_complement import GuidedComplementEntropyLoss
@@ -31,14 +31,11 @@ LOSSES: dict[str, type[Loss]] = {
     'guided-complement': GuidedComplementEntropyLoss,
     'max-entropy': MaxEntropyLoss,
 }
-# what a constructor gets from the model and the data; its other arguments are the user's
-_GIVEN = ('num_classes', 'num_features', 'class_counts', 'num_samples', 'multi_label')
 
 
 def loss_options(name: str) -> dict[str, Any]:
     """The options of a loss that a user sets, with their defaults."""
-    parameters = inspect.signature(LOSSES[name]).parameters
-    return {option: parameter.default for option, parameter in parameters.items() if option not in _GIVEN}
+    return LOSSES[name].options()
 
 
 def create_loss(
@@ -85,16 +82,11 @@ def create_loss(
         if option not in allowed:
             known = f'one of {", ".join(allowed)}' if allowed else 'none'
             raise ValueError(f"loss '{name}' has no option '{option}': expected {known}.")
-    given = dict(
-        num_classes=num_classes,
-        num_features=num_features,
-        class_counts=class_counts,
-        num_samples=num_samples,
-        multi_label=multi_label,
-    )
+    values = (num_classes, num_features, class_counts, num_samples, multi_label)
     wanted = inspect.signature(kind).parameters
     try:
-        loss = kind(**{key: value for key, value in given.items() if key in wanted}, **options)
+        given = {key: value for key, value in zip(GIVEN, values, strict=True) if key in wanted}
+        loss = kind(**given, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"loss '{name}': {str(error).rstrip('.')}.") from error
     loss.smoothing = smoothing
@@ -107,14 +99,5 @@ def try_loss(name: str, multi_label: bool, smoothing: float, options: dict[str, 
     Raises:
         ValueError: as `create_loss`.
     """
-    counts = torch.ones(3)
-    return create_loss(
-        name,
-        num_classes=3,
-        num_features=2,
-        class_counts=counts,
-        num_samples=3,
-        multi_label=multi_label,
-        smoothing=smoothing,
-        **options,
-    )
+    given: dict[str, Any] = dict(num_classes=3, num_features=2, class_counts=torch.ones(3), num_samples=3)
+    return create_loss(name, **given, multi_label=multi_label, smoothing=smoothing, **options)

@@ -40,10 +40,6 @@ class FocalLoss(Loss):
         target = soft(target, logits, self.smoothing)
         return -target * (self.gamma * others).exp() * log_probability
 
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'gamma={self.gamma}'
-
 
 class ClassBalancedFocalLoss(FocalLoss):
     r"""Focal loss with every class weighted by its effective number of samples.
@@ -78,7 +74,3 @@ class ClassBalancedFocalLoss(FocalLoss):
         """The loss of a batch, a scalar."""
         terms = self._terms(raised(logits), target)
         return (terms * self.weight.to(terms.dtype)).sum(1).mean()
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'{super().extra_repr()}, beta={self.beta}, softmax'

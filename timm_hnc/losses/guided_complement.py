@@ -41,7 +41,3 @@ class GuidedComplementEntropyLoss(Loss):
         entropy = -(absent.exp() * absent.masked_fill(present, 0.0)).sum(1)
         guide = (self.alpha * logits.log_softmax(1).gather(1, target[:, None]).squeeze(1)).exp()
         return -(guide * entropy).mean() / math.log(num_classes - 1)
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'alpha={self.alpha}'

@@ -48,7 +48,3 @@ class LargeMarginGaussianLoss(Loss):
     def plain_classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The rows, and -|row|^2 / 2 as bias: the same probabilities."""
         return weight, -weight.square().sum(1) / 2
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'margin={self.margin}, likelihood_weight={self.likelihood_weight}'

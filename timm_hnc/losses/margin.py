@@ -96,10 +96,6 @@ class ASoftmaxLoss(AngularLoss):
         """The length of the features."""
         return vectors.square().sum(1, keepdim=True).clamp(min=_SHORT**2).sqrt()
 
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'margin={self.margin}, base={self.base}, gamma={self.gamma}, min_weight={self.min_weight}'
-
 
 class LargeMarginCosineLoss(AngularLoss):
     r"""CosFace (LMC): :math:`s (\cos \theta_y - m)`.
@@ -126,10 +122,6 @@ class LargeMarginCosineLoss(AngularLoss):
     def scale_of(self, vectors: Tensor) -> float:
         """A number."""
         return self.scale
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'margin={self.margin}, scale={self.scale}'
 
 
 class AdditiveAngularMarginLoss(LargeMarginCosineLoss):

@@ -27,7 +27,3 @@ class MaxEntropyLoss(Loss):
         target = soft(target, log_probability, self.smoothing)
         entropy = -(log_probability.exp() * log_probability).sum(1)
         return (-(target * log_probability).sum(1) - self.gamma * entropy).mean()
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'gamma={self.gamma}'

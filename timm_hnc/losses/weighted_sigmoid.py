@@ -56,7 +56,3 @@ class WeightedSigmoidLoss(Loss):
         negative = self.absent.to(logits.dtype) * (1 - target) * -functional.logsigmoid(-logits)
         losses = positive + negative
         return losses.mean() if self.reduction == 'mean' else losses.sum(1).mean()
-
-    def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'reduction={self.reduction}'
