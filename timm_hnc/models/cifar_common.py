@@ -9,11 +9,7 @@ CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 
 
 def cifar_cfg(**kwargs: Any) -> dict[str, Any]:
-    """A network's pretrained_cfg: CIFAR-100's images and classes, and no weights.
-
-    Args:
-        **kwargs: fields that differ between the networks, such as first_conv and classifier.
-    """
+    """A network's pretrained_cfg: CIFAR-100's images and classes, and no weights; `kwargs` are fields that differ."""
     return {
         'url': '',
         'num_classes': 100,
@@ -32,9 +28,6 @@ def init_weights(model: nn.Module) -> None:
 
     Convolutions are normal with variance 2 / (kernel area * output channels), batch norms start as the identity (the
     last ones of residual branches too), biases at zero; the weights of linear layers stay as torch draws them.
-
-    Args:
-        model: any module.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -47,10 +40,5 @@ def init_weights(model: nn.Module) -> None:
 
 
 def linear_rates(last: float, count: int) -> list[float]:
-    """Stochastic depth of Huang et al. (2016, https://arxiv.org/abs/1603.09382): rates that grow from 0 to the last.
-
-    Args:
-        last: rate of the last block.
-        count: number of blocks.
-    """
+    """Stochastic depth of Huang et al. (2016, https://arxiv.org/abs/1603.09382): rates that grow from 0 to the last."""
     return [last * index / max(count - 1, 1) for index in range(count)]

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_device_dtype, get_norm_layer
+from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_norm_layer
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
-from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv
 from torch import Tensor, nn
 
 from timm_hnc.models.cifar_common import cifar_cfg, init_weights, linear_rates
@@ -48,11 +48,12 @@ class PadShortcut(nn.Module):
         return f'padding={self.padding}, stride={self.stride}'
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(ResNet):
     """ResNet or ResNeXt of a 3x3 stem and stages at full, half, quarter ... resolution, from timm's blocks.
 
     ResNets are those of He et al. (2016, https://arxiv.org/abs/1512.03385), section 4.2; ResNeXts those of Xie et al.
-    (2017, https://arxiv.org/abs/1611.05431), section 5.3. Has the interface of timm's ResNet, with one feature a stage.
+    (2017, https://arxiv.org/abs/1611.05431), section 5.3. It has the interface of timm's ResNet, with one feature a
+    stage.
 
     Args:
         block: timm's BasicBlock or Bottleneck.
@@ -93,7 +94,7 @@ class CifarResNet(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # timm's constructor would make a network for large images
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
         self.num_classes = num_classes
@@ -101,7 +102,8 @@ class CifarResNet(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        self.conv1 = nn.Conv2d(in_chans, stem_width, kernel_size=3, padding=1, bias=False, **dd)
+        conv1 = nn.Conv2d(in_chans, stem_width, kernel_size=3, padding=1, bias=False, **dd)
+        self.conv1 = conv1  # type: ignore[assignment]  # timm may have several
         self.bn1 = norm(stem_width, **dd)
         self.act1 = act(inplace=True)
 
@@ -128,21 +130,6 @@ class CifarResNet(nn.Module):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         init_weights(self)
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
-        return {'stem': r'^(?:conv1|bn1)', 'blocks': r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)'}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every block in the backward pass instead of keeping what is inside it."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """The classifier, or its name."""
-        return 'fc' if name_only else self.fc
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a new classifier in place.
 
@@ -150,14 +137,8 @@ class CifarResNet(nn.Module):
             num_classes: 0 leaves the classifier out.
             global_pool: None keeps the pooling.
         """
-        dd = get_device_dtype(self)
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        super().reset_classifier(num_classes, global_pool)
         init_weights(self.fc)
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
         self,
@@ -219,17 +200,6 @@ class CifarResNet(nn.Module):
         """(B, C, H, W) images to the last stage's output, at a quarter of the resolution where there are 3 stages."""
         return self._run(self._stages(), self.act1(self.bn1(self.conv1(x))))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pooling, dropout and, unless pre_logits, the classifier."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, num_classes) logits."""
-        return self.forward_head(self.forward_features(x))
-
     def _stages(self) -> list[nn.Module]:
         return [getattr(self, name) for name in self.stage_names]
 
@@ -244,16 +214,7 @@ class CifarResNet(nn.Module):
 def make_shortcut(
     in_channels: int, out_channels: int, stride: int, pad: bool, norm_layer: type[nn.Module], **dd: Any
 ) -> nn.Module | None:
-    """The shortcut of a stage's first block: None where the identity does, else option A (pad) or B.
-
-    Args:
-        in_channels: of the block's input.
-        out_channels: of its output.
-        stride: of the block.
-        pad: subsample and pad with zeros; else a 1x1 convolution with a norm.
-        norm_layer: class of that norm.
-        **dd: device and dtype.
-    """
+    """The shortcut of a stage's first block: None where the identity does, else option A (pad) or B."""
     if stride == 1 and in_channels == out_channels:
         return None
     if pad:
@@ -261,26 +222,12 @@ def make_shortcut(
     return downsample_conv(in_channels, out_channels, kernel_size=1, stride=stride, norm_layer=norm_layer, **dd)
 
 
-def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> CifarResNet:
+_RESNEXT_ARGS = dict(block=Bottleneck, layers=(3, 3, 3), channels=(64, 128, 256), stem_width=64, pad_shortcut=False)
+
+
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> CifarResNet:
     feature_cfg = {'out_indices': (0, 1, 2)}
     return build_model_with_cfg(CifarResNet, variant, pretrained, feature_cfg=feature_cfg, **{**defaults, **kwargs})
-
-
-def _resnet(variant: str, pretrained: bool, blocks: int, kwargs: dict[str, Any]) -> CifarResNet:
-    return _create(variant, pretrained, {'block': BasicBlock, 'layers': (blocks, blocks, blocks)}, kwargs)
-
-
-def _resnext(variant: str, pretrained: bool, cardinality: int, kwargs: dict[str, Any]) -> CifarResNet:
-    defaults = {
-        'block': Bottleneck,
-        'layers': (3, 3, 3),
-        'channels': (64, 128, 256),
-        'stem_width': 64,
-        'cardinality': cardinality,
-        'base_width': 64,
-        'pad_shortcut': False,
-    }
-    return _create(variant, pretrained, defaults, kwargs)
 
 
 _RESNET = cifar_cfg(first_conv='conv1', classifier='fc', paper_ids='arXiv:1512.03385')
@@ -302,40 +249,40 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-20 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _resnet('cifar_resnet20', pretrained, 3, kwargs)
+    return _create('cifar_resnet20', pretrained, kwargs, block=BasicBlock, layers=(3, 3, 3))
 
 
 @register_model
 def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-32 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _resnet('cifar_resnet32', pretrained, 5, kwargs)
+    return _create('cifar_resnet32', pretrained, kwargs, block=BasicBlock, layers=(5, 5, 5))
 
 
 @register_model
 def cifar_resnet44(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-44 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _resnet('cifar_resnet44', pretrained, 7, kwargs)
+    return _create('cifar_resnet44', pretrained, kwargs, block=BasicBlock, layers=(7, 7, 7))
 
 
 @register_model
 def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-56 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _resnet('cifar_resnet56', pretrained, 9, kwargs)
+    return _create('cifar_resnet56', pretrained, kwargs, block=BasicBlock, layers=(9, 9, 9))
 
 
 @register_model
 def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-110 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _resnet('cifar_resnet110', pretrained, 18, kwargs)
+    return _create('cifar_resnet110', pretrained, kwargs, block=BasicBlock, layers=(18, 18, 18))
 
 
 @register_model
 def cifar_resnext29_8x64d(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNeXt-29, 8 x 64d, of Xie et al. (2017), https://arxiv.org/abs/1611.05431."""
-    return _resnext('cifar_resnext29_8x64d', pretrained, 8, kwargs)
+    return _create('cifar_resnext29_8x64d', pretrained, kwargs, cardinality=8, **_RESNEXT_ARGS)
 
 
 @register_model
 def cifar_resnext29_16x64d(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNeXt-29, 16 x 64d, of Xie et al. (2017), https://arxiv.org/abs/1611.05431."""
-    return _resnext('cifar_resnext29_16x64d', pretrained, 16, kwargs)
+    return _create('cifar_resnext29_16x64d', pretrained, kwargs, cardinality=16, **_RESNEXT_ARGS)
