@@ -45,11 +45,6 @@ def check_range(
             raise UsageError(f'{flag_of(name)} {number}: expected {" and ".join(bounds) or "a finite number"}.')
 
 
-def groups_of(kind: type) -> dict[str, type]:
-    """The groups of options that a dataclass is made of, by the name of their field."""
-    return get_type_hints(kind)
-
-
 def grouped(kind: type[Groups], values: Mapping[str, Any]) -> Groups:
     """Options in their groups, from one mapping.
 
@@ -66,7 +61,7 @@ def grouped(kind: type[Groups], values: Mapping[str, Any]) -> Groups:
         10
     """
     left, found = dict(values), {}
-    for name, group in groups_of(kind).items():
+    for name, group in get_type_hints(kind).items():
         found[name] = group(**{each.name: left.pop(each.name) for each in fields(group) if each.name in left})
     if left:
         raise TypeError(f'no option of {kind.__name__}: {", ".join(left)}')
@@ -75,7 +70,7 @@ def grouped(kind: type[Groups], values: Mapping[str, Any]) -> Groups:
 
 def flattened(options: Any) -> dict[str, Any]:
     """All options of all groups by name, with lists in place of tuples, as YAML keeps them."""
-    groups = [getattr(options, name) for name in groups_of(type(options))]
+    groups = [getattr(options, name) for name in get_type_hints(type(options))]
     values = {each.name: getattr(group, each.name) for group in groups for each in fields(group)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -88,7 +83,7 @@ def changed(options: Groups, **values: Any) -> Groups:
         TypeError: there is no such option.
     """
     found = {}
-    for name, kind in groups_of(type(options)).items():
+    for name, kind in get_type_hints(type(options)).items():
         own = {each.name: values.pop(each.name) for each in fields(kind) if each.name in values}
         found[name] = replace(getattr(options, name), **own) if own else getattr(options, name)
     if values:

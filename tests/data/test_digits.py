@@ -4,7 +4,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from timm_hnc.data.datasets import class_names, create_dataset
-from timm_hnc.data.sets.digits import DigitsReader, create_digits
+from timm_hnc.data.sets.digits import DigitsReader
 from timm_hnc.errors import UsageError
 
 
@@ -37,7 +37,7 @@ def test_they_are_a_data_set_of_timms():
     dataset = create_dataset('hnc/digits', None, 'validation', num_classes=10, input_img_mode='L')
     image, target = dataset[1]
     assert (image.mode, image.size, target) == ('L', (8, 8), load_digits().target[5])
-    assert create_digits('train')[0][0].mode == 'RGB'
+    assert create_dataset('hnc/digits', None, 'train', 10)[0][0].mode == 'RGB'
     assert class_names(dataset, 11) == [*'0123456789', '10']
 
 

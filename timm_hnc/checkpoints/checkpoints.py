@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from timm_hnc.errors import DataError, first_lines
-from timm_hnc.files.manifest import check_manifest, sync_folder, write_manifest
+from timm_hnc.files.manifest import check_manifest, sync, write_manifest
 from timm_hnc.files.run_parts import Part
 
 
@@ -112,7 +112,7 @@ class CheckpointFolder:
                 shutil.rmtree(replaced, ignore_errors=True)
                 final.rename(replaced)
             unfinished.rename(final)
-            sync_folder(checkpoints)
+            sync(checkpoints)
             shutil.rmtree(replaced, ignore_errors=True)
             _swap_link(self.folder / 'last', Path('checkpoints') / name)
             if self.progress.ranking:
@@ -145,7 +145,7 @@ def _swap_link(link: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)
-    sync_folder(link.parent)
+    sync(link.parent)
 
 
 def find_checkpoint(path: Path) -> Path | None:

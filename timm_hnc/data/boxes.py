@@ -1,6 +1,5 @@
 """Bounding boxes of a data set's objects, in pixels of the stored images."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,6 @@ from torchvision.ops import box_convert
 
 from timm_hnc.data.sets.box_files import XmlBoxes
 from timm_hnc.errors import DataError, UsageError, first_lines
-
-FORMATS = ('xyxy', 'xywh')
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,8 @@ class BoxSource:
         self.indices: Any = None
         while hasattr(dataset, 'dataset'):
             chosen = getattr(dataset, 'indices', None)
-            self.indices = (
-                chosen if self.indices is None else chosen[self.indices] if chosen is not None else self.indices
-            )
+            if chosen is not None:
+                self.indices = chosen if self.indices is None else chosen[self.indices]
             dataset = dataset.dataset
         self.reader: Any = getattr(dataset, 'reader', None)
         self.column, self.box_format = column, box_format
@@ -124,8 +120,3 @@ def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None
             f'sample {index} has the box {wrong.tolist()[0]}, which ends outside the image of {image_size[0]} x '
             f'{image_size[1]} pixels: see --boxes-format.'
         )
-
-
-def sample_order(loader: Any) -> Iterator[int]:
-    """Indices of the samples that a validation loader of this process yields, in their order."""
-    return iter(loader.sampler)

@@ -13,7 +13,7 @@ from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.unreadable_images import check_images
 from timm_hnc.data.sets.coco import read_coco
 from timm_hnc.data.sets.cub import read_cub
-from timm_hnc.data.sets.digits import create_digits
+from timm_hnc.data.sets.digits import DigitsReader
 from timm_hnc.data.sets.tiny_imagenet import read_tiny_imagenet
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, UsageError
@@ -70,7 +70,7 @@ def create_dataset(
 
 def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bool, mode: str) -> Any:
     if name == 'hnc/digits':
-        return create_digits(split, mode)
+        return timm.data.ImageDataset('', reader=DigitsReader(split), input_img_mode=mode)
     if name not in _PUBLISHED:
         raise UsageError(f"--dataset '{name}' is unknown: timm_hnc has hnc/digits, {', '.join(_PUBLISHED)}.")
     if not root:
@@ -94,10 +94,8 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # every reader's library has errors of its own
-        reason = str(error).strip().splitlines()
-        raise DataError(
-            f"data set '{name or root}', split '{split}', cannot be read: {reason[0] if reason else repr(error)}"
-        ) from error
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise DataError(f"data set '{name or root}', split '{split}', cannot be read: {reason}") from error
     _check_columns(dataset, name)
     return dataset
 
@@ -166,13 +164,9 @@ def class_names(dataset: Any, num_classes: int) -> list[str]:
     return [names.get(index, str(index)) for index in range(num_classes)]
 
 
-def _labels(dataset: Any) -> set[int]:
-    """Labels that occur, as far as they can be had without reading images."""
-    return {int(label) for label in sample_labels(dataset) or () if isinstance(label, Integral)}
-
-
 def _check_labels(dataset: Any, name: str | None, num_classes: int) -> None:
-    labels = _labels(dataset) or set(class_to_idx(dataset).values())
+    labels = {int(label) for label in sample_labels(dataset) or () if isinstance(label, Integral)}
+    labels = labels or set(class_to_idx(dataset).values())
     if len(labels) == 1:
         raise DataError(f"data set '{name}' has images of one class only: a classifier needs at least two.")
     _check_range(labels, name, num_classes)

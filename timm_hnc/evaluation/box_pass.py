@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.data.boxes import BoxSource, check_inside, sample_order
+from timm_hnc.data.boxes import BoxSource, check_inside
 from timm_hnc.data.input_geometry import InputGeometry
 from timm_hnc.errors import UsageError
 from timm_hnc.metrics.localization import Localization
@@ -30,7 +30,7 @@ class BoxPass:
     ) -> None:
         self.source = source
         self.geometry = InputGeometry(dataset.transform)
-        self.order = sample_order(loader)
+        self.order = iter(loader.sampler)
         self.left = len(dataset) if max_samples is None else max_samples
         self.localization = Localization(num_classes)
 

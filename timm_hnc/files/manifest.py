@@ -20,11 +20,11 @@ def write_manifest(folder: Path) -> None:
     files = {}
     for path in sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST):
         files[path.relative_to(folder).as_posix()] = {'size': path.stat().st_size, 'sha256': _digest(path)}
-        _sync(path)
+        sync(path)
     (folder / MANIFEST).write_text(json.dumps({'files': files, 'sha256': _digest_of(files)}, indent=2) + '\n')
-    _sync(folder / MANIFEST)
+    sync(folder / MANIFEST)
     for path in (*(path for path in folder.rglob('*') if path.is_dir()), folder):
-        _sync(path)
+        sync(path)
 
 
 def check_manifest(folder: Path, part: str = '') -> None:
@@ -59,20 +59,11 @@ def check_manifest(folder: Path, part: str = '') -> None:
             raise DataError(f"'{folder / name}' is damaged: it is not what was written.")
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    _sync(folder)
-
-
 def _digest(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _slowly(file)
-
-
-def _slowly(file: Any) -> str:
     found = hashlib.sha256()
-    while block := file.read(1 << 20):
-        found.update(block)
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            found.update(block)
     return found.hexdigest()
 
 
@@ -80,7 +71,8 @@ def _digest_of(files: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -27,13 +27,8 @@ class Localization:
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all that was counted."""
         self.found = torch.zeros(LEVELS, len(IOUS), dtype=torch.float64)
-        self.hits = torch.zeros(self.num_classes, 2, dtype=torch.float64)  # and maps, a row a class
+        self.hits = torch.zeros(num_classes, 2, dtype=torch.float64)  # and maps, a row a class
         self.energy = torch.zeros(1, dtype=torch.float64)
 
     def update(self, map_: Tensor, label: int, boxes: Tensor, frame: InputFrame) -> None:

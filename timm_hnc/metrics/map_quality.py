@@ -61,14 +61,9 @@ class MapQuality:
     def __init__(self, num_classes: int, topk: int = 10, max_samples: int | None = None) -> None:
         self.topk = topk
         self.max_samples = max_samples
-        self.num_classes = num_classes
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all that was counted."""
         self.seen = 0
         # a row a class: sums of the figures, and the number of maps
-        self.sums = torch.zeros(len(GROUPS), self.num_classes, len(FIGURES) + 1, dtype=torch.float64)
+        self.sums = torch.zeros(len(GROUPS), num_classes, len(FIGURES) + 1, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, class_maps: ClassMaps, target: Tensor) -> None:

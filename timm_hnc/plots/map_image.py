@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, interpolate
 
@@ -16,6 +17,11 @@ def as_colour(image: Tensor) -> Tensor:
     image = image.detach().cpu().double()
     image = torch.where(torch.isfinite(image), image, 0)
     return image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
+
+
+def as_picture(colour: Tensor) -> Image.Image:
+    """A (3, H, W) picture with values in [0, 1]."""
+    return Image.fromarray((255 * colour.permute(1, 2, 0)).round().to(torch.uint8).numpy())
 
 
 def as_grey(colour: Tensor) -> Tensor:

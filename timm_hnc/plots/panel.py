@@ -60,6 +60,11 @@ class PanelRow:
     caption: str = ''
     scale: tuple[float, float] | None = None
 
+    @property
+    def cells(self) -> list[Cell]:
+        """All maps, that of the image's class first."""
+        return [*([] if self.positive is None else [self.positive]), *self.negatives]
+
 
 @dataclass(eq=False)
 class _Layout:
@@ -175,13 +180,9 @@ def _check(rows: Sequence[PanelRow], cell_size: int) -> None:
             )
         if len(row.negatives) > MAX_NEGATIVES:
             raise ValueError(f'{len(row.negatives)} negatives in row {index}: expected at most {MAX_NEGATIVES}.')
-        for cell in _cells(row):
+        for cell in row.cells:
             if cell.map.ndim != 2 or 0 in cell.map.shape:
                 raise ValueError(f'map of "{cell.name}" of shape {tuple(cell.map.shape)}: expected (height, width).')
-
-
-def _cells(row: PanelRow) -> list[Cell]:
-    return [*([] if row.positive is None else [row.positive]), *row.negatives]
 
 
 def _draw_row(panel: Image.Image, layout: _Layout, index: int, row: PanelRow) -> None:
@@ -192,7 +193,7 @@ def _draw_row(panel: Image.Image, layout: _Layout, index: int, row: PanelRow) ->
     _paste(panel, box, (255 * colour.permute(1, 2, 0)).round().to(torch.uint8), resize_mask(~finite, size), layout)
 
     grey = as_grey(colour)
-    scale = row.scale or shared_scale([cell.map for cell in _cells(row)])
+    scale = row.scale or shared_scale([cell.map for cell in row.cells])
     if row.caption:
         _write_line(draw, layout, index, 0, row.caption, INK)
     if row.positive is None:
@@ -202,7 +203,7 @@ def _draw_row(panel: Image.Image, layout: _Layout, index: int, row: PanelRow) ->
             box = layout.box(index, column)
             _paste(panel, box, *map_over_image(cell.map, grey, scale), layout)
             _write_below(draw, layout, index, column, cell)
-    if _cells(row):
+    if row.cells:
         _draw_bar(panel, layout, index, scale)
 
 

@@ -72,15 +72,13 @@ def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 
     rows: list[tuple[Path, PanelRow]] = []
     for path, photo in load_photos(photos):
         own = [_row(photo, subject, topk) for subject in subjects]
-        cells = [cell for row in own for cell in ([row.positive] if row.positive else []) + list(row.negatives)]
-        values = torch.cat([cell.map.flatten() for cell in cells])
+        values = torch.cat([cell.map.flatten() for row in own for cell in row.cells])
         rows += [(path, replace(row, scale=(values.min().item(), values.max().item()))) for row in own]
     return rows
 
 
 def map_values(photo: Path, row: PanelRow) -> list[dict[str, Any]]:
     """The figures behind a row: class, probability, mean (the logit) and peak of every map, and the map."""
-    cells = ([row.positive] if row.positive else []) + list(row.negatives)
     return [
         {
             'photo': str(photo),
@@ -92,7 +90,7 @@ def map_values(photo: Path, row: PanelRow) -> list[dict[str, Any]]:
             'peak': cell.map.max().item(),
             'map': cell.map.tolist(),
         }
-        for rank, cell in enumerate(cells)
+        for rank, cell in enumerate(row.cells)
     ]
 
 

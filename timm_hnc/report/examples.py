@@ -18,6 +18,7 @@ from timm_hnc.cam import ClassMaps
 from timm_hnc.errors import DataError
 from timm_hnc.files.tables import write_csv, write_json
 from timm_hnc.plots.cams import panel_rows
+from timm_hnc.plots.map_image import as_colour, as_picture
 from timm_hnc.plots.panel import Cell, PanelRow
 
 ENDS = ('best', 'worst')
@@ -117,21 +118,18 @@ def write_examples(folder: Path, kept: dict[str, list[Example]]) -> None:
     for end in ENDS:
         for rank, example in enumerate(kept[end], start=1):
             image = f'{end}-{rank}.png'
-            _as_picture(example.row.image).save(folder / image)
+            as_picture(as_colour(example.row.image)).save(folder / image)
             about = {'end': end, 'rank': rank, 'sample': example.sample, 'loss': example.loss, 'image': image}
-            positive = [example.row.positive] if example.row.positive else []
-            cells = [(True, cell) for cell in positive] + [(False, cell) for cell in example.row.negatives]
-            named = [{'class': cell.name, 'present': own, 'probability': cell.probability} for own, cell in cells]
-            maps = [{'map': [[round(x, _DIGITS) for x in line] for line in cell.map.tolist()]} for _, cell in cells]
+            row = example.row
+            named = [
+                {'class': cell.name, 'present': cell is row.positive, 'probability': cell.probability}
+                for cell in row.cells
+            ]
+            maps = [{'map': [[round(x, _DIGITS) for x in line] for line in cell.map.tolist()]} for cell in row.cells]
             entries.append(about | {'classes': [a | b for a, b in zip(named, maps, strict=True)]})
             rows += [about | each for each in named]
     write_json(folder / 'examples.json', entries)
     write_csv(folder / 'examples.csv', rows)
-
-
-def _as_picture(image: Tensor) -> Image.Image:
-    image = image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
-    return Image.fromarray((255 * image.permute(1, 2, 0).float()).round().to(torch.uint8).numpy())
 
 
 def read_examples(folder: Path) -> dict[str, list[Example]]:

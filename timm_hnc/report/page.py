@@ -16,7 +16,7 @@ from timm_hnc.errors import UsageError
 from timm_hnc.plots.curves import Panel, curve_panels, label
 from timm_hnc.plots.figures import as_image, new_figure, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
-from timm_hnc.plots.map_image import as_colour, as_grey, map_over_image, resize, shared_scale, striped
+from timm_hnc.plots.map_image import as_colour, as_grey, as_picture, map_over_image, resize, shared_scale, striped
 from timm_hnc.plots.panel import Cell
 from timm_hnc.progress import progress
 from timm_hnc.report.examples import Example
@@ -110,14 +110,13 @@ def _example(example: Example) -> dict[str, Any]:
     height, width = row.image.shape[-2:]
     scale = CELL / max(height, width)
     colour = resize(as_colour(row.image), (max(1, round(height * scale)), max(1, round(width * scale)))).clamp(0, 1)
-    cells = ([row.positive] if row.positive else []) + list(row.negatives)
-    span = shared_scale([cell.map for cell in cells])
+    span = shared_scale([cell.map for cell in row.cells])
     return {
-        'image': _as_uri(Image.fromarray((255 * colour.permute(1, 2, 0)).round().to(torch.uint8).numpy())),
+        'image': _as_uri(as_picture(colour)),
         'sample': example.sample,
         'loss': f'{example.loss:.3g}',
         'scale': format_ends(*span) if span and span[0] < span[1] else None,
-        'cells': [_cell(cell, as_grey(colour), span, cell is row.positive) for cell in cells],
+        'cells': [_cell(cell, as_grey(colour), span, cell is row.positive) for cell in row.cells],
     }
 
 

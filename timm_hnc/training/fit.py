@@ -12,12 +12,13 @@ from timm import utils
 
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
+from timm_hnc.files.tables import write_json
 from timm_hnc.report.page import write_report
 from timm_hnc.training.epoch import learning_rate, settle, train_one_epoch
 from timm_hnc.training.outputs.pictures import CamPictures
 from timm_hnc.training.outputs.publishing import Publisher
 from timm_hnc.training.outputs.report_findings import Findings
-from timm_hnc.training.outputs.results import Summary, environment, figures_of, remove_results, write_result
+from timm_hnc.training.outputs.results import Summary, environment, figures_of, remove_results
 from timm_hnc.training.outputs.state import save_run
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.signals import RunStopped
@@ -195,7 +196,7 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
         **environment(run.accelerator),
     }
     if run.accelerator.is_main_process:
-        write_result(run.folder, result)
+        write_json(run.folder / 'result.json', result)
         if not run.options.run.no_report:
             write_report([run.folder], run.folder / 'report.html')
     return result

@@ -17,13 +17,14 @@ from timm_hnc.checkpoints.run_lock import run_lock
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.precision import end_training
+from timm_hnc.files.options import dump_yaml
 from timm_hnc.files.run_parts import write_parts
 from timm_hnc.options import flattened
 from timm_hnc.report.run_files import read_result
 from timm_hnc.training.fit import fit
 from timm_hnc.training.outputs.changed_options import begin_part, parts_of
 from timm_hnc.training.outputs.publishing import Publisher, check_publishing
-from timm_hnc.training.outputs.results import start_trackers, write_args
+from timm_hnc.training.outputs.results import start_trackers
 from timm_hnc.training.outputs.state import restore, start_schedule
 from timm_hnc.training.setup.build import Provided, Run, build_run
 from timm_hnc.training.setup.environment import create_accelerator
@@ -184,7 +185,7 @@ def _is_complete(run: Run, checkpoint: Path) -> bool:
 
 def _write_options(run: Run, recorded: Mapping[str, Any]) -> None:
     try:
-        write_args(run.folder, {**recorded, **flattened(run.options)})
+        (run.folder / 'args.yaml').write_text(dump_yaml({**recorded, **flattened(run.options)}))
         write_parts(run.folder, run.checkpoints.progress.parts)
     except OSError as error:
         raise DataError(f"run folder '{run.folder}' cannot be written: {error}. See --output.") from error

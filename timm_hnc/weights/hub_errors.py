@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -35,7 +36,7 @@ def explain(error: BaseException, name: str) -> str:
     """
     chain = list(_chain(error))
     status = _status(chain)
-    if any(isinstance(each, HFValidationError) for each in chain):
+    if _has(chain, HFValidationError):
         return f"'{name}' is no name for a repository of the Hub: expected user/name of letters, digits, '-', '_', '.'."
     if _has(chain, GatedRepoError):
         return f"'{name}' is gated: ask for access on its page, and log in (hf auth login, or HF_TOKEN)."
@@ -49,14 +50,14 @@ def explain(error: BaseException, name: str) -> str:
         return f"repository '{name}' does not exist, or is private and not yours: log in (hf auth login, or HF_TOKEN)."
     if _is_full(chain):
         return f"no space left on disk for '{name}': see HF_HOME for where the cache lies."
-    if _is_offline(chain):
+    if _has(chain, OfflineModeIsEnabled):
         return f"'{name}' is not in the cache, and HF_HUB_OFFLINE is set."
     if status:
         said = next((text for each in chain if (text := getattr(each, 'server_message', None))), '')
         return f"the Hub failed for '{name}' (status {status}{': ' if said else ''}{without_tokens(said.strip('. '))})."
     if any(type(each).__name__ in ('UnsupportedProtocol', 'InvalidURL', 'MissingSchema') for each in chain):
         return f"the Hub cannot be reached for '{name}': HF_ENDPOINT is no address that begins with https://."
-    if any(isinstance(each, UnicodeEncodeError) for each in chain):
+    if _has(chain, UnicodeEncodeError):
         return f"the token for '{name}' has characters that no token has: hf auth login, or see HF_TOKEN."
     if _is_cut(chain) or _has(chain, LocalEntryNotFoundError):
         return (
@@ -69,7 +70,7 @@ def is_of_the_hub(error: BaseException) -> bool:
     """Whether an error comes from the Hub or the way there, rather than from what was found there."""
     chain = list(_chain(error))
     kinds = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError)
-    return _is_full(chain) or bool(_status(chain)) or _is_cut(chain) or any(isinstance(each, kinds) for each in chain)
+    return _is_full(chain) or bool(_status(chain)) or _is_cut(chain) or _has(chain, *kinds)
 
 
 def may_pass(error: BaseException) -> bool:
@@ -109,8 +110,8 @@ def _status(chain: list[BaseException]) -> int | None:
     return next((status for status in found if status), None)
 
 
-def _has(chain: list[BaseException], kind: type[BaseException]) -> bool:
-    return any(isinstance(each, kind) for each in chain)
+def _has(chain: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(each, kinds) for each in chain)
 
 
 def _is_cut(chain: list[BaseException]) -> bool:
@@ -120,10 +121,6 @@ def _is_cut(chain: list[BaseException]) -> bool:
 def _is_full(chain: list[BaseException]) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return any(isinstance(each, OSError) and each.errno in numbers for each in chain)
-
-
-def _is_offline(chain: list[BaseException]) -> bool:
-    return any(type(each).__name__ == 'OfflineModeIsEnabled' for each in chain)
 
 
 def without_tokens(text: str) -> str:

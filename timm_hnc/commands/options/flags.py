@@ -9,7 +9,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from timm_hnc.commands.options.parsing import KeyValues
-from timm_hnc.options import flag_of, groups_of
+from timm_hnc.options import flag_of
 
 Arguments = Mapping[str, Mapping[str, Any]]
 _METAVARS = {int: 'N', float: 'X', str: 'NAME', dict: 'K=V'}
@@ -49,7 +49,7 @@ def add_flags(
 
 def split_values(args: argparse.Namespace, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a parser found: values of the options of `kind`, a dataclass of groups, and all others."""
-    names = {each.name for group in groups_of(kind).values() for each in fields(group)}
+    names = {each.name for group in get_type_hints(kind).values() for each in fields(group)}
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for name, value in vars(args).items():
         found[name not in names][name] = value

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
-from timm.data import ImageDataset
 
 from timm_hnc.errors import UsageError
 
@@ -49,8 +48,3 @@ class DigitsReader:
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         """A name for the image: its place in scikit-learn's set."""
         return f'digit-{self.indices[index]:04d}.png'
-
-
-def create_digits(split: str, input_img_mode: str = 'RGB') -> ImageDataset:
-    """scikit-learn's handwritten digits as a data set of timm's."""
-    return ImageDataset('', reader=DigitsReader(split), input_img_mode=input_img_mode)

@@ -11,7 +11,6 @@ from timm.task import evaluation_sample_limit
 from timm_hnc.attacks.attacks import Attack, normalized
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
-from timm_hnc.data.boxes import sample_order
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.evaluation.confusions import ConfusionPass
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
@@ -49,7 +48,7 @@ class Findings:
             _logger.info(f'No class maps in the report: {error}')
             return
         multi_label = run.options.task.multi_label
-        order = sample_order(run.eval_loader)
+        order = iter(run.eval_loader.sampler)
         self.examples = ExamplePass(partial(restored, run), names, multi_label, order, max_samples=limit)
         self.confusions = ConfusionPass(names, limit)
         self.passes: list[MapPass] = [self.examples]
@@ -101,10 +100,8 @@ class Findings:
         samples = spread_samples(run, ATTACKED_IMAGES)
         if samples is None:
             return
-        device, size = (
-            run.accelerator.device,
-            run.options.batches.validation_batch_size or run.options.batches.batch_size,
-        )
+        device = run.accelerator.device
+        size = run.options.batches.validation_batch_size or run.options.batches.batch_size
         batches = [
             (inputs.to(device, run.input_dtype), target.to(device))
             for inputs, target in zip(*(part.split(size) for part in samples), strict=True)

@@ -17,16 +17,9 @@ from accelerate import Accelerator
 from timm.utils import update_summary
 from timm.utils.summary import trim_summary
 
-from timm_hnc.files.options import dump_yaml
-from timm_hnc.files.tables import write_json
 from timm_hnc.version import __version__
 
 _PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
-
-
-def write_args(folder: Path, values: dict[str, Any]) -> None:
-    """Write args.yaml: every option in force, for `train.py -c`."""
-    (folder / 'args.yaml').write_text(dump_yaml(values))
 
 
 class Summary:
@@ -114,11 +107,6 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         'precision': accelerator.mixed_precision,
         'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write result.json."""
-    write_json(folder / 'result.json', result)
 
 
 def remove_results(folder: Path) -> None:
