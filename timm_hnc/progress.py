@@ -10,13 +10,6 @@ T = TypeVar('T')
 
 
 def progress(each: Iterable[T], unit: str, total: int | None = None, description: str | None = None) -> Iterator[T]:
-    """The same things, with a bar on the terminal of the main process; none where the output is a file.
-
-    Args:
-        each: to go through.
-        unit: what one of them is.
-        total: how many there are, `len(each)` if None and it has one.
-        description: in front of the bar.
-    """
+    """The same things, with a bar on the terminal of the main process; none where the output is a file."""
     silent = not sys.stderr.isatty()
     return tqdm(each, total=total, unit=unit, desc=description, disable=silent, leave=False)

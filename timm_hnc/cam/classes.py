@@ -11,22 +11,7 @@ Classes = Tensor | Sequence[int] | int
 
 
 def class_indices(classes: Classes, batch: int, num_classes: int, device: torch.device) -> Tensor:
-    """The classes of every image.
-
-    Args:
-        classes: (B, k) class indices; or a list of k of them, or a number, for the same classes of every image.
-        batch: B.
-        num_classes: n.
-        device: of a tensor that is made here.
-
-    Returns:
-        (B, k) in int64.
-
-    Raises:
-        IndexError: a class is not among the n (of a tensor checked where that costs no synchronisation with a GPU).
-        TypeError: the classes are no tensor, no list of numbers and no number.
-        ValueError: a tensor is no (B, k) integers.
-    """
+    """(B, k) class indices in int64 of what `ClassMaps.maps` takes, which tells of the errors too."""
     if not isinstance(classes, Tensor):
         indices = _numbers(classes, batch)
         wrong = next((index for index in indices if not 0 <= index < num_classes), None)

@@ -32,10 +32,6 @@ def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     The main process holds it for all of them. A folder that nothing was written into goes again. A file system without
     locks is told in the log.
 
-    Args:
-        folder: the run folder.
-        accelerator: of the run.
-
     Raises:
         DataError: another run holds it, or it cannot be written; in the main process.
         SystemExit: 1, in the others.

@@ -44,11 +44,7 @@ def is_first_process() -> bool:
 
 
 def command_words(script: str) -> list[str]:
-    """What a user types to run the command that runs now.
-
-    Args:
-        script: its script, where it was not started as a subcommand of timm-hnc.
-    """
+    """What a user types to run the command that runs now: a subcommand of timm-hnc, or the script."""
     name = Path(sys.argv[0]).name
     console = {'timm-hnc': ['timm-hnc'], '__main__.py': ['python', '-m', 'timm_hnc']}.get(name)
     return [*console, *sys.argv[1:2]] if console else [script]

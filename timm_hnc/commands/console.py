@@ -27,9 +27,6 @@ _USAGE = 'usage: timm-hnc COMMAND ...  (timm-hnc COMMAND --help: its options)\n\
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command that the first word names.
 
-    Args:
-        argv: the words after timm-hnc, those of the process if None.
-
     Returns:
         The command's exit code, None for 0.
 

@@ -15,13 +15,7 @@ Rows = list[dict[str, Any]]
 
 
 def picture_parser(name: str, description: str | None, out: str) -> argparse.ArgumentParser:
-    """The parser of a command that draws, with its --out and --values.
-
-    Args:
-        name: of the command.
-        description: its help text.
-        out: default of --out.
-    """
+    """The parser of a command that draws, with its --out and --values."""
     parser = argparse.ArgumentParser(f'timm-hnc {name}', description=description, formatter_class=HelpFormatter)
     parser.add_argument('--out', type=Path, default=Path(out), metavar='FILE', help='what to write')
     parser.add_argument(

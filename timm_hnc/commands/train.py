@@ -17,9 +17,6 @@ _logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says.
 
-    Args:
-        argv: the command line, sys.argv[1:] if None.
-
     Returns:
         The exit code: 0, or 130 after Ctrl-C, when the run was saved.
 

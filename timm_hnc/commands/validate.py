@@ -26,9 +26,6 @@ _logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says: figures to stdout, and to --results-file.
 
-    Args:
-        argv: the command line, sys.argv[1:] if None.
-
     Raises:
         UsageError: options are wrong.
         DataError: data or weights cannot be used.

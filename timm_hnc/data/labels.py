@@ -14,9 +14,6 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
 
     Labels behind `NoisyLabels` are the noisy ones, and of a `Selection` only those that are in it.
 
-    Args:
-        dataset: from `create_dataset`, possibly wrapped.
-
     Returns:
         A class index or a label set a sample; None where that takes reading the images (streamed data).
 

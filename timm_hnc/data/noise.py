@@ -47,14 +47,7 @@ class LabelNoise:
             raise ValueError(f"label noise '{text}': expected TYPE:RATE, such as symmetric:0.4.") from error
 
     def label(self, label: int, index: int, num_classes: int, seed: int) -> int:
-        """What becomes of the label of one sample: a function of its arguments alone.
-
-        Args:
-            label: the true class.
-            index: of the sample in its data set.
-            num_classes: n.
-            seed: of the run.
-        """
+        """What becomes of the label of one sample: a function of its arguments alone."""
         generator = np.random.default_rng((seed, index))
         if generator.random() >= self.rate:
             return label

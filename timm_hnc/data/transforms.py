@@ -26,12 +26,7 @@ def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list:
 
 
 def squashed(size: tuple[int, int], interpolation: str = 'bilinear') -> list:
-    """The whole image, resized to height and width whatever its shape, as timm's crop mode `squash` at evaluation.
-
-    Args:
-        size: (height, width) in pixels.
-        interpolation: of the resizing.
-    """
+    """The whole image, resized to height and width whatever its shape, as timm's crop mode `squash` at evaluation."""
     if interpolation == 'random':
         interpolation = 'bilinear'
     return [transforms.Resize(size, interpolation=str_to_interp_mode(interpolation))]

@@ -14,10 +14,6 @@ from timm_hnc.errors import UsageError
 def agreed_compilation(backend: str | None, mode: str | None) -> tuple[str | None, str | None]:
     """Backend and mode that command line and launcher ask for together.
 
-    Args:
-        backend: of --torchcompile.
-        mode: of --torchcompile-mode.
-
     Raises:
         UsageError: they contradict each other.
     """

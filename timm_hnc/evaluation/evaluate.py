@@ -22,14 +22,7 @@ _logger = logging.getLogger(__name__)
 def create_evaluator(
     loader: Any, device: torch.device, multi_label: bool = False, threshold: float = 0.5
 ) -> ClassificationEvaluator:
-    """Timm's evaluator of a task, told how much of this process's data is the sampler's padding.
-
-    Args:
-        loader: the validation loader.
-        device: of the model.
-        multi_label: several labels an image: mAP, precision, recall and F1 instead of top-1 and top-5.
-        threshold: probability from which F1 counts a label.
-    """
+    """Timm's evaluator of a task, told how much of this process's data is the sampler's padding."""
     limit = evaluation_sample_limit(loader)
     if multi_label:
         return MultiLabelEvaluator(device, max_samples=limit, threshold=threshold)

@@ -88,12 +88,7 @@ def model_arguments(name: str, options: InputOptions, **arguments: Any) -> dict[
 
 
 def input_config(model: Any, options: InputOptions, **arguments: Any) -> dict[str, Any]:
-    """Input size, mean, std, interpolation and crop.
-
-    Args:
-        model: plain timm model.
-        options: what was asked for.
-        **arguments: for timm's `resolve_input_data_config`.
+    """Input size, mean, std, interpolation and crop; `arguments` are for timm's `resolve_input_data_config`.
 
     Raises:
         UsageError: the model does not take what the options say.

@@ -32,14 +32,7 @@ def image_mode(asked: str | None, channels: int) -> str:
 
 
 def open_dataset(data: DataOptions, task: TaskOptions, channels: int, num_classes: int, **options: Any) -> Dataset:
-    """The data set that the options name.
-
-    Args:
-        data: where it is.
-        task: what its labels are.
-        channels: of the model's input.
-        num_classes: outputs of the model.
-        **options: split, batch_size, is_training and more for timm's create_dataset.
+    """The data set that the options name; `options` are split and more for timm's create_dataset.
 
     Raises:
         UsageError: an option is wrong.
@@ -83,17 +76,7 @@ def create_eval_loader(
     distributed: bool,
     **arguments: Any,
 ) -> Any:
-    """Timm's validation loader; under torch.distributed it shards by itself.
-
-    Args:
-        dataset: that is evaluated.
-        options: how it is loaded.
-        data_config: from timm's resolve_data_config.
-        batch_size: images a batch and process.
-        device: that batches go to.
-        distributed: whether there are several processes.
-        **arguments: more for timm's create_loader.
-    """
+    """Timm's validation loader, which shards by itself; `arguments` are more for timm's create_loader."""
     defaults: dict[str, Any] = dict(
         batch_size=batch_size,
         is_training=False,

@@ -127,14 +127,6 @@ def watch_maps(
 ) -> WatchedMaps | None:
     """The model with what the options measure of its maps; None where they measure nothing.
 
-    Args:
-        model: timm model.
-        options: what is measured.
-        loader: tells which samples are the sampler's padding, and their order.
-        dataset: that the loader reads, with its boxes for --cam-boxes.
-        class_names: a name a class.
-        multi_label: several labels an image.
-
     Raises:
         UsageError: the model has no exact class maps, or the data set no boxes.
     """

@@ -17,11 +17,6 @@ _logger = logging.getLogger(__name__)
 def load_model(source: Source, options: SourceOptions, input: InputOptions) -> Any:
     """Create a model with its weights, on the CPU.
 
-    Args:
-        source: which model and weights.
-        options: of the weights.
-        input: of the model.
-
     Raises:
         UsageError: timm refuses the options.
         DataError: the weights are missing, damaged or of another architecture.

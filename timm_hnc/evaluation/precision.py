@@ -75,10 +75,6 @@ class DeviceOptions:
 def agreed_device(options: DeviceOptions, explicit: frozenset[str]) -> DeviceOptions:
     """The options with what the launcher asks for, and what the machine can do: precision and compilation.
 
-    Args:
-        options: of the command line.
-        explicit: names of the options that were given.
-
     Raises:
         UsageError: command line and launcher contradict each other.
     """

@@ -98,11 +98,6 @@ class Threat:
 def threat_of(options: AttackOptions, source: Source, seed: int) -> Threat:
     """What the options do to the images.
 
-    Args:
-        options: which attacks.
-        source: of the model; its config.json knows the HNC loss that it was trained with.
-        seed: of random starts.
-
     Raises:
         DataError: --attack-loss train, and the model does not say how it was trained.
     """

@@ -54,10 +54,6 @@ class Source:
 def find_sources(options: SourceOptions, model_given: bool) -> list[Source]:
     """The models to evaluate; more than one for a folder of checkpoints, a file of names, a wildcard or 'all'.
 
-    Args:
-        options: that name them.
-        model_given: the model's name was given, and is no default.
-
     Raises:
         UsageError: no such model.
         DataError: no such weights.

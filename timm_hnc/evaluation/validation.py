@@ -120,11 +120,6 @@ class ValidateOptions:
 def validate(options: ValidateOptions, source: Source, accelerator: Accelerator) -> dict[str, Any]:
     """Figures of one model; with --retry in smaller batches if memory runs out.
 
-    Args:
-        options: what is measured, on which data.
-        source: the model and its weights.
-        accelerator: device, precision and processes.
-
     Raises:
         UsageError: options are wrong.
         DataError: data or weights cannot be used.
@@ -153,14 +148,7 @@ def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator
 def measure(
     model: Any, data: Any, options: ValidateOptions, source: Source, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Figures of a model that is there.
-
-    Args:
-        model: plain timm model; it is moved to the device.
-        data: data set, or loader of normalised batches; None for the data that the options name.
-        options: what is measured.
-        source: of the model; says how it was trained, where an attack wants to know.
-        accelerator: device, precision and processes.
+    """Figures of a model on a data set or loader of normalised batches; if None, on the data of the options.
 
     Raises:
         UsageError: options are wrong.

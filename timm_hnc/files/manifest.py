@@ -28,11 +28,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path, part: str = '') -> None:
-    """Refuse a folder whose files are not those of its manifest.
-
-    Args:
-        folder: with its manifest.
-        part: only files whose path begins with this.
+    """Refuse a folder whose files, or those whose path begins with `part`, are not those of its manifest.
 
     Raises:
         DataError: naming the file that is missing or damaged.

@@ -34,15 +34,7 @@ def bundle_model(
     data_config: dict[str, Any] | None = None,
     hnc: dict[str, Any] | None = None,
 ) -> None:
-    """Write weights, config and card of a model, and see that they load.
-
-    Args:
-        model: a timm model or CamModel.
-        folder: made if it is missing.
-        facts: for the card; the config is put in here.
-        class_names: label names, one a class, in their order or by index.
-        data_config: input size, mean, std, interpolation and crop.
-        hnc: what stands in the config's `hnc` block.
+    """Write weights, config and card of a model, and see that they load; arguments as of `save_pretrained`.
 
     Raises:
         DataError: the weights do not give the same logits when they are loaded again.

@@ -176,16 +176,7 @@ def publish_folder(
     commit_message: str = 'Add model',
     token: str | None = None,
 ) -> str:
-    """Commit the files of a folder to a repository, all or none.
-
-    Args:
-        folder: with README.md, config.json, model.safetensors ...
-        repo_id: user/name; made if it is missing.
-        private: make the repository private.
-        revision: branch to commit to, made if it is missing.
-        create_pr: open a pull request instead.
-        commit_message: of the commit.
-        token: of the Hub; that of HF_TOKEN or `hf auth login` if None.
+    """Commit the files of a folder to a repository, all or none; arguments as of `push_to_hub`.
 
     Returns:
         Address of the commit or pull request.

@@ -35,11 +35,6 @@ def check_classifier(cam_model: CamModel, loss: Loss) -> None:
 def exported(model: Any, loss: Loss | None, copied: Any = None) -> Any:
     """A model that classifies by itself as it did in training.
 
-    Args:
-        model: a timm model with one linear classifier.
-        loss: that it was trained with, None for timm's.
-        copied: an earlier copy to bring up to date, instead of a new one.
-
     Returns:
         The model itself where the loss uses its logits; else a copy with the loss's `plain_classifier`.
     """

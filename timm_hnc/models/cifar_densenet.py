@@ -118,12 +118,7 @@ class CifarDenseNet(DenseNet):
             block[name] = DropPathDenseLayer(cast(DenseLayer, block[name]), rate)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in place.
-
-        Args:
-            num_classes: 0 leaves the classifier out.
-            global_pool: None keeps the pooling.
-        """
+        """See timm's DenseNet; the new classifier starts as the others."""
         super().reset_classifier(num_classes, global_pool)
         init_weights(self.classifier)
 

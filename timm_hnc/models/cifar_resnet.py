@@ -131,12 +131,7 @@ class CifarResNet(ResNet):
         init_weights(self)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in place.
-
-        Args:
-            num_classes: 0 leaves the classifier out.
-            global_pool: None keeps the pooling.
-        """
+        """See timm's ResNet; the new classifier starts as the others."""
         super().reset_classifier(num_classes, global_pool)
         init_weights(self.fc)
 
@@ -149,19 +144,7 @@ class CifarResNet(ResNet):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features, and the outputs of stages.
-
-        Args:
-            x: (B, C, H, W) images.
-            indices: the last n stages if int, all if None, those with these numbers otherwise.
-            norm: without effect: nothing follows the last stage but pooling.
-            stop_early: leave out the stages behind the last one taken.
-            output_fmt: 'NCHW'.
-            intermediates_only: leave out the features.
-
-        Returns:
-            What the last stage run gave and the list of stages' outputs, or the list alone.
-        """
+        """See timm's ResNet: features, and the outputs of stages, whose numbers are `indices`; `norm` has no effect."""
         if output_fmt != 'NCHW':
             raise ValueError(f'output_fmt is {output_fmt!r}: only NCHW is known.')
         taken, last = feature_take_indices(len(self.stage_names), indices)
@@ -176,16 +159,7 @@ class CifarResNet(ResNet):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what `forward_intermediates` with these indices does not need.
-
-        Args:
-            indices: as in `forward_intermediates`.
-            prune_norm: without effect.
-            prune_head: remove the classifier and the pooling even where the last stage stays.
-
-        Returns:
-            The numbers of the stages taken.
-        """
+        """See timm's ResNet: remove what `forward_intermediates` with these indices does not need."""
         taken, last = feature_take_indices(len(self.stage_names), indices)
         for name in self.stage_names[last + 1 :]:
             setattr(self, name, nn.Sequential())

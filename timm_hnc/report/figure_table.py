@@ -57,9 +57,6 @@ def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
 
     Where maps of absent classes were measured on other numbers of classes (--cam-topk of validate.py), their rows say
     so, and none of their figures is compared.
-
-    Args:
-        runs: figures by name.
     """
     rows = []
     topk = [figures.get(TOPK) for figures in runs]

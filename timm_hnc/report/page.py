@@ -43,11 +43,7 @@ _ABOUT = {
 
 
 def write_report(folders: Sequence[Path], path: Path) -> list[RunFiles]:
-    """Write the report of runs as one HTML page.
-
-    Args:
-        folders: run folders; figures of the others are compared with those of the first.
-        path: of the page.
+    """Write the report of runs as one HTML page; figures of the others are compared with those of the first.
 
     Returns:
         What was read of the runs.

@@ -15,12 +15,7 @@ class Averages:
         self.count = 0
 
     def update(self, result: dict[str, Tensor], count: int) -> None:
-        """Add the scalars among a step's results.
-
-        Args:
-            result: a task's; tensors that are no scalars are passed over.
-            count: images in the step.
-        """
+        """Add the scalars among a step's results."""
         for name, value in result.items():
             if value.ndim == 0:
                 self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * count

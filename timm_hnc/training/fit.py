@@ -30,10 +30,6 @@ _logger = logging.getLogger(__name__)
 def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
     """Train, evaluate and save every epoch; then evaluate the best weights as they were saved.
 
-    Args:
-        run: from `build_run`, possibly restored from a checkpoint.
-        publisher: of --hub-every.
-
     Returns:
         What stands in result.json.
 

@@ -46,14 +46,7 @@ class Notices:
         self._pending: tuple[range, Tensor, torch.Event | None] | None = None
 
     def exchange(self, batches: range, bad_loss: Tensor, bad_gradient: Tensor, signal: int, due: bool) -> Notice | None:
-        """Tell the others of an update that is about to be made; all processes call it.
-
-        Args:
-            batches: indices of the update's batches.
-            bad_loss: () bool, the loss is not finite.
-            bad_gradient: () bool, a gradient is not finite.
-            signal: number of the signal that this process got, 0 for none.
-            due: a checkpoint is due, of the first process only.
+        """Tell the others of an update that is about to be made, as `Notice` has it; all processes call it.
 
         Returns:
             The notice of this update, or of the one before where that is read later.

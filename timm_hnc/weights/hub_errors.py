@@ -28,12 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 def explain(error: BaseException, name: str) -> str:
-    """One line on an error of the Hub's client, without tokens and addresses of requests.
-
-    Args:
-        error: that was caught.
-        name: of the repository, with its revision if it has one.
-    """
+    """One line on an error of the Hub's client for that repository, without tokens and addresses of requests."""
     chain = list(_chain(error))
     status = _status(chain)
     if _has(chain, HFValidationError):
@@ -80,12 +75,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def try_again(work: Callable[[], T], name: str) -> T:
-    """Do something with the Hub, again after a while where the error may pass.
-
-    Args:
-        work: can be done twice without harm.
-        name: of the repository.
-    """
+    """Do something with the Hub that can be done twice, again after a while where the error may pass."""
     for wait in WAITS:
         try:
             return work()

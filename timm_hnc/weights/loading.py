@@ -129,10 +129,6 @@ def _read_config(source: str, where: str) -> Any:
 def check_config(config: Any, name: str) -> None:
     """Refuse what no config of a timm model holds.
 
-    Args:
-        config: content of config.json.
-        name: of the model, for the message.
-
     Raises:
         DataError: the architecture is unknown, or something points elsewhere than to the repository's own weights.
     """

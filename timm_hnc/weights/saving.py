@@ -66,11 +66,6 @@ def find_weights(path: Path) -> Path | None:
 def check_architecture(folder: Path, what: str, model: str | None) -> str:
     """What config.json says of weights: a name given beside them may repeat it, and not contradict it.
 
-    Args:
-        folder: from `find_weights`.
-        what: how the message calls them, such as "'output/run'".
-        model: timm's name of a model, None where none was given.
-
     Returns:
         The architecture.
 

@@ -18,14 +18,7 @@ _OVER_CHANNELS = names('layer_norm rms_norm')
 
 
 def rows_in_front(front: list[Tensor], companions: list[Any], live: Live, dim: int) -> Tensor | None:
-    """Rows of tokens that are put in front of tokens with positions; None where none of them depends on positions.
-
-    Args:
-        front: the tokens.
-        companions: theirs: parts or scores of what was pooled, else the token is a constant.
-        live: of the tokens behind them.
-        dim: the tokens' dimension.
-    """
+    """Rows of tokens that are put in front of tokens with positions; None where none of them depends on positions."""
     if not any(isinstance(each, (Parts, Scores)) for each in companions):
         return None
     rows = []

@@ -111,12 +111,7 @@ class Head:
         return ClassMaps(positions, weight, bias, grid, logits)
 
     def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
-        """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying.
-
-        Args:
-            features: what forward_features returned.
-            image_size: (height, width) of the images in pixels.
-        """
+        """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying."""
         if self.layout == 'NCHW':
             return features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
         if self.layout == 'NHWC':

@@ -33,12 +33,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, int]) -> Head:
-    """The head as a pool and linear layers.
-
-    Args:
-        model: a timm model with a classifier; its weights take part if they are there.
-        shape: of the features of two images.
-        image_size: (height, width) of those images.
+    """The head as a pool and linear layers, by the shape of the features of two images of a size.
 
     Raises:
         ValueError: the head does more, or its mean takes in tokens that are no patches.

@@ -20,11 +20,6 @@ BATCH = 2
 def branches(model: TimmModel, shapes: Sequence[Sequence[int]], image_size: tuple[int, int]) -> list[Branch]:
     """Where the positions of features lie, by their shapes.
 
-    Args:
-        model: says how many channels its features have.
-        shapes: of the features, one a branch.
-        image_size: (height, width) of the images that they belong to.
-
     Raises:
         ValueError: no dimension is that of the channels, or tokens form no grid.
     """
@@ -93,12 +88,7 @@ def prefix_tokens(model: TimmModel, num_tokens: int, image_size: tuple[int, int]
 
 
 def find_tail(model: TimmModel, images: Tensor) -> DetachedTail | None:
-    """The last block whose tokens reach the logits through an attention, None where there is none.
-
-    Args:
-        model: in evaluation mode; one on the meta device will do.
-        images: of the model's own size.
-    """
+    """The last block whose tokens reach the logits through an attention (in evaluation mode), None without one."""
     with torch.no_grad():
         calls, features = _calls(model, images)
         count = len(features) if isinstance(features, (list, tuple)) else 1

@@ -67,9 +67,6 @@ def probe_head(model: TimmModel) -> MapHead:
 
     Nothing of the model is changed, no image is needed, and a model on the meta device will do.
 
-    Args:
-        model: a timm model with forward_features, forward_head and a classifier.
-
     Raises:
         UnsupportedHead: the model has no exact class maps, as far as this goes.
     """

@@ -128,11 +128,7 @@ class _KeyedErasing:
 
 
 def use_keys(loader: Any, seed: int) -> KeyedBatches | None:
-    """Make a timm training loader's random numbers depend on keys.
-
-    Args:
-        loader: from timm's create_loader, changed in place.
-        seed: of the run and process.
+    """Make the random numbers of a loader of timm's create_loader depend on keys; it is changed in place.
 
     Returns:
         Its batch sampler from now on; None for streams and for timm's multi-epoch loader, which runs ahead of epochs.

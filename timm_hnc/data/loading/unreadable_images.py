@@ -18,13 +18,10 @@ from timm_hnc.errors import first_lines
 
 
 def check_images(dataset: Any) -> None:
-    """Let a data set's decoding raise OSErrors alone, whatever is wrong with an image.
+    """Let the decoding of timm's and torchvision's data sets raise OSErrors alone, whatever is wrong with an image.
 
     timm's `ImageDataset` skips such an image, counts it (`SkippedImages`) and puts the next one in its place. What
     decodes its images itself (torchvision's folders, streams) raises the error.
-
-    Args:
-        dataset: of timm or torchvision, changed in place.
     """
     if isinstance(dataset, ImageDataset):
         dataset.reader = CheckedReader(dataset.reader, dataset.input_img_mode, dataset.load_bytes)
@@ -90,10 +87,7 @@ class CheckedReader:
 
 @contextmanager
 def decoding(*others: type[Exception]) -> Iterator[None]:
-    """Around the decoding of an image.
-
-    Args:
-        *others: errors that are none of Pillow's, and stay what they are.
+    """Around the decoding of an image; `others` are errors that are none of Pillow's, and stay what they are.
 
     Raises:
         OSError: the image is damaged, in whatever way Pillow says so.

@@ -17,9 +17,6 @@ def outlive_signals(loader: Any) -> None:
 
     A terminal, a scheduler and torchrun signal whole groups of processes. The one that trains saves the run first, and
     needs batches until then.
-
-    Args:
-        loader: a DataLoader, or timm's around one; its processes are not yet started.
     """
     inner = getattr(loader, 'loader', loader)
     inner.worker_init_fn = partial(_begin, inner.worker_init_fn)

@@ -57,11 +57,7 @@ class FileReader(Reader):
 
 
 def read_text(path: Path, remedy: str) -> str:
-    """The text of an index file.
-
-    Args:
-        path: of the file.
-        remedy: what to do where it cannot be read.
+    """The text of an index file; `remedy` is what to do where it cannot be read.
 
     Raises:
         DataError: the file is missing or no text.

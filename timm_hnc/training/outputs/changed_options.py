@@ -90,10 +90,6 @@ def parts_of(checkpoint: Path, progress: Progress) -> list[Part]:
 def check_place(run: Run, checkpoint: Path) -> None:
     """Refuse to go on inside an epoch that would take other images than were meant.
 
-    Args:
-        run: the run, with the progress of the checkpoint.
-        checkpoint: to go on from.
-
     Raises:
         DataError: it would.
     """
@@ -114,12 +110,7 @@ def check_place(run: Run, checkpoint: Path) -> None:
 
 
 def use_settings(run: Run, fresh: list[dict[str, Any]]) -> None:
-    """Let the optimizer go on with the settings now in force: its state brings those that it was saved with.
-
-    Args:
-        run: the run, its optimizer with the state of a checkpoint.
-        fresh: the optimizer's parameter groups before.
-    """
+    """Let the optimizer go on with the settings now in force, not with those that its state brings."""
     before, options = run.checkpoints.progress.parts[-1].options, run.options
     rates = {'lr': options.schedule.lr, 'loss_lr': options.loss.loss_lr}
     names = {
@@ -139,12 +130,7 @@ def use_settings(run: Run, fresh: list[dict[str, Any]]) -> None:
 
 
 def begin_part(run: Run, checkpoint: Path | None) -> None:
-    """Note what the run is trained with from here on, and say what differs from before.
-
-    Args:
-        run: the run where it starts; its progress keeps the parts.
-        checkpoint: that it goes on from, None for a new run.
-    """
+    """Note what the run is trained with from here on, and say what differs from the checkpoint that it goes on from."""
     parts, now = run.checkpoints.progress.parts, _compared(flattened(run.options)) | _facts(run)
     if checkpoint is None:
         parts.append(Part(run.start_epoch, options=now))

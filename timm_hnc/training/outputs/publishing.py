@@ -76,13 +76,7 @@ class Publisher:
         self._upload: threading.Thread | None = None
 
     def publish_so_far(self, commit_message: str, result: dict[str, Any], with_picture: bool) -> None:
-        """Publish in the background; left out while an earlier upload is under way. Training waits for the files only.
-
-        Args:
-            commit_message: of the commit.
-            result: figures of these weights, as in result.json.
-            with_picture: the panel in cams/ is of these weights.
-        """
+        """Publish in the background, but not while an upload is under way. Training waits for the files only."""
         if self._upload is not None and self._upload.is_alive():
             _logger.warning(f"'{commit_message}' is not published: the upload before it still goes on.")
             return

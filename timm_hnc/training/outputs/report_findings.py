@@ -58,20 +58,13 @@ class Findings:
         self.watched = WatchedMaps(cam_model, self.passes, strict=False)
 
     def evaluate(self, evaluate_model: Callable[..., dict[str, float]]) -> dict[str, float]:
-        """Evaluate, with a look at the maps where there are any.
-
-        Args:
-            evaluate_model: (model, on_batch) to figures.
-        """
+        """Evaluate, with a look at the maps where there are any."""
         if self.watched is None:
             return evaluate_model(self.run.compiled(self.model))
         return evaluate_model(self.watched, self.watched.before(lambda output, target: (output, target)))
 
     def write(self, final: dict[str, float]) -> None:
         """Write figures, examples, confusions and robustness, each as CSV and JSON.
-
-        Args:
-            final: figures of the evaluation.
 
         Raises:
             DataError: a file cannot be written.

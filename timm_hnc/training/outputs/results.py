@@ -75,14 +75,7 @@ class TrackingOptions:
 
 
 def start_trackers(accelerator: Accelerator, folder: Path, tracking: TrackingOptions, values: dict[str, Any]) -> None:
-    """Open TensorBoard or Weights & Biases, as the options ask.
-
-    Args:
-        accelerator: that logs.
-        folder: the run folder.
-        tracking: which, and how.
-        values: all options of the run, by name; they get those that are numbers and words.
-    """
+    """Open TensorBoard or Weights & Biases, as the options ask."""
     if not accelerator.log_with:
         return
     accelerator.project_configuration.logging_dir = str(folder)

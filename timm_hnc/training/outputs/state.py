@@ -24,15 +24,7 @@ _PLATEAU_SETTINGS = ('factor', 'patience', 'cooldown', 'min_lrs')
 def save_run(
     run: Run, name: str, completed_epochs: int, updates: int = 0, metric: float | None = None, milestone: bool = False
 ) -> None:
-    """Write a checkpoint; all processes call it.
-
-    Args:
-        run: what is saved.
-        name: of the checkpoint.
-        completed_epochs: those that are done.
-        updates: done in the epoch under way.
-        metric: ranks the checkpoint; None for one that is kept while it is the last.
-        milestone: keep it whatever it scores.
+    """Write a checkpoint, with arguments as of `CheckpointFolder.save`; all processes call it.
 
     Raises:
         DataError: it cannot be written.

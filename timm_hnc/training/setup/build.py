@@ -317,14 +317,7 @@ def _create_eval_loader(
 
 
 def create_task(options: TrainOptions, model: Any, loss: Loss | None, accelerator: Accelerator) -> Any:
-    """The task that trains the model: timm's own for losses on logits, ours for those on class maps.
-
-    Args:
-        options: of the run.
-        model: plain timm model.
-        loss: of timm_hnc.losses, None for timm's.
-        accelerator: device of the task.
-    """
+    """The task that trains the model: timm's own for losses on logits, ours for those on class maps."""
     multi_label, mixed = options.task.multi_label, options.mixup.active
     arguments: dict[str, Any] = dict(device=accelerator.device, verbose=accelerator.is_main_process)
     if loss is None:

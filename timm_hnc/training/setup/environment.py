@@ -81,10 +81,6 @@ def create_accelerator(device: DeviceOptions, processes: ProcessOptions, trackin
 def agreed_accumulation(steps: int, explicit: frozenset[str]) -> int:
     """Batches to an update that command line and launcher ask for together.
 
-    Args:
-        steps: of --grad-accum-steps.
-        explicit: names of the options that were given.
-
     Raises:
         UsageError: they contradict each other.
     """

@@ -19,11 +19,6 @@ from timm_hnc.training.setup.options import TrainOptions
 def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -> Dataset:
     """The training data that the options name, without what --holdout keeps of it.
 
-    Args:
-        options: of the run.
-        channels: of the model's input.
-        num_classes: outputs of the model.
-
     Raises:
         UsageError: an option is wrong.
         DataError: the data is missing or does not fit.
@@ -48,13 +43,7 @@ def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -
 
 
 def create_mixup(options: TrainOptions, num_classes: int, on_device: bool = False) -> Mixup | None:
-    """Timm's mixup or cutmix: a collate function for the prefetching loader, else for the batch on the device.
-
-    Args:
-        options: of the run.
-        num_classes: outputs of the model.
-        on_device: the loader is none of timm's.
-    """
+    """Timm's mixup or cutmix: a collate function for the prefetching loader, else for the batch on the device."""
     mixing = options.mixup
     if not mixing.active:
         return None
@@ -82,14 +71,6 @@ def create_train_loader(
     mixup: Mixup | None,
 ) -> Any:
     """Timm's training loader; under torch.distributed it shards by itself.
-
-    Args:
-        dataset: that trains.
-        options: of the run.
-        data_config: from timm's resolve_data_config.
-        device: that batches go to.
-        distributed: whether there are several processes.
-        mixup: from `create_mixup`.
 
     Raises:
         DataError: the data does not fill one batch.

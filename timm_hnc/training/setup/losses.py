@@ -47,15 +47,7 @@ def check_loss_fits(options: LossOptions, task: TaskOptions, cam_model: CamModel
 def create_run_loss(
     options: LossOptions, task: TaskOptions, smoothed: bool, model: Any, num_classes: int, dataset: Dataset
 ) -> Loss | None:
-    """The loss that the options name; None where it is one of timm's.
-
-    Args:
-        options: of the loss.
-        task: one label an image or several.
-        smoothed: the targets come smoothed, from mixup.
-        model: plain timm model.
-        num_classes: outputs of the model.
-        dataset: training data, whose classes are counted where the loss wants that and --class-stats is not given.
+    """The loss that the options name; None where it is one of timm's. From mixup the targets come `smoothed`.
 
     Raises:
         UsageError: the loss's settings are wrong.

@@ -109,12 +109,7 @@ def cam_model_without_weights(options: ModelOptions, input: InputOptions) -> Cam
 
 
 def create_model(options: ModelOptions, input: InputOptions, splits: int = 0) -> Any:
-    """The plain timm model that the options name, with its weights.
-
-    Args:
-        options: of the model.
-        input: of its images and its head.
-        splits: augmented versions of a batch, for --split-bn.
+    """The plain timm model that the options name, with its weights; `splits` are those of --split-bn.
 
     Raises:
         UsageError: timm refuses the options.

@@ -183,13 +183,6 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """Timm's optimizer of a model, with a group of its own for what a loss learns.
 
-    Args:
-        options: of the optimizer.
-        schedule: with the learning rate.
-        model: plain timm model.
-        loss: of timm_hnc.losses, None for timm's.
-        loss_lr: learning rate of what the loss learns.
-
     Raises:
         UsageError: timm refuses the options.
     """
@@ -219,13 +212,7 @@ def create_ema(options: EmaOptions, model: Any) -> ModelEmaV3 | None:
 
 
 def with_learning_rate(schedule: ScheduleOptions, optimizer: str, images_per_update: float) -> ScheduleOptions:
-    """The schedule with its learning rate: from the base rate and the global batch, as timm's train.py scales it.
-
-    Args:
-        schedule: without a learning rate, or with one, which stays.
-        optimizer: timm's name of it.
-        images_per_update: over all processes.
-    """
+    """The schedule with its learning rate: from the base rate and the global batch, as timm's train.py scales it."""
     if schedule.lr:
         return schedule
     ratio = images_per_update / schedule.lr_base_size

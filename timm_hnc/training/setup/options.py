@@ -203,10 +203,6 @@ def train_options(values: Mapping[str, Any], given: Collection[str] | None = Non
 def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOptions:
     """The options with what the launcher asks for.
 
-    Args:
-        options: of the command line.
-        explicit: names of the options that were given.
-
     Raises:
         UsageError: command line and launcher contradict each other.
     """
@@ -217,10 +213,6 @@ def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOpti
 
 def check_class_maps(options: TrainOptions, model: Any = None) -> None:
     """Refuse a model without exact class maps, for losses trainable ones, before any weights or data are read.
-
-    Args:
-        options: of the run.
-        model: plain timm model, where the options do not name it.
 
     Raises:
         UsageError: no such class maps, or timm refuses the model's options.
@@ -236,11 +228,6 @@ def check_class_maps(options: TrainOptions, model: Any = None) -> None:
 
 def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
     """Refuse images that are smaller than one cell of the maps that a loss needs.
-
-    Args:
-        options: of the run.
-        model: plain timm model.
-        input_size: channels, height and width of the images.
 
     Raises:
         UsageError: with both sizes.
