@@ -91,11 +91,7 @@ def _name_of(model: Any) -> str:
 
 
 def _check_loaders(*data: Any) -> None:
-    """Refuse data that the loop cannot take.
-
-    Raises:
-        UsageError: with what it can.
-    """
+    """Refuse data that the loop cannot take."""
     for each in data:
         if each is None or isinstance(each, DataLoader) or hasattr(each, 'transform'):
             continue

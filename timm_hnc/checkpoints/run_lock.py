@@ -108,11 +108,7 @@ class _Lock:
         return True
 
     def _refuse(self) -> bool:
-        """Say who holds the folder; False if its holder has just ended.
-
-        Raises:
-            DataError: with the holder.
-        """
+        """Say who holds the folder; False if its holder has just ended."""
         holder, end = '', time.monotonic() + 1
         while not holder and time.monotonic() < end:
             try:

@@ -29,10 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     Returns:
         The command's exit code, None for 0.
-
-    Raises:
-        UsageError: there is no such command, or its options are wrong.
-        DataError: the command cannot use its files.
     """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
     if name in ('-h', '--help', '--version'):

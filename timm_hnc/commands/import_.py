@@ -29,12 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the run folder, and print its path.
-
-    Raises:
-        UsageError: options are wrong.
-        DataError: the checkpoint cannot be used.
-    """
+    """Make the run folder, and print its path."""
     args = build_parser().parse_args(argv)
     folder = args.out or Path('output', 'imported', args.file.name.split('.')[0])
     for name in ('hnc_weight', 'hnc_topk'):

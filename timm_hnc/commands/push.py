@@ -24,11 +24,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Publish the run, and print the address.
-
-    Raises:
-        UsageError: options are wrong.
-        DataError: files cannot be used, or the Hub refuses or fails.
-    """
+    """Publish the run, and print the address."""
     options = vars(build_parser().parse_args(argv))
     print(push_run(options.pop('run'), options.pop('repo_id'), **options))  # noqa: T201  # the result of the command

@@ -19,10 +19,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, or 130 after Ctrl-C, when the run was saved.
-
-    Raises:
-        UsageError: options are wrong.
-        DataError: data, weights or folders cannot be used, or the loss is not finite.
     """
     options, explicit, others = parse_train_options(argv)
     options.data.check_named()

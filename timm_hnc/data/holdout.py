@@ -9,12 +9,7 @@ from timm_hnc.errors import DataError
 
 
 class Selection(WrappedDataset):
-    """Some samples of a data set.
-
-    Args:
-        dataset: of samples accessed by index.
-        indices: of those that are in, by place.
-    """
+    """Some samples of a data set."""
 
     def __init__(self, dataset: Any, indices: np.ndarray) -> None:
         super().__init__(dataset)

@@ -36,12 +36,7 @@ class Side:
 
 @dataclass(frozen=True)
 class InputFrame:
-    """How the input of a model shows a stored image.
-
-    Args:
-        columns: its width.
-        rows: its height.
-    """
+    """How the input of a model shows a stored image."""
 
     columns: Side
     rows: Side
@@ -77,11 +72,7 @@ class InputFrame:
 
 
 class InputGeometry:
-    """How a validation transform shows images: it may crop, pad, and resize all that is there, as timm's transforms do.
-
-    Args:
-        transform: of a timm validation loader.
-    """
+    """How a validation transform shows images: it may crop, pad, and resize all that is there, as timm's do."""
 
     def __init__(self, transform: Any) -> None:
         self.transform = transform

@@ -10,11 +10,7 @@ from timm_hnc.errors import DataError
 
 
 class ClassIndex:
-    """A single label: an integer in [0, num_classes).
-
-    Args:
-        num_classes: of the model.
-    """
+    """A single label: an integer in [0, num_classes)."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes

@@ -15,15 +15,7 @@ from timm_hnc.metrics.map_quality import present_classes
 
 
 class BoxPass:
-    """Compares the maps of the classes that are in an image with the boxes of their objects.
-
-    Args:
-        source: boxes of the samples.
-        loader: validation loader, that yields the samples in a known order.
-        dataset: that it reads.
-        num_classes: n.
-        max_samples: images of this process that count.
-    """
+    """Compares the maps of the classes that are in an image with the boxes of their objects."""
 
     def __init__(
         self, source: BoxSource, loader: Any, dataset: Any, num_classes: int, max_samples: int | None = None

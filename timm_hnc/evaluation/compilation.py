@@ -49,12 +49,7 @@ def check_compiler(backend: str | None, mode: str | None) -> None:
 
 
 class Compilation:
-    """Compiles modules as the options ask for it, each once; names and state dicts of the modules themselves stay.
-
-    Args:
-        backend: of torch.compile; without one modules stay as they are.
-        mode: of torch.compile.
-    """
+    """Compiles modules as the options ask for it, each once; names and state dicts of the modules themselves stay."""
 
     def __init__(self, backend: str | None = None, mode: str | None = None) -> None:
         self.options: dict[str, Any] | None = None

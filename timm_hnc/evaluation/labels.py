@@ -32,12 +32,6 @@ class LabelOptions:
 class OtherLabels:
     """timm's --valid-labels, --real-labels and --metrics-avg, applied batch by batch.
 
-    Args:
-        options: which labels, and which average.
-        dataset: knows its file names, for --real-labels.
-        loader: tells which samples are the sampler's padding.
-        distributed: whether there are several processes.
-
     Raises:
         UsageError: an option does not work here.
         DataError: a file cannot be read.

@@ -57,12 +57,7 @@ def open_dataset(data: DataOptions, task: TaskOptions, channels: int, num_classe
 def open_eval_dataset(
     data: DataOptions, task: TaskOptions, channels: int, num_classes: int, holdout_seed: int, **options: Any
 ) -> Dataset:
-    """The validation data: of a split, or what --holdout keeps of it; arguments as of `open_dataset`.
-
-    Raises:
-        UsageError: an option is wrong.
-        DataError: the data is missing or does not fit.
-    """
+    """The validation data: of a split, or what --holdout keeps of it; arguments as of `open_dataset`."""
     dataset = open_dataset(data, task, channels, num_classes, is_training=False, **options)
     return split_off(dataset, data.holdout, holdout_seed)[1] if data.holdout else dataset
 

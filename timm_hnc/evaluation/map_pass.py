@@ -151,13 +151,7 @@ def watch_maps(
 
 
 class QualityPass:
-    """How flat the maps are.
-
-    Args:
-        quality: that counts.
-        class_names: a name a class.
-        classes_file: CSV that gets a row a class; none if empty.
-    """
+    """How flat the maps are."""
 
     def __init__(self, quality: MapQuality, class_names: list[str], classes_file: str) -> None:
         self.quality, self.class_names, self.classes_file = quality, class_names, classes_file
@@ -184,14 +178,7 @@ class QualityPass:
 
 
 class CurvePass:
-    """Deletion and insertion curves, of the class that the model sees in every image (the highest logit), as in RISE.
-
-    Args:
-        model: timm model, in evaluation mode when it is used.
-        steps: of the curves.
-        multi_label: probabilities are sigmoids.
-        max_samples: images of this process that count.
-    """
+    """Deletion and insertion curves of the class that the model sees in an image (the highest logit), as in RISE."""
 
     def __init__(self, model: nn.Module, steps: int, multi_label: bool, max_samples: int | None) -> None:
         self.model, self.steps, self.multi_label = model, steps, multi_label

@@ -118,12 +118,7 @@ class ValidateOptions:
 
 
 def validate(options: ValidateOptions, source: Source, accelerator: Accelerator) -> dict[str, Any]:
-    """Figures of one model; with --retry in smaller batches if memory runs out.
-
-    Raises:
-        UsageError: options are wrong.
-        DataError: data or weights cannot be used.
-    """
+    """Figures of one model; with --retry in smaller batches if memory runs out."""
     batch_size = options.evaluation.batch_size
     while True:
         try:
@@ -148,12 +143,7 @@ def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator
 def measure(
     model: Any, data: Any, options: ValidateOptions, source: Source, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Figures of a model on a data set or loader of normalised batches; if None, on the data of the options.
-
-    Raises:
-        UsageError: options are wrong.
-        DataError: the data cannot be used.
-    """
+    """Figures of a model on a data set or loader of normalised batches; if None, on the data of the options."""
     evaluation, num_classes = options.evaluation, options.input.num_classes or model.num_classes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     use_test_size, verbose = not evaluation.use_train_size, accelerator.is_main_process

@@ -12,11 +12,7 @@ MANIFEST = 'manifest.json'
 
 
 def write_manifest(folder: Path) -> None:
-    """Bring every file of a folder to the disk, then a manifest of them, then the folder itself.
-
-    Raises:
-        OSError: something cannot be written.
-    """
+    """Bring every file of a folder to the disk, then a manifest of them, then the folder itself."""
     files = {}
     for path in sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST):
         files[path.relative_to(folder).as_posix()] = {'size': path.stat().st_size, 'sha256': _digest(path)}

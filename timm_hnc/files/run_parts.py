@@ -52,11 +52,7 @@ def _text(value: Any) -> str:
 
 
 def write_parts(folder: Path, parts: Sequence[Part]) -> None:
-    """Write parts.json of a run folder; a run whose options stayed has none.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write parts.json of a run folder; a run whose options stayed has none."""
     if len(parts) > 1:
         write_json(folder / PARTS, [asdict(part) for part in parts])
     else:

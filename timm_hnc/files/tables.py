@@ -9,11 +9,7 @@ from typing import Any
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under the names that any of them has; numbers in full.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write rows under the names that any of them has; numbers in full."""
     with open(path, 'w', newline='') as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
@@ -21,11 +17,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON that people can read.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write JSON that people can read."""
     Path(path).write_text(json.dumps(without_nan(content), indent=2) + '\n')
 
 
@@ -39,10 +31,6 @@ def without_nan(content: Any) -> Any:
 
 
 def write_both(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write path.csv and path.json.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write path.csv and path.json."""
     write_csv(path.with_suffix('.csv'), rows)
     write_json(path.with_suffix('.json'), rows)

@@ -21,9 +21,6 @@ class Localization:
     - pointing game (Zhang et al., ECCV 2016), as github.com/facebookresearch/TorchRay computes it: see `points_at`;
       the mean over the classes that have maps;
     - energy (Wang et al., CVPRW 2020): share of a map's values above 0 that lies in the boxes.
-
-    Args:
-        num_classes: n.
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -30,13 +30,7 @@ SHARED = ('model', 'dataset', 'data_dir', 'epochs', 'holdout', 'label_noise', 'l
 
 @dataclass(frozen=True)
 class RunCurves:
-    """What a run folder tells of its training.
-
-    Args:
-        name: of the folder.
-        options: of args.yaml.
-        rows: of summary.csv.
-    """
+    """What a run folder tells of its training."""
 
     name: str
     options: dict[str, Any]

@@ -119,11 +119,7 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
 
 
 def _after_update(run: Run, epoch: int, update: int, notice: Notice | None) -> None:
-    """A checkpoint inside an epoch, where one is due or a signal asks to stop.
-
-    Raises:
-        RunStopped: the run is saved.
-    """
+    """A checkpoint inside an epoch, where one is due or a signal asks to stop."""
     number = notice.signal if notice else 0
     if number or run.clock.after(update) or (notice and notice.due):
         settle(run, epoch)

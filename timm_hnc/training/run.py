@@ -132,9 +132,6 @@ def _run_folder(options: TrainOptions) -> Path:
     """The run folder, of which nothing is read yet but where it lies.
 
     Without --experiment a resumed run goes on in its own folder; with it, in the folder that it names.
-
-    Raises:
-        DataError: --resume names nothing that a run could go on from.
     """
     output, experiment, resume = options.run.output, options.run.experiment, options.run.resume
     named = Path(output or 'output/train') / (experiment or _default_name(options.model.model))
@@ -149,12 +146,7 @@ def _run_folder(options: TrainOptions) -> Path:
 
 
 def _checkpoint(resume: str, folder: Path) -> Path | None:
-    """The checkpoint to go on from, if there is one.
-
-    Raises:
-        UsageError: there is a run in the folder, and it is not to go on.
-        DataError: no checkpoint is whole.
-    """
+    """The checkpoint to go on from, if there is one."""
     checkpoint = find_checkpoint(folder if resume == 'auto' else Path(resume)) if resume else None
     if checkpoint is None and resume not in ('', 'auto'):
         raise _no_checkpoint(resume)

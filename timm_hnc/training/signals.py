@@ -9,12 +9,7 @@ _SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
 
 
 class RunStopped(Exception):
-    """A signal stopped the run after it was saved.
-
-    Args:
-        number: of the signal.
-        where: epoch and update, for the message.
-    """
+    """A signal stopped the run after it was saved."""
 
     def __init__(self, number: int, where: str) -> None:
         super().__init__(f'Stopped by {signal.Signals(number).name} {where}')

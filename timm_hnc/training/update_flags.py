@@ -33,12 +33,7 @@ class Notice:
 
 
 class Notices:
-    """Exchanges notices.
-
-    Args:
-        accelerator: device and processes.
-        at_once: read a notice before its update on any device.
-    """
+    """Exchanges notices."""
 
     def __init__(self, accelerator: Accelerator, at_once: bool = False) -> None:
         self.accelerator = accelerator

@@ -18,12 +18,7 @@ _BY_ELEMENT = names('linear add sub mul div neg contiguous clone to type type_as
 
 
 class BeforePool:
-    """The rules for tensors with positions. What changes them makes new features; the last ones enter the pool.
-
-    Args:
-        tracker: knows the companions.
-        found: notes what lies in front of the pool or is the pool.
-    """
+    """The rules for tensors with positions. What changes them makes new features; the last ones enter the pool."""
 
     def __init__(self, tracker: Tracker, found: set[str]) -> None:
         self.companion = tracker.companion

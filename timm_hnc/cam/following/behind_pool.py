@@ -16,11 +16,7 @@ _SAME_SCORES = names('flatten reshape view squeeze contiguous clone to float')
 
 
 class BehindPool:
-    """The rules for parts and scores; `tracker.found` notes what non-linear parts the head has.
-
-    Args:
-        tracker: knows the companions; its `found` is a set of names.
-    """
+    """The rules for parts and scores; `found` notes what non-linear parts the head has."""
 
     def __init__(self, tracker: Tracker, found: set[str]) -> None:
         self.companion = tracker.companion

@@ -12,11 +12,7 @@ from timm_hnc.cam.following.operations import DETACHED, JOINING, Call, plain_nam
 
 @dataclass(frozen=True)
 class Lost:
-    """A tensor that cannot be followed any further.
-
-    Args:
-        reason: the function, and what about it.
-    """
+    """A tensor that cannot be followed any further."""
 
     reason: str
 

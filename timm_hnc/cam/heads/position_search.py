@@ -52,11 +52,7 @@ def _branch(model: TimmModel, shape: tuple[int, ...], widths: list[int], image_s
 
 
 def _channels_by_shape(shape: tuple[int, ...], image_size: tuple[int, int]) -> int:
-    """The dimension of the channels of a feature map: the one whose other two are shaped as the image is.
-
-    Raises:
-        ValueError: both could be, none could, or there are no four dimensions.
-    """
+    """The dimension of the channels of a feature map: the one whose other two are shaped as the image is."""
     (height, width), sides = image_size, {1: shape[2:], 3: shape[1:3]} if len(shape) == 4 else {}
     fitting = [dim for dim, (h, w) in sides.items() if abs(h * width - w * height) < max(image_size)]
     if len(fitting) != 1:

@@ -65,11 +65,7 @@ def _refused(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _use_older_flags(args: argparse.Namespace) -> None:
-    """Let options have what older flags say.
-
-    Raises:
-        UsageError: old and new contradict each other.
-    """
+    """Let options have what older flags say."""
     args.data_dir = args.data_dir or args.data
     args.drop_path = args.drop_connect if args.drop_path is None else args.drop_path
     for flag, given, loss in (('--bce-loss', args.bce_loss, 'bce'), ('--jsd-loss', args.jsd_loss, 'jsd')):

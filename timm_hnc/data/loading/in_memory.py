@@ -107,11 +107,7 @@ class InMemoryBatches:
 
 
 class RememberedBatches:
-    """What a loader of unchanging batches yields, kept from its first pass on.
-
-    Args:
-        loader: a DataLoader whose transform draws nothing.
-    """
+    """What a loader of unchanging batches, whose transform draws nothing, yields: kept from its first pass on."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader

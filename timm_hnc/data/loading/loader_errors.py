@@ -64,9 +64,6 @@ def _alarm(seconds: float) -> Iterator[None]:
     """Interrupt what is done inside after so many seconds, 0: never.
 
     Only the main thread of a POSIX system can, and a timer that somebody else has set is left alone.
-
-    Raises:
-        RuntimeError: the time is over.
     """
     possible = hasattr(signal, 'setitimer') and threading.current_thread() is threading.main_thread()
     if not seconds or not possible or signal.getitimer(signal.ITIMER_REAL)[0]:

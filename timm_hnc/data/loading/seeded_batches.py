@@ -57,12 +57,7 @@ def seed_generators(*numbers: int, devices: bool = False) -> None:
 
 
 class KeyedBatches:
-    """A batch sampler that says where its samples stand, and can begin at any batch.
-
-    Args:
-        batches: the batch sampler.
-        seed: of the run and process.
-    """
+    """A batch sampler that says where its samples stand, and can begin at any batch."""
 
     def __init__(self, batches: Any, seed: int) -> None:
         self.batches, self.seed = batches, seed

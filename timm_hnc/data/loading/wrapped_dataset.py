@@ -6,11 +6,7 @@ from torch.utils.data import Dataset
 
 
 class WrappedDataset(Dataset):
-    """Passes on what timm's loader sets and what names of classes are read from.
-
-    Args:
-        dataset: of samples accessed by index, such as timm's ImageDataset.
-    """
+    """Passes on what timm's loader sets and what names of classes are read from."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset

@@ -70,11 +70,7 @@ def _box(text: str) -> Box:
 
 
 def _read(path: Path, convert: Callable[[str], Value], images: dict[int, Any] | None = None) -> dict[int, Value]:
-    """'<id> <value>' lines by id; those of images.txt where these are given.
-
-    Raises:
-        DataError: the file is missing, a line has another form, an id comes twice, or the ids are others.
-    """
+    """'<id> <value>' lines by id; those of images.txt where these are given."""
     values: dict[int, Value] = {}
     for number, line in enumerate(read_text(path, f'CUB-200-2011 comes with it, {REMEDY}').splitlines(), 1):
         if not line.strip():

@@ -14,9 +14,6 @@ VALIDATION_EVERY = 5  # every fifth image validates: 360 of 1,797, the writers o
 class DigitsReader:
     """timm's reader protocol over scikit-learn's digits, with a fixed split.
 
-    Args:
-        split: 'train' (1,437 images) or 'validation' (360).
-
     Raises:
         UsageError: no such split, or scikit-learn is not installed.
     """

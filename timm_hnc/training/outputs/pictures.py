@@ -16,11 +16,7 @@ _logger = logging.getLogger(__name__)
 
 
 class CamPictures:
-    """Draws the same validation images whenever it is asked to.
-
-    Args:
-        run: what to draw; its --cam-images says how many. Nothing is drawn where the model has no exact class maps.
-    """
+    """Draws the same validation images whenever it is asked to; none where the model has no exact class maps."""
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -63,12 +63,7 @@ def check_publishing(options: HubOptions) -> None:
 
 
 class Publisher:
-    """Publishes a run folder's best weights; what goes wrong is logged, with the command that does it later.
-
-    Args:
-        options: where, and how.
-        folder: the run folder.
-    """
+    """Publishes a run folder's best weights; what goes wrong is logged, with the command that does it later."""
 
     def __init__(self, options: HubOptions, folder: Path) -> None:
         self.options, self.folder = options, folder

@@ -31,12 +31,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Findings:
-    """Looks at the maps of a model while it is evaluated, and attacks a few images; files go to `report/` of the run.
-
-    Args:
-        run: the run.
-        model: plain timm model with the weights to look at.
-    """
+    """Looks at the maps of a model while it is evaluated, and attacks a few images, for `report/` of the run."""
 
     def __init__(self, run: Run, model: Any) -> None:
         self.run, self.model = run, model

@@ -124,11 +124,7 @@ def _restore_inside_epoch(run: Run, state: dict[str, Any]) -> None:
 
 
 def _check_processes(run: Run) -> None:
-    """Another number of processes reads the data in another order: that is for the user to say.
-
-    Raises:
-        DataError: it was not said.
-    """
+    """Another number of processes reads the data in another order: that is for the user to say."""
     progress, now = run.checkpoints.progress, run.accelerator.num_processes
     if progress.num_processes == now:
         return

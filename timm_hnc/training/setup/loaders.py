@@ -17,12 +17,7 @@ from timm_hnc.training.setup.options import TrainOptions
 
 
 def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -> Dataset:
-    """The training data that the options name, without what --holdout keeps of it.
-
-    Raises:
-        UsageError: an option is wrong.
-        DataError: the data is missing or does not fit.
-    """
+    """The training data that the options name, without what --holdout keeps of it."""
     data, splits, seed = options.data, options.splits, options.loader.seed
     dataset = open_dataset(
         data,

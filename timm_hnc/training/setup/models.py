@@ -159,11 +159,7 @@ def _create(options: ModelOptions, input: InputOptions, **arguments: Any) -> Any
 
 
 def _check_classes(options: ModelOptions, input: InputOptions) -> None:
-    """Say how to fine-tune where a checkpoint has another number of classes than the model, and that alone.
-
-    Raises:
-        DataError: that is so.
-    """
+    """Say how to fine-tune where a checkpoint has another number of classes than the model, and that alone."""
     path = options.initial_checkpoint
     saved = {name: tuple(tensor.shape) for name, tensor in load_state_dict(path).items()}
     with torch.device('meta'):

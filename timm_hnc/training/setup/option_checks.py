@@ -78,11 +78,7 @@ def check_mixing(
     sizes: TrainSizeOptions,
     batches: BatchOptions,
 ) -> None:
-    """Refuse augmented splits, repeats, sizes and mixing that do not go together.
-
-    Raises:
-        UsageError: with the flag, its value and what is allowed.
-    """
+    """Refuse augmented splits, repeats, sizes and mixing that do not go together."""
     splits = augmentation.aug_splits
     if splits and mixup.active:
         raise UsageError(f'--aug-splits {splits}: not together with --mixup or --cutmix.')
@@ -124,11 +120,7 @@ def check_losses(
     augmentation: AugmentationOptions,
     num_classes: int | None,
 ) -> None:
-    """Refuse a loss that does not go with the task, the targets, the data or its own settings.
-
-    Raises:
-        UsageError: with the flag, its value and what is allowed.
-    """
+    """Refuse a loss that does not go with the task, the targets, the data or its own settings."""
     if loss.is_ours:
         _check_own(loss, task, data, mixup)
     else:
