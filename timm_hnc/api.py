@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.precision import agreed_device, set_up_process
 from timm_hnc.evaluation.sources import Source
@@ -46,7 +47,7 @@ def train(
         >>> result['final']['top1'], result['folder']
     """
     plain = model.model if isinstance(model, CamModel) else model
-    name = _name_of(plain)
+    name = name_of(plain)
     options = train_options(values) if options is None else changed(options, **values)
     named = {'model': name, 'experiment': options.run.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{name}'}
     options = changed(options, **named, val_split=options.splits.val_split if eval_set is not None else '')
@@ -82,12 +83,7 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     _check_loaders(data)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)
-    return measure(plain, data, options, Source(_name_of(plain)), accelerator)
-
-
-def _name_of(model: Any) -> str:
-    """Timm's name of the architecture, else that of the class."""
-    return getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
+    return measure(plain, data, options, Source(name_of(plain)), accelerator)
 
 
 def _check_loaders(*data: Any) -> None:

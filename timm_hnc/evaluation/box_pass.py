@@ -51,9 +51,10 @@ class BoxPass:
         Raises:
             UsageError: no image has a box.
         """
-        if accelerator.num_processes > 1:
-            self.localization.gather(accelerator.device)
-        figures = self.localization.compute()
+        counted = self.localization
+        sums = [part.to(accelerator.device) for part in (counted.found, counted.hits, counted.energy)]
+        counted.found, counted.hits, counted.energy = (part.cpu() for part in accelerator.reduce(sums))
+        figures = counted.compute()
         if not figures['maps_with_boxes']:
             raise UsageError('--cam-boxes: no image has a box of a class that is in it.')
         return figures

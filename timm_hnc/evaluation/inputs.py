@@ -7,6 +7,7 @@ from typing import Any
 from timm.data import resolve_input_data_config
 from timm.models import resolve_model_input_args
 
+from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.options import check_choice, check_range, flag_of
@@ -96,5 +97,4 @@ def input_config(model: Any, options: InputOptions, **arguments: Any) -> dict[st
     try:
         return resolve_input_data_config(model, asdict(options), **arguments)
     except ValueError as error:
-        name = model.pretrained_cfg.get('architecture', type(model).__name__)
-        raise UsageError(f"'{name}' does not take such images: {first_lines(error)}") from error
+        raise UsageError(f"'{name_of(model)}' does not take such images: {first_lines(error)}") from error

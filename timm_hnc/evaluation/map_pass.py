@@ -166,8 +166,7 @@ class QualityPass:
         Raises:
             UsageError: the file cannot be written.
         """
-        if accelerator.num_processes > 1:
-            self.quality.gather(accelerator.device)
+        self.quality.sums = accelerator.reduce(self.quality.sums.to(accelerator.device)).cpu()
         if self.classes_file and accelerator.is_main_process:
             rows = self.quality.per_class(self.class_names)
             try:

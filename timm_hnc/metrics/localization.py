@@ -47,14 +47,6 @@ class Localization:
         self.hits[label] += torch.tensor([points_at(map_, boxes, frame), 1])
         self.energy += energy_inside(map_, seen, frame.size)
 
-    def gather(self, device: torch.device) -> None:
-        """Add what the other processes counted."""
-        parts = (self.found, self.hits, self.energy)
-        sums = torch.cat([part.flatten() for part in parts]).to(device)
-        torch.distributed.all_reduce(sums)
-        for part, total in zip(parts, sums.cpu().split([part.numel() for part in parts]), strict=True):
-            part.copy_(total.view_as(part))
-
     def compute(self) -> dict[str, float]:
         """Figures in percent, and the number of maps that were compared."""
         hits, maps = self.hits.unbind(1)

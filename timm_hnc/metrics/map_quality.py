@@ -82,12 +82,6 @@ class MapQuality:
         rows = torch.cat([figures, torch.ones(len(figures), 1, dtype=torch.float64)], 1)
         self.sums[group].index_add_(0, classes[valid].cpu(), rows)
 
-    def gather(self, device: torch.device) -> None:
-        """Add what the other processes counted."""
-        sums = self.sums.to(device)
-        torch.distributed.all_reduce(sums)
-        self.sums = sums.cpu()
-
     def compute(self) -> dict[str, float]:
         """Means over all maps of a group, such as 'negative_peak'; NaN for a group without maps."""
         totals = self.sums.sum(1)

@@ -33,15 +33,16 @@ class Averages:
 
     def compute(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes."""
-        count = torch.tensor(float(self.count), dtype=torch.float64, device=accelerator.device)
-        *sums, count = accelerator.reduce(torch.stack([*self.sums.values(), count]), 'sum').tolist()
+        *sums, count = accelerator.reduce(self._own(accelerator.device)).tolist()
         return {name: value / count for name, value in zip(self.sums, sums, strict=True)}
 
     def state(self, accelerator: Accelerator) -> dict[str, Any]:
         """What every process has summed up, for a checkpoint; all processes call it."""
-        count = torch.tensor(float(self.count), dtype=torch.float64, device=accelerator.device)
-        own = torch.stack([*self.sums.values(), count])
+        own = self._own(accelerator.device)
         return {'names': list(self.sums), 'sums': accelerator.gather(own[None]).cpu()}
+
+    def _own(self, device: torch.device) -> Tensor:
+        return torch.stack([*self.sums.values(), torch.tensor(self.count, dtype=torch.float64, device=device)])
 
     @classmethod
     def restored(cls, state: dict[str, Any], accelerator: Accelerator) -> 'Averages':
