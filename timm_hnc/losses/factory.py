@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from timm_hnc.losses.anchor import AnchorLoss
@@ -91,13 +90,3 @@ def create_loss(
         raise ValueError(f"loss '{name}': {str(error).rstrip('.')}.") from error
     loss.smoothing = smoothing
     return loss
-
-
-def try_loss(name: str, multi_label: bool, smoothing: float, options: dict[str, Any]) -> Loss:
-    """The loss as it would be for three classes and two features, to see that it can be made.
-
-    Raises:
-        ValueError: as `create_loss`.
-    """
-    given: dict[str, Any] = dict(num_classes=3, num_features=2, class_counts=torch.ones(3), num_samples=3)
-    return create_loss(name, **given, multi_label=multi_label, smoothing=smoothing, **options)

@@ -13,6 +13,7 @@ from torch import Tensor
 from timm_hnc.cam import CamModel
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.plots.cams import panel_rows
+from timm_hnc.plots.map_image import shared_scale
 from timm_hnc.plots.panel import PanelRow
 from timm_hnc.plots.photos import load_photos
 
@@ -72,8 +73,8 @@ def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 
     rows: list[tuple[Path, PanelRow]] = []
     for path, photo in load_photos(photos):
         own = [_row(photo, subject, topk) for subject in subjects]
-        values = torch.cat([cell.map.flatten() for row in own for cell in row.cells])
-        rows += [(path, replace(row, scale=(values.min().item(), values.max().item()))) for row in own]
+        scale = shared_scale([cell.map for row in own for cell in row.cells])
+        rows += [(path, replace(row, scale=scale)) for row in own]
     return rows
 
 

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import timm.loss
+import torch
 from torch.utils.data import Dataset
 
 from timm_hnc.cam import CamModel
@@ -12,20 +13,22 @@ from timm_hnc.data.options import TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import check_classifier
-from timm_hnc.losses.factory import LOSSES, create_loss, try_loss
+from timm_hnc.losses.factory import LOSSES, create_loss
 from timm_hnc.training.setup.loss_options import LossOptions
 
 _logger = logging.getLogger(__name__)
 
 
 def tried_loss(options: LossOptions, task: TaskOptions) -> Loss:
-    """The loss that the options name, made for a few classes, to see what it is.
+    """The loss that the options name, made for three classes and two features, to see what it is.
 
     Raises:
         UsageError: its settings are wrong.
     """
+    given: dict[str, Any] = dict(num_classes=3, num_features=2, class_counts=torch.ones(3), num_samples=3)
+    given |= {'multi_label': task.multi_label, 'smoothing': options.smoothing}
     try:
-        return try_loss(options.loss or '', task.multi_label, options.smoothing, options.loss_kwargs)
+        return create_loss(options.loss or '', **given, **options.loss_kwargs)
     except ValueError as error:
         raise UsageError(f'--{error}') from error
 
