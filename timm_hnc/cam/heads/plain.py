@@ -1,17 +1,35 @@
 """Recognising a head that is an average pool in front of linear layers, by trying it out on random features."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_hnc.cam.grids import Cell, cell_of, token_grid
 from timm_hnc.cam.heads.base import Head, Layout, TimmModel
 from timm_hnc.cam.heads.model_copies import evaluating
 
 MAX_PREFIX_TOKENS = 16
+_SHAPING = ('view', 'reshape', 'permute', 'transpose', 't', 'slice', 'squeeze', 'unsqueeze', 'alias', 'detach', 'clone')
+_POOLING = (*_SHAPING, '_unsafe_view', '_reshape_alias', 'mean', 'adaptive_avg_pool2d', '_adaptive_avg_pool2d')
+_LINEAR = ('addmm', 'mm', 'linear', 'convolution')
+_AVERAGING = ('add', 'div', 'mul')
 _ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError)
+
+
+class _Recorder(TorchDispatchMode):
+    """Names of the operations that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.operations.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, int]) -> Head:
@@ -50,7 +68,7 @@ def _pooling(model: TimmModel, shape: tuple[int, ...]) -> tuple[Layout, int]:
     """Layout and prefix tokens of the features whose plain mean enters the classifier."""
     # on the CPU even for a meta model: an average pool has no weights, and whatever has some is refused
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    pooled = _head(model, features, pre_logits=True)
+    pooled = _recorded(model, lambda: model.forward_head(features, pre_logits=True), {*_POOLING})
     if not isinstance(pooled, Tensor):
         raise ValueError('its pooled features are no tensor')
     # without it, the values alone say which mean it is
@@ -80,13 +98,14 @@ def _check_classifier(model: TimmModel, head: Head, shape: tuple[int, ...], imag
     """Refuse a head that does more to the pooled vector than its linear layers do."""
     parameter = next(model.parameters())
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, parameter.dtype)
+    allowed = {*_POOLING, *_LINEAR, *(_AVERAGING if len(head.classifiers) > 1 else ())}
+    logits = _recorded(model, lambda: model.forward_head(features), allowed)
     if parameter.device.type == 'meta':
         return
     with torch.no_grad():
         positions, _ = head.positions(features, image_size)
         weight, bias = head.linear(model)
         expected = nn.functional.linear(positions.mean(1), weight, bias)
-    logits = _head(model, features)
     if not isinstance(logits, Tensor) or not agree(logits, expected):
         raise ValueError('its logits are not its linear layer applied to the mean over positions')
 
@@ -99,8 +118,13 @@ def agree(logits: Tensor, expected: Tensor) -> bool:
     return bool((logits - expected).abs().max() <= tolerance * expected.abs().max() + 1e-6)
 
 
-def _head(model: TimmModel, features: Tensor, **arguments: bool) -> Any:
-    """What the head makes of features, None where it fails."""
-    with suppress(*_ERRORS), evaluating(model), torch.no_grad():
-        return model.forward_head(features, **arguments)
-    return None
+def _recorded(model: TimmModel, function: Callable[[], Any], allowed: set[str]) -> Any:
+    """The function's outcome, None where it fails; other operations than the allowed ones are refused."""
+    recorder = _Recorder()
+    outcome = None
+    with suppress(*_ERRORS), evaluating(model), torch.no_grad(), recorder:
+        outcome = function()
+    found = recorder.operations - allowed
+    if found:
+        raise ValueError(f'its head has more than a mean in front of its linear layer ({", ".join(sorted(found))})')
+    return outcome

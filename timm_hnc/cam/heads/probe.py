@@ -171,20 +171,19 @@ def _plain(model: TimmModel, found: Features) -> MapHead:
     if len(found.shapes) > 1:
         raise ValueError('it has several branches')
     head = plain_head(model, found.shapes[0], found.image_size)
-    _check_plain(head, found)
+    _check_plain_in_training(head, found)
     return head
 
 
-def _check_plain(head: Head, found: Features) -> None:
-    """Refuse as plain what is more than a pool and the classifier, in training too, whatever its weights."""
+def _check_plain_in_training(head: Head, found: Features) -> None:
+    """Refuse as plain what is more than a pool and the classifier in training, or not because of its weights alone."""
     place = Branch({'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': (1,)}[head.layout], head.num_prefix_tokens, head.cell)
     _refuse_other_forward(found, [place])
+    maps, parts = _followed(found, [place], training=True)
     layers = [found.model.get_submodule(name) for name in head.classifiers]
-    for training in (False, True):
-        maps, parts = _followed(found, [place], training)
-        own = any(maps.weight is layer.weight or maps.weight._base is layer.weight for layer in layers)
-        if parts or not (own or len(layers) > 1) or maps.positions.shape[2] != layers[0].weight.shape[1]:
-            raise ValueError('its head is more than a mean in front of its linear layer')
+    own = any(maps.weight is layer.weight or maps.weight._base is layer.weight for layer in layers)
+    if parts or not (own or len(layers) > 1) or maps.positions.shape[2] != layers[0].weight.shape[1]:
+        raise ValueError('its head is more than a mean in front of its linear layer')
 
 
 def _followed(found: Features, places: Sequence[Branch | None], training: bool = False) -> tuple[ClassMaps, set[str]]:
