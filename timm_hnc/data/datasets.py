@@ -24,7 +24,7 @@ _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/tiny-imagenet': read_tiny_imagenet,
     'hnc/coco': read_coco,
 }
-_PACKAGES = {'hfds': ('datasets', 'data'), 'hfids': ('datasets', 'data'), 'wds': ('webdataset', 'data')}
+_PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'wds': 'webdataset'}
 
 
 def create_dataset(
@@ -86,9 +86,9 @@ def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bo
 
 def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any) -> Any:
     prefix = name.split('/')[0].lower() if '/' in name else ''
-    package, extra = _PACKAGES.get(prefix, (None, None))
+    package = _PACKAGES.get(prefix)
     if package and find_spec(package) is None:
-        raise UsageError(f'--dataset {name} needs the package {package}: pip install "timm_hnc[{extra}]".')
+        raise UsageError(f'--dataset {name} needs the package {package}: pip install "timm_hnc[data]".')
     if not prefix:
         _check_folder(root, split)
     try:

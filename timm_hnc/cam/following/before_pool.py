@@ -89,14 +89,13 @@ class BeforePool:
         return Live(live.dims, live.grid, sum(tensor.shape[dim] for tensor in front), rows)
 
     def _attention(self, call: Call) -> Any:
-        query, key, tokens, *_ = (*call.args, *(call.kwargs[n] for n in ('query', 'key', 'value') if n in call.kwargs))
+        query, _, tokens, *_ = (*call.args, *(call.kwargs[n] for n in ('query', 'key', 'value') if n in call.kwargs))
         live = self.companion(tokens)
         if not isinstance(live, Live) or live.dims != (tokens.ndim - 2,):
             return live if isinstance(live, Lost) else Lost('attention over something else than positions')
-        try:
-            weights = attention_weights(query, key, tokens, *call.args[3:], **_without(call.kwargs))
-        except NotImplementedError as error:
-            return Lost(str(error))
+        weights = attention_weights(call)
+        if isinstance(weights, Lost):
+            return weights
         asking = self.companion(query)
         if isinstance(asking, Lost) and query.shape[-2] == tokens.shape[-2]:  # what turned them left them in place
             asking = Live(live.dims, live.grid, live.prefix) if live.prefix else asking
@@ -135,10 +134,6 @@ class BeforePool:
 def _place(live: Live, value: Tensor) -> tuple:
     """What two tensors with the same positions have in common, whichever dimensions of size 1 are named."""
     return live.grid, live.prefix, tuple(dim for dim in live.dims if value.shape[dim] > 1)
-
-
-def _without(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: kwargs[key] for key in kwargs if key not in ('query', 'key', 'value')}
 
 
 def _pool(live: Live, call: Call) -> Any:

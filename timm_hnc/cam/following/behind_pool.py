@@ -106,14 +106,12 @@ class BehindPool:
 
     def _attention(self, call: Call) -> Any:
         """Over tokens none of which is a position, as where a map has a single one."""
-        query, key, value, *masks = call.args
-        companion = self.companion(value)
-        if companion is None:
+        value = call.args[2]
+        if self.companion(value) is None:
             return Detached()
-        try:
-            weights = attention_weights(query, key, value, *masks, **call.kwargs)
-        except NotImplementedError as error:
-            return Lost(str(error))
+        weights = attention_weights(call)
+        if isinstance(weights, Lost):
+            return weights
         self.found.add('attention')
         parts = self._parts(value)
         return Parts(weights.to(parts.values.dtype) @ parts.values, parts.grid)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from timm_hnc.cam.following.operations import Call
+from timm_hnc.cam.following.tracking import Lost
 
 
 class DetachedDropout(TorchFunctionMode):
@@ -147,7 +148,12 @@ _NORMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def attention_weights(
+def attention_weights(call: Call) -> Tensor | Lost:
+    """The weights (B, heads, queries, tokens) of `scaled_dot_product_attention`, detached: without a gradient."""
+    return _attention_weights(*call.args, **call.kwargs)
+
+
+def _attention_weights(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -156,14 +162,9 @@ def attention_weights(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    """The weights (B, heads, queries, tokens) of `scaled_dot_product_attention`, detached: without a gradient.
-
-    Raises:
-        NotImplementedError: attention with dropout, a causal mask or grouped queries.
-    """
+) -> Tensor | Lost:
     if dropout_p or is_causal or enable_gqa:
-        raise NotImplementedError('attention with dropout, a causal mask or grouped queries in front of the classifier')
+        return Lost('attention with dropout, a causal mask or grouped queries in front of the classifier')
     query, key = raised(query.detach()), raised(key.detach())
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None:

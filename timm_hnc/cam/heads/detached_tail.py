@@ -96,16 +96,12 @@ class ShadowTracker(Tracker):
         return left.detach() @ companion
 
     def _attention(self, call: Call) -> Any:
-        query, key, value, *masks = call.args
-        companion = self.companion(value)
+        companion = self.companion(call.args[2])
         if companion is None or isinstance(companion, Lost):
             return companion
         self.attended = True
-        try:
-            weights = attention_weights(query, key, value, *masks, **call.kwargs)
-        except NotImplementedError as error:
-            return Lost(str(error))
-        return weights.to(companion.dtype) @ companion
+        weights = attention_weights(call)
+        return weights if isinstance(weights, Lost) else weights.to(companion.dtype) @ companion
 
 
 @dataclass
