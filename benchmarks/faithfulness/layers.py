@@ -14,7 +14,7 @@ from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.grids import finest, resize_positions
 from timm_hnc.cam.heads.base import Head
 from timm_hnc.cam.heads.detached_head import Branch
-from timm_hnc.cam.heads.detached_tail import DetachedTail, TokenInput
+from timm_hnc.cam.heads.detached_tail import DetachedTail
 
 _DIMS = {'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': (1,)}
 
@@ -65,7 +65,7 @@ def layers(cam_model: CamModel, images: Tensor, module: str = '') -> Layers:
         return _tail_layers(cam_model, images, module or head.module, head.inputs)
     if module:
         (branch,) = _branches(head)
-        return _tail_layers(cam_model, images, module, [TokenInput(0, branch.prefix, branch.cell)])
+        return _tail_layers(cam_model, images, module, [(0, Branch((1,), branch.prefix, branch.cell))])
     size = (images.shape[-2], images.shape[-1])
     features = cam_model.model.forward_features(images)
     several = isinstance(features, (list, tuple))
@@ -82,14 +82,14 @@ def _branches(head: Any) -> Sequence[Branch | None]:
     return head.branches
 
 
-def _tail_layers(cam_model: CamModel, images: Tensor, module: str, inputs: Sequence[TokenInput]) -> Layers:
+def _tail_layers(cam_model: CamModel, images: Tensor, module: str, inputs: Sequence[tuple[int, Branch]]) -> Layers:
     found: list[tuple[Tensor, Tensor, Live]] = []
 
     def enter(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         tensors = tensors_in(args, kwargs)
-        for each in inputs:
-            leaf = tensors[each.index].detach().requires_grad_()
-            found.append((tensors[each.index], leaf, each.live(leaf, (images.shape[-2], images.shape[-1]))))
+        for index, branch in inputs:
+            leaf = tensors[index].detach().requires_grad_()
+            found.append((tensors[index], leaf, branch.live(leaf, (images.shape[-2], images.shape[-1]))))
         leaves = {id(tensor): leaf for tensor, leaf, _ in found}
         return tree_map_only(Tensor, lambda tensor: leaves.get(id(tensor), tensor), (args, kwargs))
 

@@ -19,9 +19,10 @@ from timm_hnc.cam.classes import Classes, class_indices
 from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.operations import GATED, LINEAR, NORMS, Call, tensors_in
 from timm_hnc.cam.following.tracking import Detached, Lost, Tracker
-from timm_hnc.cam.grids import Cell, finest, resize_positions, token_grid
+from timm_hnc.cam.grids import finest, resize_positions
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
+from timm_hnc.cam.heads.detached_head import Branch
 
 
 class ShadowTracker(Tracker):
@@ -186,37 +187,18 @@ class TailMaps(ClassMaps):
 
 
 @dataclass(frozen=True)
-class TokenInput:
-    """One of the tensors that enter a module, (B, tokens, C).
-
-    Args:
-        index: which, in their order.
-        prefix: tokens in front of the positions.
-        cell: (height, width) of a cell in pixels.
-    """
-
-    index: int
-    prefix: int
-    cell: Cell
-
-    def live(self, tokens: Tensor, image_size: tuple[int, int]) -> Live:
-        """The positions of these tokens."""
-        return Live((1,), token_grid(tokens.shape[1] - self.prefix, image_size, self.cell), self.prefix)
-
-
-@dataclass(frozen=True)
 class DetachedTail:
     """A network whose logits see positions only through its last attention.
 
     Args:
         kind: 'G' class tokens, 'H' several branches.
         module: name of the module at whose entry the positions are taken.
-        inputs: the tensors that have positions among those that enter it.
+        inputs: places of the tensors (B, tokens, C) with positions among those that enter it, and where these lie.
     """
 
     kind: str
     module: str
-    inputs: tuple[TokenInput, ...]
+    inputs: tuple[tuple[int, Branch], ...]
     trainable = False
 
     @torch.compiler.disable
@@ -245,9 +227,9 @@ def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps
         if threading.get_ident() != thread or kwargs is None:
             return
         tensors = tensors_in(args, kwargs)
-        for each in tail.inputs:
-            tokens = tensors[each.index]
-            starts.append(Start(tracker.start(tokens), each.live(tokens, (x.shape[-2], x.shape[-1]))))
+        for index, branch in tail.inputs:
+            live = branch.live(tensors[index], (x.shape[-2], x.shape[-1]))
+            starts.append(Start(tracker.start(tensors[index]), live))
 
     module = model.get_submodule(tail.module)
     without_gradient = torch.no_grad() if x.is_inference() else nullcontext()  # such tensors take part in none

@@ -12,7 +12,7 @@ from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.grids import Cell, cell_of, num_prefix_tokens, token_grid
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_head import Branch
-from timm_hnc.cam.heads.detached_tail import DetachedTail, TokenInput, tail_maps
+from timm_hnc.cam.heads.detached_tail import DetachedTail, tail_maps
 
 BATCH = 2
 
@@ -115,7 +115,7 @@ def _calls(model: TimmModel, images: Tensor) -> tuple[list[tuple[str, list[Tenso
         return calls, model.forward_features(images)
 
 
-def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tuple[TokenInput, ...]:
+def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tuple[tuple[int, Branch], ...]:
     image_size = (images.shape[-2], images.shape[-1])
     inputs = []
     for index, tensor in enumerate(tensors):
@@ -127,5 +127,5 @@ def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tu
             continue
         if tensor.shape[1] - prefix > 1:
             grid = token_grid(tensor.shape[1] - prefix, image_size)
-            inputs.append(TokenInput(index, prefix, cell_of(grid, image_size)))
+            inputs.append((index, Branch((1,), prefix, cell_of(grid, image_size))))
     return tuple(inputs)
