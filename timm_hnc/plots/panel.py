@@ -202,7 +202,8 @@ def _draw_row(panel: Image.Image, layout: _Layout, index: int, row: PanelRow) ->
         if cell is not None:
             box = layout.box(index, column)
             _paste(panel, box, *map_over_image(cell.map, grey, scale), layout)
-            _write_below(draw, layout, index, column, cell)
+            _write_line(draw, layout, index, column, cell.name, INK)
+            _write_line(draw, layout, index, column, format_probability(cell.probability), FAINT, line=1)
     if row.cells:
         _draw_bar(panel, layout, index, scale)
 
@@ -230,11 +231,6 @@ def _draw_empty(draw: ImageDraw.ImageDraw, layout: _Layout, index: int) -> None:
     left, top, right, bottom = layout.box(index, 1)
     draw.rectangle((left, top, right - 1, bottom - 1), EMPTY, LINE)
     write(draw, ((left + right) // 2, (top + bottom) // 2), 'no label', layout.font_size, right - left, FAINT, 'mm')
-
-
-def _write_below(draw: ImageDraw.ImageDraw, layout: _Layout, index: int, column: int, cell: Cell) -> None:
-    _write_line(draw, layout, index, column, cell.name, INK)
-    _write_line(draw, layout, index, column, format_probability(cell.probability), FAINT, line=1)
 
 
 def _write_line(

@@ -165,10 +165,6 @@ def _no_checkpoint(resume: str) -> DataError:
     )
 
 
-def _default_name(model: str) -> str:
-    return '-'.join([datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(model)])
-
-
 def _is_complete(run: Run, checkpoint: Path) -> bool:
     """Whether the newest checkpoint is the run's last, and what follows it was written."""
     newest = checkpoint == (run.folder / 'last').resolve()

@@ -42,7 +42,8 @@ class ShadowTracker(Tracker):
     def follow(self, call: Call) -> Any:
         """See `Tracker.follow`."""
         # with hooks of its own: a checkpointed block must not count the detached network's tensors among its own
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        with torch.enable_grad(), hooks:
             return self._shadow(call)
 
     def _shadow(self, call: Call) -> Any:
@@ -241,7 +242,3 @@ def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps
     if not isinstance(detached, Tensor):
         return detached if isinstance(detached, Lost) else Lost('its logits do not depend on the positions'), tracker
     return TailMaps(logits, detached, starts), tracker
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor

@@ -34,7 +34,7 @@ def read_cub(root: str, split: str) -> FileReader:
     names = _read(folder / 'classes.txt', str)
     paths = _read(folder / 'images.txt', str)
     classes = _read(folder / 'image_class_labels.txt', int, paths)
-    in_training = _read(folder / 'train_test_split.txt', _flag, paths)
+    in_training = _read(folder / 'train_test_split.txt', {'0': False, '1': True}.__getitem__, paths)
     index_of = {number: index for index, number in enumerate(sorted(names))}
     unknown = next((image for image in paths if classes[image] not in index_of), None)
     if unknown is not None:
@@ -56,10 +56,6 @@ def read_cub(root: str, split: str) -> FileReader:
         boxes,
         None if boxes is None else [[target] for target in targets],
     )
-
-
-def _flag(text: str) -> bool:
-    return {'0': False, '1': True}[text]
 
 
 def _box(text: str) -> Box:
