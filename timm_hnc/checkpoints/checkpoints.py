@@ -229,5 +229,4 @@ def read_training_state(checkpoint: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler meets
-        reason = ' '.join(str(error).split())[:200]
-        raise DataError(f"checkpoint file '{path}' is damaged or missing ({reason}).") from error
+        raise DataError(f"checkpoint file '{path}' is damaged or missing ({first_lines(error)}).") from error

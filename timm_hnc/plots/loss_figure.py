@@ -63,14 +63,10 @@ def loss_rows() -> list[dict[str, Any]]:
     rows = []
     for name, map_ in example_maps().items():
         for variant in VARIANTS:
-            loss, gradient = values_and_gradients(map_, variant)
-            for cell, values in enumerate(
-                zip(*(part.flatten().tolist() for part in (map_, loss, gradient)), strict=True)
-            ):
-                figures = zip(('value', 'loss', 'gradient'), values, strict=True)
-                rows.append(
-                    {'map': name, 'variant': variant, 'row': cell // SIDE, 'column': cell % SIDE, **dict(figures)}
-                )
+            figures = torch.stack([map_, *values_and_gradients(map_, variant)]).flatten(1).T.tolist()
+            for cell, (value, loss, gradient) in enumerate(figures):
+                about = {'map': name, 'variant': variant, 'row': cell // SIDE, 'column': cell % SIDE}
+                rows.append(about | {'value': value, 'loss': loss, 'gradient': gradient})
     return rows
 
 
