@@ -134,7 +134,8 @@ def _run_folder(options: TrainOptions) -> Path:
     Without --experiment a resumed run goes on in its own folder; with it, in the folder that it names.
     """
     output, experiment, resume = options.run.output, options.run.experiment, options.run.resume
-    named = Path(output or 'output/train') / (experiment or _default_name(options.model.model))
+    default = f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(options.model.model)}'
+    named = Path(output or 'output/train') / (experiment or default)
     if resume in ('', 'auto'):
         return named
     path = Path(resume)
