@@ -35,7 +35,7 @@ def create_dataset(
     multi_label: bool = False,
     target_format: str | None = None,
     **kwargs: Any,
-) -> Dataset:
+) -> Dataset[Any]:
     """A data set that timm's loaders take, with targets that are checked as they are read.
 
     Args:

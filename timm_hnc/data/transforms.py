@@ -1,6 +1,7 @@
 """What timm's training transforms lack: the padded crop of CIFAR, and no crop at all; and names of theirs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torchvision import transforms
@@ -9,7 +10,7 @@ PADDING_AT_32_PIXELS = 4
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
-def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list:
+def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list[Any]:
     """Zero padding and a random crop (section 4.1 of the paper): 4 pixels at 32 x 32, in proportion at other sizes.
 
     Args:
@@ -25,7 +26,7 @@ def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list:
     ]
 
 
-def squashed(size: tuple[int, int], interpolation: str = 'bilinear') -> list:
+def squashed(size: tuple[int, int], interpolation: str = 'bilinear') -> list[Any]:
     """The whole image, resized to height and width whatever its shape, as timm's crop mode `squash` at evaluation."""
     if interpolation == 'random':
         interpolation = 'bilinear'

@@ -29,7 +29,7 @@ def create_evaluator(
     return ClassificationEvaluator(device, max_samples=limit)
 
 
-def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable:
+def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable[Any]:
     """(input, target) pairs of a timm loader on the device, whether it prefetches or not.
 
     Raises:
@@ -46,7 +46,7 @@ def evaluate(
     model: nn.Module,
     inputs: Iterable[tuple[Tensor, Tensor]],
     evaluator: ClassificationEvaluator,
-    autocast: Callable[[], AbstractContextManager],
+    autocast: Callable[[], AbstractContextManager[Any]],
     distributed: bool = False,
     tta: int = 0,
     on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,

@@ -31,7 +31,7 @@ def image_mode(asked: str | None, channels: int) -> str:
     return mode
 
 
-def open_dataset(data: DataOptions, task: TaskOptions, channels: int, num_classes: int, **options: Any) -> Dataset:
+def open_dataset(data: DataOptions, task: TaskOptions, channels: int, num_classes: int, **options: Any) -> Dataset[Any]:
     """The data set that the options name; `options` are split and more for timm's create_dataset.
 
     Raises:
@@ -56,7 +56,7 @@ def open_dataset(data: DataOptions, task: TaskOptions, channels: int, num_classe
 
 def open_eval_dataset(
     data: DataOptions, task: TaskOptions, channels: int, num_classes: int, holdout_seed: int, **options: Any
-) -> Dataset:
+) -> Dataset[Any]:
     """The validation data: of a split, or what --holdout keeps of it; arguments as of `open_dataset`."""
     dataset = open_dataset(data, task, channels, num_classes, is_training=False, **options)
     return split_off(dataset, data.holdout, holdout_seed)[1] if data.holdout else dataset

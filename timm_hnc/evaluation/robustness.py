@@ -131,7 +131,7 @@ def robust_figures(
     inputs: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     evaluator: Callable[[], Any],
     threat: Threat,
-    autocast: Callable[[], AbstractContextManager],
+    autocast: Callable[[], AbstractContextManager[Any]],
     clean: dict[str, float],
     distributed: bool = False,
 ) -> dict[str, float]:
@@ -177,7 +177,7 @@ class _Attacked:
         classifier: Normalized,
         attack: Attack,
         threat: Threat,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.classifier, self.attack, self.threat, self.autocast = classifier, attack, threat, autocast
         self.seen = self.without_gradient = 0
@@ -211,7 +211,7 @@ class _Attacked:
 
 @torch.inference_mode()
 def _warn_of_chance(
-    classifier: Normalized, inputs: Iterable[tuple[Tensor, Tensor]], autocast: Callable[[], AbstractContextManager]
+    classifier: Normalized, inputs: Iterable[tuple[Tensor, Tensor]], autocast: Callable[[], AbstractContextManager[Any]]
 ) -> None:
     input, _ = next(iter(inputs))
     with evaluating(classifier), autocast():

@@ -1,5 +1,7 @@
 """Boxes around the connected parts of a map above each of its levels, all levels at once."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,7 +10,7 @@ _NOWHERE = np.iinfo(np.int32).max
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # one of each two opposite ones, those at corners last
 
 
-def level_boxes(values: NDArray, ranks: NDArray, corners: bool) -> tuple[NDArray, NDArray]:
+def level_boxes(values: NDArray[Any], ranks: NDArray[Any], corners: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Boxes around the connected parts of the pixels above a level, for the levels from 0 to 254.
 
     With falling levels the parts grow around peaks and merge at the passes between them, so that one look at every
@@ -43,7 +45,7 @@ def level_boxes(values: NDArray, ranks: NDArray, corners: bool) -> tuple[NDArray
     return LEVELS - 1 - row, boxes[peak, row] * [1, 1, -1, -1]
 
 
-def _peaks(ranks: NDArray, corners: bool) -> NDArray:
+def _peaks(ranks: NDArray[Any], corners: bool) -> NDArray[Any]:
     """(h, w) number of the peak that the steepest way up from a pixel leads to."""
     padded = np.pad(ranks, 1, constant_values=-1)
     columns = np.maximum(np.maximum(padded[:-2], padded[2:]), padded[1:-1])
@@ -59,7 +61,7 @@ def _peaks(ranks: NDArray, corners: bool) -> NDArray:
     return (tops.cumsum() - 1)[up].reshape(ranks.shape)
 
 
-def _boxes_of_peaks(peaks: NDArray, values: NDArray) -> NDArray:
+def _boxes_of_peaks(peaks: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """(peaks, 4, LEVELS) x1, y1, -x2, -y2 of a peak's pixels above a level, levels from the highest."""
     boxes = np.full((peaks.max() + 1, 4, LEVELS), _NOWHERE, dtype=np.int32)
     y, x = (values > 0).nonzero()
@@ -69,7 +71,7 @@ def _boxes_of_peaks(peaks: NDArray, values: NDArray) -> NDArray:
     return np.minimum.accumulate(boxes, axis=2)
 
 
-def _passes(peaks: NDArray, values: NDArray, corners: bool) -> list[tuple[int, int, int]]:
+def _passes(peaks: NDArray[Any], values: NDArray[Any], corners: bool) -> list[tuple[int, int, int]]:
     """Value of a pass and the two peaks that it connects at the levels below it, the highest pass first."""
     height, width = peaks.shape
     pairs, values_of, count = [], [], int(peaks.max()) + 1

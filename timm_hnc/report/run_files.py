@@ -105,7 +105,7 @@ def read_figures(folder: Path) -> dict[str, float]:
     return numbers(final) | numbers(_read(folder / 'report' / 'figures.json', dict) or {}) | measured
 
 
-def _read(path: Path, kind: type[list] | type[dict]) -> Any:
+def _read(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
     if not path.is_file():
         return None
     try:

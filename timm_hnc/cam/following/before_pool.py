@@ -131,7 +131,7 @@ class BeforePool:
         return Parts(values, live.grid)
 
 
-def _place(live: Live, value: Tensor) -> tuple:
+def _place(live: Live, value: Tensor) -> tuple[Any, ...]:
     """What two tensors with the same positions have in common, whichever dimensions of size 1 are named."""
     return live.grid, live.prefix, tuple(dim for dim in live.dims if value.shape[dim] > 1)
 

@@ -65,15 +65,15 @@ class Call:
     """
 
     name: str
-    function: Callable
-    args: tuple
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
     value: Any
     out: Any
     in_place: bool = False
 
     @property
-    def options(self) -> tuple:
+    def options(self) -> tuple[Any, ...]:
         """The arguments behind the tensor."""
         return self.args[1:]
 
@@ -96,7 +96,7 @@ class Call:
         return self.function(*args, **kwargs)
 
 
-def plain_name(function: Callable) -> str:
+def plain_name(function: Callable[..., Any]) -> str:
     """Name of a torch function without underscores, operators by what they do, properties by their own name."""
     name = getattr(function, '__name__', '')
     if name == '__get__':
@@ -105,7 +105,7 @@ def plain_name(function: Callable) -> str:
     return _OPERATORS.get(name, name)
 
 
-def works_in_place(function: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+def works_in_place(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call changes its first argument."""
     name = getattr(function, '__name__', '')
     if name.startswith('__'):

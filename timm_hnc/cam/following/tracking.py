@@ -45,7 +45,7 @@ class Tracker(TorchFunctionMode):
         self._companions.clear()
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a function as it is, then follow its result."""
         kwargs = kwargs or {}

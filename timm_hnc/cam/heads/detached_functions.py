@@ -30,7 +30,7 @@ class DetachedDropout(TorchFunctionMode):
         self.factors = factors
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Intercept dropout, leave everything else as it is."""
         if func is functional.dropout:

@@ -223,7 +223,7 @@ def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps
 
     thread = threading.get_ident()
 
-    def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         # the hook is the model's, this pass is not (and may see the hook while torch still notes that it takes kwargs)
         if threading.get_ident() != thread or kwargs is None:
             return

@@ -27,7 +27,9 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.operations: set[str] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         self.operations.add(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 

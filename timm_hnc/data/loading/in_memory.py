@@ -109,7 +109,7 @@ class InMemoryBatches:
 class RememberedBatches:
     """What a loader of unchanging batches, whose transform draws nothing, yields: kept from its first pass on."""
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
         self._kept: list[Any] | None = None
 
@@ -132,7 +132,7 @@ class RememberedBatches:
         return getattr(self.loader, name)
 
 
-def _decode(dataset: Dataset, like: DataLoader, device: torch.device) -> tuple[Tensor, Tensor]:
+def _decode(dataset: Dataset[Any], like: DataLoader[Any], device: torch.device) -> tuple[Tensor, Tensor]:
     parts: list[tuple[Tensor, Tensor]] = []
     loader = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=like.num_workers, timeout=like.timeout)
     try:

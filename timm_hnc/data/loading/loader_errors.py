@@ -12,7 +12,7 @@ from timm_hnc.errors import DataError
 _GRACE = 5  # seconds
 
 
-def read(loader: Iterable) -> Iterator[Any]:
+def read(loader: Iterable[Any]) -> Iterator[Any]:
     """What a loader yields, the errors of its reader in one line.
 
     A DataLoader's own timeout ends the waiting for a batch. Where its processes are frozen a batch may be announced

@@ -110,7 +110,7 @@ class _KeyedDataset(WrappedDataset):
 class _KeyedErasing:
     """Random erasing on the device, seeded from the batch; batches come in order."""
 
-    def __init__(self, erasing: Callable, batches: KeyedBatches) -> None:
+    def __init__(self, erasing: Callable[..., Any], batches: KeyedBatches) -> None:
         self.erasing, self.batches = erasing, batches
         self.epoch, self.next = -1, 0
 

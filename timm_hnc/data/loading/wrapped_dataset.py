@@ -5,7 +5,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 
-class WrappedDataset(Dataset):
+class WrappedDataset(Dataset[Any]):
     """Passes on what timm's loader sets and what names of classes are read from."""
 
     def __init__(self, dataset: Any) -> None:

@@ -1,6 +1,7 @@
 """Tiny-ImageNet (200 classes, 64 x 64 pixels) in its own layout of folders and text files."""
 
 from pathlib import Path
+from typing import Any
 
 from timm_hnc.data.sets.files import Box, FileReader, read_text
 from timm_hnc.errors import DataError, UsageError
@@ -50,7 +51,7 @@ def read_tiny_imagenet(root: str, split: str) -> FileReader:
     )
 
 
-def _rows(path: Path, names: int) -> list:
+def _rows(path: Path, names: int) -> list[Any]:
     """(image, corners), or ((image, class), corners) with one more name, of every line.
 
     The files count both corners among the pixels of the object.

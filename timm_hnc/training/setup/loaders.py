@@ -16,7 +16,7 @@ from timm_hnc.training.setup.data_options import AugmentationOptions, TrainSizeO
 from timm_hnc.training.setup.options import TrainOptions
 
 
-def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -> Dataset:
+def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -> Dataset[Any]:
     """The training data that the options name, without what --holdout keeps of it."""
     data, splits, seed = options.data, options.splits, options.loader.seed
     dataset = open_dataset(

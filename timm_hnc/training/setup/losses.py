@@ -48,7 +48,7 @@ def check_loss_fits(options: LossOptions, task: TaskOptions, cam_model: CamModel
 
 
 def create_run_loss(
-    options: LossOptions, task: TaskOptions, smoothed: bool, model: Any, num_classes: int, dataset: Dataset
+    options: LossOptions, task: TaskOptions, smoothed: bool, model: Any, num_classes: int, dataset: Dataset[Any]
 ) -> Loss | None:
     """The loss that the options name; None where it is one of timm's. From mixup the targets come `smoothed`.
 
