@@ -12,9 +12,9 @@ TRAIN = ROOT / 'train.py'
 
 
 @contextmanager
-def running(*argv, **kwargs):
+def running(*argv, script=TRAIN, **kwargs):
     """A train.py that runs in the background, in a session of its own."""
-    process = start_script(TRAIN, *argv, **kwargs)
+    process = start_script(script, *argv, **kwargs)
     try:
         yield process
     finally:

@@ -15,6 +15,7 @@ from timm_hnc.checkpoints.checkpoints import find_checkpoint
 
 EXACT = ['--model-ema', '--grad-accum-steps', 2, '--hnc', 'mse', '--aa', 'rand-m5', '--mixup', 0.3, '-b', 4]
 EXACT += ['--epochs', 2, '--workers', 1, '--checkpoint-interval', 1, '--lr', 0.05, '--drop', 0.1]
+STANDING = Path(__file__).parent / 'standing_train.py'
 
 
 @pytest.fixture
@@ -30,9 +31,9 @@ def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes):
     done = run_script(TRAIN, *options('whole', *EXACT), processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     argv = options('parts', *EXACT, '--resume', 'auto')
-    for pattern in ('recovery-0-2', 'recovery-1-*'):
-        with running(*argv, processes=processes) as process:
-            wait_for(process, tmp_path / 'parts' / 'checkpoints' / pattern)
+    for epoch in (0, 1):
+        with running(epoch, *argv, script=STANDING, processes=processes) as process:
+            wait_for(process, tmp_path / 'parts' / 'checkpoints' / f'recovery-{epoch}-2')
             kill_all(process)
     done = run_script(TRAIN, *argv, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -96,7 +97,7 @@ def test_a_worker_that_dies(options, tmp_path, moment):
     argv = options('run', '--epochs', 100_000, '--workers', 2)
     computes = moment == 'while the model computes'
     with running(*argv, *(LONG_STEPS if computes else [])) as process:
-        wait_for(process, tmp_path / 'run' / 'checkpoints' / ('recovery-0-*' if computes else 'epoch-0'))
+        wait_for(process, tmp_path / 'run' / 'checkpoints' / ('recovery-*' if computes else 'epoch-0'))
         signal_workers(process, signal.SIGKILL)
         errors = process.communicate(timeout=30)[1]
     assert process.returncode == 1
