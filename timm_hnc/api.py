@@ -1,7 +1,6 @@
 """Train and evaluate from Python: the loop and the validation pass of the commands, on what a notebook has."""
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from accelerate import Accelerator
@@ -47,10 +46,8 @@ def train(
         >>> result['final']['top1'], result['folder']
     """
     plain = model.model if isinstance(model, CamModel) else model
-    name = name_of(plain)
     options = train_options(values) if options is None else changed(options, **values)
-    named = {'model': name, 'experiment': options.run.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{name}'}
-    options = changed(options, **named, val_split=options.splits.val_split if eval_set is not None else '')
+    options = changed(options, model=name_of(plain), val_split=options.splits.val_split if eval_set is not None else '')
     _check_loaders(train_set, eval_set)
     outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set))
     if outcome.stopped is not None:

@@ -132,7 +132,6 @@ def validate(options: ValidateOptions, source: Source, accelerator: Accelerator)
             _logger.warning(f'{first_lines(error)}: trying batches of {batch_size}.')
 
 
-@watched_workers()
 def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
     with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
         model = load_model(source, options.model, options.input)
@@ -140,6 +139,7 @@ def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator
     return measure(model, None, replace(options, evaluation=evaluation), source, accelerator)
 
 
+@watched_workers()
 def measure(
     model: Any, data: Any, options: ValidateOptions, source: Source, accelerator: Accelerator
 ) -> dict[str, Any]:

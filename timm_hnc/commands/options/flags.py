@@ -60,7 +60,8 @@ def field_helps(kind: type) -> dict[str, str]:
     """What the docstring of a dataclass says of its fields, without the full stop."""
     section = inspect.cleandoc(kind.__doc__ or '').partition('Args:\n')[2].partition('\n\n')[0]
     entries = re.findall(r'^    (\w+): (.*(?:\n {8}.*)*)', section, re.MULTILINE)
-    return {name: ' '.join(text.split()).removesuffix('.').replace('%', '%%') for name, text in entries}
+    texts = {name: ' '.join(text.split()).replace('%', '%%') for name, text in entries}
+    return {name: text if text.endswith('...') else text.removesuffix('.') for name, text in texts.items()}
 
 
 def _default(field: 'Field[Any]') -> Any:

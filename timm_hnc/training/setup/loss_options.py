@@ -62,9 +62,7 @@ class LossOptions:
     """The criterion and its settings.
 
     Args:
-        loss: ce, or bce for several labels, if left out; timm: ce, bce, asl, poly, jsd, twoway, zlpr, db; with
-            options in --loss-kwargs: focal, cb-focal, center, lgm, a-softmax, lmc, aam, anchor, weighted-sigmoid,
-            attention-consistency, guided-complement, max-entropy.
+        loss: name of the criterion; ce, or bce for several labels, if left out.
         loss_kwargs: options of such a loss.
         loss_lr: learning rate of what the loss itself learns.
         smoothing: label smoothing; 0 for several labels.
