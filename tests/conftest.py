@@ -4,12 +4,11 @@ import gc
 import os
 
 import pytest
-import torch
 from faulty_images import faulty_format
 
 __all__ = ['faulty_format']
 
-torch.set_num_threads(1)  # the suite runs in two processes, on models that gain nothing from a second thread
+# torch is imported below: the process that hands out the tests does without, and starts the others the sooner
 os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')  # no processes of its own, which import torch first
 # it is for a power cut, which no test makes: a killed process leaves what it wrote; a busy disk takes 10 ms
 os.fsync = lambda file: None
@@ -18,10 +17,15 @@ os.fsync = lambda file: None
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     """Every test draws the same numbers, whichever ran before it."""
+    import torch
+
     torch.manual_seed(0)
 
 
 def pytest_collection_finish():
     """What is there before the first test stays: the garbage collector need not look at it, nor a fork copy it."""
+    import torch
+
+    torch.set_num_threads(1)  # the suite runs in two processes, on models that gain nothing from a second thread
     gc.collect()
     gc.freeze()

@@ -52,6 +52,7 @@ def clean_process(monkeypatch):
     for name in [name for name in os.environ if name.startswith('ACCELERATE_') or name in _LAUNCHER]:
         monkeypatch.delenv(name)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setattr(sys, 'argv', ['pytest'])  # however the tests were started: commands say how they were
     forget_run()
     level = logging.root.level
     yield

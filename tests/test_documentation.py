@@ -33,7 +33,7 @@ SMALLER = {
     "'resnet50', pretrained=True": "'test_resnet', num_classes=10",
     'vit_base_patch16_224': 'test_vit',
     "'resnet18'": "'test_resnet'",
-    "'flowers', epochs=20": "'flowers', epochs=1, device='cpu', workers=0, img_size=32",
+    'epochs=20,': "epochs=1, device='cpu', workers=0, img_size=32,",
     'eval_set, cam_metrics=True': "eval_set, device='cpu', workers=0, img_size=32, cam_metrics=True",
 }
 SHELL = [block for block in BLOCKS if block.language == 'sh' and not block.reason]
@@ -133,6 +133,11 @@ def world() -> dict:
         'std': 0.25,
         'timm_hnc': timm_hnc,
     }
+
+
+def test_every_smaller_word_stands_in_a_block():
+    python = '\n'.join(block.text for block in BLOCKS if block.language == 'python')
+    assert all(name in python for name in SMALLER)
 
 
 def run_examples(texts: list[str]) -> dict:

@@ -152,7 +152,7 @@ def test_channels_last(small, training):
 
 @pytest.mark.parametrize(
     ('name', 'backend'),
-    [(name, 'aot_eager' if name in ('resnet', 'vit_reg4') else 'eager') for name in REPRESENTATIVES],
+    [(name, 'aot_eager' if name == 'vit_reg4' else 'eager') for name in REPRESENTATIVES if name != 'resnet'],
 )
 def test_compiled_without_graph_breaks(name, backend):
     small = MODELS[name]
@@ -168,7 +168,7 @@ def test_compiled_without_graph_breaks(name, backend):
     assert_same(model.buffers(), plain.buffers())
 
 
-@pytest.mark.parametrize(('name', 'backend'), [('resnet', 'aot_eager'), ('vit_reg4', 'eager'), ('swin', 'eager')])
+@pytest.mark.parametrize(('name', 'backend'), [('resnet', 'aot_eager'), ('vit_reg4', 'eager')])
 def test_compiled_task_without_graph_breaks(name, backend):
     small, target = MODELS[name], torch.tensor([0, 3, 6])
     tasks = [
@@ -179,6 +179,7 @@ def test_compiled_task_without_graph_breaks(name, backend):
     result = seeded(torch.compile(tasks[1], fullgraph=True, backend=backend), small.images(), target)
     for key, value in expected.items():
         torch.testing.assert_close(result[key], value)
+    assert_same(tasks[1].buffers(), tasks[0].buffers())
     tolerance = dict(rtol=1e-4, atol=1e-5)
     assert_same(gradients(result['loss'], tasks[1]), gradients(expected['loss'], tasks[0]), **tolerance)
 

@@ -169,9 +169,8 @@ def test_copies_give_the_same_maps(small):
         assert torch.equal(other.class_maps(small.images()).maps(None), expected)
 
 
-@pytest.mark.parametrize('name', ['convnext', 'mobilenetv3'])
-def test_compiled(name):
-    small = DETACHED_MODELS[name]
+def test_compiled():
+    small = DETACHED_MODELS['mobilenetv3']
     model = small.cam_model()
     expected = model.class_maps(small.images())
     compiled = torch.compile(model, backend='eager')(small.images(), return_class_maps=True)

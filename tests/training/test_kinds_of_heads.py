@@ -8,7 +8,7 @@ from timm_hnc import create_model
 SMALLEST = {
     'A1': ['test_resnet'],
     'B': ['repvit_m0_9', '--model-kwargs', 'embed_dim=(16,32)', 'depth=(1,1)'],
-    'C': ['test_convnext'],
+    'C': ['test_convnext', '--model-kwargs', 'depths=(1,1,1,1)', 'dims=(16,16,16,16)'],
     'D': ['mobilenetv3_small_050'],
     'E': ['efficientvit_b0', '--model-kwargs', 'widths=(4,8,16,32,64)', 'depths=(1,1,1,1,1)', 'head_widths=(64,80)'],
     'F': ['test_vit3'],

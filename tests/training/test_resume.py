@@ -39,12 +39,12 @@ def options(images, tmp_path):
     ('how', 'extra'),
     [
         ('auto', ['--hnc', 'mse', '--model-ema', '--model-ema-decay', 0.9]),
-        ('run folder', ['--workers', 2, '--opt', 'adamw', '--model-ema', '--model-ema-warmup']),
+        ('run folder', ['--opt', 'adamw', '--model-ema', '--model-ema-warmup']),
         ('auto', ['--sched-on-updates', '--warmup-epochs', 1, '--grad-accum-steps', 2, '--no-prefetcher']),
         ('run folder', ['--train-img-sizes', 24, 32, '--opt', 'lookahead_sgd']),
         ('auto', ['--sched', 'plateau', '--patience-epochs', 0, '--warmup-epochs', 1]),
     ],
-    ids=['hnc-ema', 'workers-adamw-ema', 'updates-accumulation', 'sizes-lookahead', 'plateau'],
+    ids=['hnc-ema', 'adamw-ema', 'updates-accumulation', 'sizes-lookahead', 'plateau'],
 )
 def test_two_epochs_and_one_more_are_three(options, tmp_path, extra, how):
     whole = train(*options('whole', *AUGMENTED, *extra, '--epochs', 3))
