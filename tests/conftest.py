@@ -19,7 +19,21 @@ def same_random_numbers():
     """Every test draws the same numbers, whichever ran before it."""
     import torch
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+
+
+# the files that take more than ten seconds, those of few long tests first
+LONG = (
+    *('killed_processes', 'installing', 'processes', 'compilation', 'train_runs', 'interrupted', 'loading', 'report'),
+    *('kinds_of_heads', 'hub_server', 'resume', 'publish', 'loss_matrix', 'bad_input', 'tasks', 'selected'),
+    *('changed_options', 'cam_model', 'detached_heads', 'probe'),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first: else one of the two processes waits for the other at the end."""
+    places = {f'test_{name}.py': place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_collection_finish():

@@ -64,6 +64,7 @@ def test_a_scheduler_that_ends_two_processes(options, tmp_path, capsys):
     assert found == (tmp_path / 'run' / 'last').resolve()
 
 
+@pytest.mark.slow  # that a killed run of two processes goes on, the first test says
 def test_one_process_that_dies_ends_the_other(options, tmp_path):
     argv = options('run', '--epochs', 100_000, '-b', 4)
     with running(*argv, processes=2, fresh=True) as process:
