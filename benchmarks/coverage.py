@@ -11,7 +11,7 @@ Rows are added to --output as they are made and made only once, so that an inter
 
     python benchmarks/coverage.py                      # hours; all of timm
     python benchmarks/coverage.py --names 'resnet*'    # some of it
-    python benchmarks/coverage.py --table              # the README's table of what was measured
+    python benchmarks/coverage.py --table              # docs/architectures.md's table of what was measured
 """
 
 import argparse
@@ -250,7 +250,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The README's table: a line a kind."""
+    """The table of docs/architectures.md: a line a kind."""
     lines = [
         '| kind | from positions to logits | names | trainable | `--gp avg` | float32 | float64 | families |',
         '|---|---|--:|--:|--:|--:|--:|---|',

@@ -4,6 +4,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from accelerate import Accelerator
 from data_fixtures import images
 from running import NARROW, SMALL, clean_process, forget_run, summary, train, validate
 from timm.utils import random_seed
@@ -80,6 +81,16 @@ def test_loaders_of_tensors_are_taken_as_they_are(tmp_path):
         right = (model(pixels).argmax(1) == labels).double().mean()
     assert figures['top1'] == pytest.approx(100 * float(right), abs=1e-4)
     assert figures['top1'] == pytest.approx(result['final']['top1'], abs=1e-4)
+
+
+@pytest.mark.parametrize('task', [timm_hnc.train, timm_hnc.evaluate])
+def test_a_loader_is_not_read_by_several_processes(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, 'num_processes', property(lambda accelerator: 2))
+    forget_run()
+    loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 3), batch_size=8)
+    options = {} if task is timm_hnc.evaluate else {'output': str(tmp_path), 'no_report': True, 'cam_images': 0}
+    with pytest.raises(UsageError, match='a DataLoader, and 2 processes'):
+        task(new_model(), loader, device='cpu', img_size=32, **options)
 
 
 def test_without_validation_data_the_training_loss_ranks(images, tmp_path):

@@ -44,7 +44,7 @@ def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes):
 def test_a_scheduler_that_ends_two_processes(options, tmp_path, capsys):
     """SIGTERM reaches torchrun, which passes it on to the processes and to those that load for them.
 
-    The first process holds the folder for both. They save and end with 0, torchrun does not, as README says.
+    The first process holds the folder for both. They save and end with 0, torchrun does not, as the documentation says.
     """
     argv = options('run', '--epochs', 100_000, '-b', 4, '--recovery-interval', 1, '--workers', 1)
     with running(*argv, processes=2, fresh=True) as process:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from PIL import ImageMode
 from timm.data import create_loader
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
@@ -81,6 +81,21 @@ def create_eval_loader(
         persistent_workers=not isinstance(dataset, IterableDataset),
     )
     return create_timed_loader(dataset, options, data_config, device, distributed, **defaults | arguments)
+
+
+def taken_as_it_is(data: Any, processes: int) -> bool:
+    """Whether data is a loader already, and no data set to make one of.
+
+    Raises:
+        UsageError: it is, and each of several processes would read all of it.
+    """
+    if not isinstance(data, DataLoader):
+        return False
+    if processes > 1:
+        raise UsageError(
+            f'a DataLoader, and {processes} processes, each of which would read all of it: give its data set instead.'
+        )
+    return True
 
 
 def eval_workers(dataset: str, workers: int, distributed: bool) -> int:

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
-from torch.utils.data import DataLoader
 
 from timm_hnc.attacks.attacks import normalized
 from timm_hnc.cam import CamModel
@@ -23,7 +22,7 @@ from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.inputs import InputOptions, input_config
 from timm_hnc.evaluation.labels import LabelOptions, OtherLabels
-from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset
+from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset, taken_as_it_is
 from timm_hnc.evaluation.map_pass import MapOptions, watch_maps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.precision import DeviceOptions
@@ -154,7 +153,7 @@ def measure(
     model = _place(model, options.device, accelerator.device)
     skipped = SkippedImages()
     loader: Any = data
-    if not isinstance(data, DataLoader):
+    if not taken_as_it_is(data, accelerator.num_processes):
         loader = _create_loader(data, options, data_config, num_classes, accelerator)
     loader.dataset.skipped_images = skipped  # travels to the loader's workers
     metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator)

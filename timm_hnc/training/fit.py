@@ -63,7 +63,11 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         _stop_if_asked(run, f'after epoch {epoch}.')
         if run.options.hub.hub_every and done % run.options.hub.hub_every == 0 and done != run.num_epochs:
             _publish_so_far(run, publisher, pictures, epoch)
-    return _finish(run, pictures, train_metrics, time.monotonic() - started)
+    final = _show_best(run, pictures)
+    result = _result(run, final, train_metrics, time.monotonic() - started)
+    run.skipped.stop()
+    _write_result(run, result)
+    return result
 
 
 def _publish_so_far(run: Run, publisher: Publisher, pictures: CamPictures, epoch: int) -> None:
@@ -163,19 +167,24 @@ def _evaluate_best(run: Run, model: Any) -> dict[str, float] | None:
     return final
 
 
-def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], seconds: float) -> dict[str, Any]:
-    """Evaluate and draw model_best, and write result.json."""
+def _show_best(run: Run, pictures: CamPictures) -> dict[str, float] | None:
+    """Load the best weights, evaluate and draw them; their figures."""
+    if not run.checkpoints.progress.ranking:
+        return None
+    model = run.evaluated_model
+    _load_best(run, model)
+    final = _evaluate_best(run, model)
+    pictures.draw('best', model, _title(run, run.checkpoints.progress.ranking[0][0]))
+    return final
+
+
+def _result(
+    run: Run, final: dict[str, float] | None, train_metrics: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """What result.json says."""
     ranking = run.checkpoints.progress.ranking
     best_name, best_metric = ranking[0] if ranking else (None, None)
-    final = None
-    if ranking:
-        model = run.evaluated_model
-        _load_best(run, model)
-        final = _evaluate_best(run, model)
-        pictures.draw('best', model, _title(run, best_name or ''))
-    skipped_images = run.count_skipped_images()
-    run.skipped.stop()
-    result = {
+    return {
         'model': run.options.model.model,
         'best_checkpoint': best_name,
         'best_metric': {run.eval_metric: best_metric},
@@ -183,12 +192,15 @@ def _finish(run: Run, pictures: CamPictures, train_metrics: dict[str, float], se
         'train': train_metrics,
         'epochs': run.num_epochs,
         'skipped_updates': run.skipped_updates,
-        'skipped_images': skipped_images,
+        'skipped_images': run.count_skipped_images(),
         'seconds': round(seconds, 1),
         **environment(run.accelerator),
     }
-    if run.accelerator.is_main_process:
-        write_json(run.folder / 'result.json', result)
-        if not run.options.run.no_report:
-            write_report([run.folder], run.folder / 'report.html')
-    return result
+
+
+def _write_result(run: Run, result: dict[str, Any]) -> None:
+    if not run.accelerator.is_main_process:
+        return
+    write_json(run.folder / 'result.json', result)
+    if not run.options.run.no_report:
+        write_report([run.folder], run.folder / 'report.html')

@@ -89,7 +89,7 @@ class Findings:
         if samples is None:
             return
         device = run.accelerator.device
-        size = run.options.batches.validation_batch_size or run.options.batches.batch_size
+        size = run.options.batches.eval_batch_size
         batches = [
             (inputs.to(device, run.input_dtype), target.to(device))
             for inputs, target in zip(*(part.split(size) for part in samples), strict=True)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from timm.utils import update_summary
 from timm.utils.summary import trim_summary
 
+from timm_hnc.report.run_files import VALIDATION
 from timm_hnc.version import __version__
 
 _PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
@@ -104,7 +105,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 def remove_results(folder: Path) -> None:
     """Take away what an earlier end of the run left: its figures are not those of the weights to come."""
-    for name in ('result.json', 'validation.json', 'report.html'):
+    for name in ('result.json', VALIDATION, 'report.html'):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / 'report', ignore_errors=True)
 

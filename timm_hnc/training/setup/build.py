@@ -22,7 +22,7 @@ from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
-from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset
+from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset, taken_as_it_is
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import exported
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
@@ -265,7 +265,7 @@ def _create_train_loader(
 ) -> tuple[Any, KeyedBatches | None]:
     """The loader that trains; keys are those of its batches, where each is a function of its place."""
     distributed, device = accelerator.num_processes > 1, accelerator.device
-    if isinstance(train_set, DataLoader):
+    if taken_as_it_is(train_set, accelerator.num_processes):
         return train_set, None
     train_set.skipped_images = skipped  # travels to the loader's workers
     loader = create_train_loader(train_set, options, data_config, device, distributed, mixup)
@@ -297,7 +297,7 @@ def _create_eval_loader(
     accelerator: Accelerator,
 ) -> Any:
     batches, distributed = options.batches, accelerator.num_processes > 1
-    if isinstance(eval_set, DataLoader):
+    if taken_as_it_is(eval_set, accelerator.num_processes):
         return eval_set
     eval_set.skipped_images = skipped
     arguments: dict[str, Any] = dict(
@@ -306,9 +306,8 @@ def _create_eval_loader(
     )
     if batches.data_in_memory:
         arguments['persistent_workers'] = False  # what is kept in memory is read once
-    batch_size = batches.validation_batch_size or batches.batch_size
     loader = create_eval_loader(
-        eval_set, options.loader, data_config, batch_size, accelerator.device, distributed, **arguments
+        eval_set, options.loader, data_config, batches.eval_batch_size, accelerator.device, distributed, **arguments
     )
     outlive_signals(loader)
     if batches.data_in_memory:

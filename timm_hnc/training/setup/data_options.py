@@ -68,6 +68,11 @@ class BatchOptions:
         check_choice(self, 'worker_seeding', ('all', 'part'))
         object.__setattr__(self, 'grad_accum_steps', max(1, self.grad_accum_steps))
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Validation images in a batch, as many as training images unless it says so."""
+        return self.validation_batch_size or self.batch_size
+
 
 @dataclass(frozen=True)
 class AugmentationOptions:
