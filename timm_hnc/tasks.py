@@ -121,7 +121,7 @@ class HNCTask(ClassMapTask):
         criterion_kwargs: for timm's criterion. With `soft_targets` its `smoothing` tells the task which value mixup and
             cutmix give to absent classes.
         hnc: the HNC loss.
-        hnc_weight: its weight (lambda); 0.0007 for mse and 0.0065 for kd if None.
+        hnc_weight: its weight (lambda); 0.0065 for kd and 0.0007 for the others if None.
         device: of the task's tensors.
         dtype: of the task's tensors.
         verbose: log the losses in use.

@@ -134,6 +134,8 @@ def test_args_yaml_of_timm_passes_with_its_defaults_of_unsupported_options(tmp_p
         (['/data', '--data-dir', '/other'], {'data_dir': '/other'}),
         (['--hnc', 'mse'], {'hnc_weight': 0.0007}),
         (['--hnc', 'kd'], {'hnc_weight': 0.0065}),
+        (['--hnc', 'var'], {'hnc_weight': 0.0007}),
+        (['--hnc', 'logit'], {'hnc_weight': 0.0007}),
         (['--hnc', 'kd', '--hnc-weight', '0'], {'hnc_weight': 0.0}),
         (['--bce-loss'], {'loss': 'bce'}),
         (['--bce-loss', '--loss', 'bce'], {'loss': 'bce'}),
@@ -158,7 +160,7 @@ def test_hnc_of_a_recipe_can_be_switched_off_on_the_command_line(tmp_path):
     assert 'hnc_weight' not in explicit
     with pytest.raises(UsageError, match='--hnc-topk 5: does nothing'):
         parse_train_options(['-c', recipe, '--hnc', 'none', '--hnc-topk', '5'])
-    with pytest.raises(UsageError, match='does nothing without --hnc mse'):
+    with pytest.raises(UsageError, match='does nothing without --hnc'):
         parse_train_options(['-c', config(tmp_path, hnc='none', hnc_weight=0.001)])
 
 
@@ -199,7 +201,7 @@ REFUSED = [
     ('--hnc mse --hnc-weight nan', '--hnc-weight nan'),
     ('--hnc kd --hnc-weight inf', '--hnc-weight inf'),
     ('--hnc mse --hnc-alpha nan', '--hnc-alpha nan: expected a finite number'),
-    ('--hnc-weight 0.001', '--hnc-weight 0.001: does nothing without --hnc mse'),
+    ('--hnc-weight 0.001', '--hnc-weight 0.001: does nothing without --hnc.'),
     ('--hnc-topk 5', '--hnc-topk 5: does nothing'),
     ('--hnc-alpha 1', '--hnc-alpha 1.0: does nothing'),
     ('--hnc-reduction mean', '--hnc-reduction mean: does nothing'),
@@ -328,7 +330,8 @@ def test_unknown_names_are_refused_by_argparse_with_the_known_ones(name, capsys)
     with pytest.raises(SystemExit) as stop:
         parse_train_options([name, 'nope'])
     assert stop.value.code == 2
-    known = {'--loss': LOSS_TYPES, '--task': ('classification', 'multilabel'), '--hnc': ('none', 'mse', 'kd')}[name]
+    forms = ('none', 'mse', 'kd', 'var', 'logit')
+    known = {'--loss': LOSS_TYPES, '--task': ('classification', 'multilabel'), '--hnc': forms}[name]
     line = capsys.readouterr().err
     assert all(word in line for word in known)
 

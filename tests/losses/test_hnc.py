@@ -7,7 +7,7 @@ from timm.data.mixup import mixup_target
 
 from timm_hnc import ClassMaps, HNCLoss, hnc_loss
 
-BOTH = pytest.mark.parametrize('variant', ['mse', 'kd'])
+EACH = pytest.mark.parametrize('variant', ['mse', 'kd', 'var', 'logit'])
 
 
 def make(batch=3, grid=(2, 3), features=5, classes=6, seed=0, dtype=torch.float64, bias=True) -> ClassMaps:
@@ -58,6 +58,10 @@ def by_the_paper(class_maps, positives, variant, k, alpha=0.0, reduction='sum'):
             cells = [cell for row in maps[o] for cell in row]
             if variant == 'mse':
                 loss = loss + sum((cell - alpha) ** 2 for cell in cells) / (height * width)
+            elif variant == 'var':
+                loss = loss + sum((cell - scores[o]) ** 2 for cell in cells) / (height * width)
+            elif variant == 'logit':
+                loss = loss + (scores[o] - alpha) ** 2
             else:
                 normaliser = sum(cell.exp() for cell in cells)
                 loss = loss - sum((cell.exp() / normaliser).log() for cell in cells) / (height * width)
@@ -68,7 +72,7 @@ def by_the_paper(class_maps, positives, variant, k, alpha=0.0, reduction='sum'):
 # --- Eq. 2 and Eq. 5 ---
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize('reduction', ['sum', 'mean'])
 @pytest.mark.parametrize('seed', range(12))
 def test_loss_and_gradients_are_those_of_the_paper(variant, reduction, seed):
@@ -85,12 +89,12 @@ def test_loss_and_gradients_are_those_of_the_paper(variant, reduction, seed):
         expected = by_the_paper(class_maps, positives, variant, k, alpha, reduction)
         assert loss.dtype == torch.float64
         torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
-        ours, theirs = (torch.autograd.grad(value, leaves(class_maps)) for value in (loss, expected))
+        ours, theirs = (torch.autograd.grad(value, leaves(class_maps), retain_graph=True) for value in (loss, expected))
         for gradient, reference in zip(ours, theirs, strict=True):
             torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-10)
 
 
-@BOTH
+@EACH
 def test_module_is_the_function(variant):
     class_maps, target = make(), mixup_target(torch.tensor([0, 1, 2]), 6, 0.3, smoothing=0.1)
     module = HNCLoss(variant, topk=2, alpha=0.4, reduction='mean')
@@ -100,6 +104,21 @@ def test_module_is_the_function(variant):
     assert repr(module) == f'HNCLoss(variant={variant}, topk=2, alpha=0.4, reduction=mean)'
     assert module.needs == 'class_maps'
     assert not list(module.parameters())
+
+
+@pytest.mark.parametrize('alpha', [0.0, 0.7])
+def test_mse_is_the_sum_of_its_halves(alpha):
+    class_maps, target = make(), torch.tensor([0, 1, 2])
+    mse, var, logit = (hnc_loss(class_maps, target, variant, 3, alpha) for variant in ('mse', 'var', 'logit'))
+    torch.testing.assert_close(var + logit, mse, rtol=1e-12, atol=0)
+    whole, halves = (torch.autograd.grad(loss, leaves(class_maps), retain_graph=True) for loss in (mse, var + logit))
+    torch.testing.assert_close(halves, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_logit_makes_no_maps(monkeypatch):
+    class_maps = make()
+    monkeypatch.setattr(ClassMaps, 'maps', None)
+    assert hnc_loss(class_maps, torch.tensor([0, 1, 2]), 'logit', 3) > 0
 
 
 def test_reduction_and_alpha_by_hand():
@@ -124,7 +143,7 @@ def test_mean_over_the_batch():
     torch.testing.assert_close(hnc_loss(class_maps, target, 'kd', 2), sum(singles) / 3, rtol=1e-12, atol=0)
 
 
-@BOTH
+@EACH
 def test_gradcheck(variant):
     target = torch.tensor([[1.0, 0, 0, 0, 0, 0.5], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])  # the last has no negatives
     class_maps = make()
@@ -201,7 +220,7 @@ def test_homogeneous_maps_are_the_minimum():
 # --- choice of negatives ---
 
 
-@BOTH
+@EACH
 def test_selection_among_ties_takes_k(variant):
     """The paper's threshold takes all five equal classes; k of them are taken here, and any k give the same loss."""
     maps = torch.randn(1, 2, 3, dtype=torch.float64).expand(6, 2, 3)
@@ -212,7 +231,7 @@ def test_selection_among_ties_takes_k(variant):
     assert len(negatives_by_the_paper(maps.mean((1, 2)), {3}, 2)) == 5
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize('reduction', ['sum', 'mean'])
 def test_images_without_negatives_add_nothing(variant, reduction):
     class_maps = make(batch=2)
@@ -220,7 +239,7 @@ def test_images_without_negatives_add_nothing(variant, reduction):
     loss = hnc_loss(class_maps, target, variant, 3, 0.5, reduction)
     alone = ClassMaps(class_maps.positions[1:], class_maps.weight, class_maps.bias, (2, 3))
     torch.testing.assert_close(loss, hnc_loss(alone, target[1:], variant, 3, 0.5, reduction) / 2)
-    gradient, *others = torch.autograd.grad(loss, leaves(class_maps))
+    gradient, *others = torch.autograd.grad(loss, leaves(class_maps), retain_graph=True)
     assert not gradient[0].any()
     assert all(g.isfinite().all() and g.any() for g in (gradient, *others))
     nothing = hnc_loss(class_maps, torch.ones(2, 6), variant, 3, 0.5, reduction)
@@ -229,7 +248,7 @@ def test_images_without_negatives_add_nothing(variant, reduction):
         assert not gradient.any()
 
 
-@BOTH
+@EACH
 def test_one_class(variant):
     class_maps = make(classes=1)
     loss = hnc_loss(class_maps, torch.tensor([0, 0, 0]), variant)
@@ -239,7 +258,7 @@ def test_one_class(variant):
     torch.testing.assert_close(absent, by_the_paper(class_maps, [set()] * 3, variant, 1))
 
 
-@BOTH
+@EACH
 def test_a_huge_map_of_a_positive_class_does_not_spoil_the_gradient(variant):
     """Where images have fewer negatives than k, maps of positive classes are computed and left out."""
     maps = torch.tensor([[[1e200, 1e200]], [[1.0, 2.0]]], dtype=torch.float64, requires_grad=True)
@@ -249,7 +268,7 @@ def test_a_huge_map_of_a_positive_class_does_not_spoil_the_gradient(variant):
     assert loss.isfinite()
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize('classes', [5, 1000, 21843])
 @pytest.mark.parametrize('multi_label', [False, True])
 def test_mixed_and_smoothed_targets_equal_their_sets(variant, classes, multi_label):
@@ -275,7 +294,7 @@ def test_mixed_and_smoothed_targets_equal_their_sets(variant, classes, multi_lab
 # --- numbers ---
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
 def test_half_types_are_raised(variant, half):
     class_maps = make(dtype=torch.float32)
@@ -285,8 +304,14 @@ def test_half_types_are_raised(variant, half):
     target = torch.tensor([0, 1, 2])
     loss = hnc_loss(halves, target, variant, 2)
     assert loss.dtype == torch.float32
-    raised = halves.maps(halves.topk_negatives(target, 2)[0]).double().flatten(2)
-    per_map = raised.square().mean(-1) if variant == 'mse' else -raised.log_softmax(-1).mean(-1)
+    negatives = halves.topk_negatives(target, 2)[0]
+    raised, logits = halves.maps(negatives).double().flatten(2), halves.logits.gather(1, negatives).double()
+    per_map = {
+        'mse': raised.square().mean(-1),
+        'kd': -raised.log_softmax(-1).mean(-1),
+        'var': (raised - raised.mean(-1, keepdim=True)).square().mean(-1),
+        'logit': logits.square(),
+    }[variant]
     torch.testing.assert_close(loss.double(), per_map.sum(1).mean(), rtol=1e-5, atol=0)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, leaves(class_maps)))
 
@@ -296,7 +321,7 @@ def test_squares_are_not_taken_in_float16():
     assert hnc_loss(from_maps(maps), torch.tensor([0]), 'mse') == 2 * 300.0**2
 
 
-@BOTH
+@EACH
 def test_under_autocast(variant):
     class_maps, target = make(batch=4, features=16, dtype=torch.float32), torch.tensor([0, 1, 2, 3])
     expected = hnc_loss(class_maps, target, variant, 6)
@@ -304,10 +329,10 @@ def test_under_autocast(variant):
         loss = hnc_loss(class_maps, target, variant, 6)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0)
-    assert loss != expected  # autocast took part
+    assert (loss != expected) == (variant != 'logit')  # autocast took part in the maps; the logits were there before
 
 
-@BOTH
+@EACH
 def test_float32_and_float64_stay(variant):
     target = torch.tensor([0, 1, 2])
     single, double = (hnc_loss(make(dtype=dtype), target, variant, 2) for dtype in (torch.float32, torch.float64))

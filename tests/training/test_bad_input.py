@@ -32,7 +32,7 @@ def fails(tmp_path, capsys):
         ('--hnc mse --hnc-weight nan', '--hnc-weight nan: expected 0 or more.'),
         ('--hnc mse --hnc-weight inf', '--hnc-weight inf: expected 0 or more.'),
         ('--hnc mse --hnc-alpha nan', '--hnc-alpha nan: expected a finite number.'),
-        ('--hnc-topk 5', '--hnc-topk 5: does nothing without --hnc mse or --hnc kd.'),
+        ('--hnc-topk 5', '--hnc-topk 5: does nothing without --hnc.'),
         ('--label-noise symmetric:1.5', '--label-noise symmetric:1.5: label noise at rate 1.5: expected a probability'),
         (
             '--checkpoint-interval soon',

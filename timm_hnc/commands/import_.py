@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.out or Path('output', 'imported', args.file.name.split('.')[0])
     for name in ('hnc_weight', 'hnc_topk'):
         if args.hnc == 'none' and getattr(args, name) is not None:
-            raise UsageError(f'{flag_of(name)} {getattr(args, name)}: does nothing without --hnc mse or --hnc kd.')
+            raise UsageError(f'{flag_of(name)} {getattr(args, name)}: does nothing without --hnc.')
     check_range(args, 'img_size', low=1)
     check_range(args, 'crop_pct', low=0.01, high=1)
     hnc = {'variant': args.hnc, 'weight': args.hnc_weight, 'topk': args.hnc_topk} if args.hnc != 'none' else None

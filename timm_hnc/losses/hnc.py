@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
 
-# weights of the authors' ImageNet runs in the paper's own scale (sum over the k maps)
-DEFAULT_WEIGHTS = {'mse': 0.0007, 'kd': 0.0065}
+# mse, kd: of the authors' ImageNet runs in the paper's own scale (sum over the k maps); the halves of mse weigh as it
+DEFAULT_WEIGHTS = {'mse': 0.0007, 'kd': 0.0065, 'var': 0.0007, 'logit': 0.0007}
 VARIANTS = tuple(DEFAULT_WEIGHTS)
 REDUCTIONS = ('sum', 'mean')
 
@@ -51,6 +51,13 @@ def hnc_loss(
         \text{kd (Eq. 5):} \quad -\frac{1}{hw} \sum_{o \in J'_>} \sum_{i,j} \log \sigma(M_o)(i, j)
 
     with the softmax :math:`\sigma` over positions; then the mean over the batch. An image without negatives adds 0.
+    As a map's mean is its logit :math:`s_o`, Eq. 2 is the sum of two halves, which are there alone as well (not in the
+    paper): flat maps, and small logits, which need no maps.
+
+    .. math::
+        \text{var:} \quad \frac{1}{hw} \sum_{o \in J'_>} \sum_{i,j} (M_o(i, j) - s_o)^2 \qquad
+        \text{logit:} \quad \sum_{o \in J'_>} (s_o - \alpha)^2
+
     Present classes are never among the k. The authors' code sets the present class's score to minus infinity and then
     takes 100: of 100 classes that takes the present one in as well, of fewer its `topk` fails. Here k is cut to the
     negatives that there are.
@@ -58,9 +65,9 @@ def hnc_loss(
     Args:
         class_maps: of a batch of B images and n classes.
         target: (B,) class indices, or (B, n) values for several labels, mixup, cutmix or smoothing.
-        variant: 'mse' (Eq. 2) or 'kd' (Eq. 5).
+        variant: 'mse' (Eq. 2), 'kd' (Eq. 5), or half of Eq. 2: 'var' or 'logit'.
         topk: k, how many negatives; more than an image has takes them all.
-        alpha: the value that 'mse' draws the maps to, 0 in the paper.
+        alpha: the value that 'mse' draws the maps to and 'logit' the logits, 0 in the paper.
         reduction: 'sum' over the k maps, as in the paper, or their 'mean'.
         target_floor: the value that smoothing gives to absent classes; a class is present above it.
 
@@ -80,24 +87,31 @@ def hnc_loss(
             'these class maps are for pictures and evaluation, no gradient flows through them (CamModel.kind).'
         )
     indices, valid = class_maps.topk_negatives(target, topk, target_floor)
-    maps = raised(class_maps.maps(indices).flatten(2))
-    if variant == 'mse':
-        per_map = (maps - alpha).square().mean(-1)
-    else:
-        per_map = -maps.log_softmax(-1).mean(-1)
-    per_image = per_map.masked_fill(~valid, 0.0).sum(1)
+    per_image = _of_every_map(class_maps, indices, variant, alpha).masked_fill(~valid, 0.0).sum(1)
     if reduction == 'mean':
         per_image = per_image / valid.sum(1).clamp(min=1)
     return per_image.mean()
+
+
+def _of_every_map(class_maps: ClassMaps, indices: Tensor, variant: str, alpha: float) -> Tensor:
+    """(B, k) losses of the maps of these classes."""
+    if variant == 'logit':
+        return (raised(class_maps.logits.gather(1, indices)) - alpha).square()
+    maps = raised(class_maps.maps(indices).flatten(2))
+    if variant == 'mse':
+        return (maps - alpha).square().mean(-1)
+    if variant == 'var':
+        return maps.var(-1, correction=0)
+    return -maps.log_softmax(-1).mean(-1)
 
 
 class HNCLoss(nn.Module):
     """`hnc_loss` as a module.
 
     Args:
-        variant: 'mse' (Eq. 2) or 'kd' (Eq. 5).
+        variant: 'mse' (Eq. 2), 'kd' (Eq. 5), or half of Eq. 2: 'var' or 'logit'.
         topk: how many negative classes of every image.
-        alpha: the value that 'mse' draws the maps to.
+        alpha: the value that 'mse' draws the maps to, and 'logit' the logits.
         reduction: 'sum' over the maps, as in the paper, or their 'mean'.
 
     Raises:

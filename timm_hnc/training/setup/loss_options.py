@@ -17,14 +17,14 @@ class HNCOptions:
     """Homogeneous Negative CAM.
 
     Args:
-        hnc: HNC loss: none, mse (Eq. 2) or kd (Eq. 5).
-        hnc_weight: its weight (lambda); 0.0007 for mse, 0.0065 for kd.
+        hnc: HNC loss: none, mse (Eq. 2), kd (Eq. 5), or half of Eq. 2: var (flat maps) or logit (small logits).
+        hnc_weight: its weight (lambda); 0.0065 for kd, 0.0007 for the others.
         hnc_topk: negative classes of each image that it takes.
-        hnc_alpha: value that mse draws the maps to.
+        hnc_alpha: value that mse draws the maps to, and logit the logits.
         hnc_reduction: over the K maps of an image.
     """
 
-    hnc: Literal['none', 'mse', 'kd'] = 'none'
+    hnc: Literal['none', 'mse', 'kd', 'var', 'logit'] = 'none'
     hnc_weight: float | None = None
     hnc_topk: int = 100
     hnc_alpha: float = 0.0
@@ -42,7 +42,7 @@ class HNCOptions:
         for each in fields(self):
             value = getattr(self, each.name)
             if value != each.default:
-                raise UsageError(f'{flag_of(each.name)} {value}: does nothing without --hnc mse or --hnc kd.')
+                raise UsageError(f'{flag_of(each.name)} {value}: does nothing without --hnc.')
 
     @property
     def on(self) -> bool:
