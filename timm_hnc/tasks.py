@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import check_trainable
 from timm_hnc.losses import HNCLoss
+from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
@@ -121,7 +122,8 @@ class HNCTask(ClassMapTask):
         criterion_kwargs: for timm's criterion. With `soft_targets` its `smoothing` tells the task which value mixup and
             cutmix give to absent classes.
         hnc: the HNC loss.
-        hnc_weight: its weight (lambda); 0.0065 for kd and 0.0007 for the others if None.
+        hnc_weight: its weight (lambda); 0.0065 for kd and 0.0007 for the others if None. An `AutoWeight` follows from
+            the gradients of training batches; it needs a criterion on logits.
         device: of the task's tensors.
         dtype: of the task's tensors.
         verbose: log the losses in use.
@@ -144,7 +146,7 @@ class HNCTask(ClassMapTask):
         criterion: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
         criterion_kwargs: dict[str, Any] | None = None,
         hnc: HNCLoss | None = None,
-        hnc_weight: float | None = None,
+        hnc_weight: float | AutoWeight | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -153,7 +155,11 @@ class HNCTask(ClassMapTask):
     ) -> None:
         hnc = hnc if hnc is not None else HNCLoss()
         hnc_weight = DEFAULT_WEIGHTS[hnc.variant] if hnc_weight is None else hnc_weight
-        if not (math.isfinite(hnc_weight) and hnc_weight >= 0):
+        if isinstance(hnc_weight, AutoWeight):
+            if isinstance(criterion, Loss) and criterion.needs != 'logits':
+                raise ValueError(f'{type(criterion).__name__} is no function of logits: AutoWeight needs one.')
+            hnc_weight.to(device)
+        elif not (math.isfinite(hnc_weight) and hnc_weight >= 0):
             raise ValueError(f'hnc_weight = {hnc_weight}: expected a finite number, 0 or above.')
         super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)
         self.hnc = hnc
@@ -174,17 +180,24 @@ class HNCTask(ClassMapTask):
             target: (B,) class indices, or (B, n) values, one a class.
 
         Returns:
-            'loss' to train on, 'output' (B, n) logits, and the loss's parts 'criterion' and 'hnc' for logging.
+            'loss' to train on, 'output' (B, n) logits, and for logging the loss's parts 'criterion' and 'hnc', and the
+            'hnc_weight' that follows from them.
         """
         criterion, plain = self.criterion_and_maps(input, target)
         views = len(plain.logits) // len(input)
         hnc = self.hnc(plain, target.repeat(views, *[1] * (target.ndim - 1)), self.target_floor)
-        return {
-            'loss': criterion + self.hnc_weight * hnc,
-            'output': plain.logits[: len(input)],
-            'criterion': criterion.detach(),
-            'hnc': hnc.detach(),
-        }
+        parts = {'criterion': criterion.detach(), 'hnc': hnc.detach()}
+        weight: float | Tensor
+        if isinstance(self.hnc_weight, AutoWeight):
+            weight = parts['hnc_weight'] = self._followed(self.hnc_weight, plain, target).to(hnc.dtype)
+        else:
+            weight = self.hnc_weight
+        return {'loss': criterion + weight * hnc, 'output': plain.logits[: len(input)], **parts}
+
+    def _followed(self, weight: AutoWeight, class_maps: ClassMaps, target: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return weight.value
+        return weight.follow(self.criterion, self.hnc, class_maps, target, self.target_floor)
 
 
 class _DenseTargets:

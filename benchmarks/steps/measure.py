@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import timm_hnc
 from steps.cases import Case
+from timm_hnc.losses import AutoWeight
 
-VARIANTS = ('ce', 'mse', 'kd', 'full')
+VARIANTS = ('ce', 'mse', 'kd', 'auto', 'full')
 _WARM_UP = 3
 _WEIGHT = 0.001
 
@@ -46,14 +47,15 @@ def build_model(case: Case, device: str) -> nn.Module:
 
 
 def build_task(model: nn.Module, variant: str, topk: int, device: str) -> nn.Module:
-    """Cross-entropy ('ce'), cross-entropy and HNC ('mse', 'kd'), or the published way ('full')."""
+    """Cross-entropy ('ce'), HNC ('mse', 'kd', 'auto': mse whose weight follows), or the published way ('full')."""
     if variant == 'ce':
         return ClassificationTask(model, device=torch.device(device), verbose=False)
     cam_model = timm_hnc.CamModel(model)
     if variant == 'full':
         return FullMapTask(cam_model, topk)
-    hnc = timm_hnc.HNCLoss(variant, topk=topk)
-    return timm_hnc.HNCTask(cam_model, hnc=hnc, hnc_weight=_WEIGHT, device=torch.device(device), verbose=False)
+    hnc = timm_hnc.HNCLoss('mse' if variant == 'auto' else variant, topk=topk)
+    weight = AutoWeight() if variant == 'auto' else _WEIGHT
+    return timm_hnc.HNCTask(cam_model, hnc=hnc, hnc_weight=weight, device=torch.device(device), verbose=False)
 
 
 def build_step(model: nn.Module, variant: str, case: Case, device: str) -> Callable[[], None]:

@@ -71,7 +71,7 @@ def interrupted(at_update, monkeypatch, argv, epoch, update, action=interrupt):
 @pytest.mark.parametrize(
     'extra',
     [
-        '--hnc mse --model-ema --model-ema-decay 0.9 --mixup 0.3',
+        '--hnc mse --hnc-weight auto:0.2 --warmup-epochs 0 --model-ema --model-ema-decay 0.9 --mixup 0.3',
         '--workers 2 --opt adamw --mixup 0.3 --cutmix 0.5 --mixup-mode elem --model-ema --model-ema-warmup',
         '--grad-accum-steps 2 --sched-on-updates --warmup-epochs 1 --no-prefetcher --mixup 0.3 --clip-grad 1',
         '--label-noise symmetric:0.2 --hnc kd --workers 1 --drop-path 0.2 --model test_convnext'

@@ -13,8 +13,8 @@ from running import SMALL, failure, run_differences, run_script, summary, train
 
 from timm_hnc.checkpoints.checkpoints import find_checkpoint
 
-EXACT = ['--model-ema', '--grad-accum-steps', 2, '--hnc', 'mse', '--aa', 'rand-m5', '--mixup', 0.3, '-b', 4]
-EXACT += ['--epochs', 2, '--workers', 1, '--checkpoint-interval', 1, '--lr', 0.05, '--drop', 0.1]
+EXACT = ['--model-ema', '--grad-accum-steps', 2, '--hnc', 'mse', '--hnc-weight', 'auto', '--aa', 'rand-m5', '-b', 4]
+EXACT += ['--epochs', 2, '--workers', 1, '--checkpoint-interval', 1, '--lr', 0.05, '--drop', 0.1, '--mixup', 0.3]
 STANDING = Path(__file__).parent / 'standing_train.py'
 
 

@@ -29,10 +29,10 @@ from timm_hnc.report.examples import read_examples
 HERE = Path(__file__).parent
 TASKS = [
     '--loss ce',
-    '--hnc mse --hnc-weight 0.1 --hnc-topk 1',
+    '--hnc mse --hnc-weight auto --hnc-topk 1',
     '--hnc kd --hnc-weight 0.1 --hnc-reduction mean --grad-accum-steps 2 --clip-grad 0.5 --model-ema',
     '--hnc mse --hnc-weight 0.1 --task multilabel --clip-grad 0.02 --clip-mode agc',
-    '--hnc mse --hnc-weight 0.1 --hnc-topk 1 --torchcompile eager',  # the second one, compiled
+    '--hnc mse --hnc-weight auto --hnc-topk 1 --torchcompile eager',  # the second one, compiled
 ]
 
 

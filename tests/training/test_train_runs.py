@@ -146,6 +146,19 @@ def test_every_kind_of_data_trains_and_is_evaluated_alike(kind, workers, request
     assert figures['final'] == pytest.approx({name: again[name] for name in ('loss', 'top1', 'top5')}, abs=1e-4)
 
 
+def test_a_weight_that_follows_settles_behind_the_warmup_and_is_published(images, tmp_path, caplog):
+    options = ['--hnc', 'mse', '--hnc-weight', 'auto:0.5', '--epochs', 3, '--warmup-epochs', 1, '--lr', 0.05]
+    folder = run(tmp_path, images, *options)
+    weights = [row['train_hnc_weight'] for row in summary(folder)]
+    assert len(set(weights)) == 3
+    config = json.loads((folder / 'last' / 'model' / 'config.json').read_text())
+    assert config['hnc']['weight'] == pytest.approx(weights[-1], rel=1e-6)
+    assert arguments(folder)['hnc_weight'] == 'auto:0.5'
+    lines = [each for each in caplog.messages if each.startswith('Weight of HNC: ')]
+    assert [line.rpartition(', ')[2] for line in lines] == ['following.', 'settled.', 'settled.']
+    assert f'{config["hnc"]["weight"]:.4g}' in lines[-1]
+
+
 @pytest.mark.parametrize('task', ['images', 'multi_label'])
 @pytest.mark.parametrize('hnc', ['none', 'mse', 'kd'])
 def test_every_loss_on_one_label_and_on_several(task, hnc, request, tmp_path):

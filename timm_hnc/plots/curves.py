@@ -39,8 +39,10 @@ class RunCurves:
     @property
     def label(self) -> str:
         """Name and loss."""
-        hnc = self.options.get('hnc', 'none')
-        return self.name if hnc == 'none' else f'{self.name} ({hnc}, {self.options["hnc_weight"]:g})'
+        hnc, weight = self.options.get('hnc', 'none'), self.options.get('hnc_weight')
+        if hnc == 'none':
+            return self.name
+        return f'{self.name} ({hnc}, {weight if isinstance(weight, str) else format(weight, "g")})'
 
     @property
     def accuracy(self) -> float | None:
@@ -116,8 +118,9 @@ def _by_weight(runs: Sequence[RunCurves]) -> dict[str, list[tuple[float, float]]
     points = defaultdict(list)
     for run in _alike(runs):
         accuracy = run.accuracy
-        if run.options.get('hnc', 'none') != 'none' and accuracy is not None:
-            points[run.options['hnc']].append((run.options['hnc_weight'], accuracy))
+        weight = run.options.get('hnc_weight')
+        if run.options.get('hnc', 'none') != 'none' and accuracy is not None and isinstance(weight, float):
+            points[run.options['hnc']].append((weight, accuracy))
     return {variant: sorted(each) for variant, each in points.items() if len({weight for weight, _ in each}) > 1}
 
 

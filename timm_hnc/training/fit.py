@@ -143,6 +143,11 @@ def _stop_if_asked(run: Run, where: str) -> None:
 def _log_epoch(run: Run, epoch: int, metric: float) -> None:
     name, best = run.checkpoints.progress.ranking[0]
     _logger.info(f'Epoch {epoch}: {run.eval_metric} {metric:.4f} (best {best:.4f}, {name})')
+    weight = run.auto_weight
+    if weight is not None:
+        state = 'settled' if weight.settled else 'following'
+        unusable = f'; {weight.unusable} batches without a usable gradient' if weight.unusable else ''
+        _logger.info(f'Weight of HNC: {weight.value:.4g}, {state}{unusable}.')
 
 
 def _load_best(run: Run, model: Any) -> None:

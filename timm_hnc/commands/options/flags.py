@@ -72,7 +72,9 @@ def _default(field: 'Field[Any]') -> Any:
 def _argument(hint: Any, default: Any) -> dict[str, Any]:
     """Argparse's arguments for a value of this type."""
     if get_origin(hint) in (Union, UnionType):
-        [hint] = [each for each in get_args(hint) if each is not NoneType]
+        hint, *others = (each for each in get_args(hint) if each is not NoneType)
+        if others:
+            return {'default': default}  # what reads them is among the caller's arguments
     if hint is bool:
         return {'action': 'store_true'}
     made: dict[str, Any] = {'default': default}

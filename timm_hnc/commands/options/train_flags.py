@@ -6,7 +6,7 @@ from typing import Any
 from timm.loss import LOSS_TYPES
 
 from timm_hnc.commands.command_line import command_words
-from timm_hnc.commands.options.flags import add_flags
+from timm_hnc.commands.options.flags import Arguments, add_flags
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.shared import add_data_flags, add_device_flags, add_input_flags, add_loader_flags
 from timm_hnc.losses.factory import LOSSES
@@ -20,7 +20,7 @@ from timm_hnc.training.setup.data_options import (
     TrainSizeOptions,
 )
 from timm_hnc.training.setup.environment import ProcessOptions
-from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions
+from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, weight_or_share
 from timm_hnc.training.setup.models import ModelOptions
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.options import RunOptions
@@ -41,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('-c', '--config', type=str, default='', metavar='FILE', help='YAML file of options')
     add_data_flags(parser)
     add_flags(parser, 'splits', SplitOptions, {'label_noise': {'metavar': 'TYPE:RATE'}})
-    add_flags(parser, 'Homogeneous Negative CAM', HNCOptions, {'hnc_topk': {'metavar': 'K'}})
+    hnc: Arguments = {'hnc_topk': {'metavar': 'K'}, 'hnc_weight': {'type': weight_or_share, 'metavar': 'X'}}
+    add_flags(parser, 'Homogeneous Negative CAM', HNCOptions, hnc)
     add_flags(parser, 'Hugging Face Hub', HubOptions, {'push_to_hub': {'metavar': 'USER/NAME'}})
     _add_loss_flags(parser)
     _add_model_flags(parser)

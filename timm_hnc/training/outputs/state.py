@@ -50,7 +50,12 @@ def _kept_apart(run: Run) -> dict[str, Any]:
 
 
 def _modules(run: Run) -> list[tuple[str, nn.Module]]:
-    parts = (('model', run.model), ('ema', run.ema and run.ema.module), ('loss', run.loss))
+    parts = (
+        ('model', run.model),
+        ('ema', run.ema and run.ema.module),
+        ('loss', run.loss),
+        ('hnc_weight', run.auto_weight),
+    )
     return [(name, module) for name, module in parts if module is not None]
 
 
@@ -64,6 +69,8 @@ def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
     if run.options.hnc.hnc != 'none':
         names = ('weight', 'topk', 'alpha', 'reduction')
         hnc = {'variant': run.options.hnc.hnc, **{name: getattr(run.options.hnc, f'hnc_{name}') for name in names}}
+        if run.auto_weight is not None:
+            hnc['weight'] = run.auto_weight.value.item()
     save_pretrained(run.evaluated_model, folder / 'model', run.class_names, run.data_config, hnc)
     state = {'optimizer': run.optimizer.optimizer.state_dict(), **apart}
     state |= {name: module.state_dict() for name, module in _modules(run)}
@@ -91,6 +98,8 @@ def restore(run: Run, checkpoint: Path) -> None:
     progress = run.checkpoints.progress
     try:
         for name, module in _modules(run):
+            if name == 'hnc_weight' and name not in state:
+                continue  # the weight was a number so far
             module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]

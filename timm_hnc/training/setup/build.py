@@ -1,5 +1,6 @@
 """Everything a run is made of, built from its options."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset, taken_as_it_is
+from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import exported
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
@@ -140,6 +142,12 @@ class Run:
         return self.options.run.eval_metric if self.eval_loader is not None else 'loss'
 
     @property
+    def auto_weight(self) -> AutoWeight | None:
+        """The weight of HNC where it follows from the gradients."""
+        weight = getattr(utils.unwrap_model(self.task), 'hnc_weight', None)
+        return weight if isinstance(weight, AutoWeight) else None
+
+    @property
     def averaged_model(self) -> Any:
         """The weights that count: the moving average, unless it lives on the CPU alone."""
         return self.model if self.ema is None or self.options.ema.model_ema_force_cpu else self.ema.module
@@ -187,7 +195,8 @@ def build_run(
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
-    task = compiled(create_task(options, model, loss, accelerator))  # inside DDP, whose hooks would break the graph
+    task = create_task(options, model, loss, accelerator, len(data.train_loader))
+    task = compiled(task)  # inside DDP, whose hooks would break the graph
     optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr)
     task, optimizer = accelerator.prepare(task, optimizer)
     run = Run(
@@ -315,7 +324,9 @@ def _create_eval_loader(
     return loader
 
 
-def create_task(options: TrainOptions, model: Any, loss: Loss | None, accelerator: Accelerator) -> Any:
+def create_task(
+    options: TrainOptions, model: Any, loss: Loss | None, accelerator: Accelerator, batches_per_epoch: int
+) -> Any:
     """The task that trains the model: timm's own for losses on logits, ours for those on class maps."""
     multi_label, mixed = options.task.multi_label, options.mixup.active
     arguments: dict[str, Any] = dict(device=accelerator.device, verbose=accelerator.is_main_process)
@@ -332,7 +343,9 @@ def create_task(options: TrainOptions, model: Any, loss: Loss | None, accelerato
     if loss is not None and mixed:
         arguments['target_floor'] = options.loss.smoothing / (2 if multi_label else model.num_classes)
     kind = HNCMultiLabelTask if multi_label else HNCTask
-    return kind(CamModel(model), hnc=options.hnc.loss(), hnc_weight=options.hnc.hnc_weight, **arguments)
+    # a weight that follows does so until the first epoch after the warm-up ends
+    weight = options.hnc.weight(math.ceil((options.schedule.warmup_epochs + 1) * batches_per_epoch))
+    return kind(CamModel(model), hnc=options.hnc.loss(), hnc_weight=weight, **arguments)
 
 
 def _create_scheduler(run: Run) -> tuple[Any, int]:

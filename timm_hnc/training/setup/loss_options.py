@@ -1,10 +1,12 @@
 """Options of the losses: the criterion, and HNC."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from timm_hnc.errors import UsageError
 from timm_hnc.losses import HNCLoss
+from timm_hnc.losses.auto_weight import DEFAULT_SHARE, AutoWeight
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flag_of
@@ -18,20 +20,24 @@ class HNCOptions:
 
     Args:
         hnc: HNC loss: none, mse (Eq. 2), kd (Eq. 5), or half of Eq. 2: var (flat maps) or logit (small logits).
-        hnc_weight: its weight (lambda); 0.0065 for kd, 0.0007 for the others.
+        hnc_weight: its weight (lambda), 0.0065 for kd and 0.0007 for the others; or auto:SHARE: HNC pulls at the maps
+            with that share of the criterion's pull (auto: 0.1), measured until the first epoch after the warm-up ends.
         hnc_topk: negative classes of each image that it takes.
         hnc_alpha: value that mse draws the maps to, and logit the logits.
         hnc_reduction: over the K maps of an image.
     """
 
     hnc: Literal['none', 'mse', 'kd', 'var', 'logit'] = 'none'
-    hnc_weight: float | None = None
+    hnc_weight: float | str | None = None
     hnc_topk: int = 100
     hnc_alpha: float = 0.0
     hnc_reduction: Literal['sum', 'mean'] = 'sum'
 
     def __post_init__(self) -> None:
-        check_range(self, 'hnc_weight', low=0)
+        if isinstance(self.hnc_weight, str):
+            object.__setattr__(self, 'hnc_weight', f'auto:{share_of(self.hnc_weight):g}')
+        else:
+            check_range(self, 'hnc_weight', low=0)
         check_range(self, 'hnc_topk', low=1)
         check_range(self, 'hnc_alpha')
         if self.hnc != 'none':
@@ -49,12 +55,40 @@ class HNCOptions:
         """Whether HNC is part of the loss."""
         return self.hnc != 'none'
 
+    def weight(self, updates: int) -> float | AutoWeight | None:
+        """The weight, or what makes it of so many training batches."""
+        return AutoWeight(share_of(self.hnc_weight), updates) if isinstance(self.hnc_weight, str) else self.hnc_weight
+
     def loss(self) -> HNCLoss:
         """The HNC loss, where it is on."""
         return HNCLoss(self.hnc, self.hnc_topk, self.hnc_alpha, self.hnc_reduction)
 
     def __str__(self) -> str:
-        return f'HNC {self.hnc}, weight {self.hnc_weight:g}' if self.on else 'without HNC'
+        if not self.on:
+            return 'without HNC'
+        weight = self.hnc_weight if isinstance(self.hnc_weight, str) else f'{self.hnc_weight:g}'
+        return f'HNC {self.hnc}, weight {weight}'
+
+
+def weight_or_share(text: str) -> float | str:
+    """A weight, or the share that follows `auto`, of a word of the command line."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def share_of(text: str) -> float:
+    """The share that `auto` or `auto:SHARE` says.
+
+    Raises:
+        UsageError: it says something else.
+    """
+    word, _, share = text.partition(':')
+    value = weight_or_share(share or str(DEFAULT_SHARE))
+    if word != 'auto' or not isinstance(value, float) or not (math.isfinite(value) and value > 0):
+        raise UsageError(f'--hnc-weight {text}: expected a number, auto, or auto:SHARE with a share above 0.')
+    return value
 
 
 @dataclass(frozen=True)

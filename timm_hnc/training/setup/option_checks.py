@@ -18,7 +18,7 @@ from timm_hnc.training.setup.data_options import (
     MixupOptions,
     TrainSizeOptions,
 )
-from timm_hnc.training.setup.loss_options import LOSS_LR, LossOptions
+from timm_hnc.training.setup.loss_options import LOSS_LR, HNCOptions, LossOptions
 from timm_hnc.training.setup.losses import tried_loss
 from timm_hnc.training.setup.models import ModelOptions
 
@@ -127,6 +127,12 @@ def check_losses(
         _check_timms(loss, task, mixup, augmentation, num_classes)
     if loss.loss_lr != LOSS_LR and not (loss.is_ours and list(tried_loss(loss, task).parameters())):
         raise UsageError(f'--loss-lr {loss.loss_lr:g}: --loss {loss.loss or "ce"} learns nothing of its own.')
+
+
+def check_auto_weight(loss: LossOptions, hnc: HNCOptions) -> None:
+    """Refuse a weight that follows from the gradient at the logits where the loss is no function of them."""
+    if isinstance(hnc.hnc_weight, str) and loss.is_ours and LOSSES[loss.loss or ''].needs != 'logits':
+        raise UsageError(f'--hnc-weight {hnc.hnc_weight}: --loss {loss.loss} is no function of logits; give a number.')
 
 
 def _check_own(loss: LossOptions, task: TaskOptions, data: DataOptions, mixup: MixupOptions) -> None:

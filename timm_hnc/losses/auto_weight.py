@@ -1,0 +1,118 @@
+"""A weight of HNC that follows from the gradients: HNC pulls at the maps with a fixed share of the criterion's pull."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_hnc.cam import ClassMaps
+from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.losses.hnc import HNCLoss
+
+DEFAULT_SHARE = 0.1
+_DECAY = 0.98
+
+
+class AutoWeight(nn.Module):
+    r"""Lambda of Eq. 7 and Eq. 9 from running averages of two norms (not in the paper, where it is tuned).
+
+    .. math::
+        \lambda = \rho \, \frac{\overline{\| \partial \text{criterion} / \partial M \|}}
+        {\overline{\| \partial \text{HNC} / \partial M \|}}
+
+    with Frobenius norms over a batch: of the criterion over all n maps, of HNC over its k. As the mean of a map is its
+    logit, the criterion pulls every position of class o by its gradient at the logit, over h w: neither norm needs a
+    backward pass through the network. Several processes take the norms over all their batches together.
+
+    Args:
+        share: rho, above 0.
+        updates: training batches after which the weight is settled and stays as it is; None: it never does.
+
+    Attributes:
+        value: () the weight in force; 0 until both norms were above 0 and finite once.
+        unusable: () batches whose norms were not, and which left the weight as it was.
+
+    Raises:
+        ValueError: the share is no finite number above 0.
+
+    Example:
+        >>> task = HNCTask(CamModel(timm.create_model('resnet18')), hnc=HNCLoss('mse'), hnc_weight=AutoWeight(0.1))
+        >>> task(torch.randn(2, 3, 224, 224), torch.tensor([7, 3]))['hnc_weight']
+    """
+
+    value: Tensor
+    unusable: Tensor
+    norms: Tensor
+
+    def __init__(self, share: float = DEFAULT_SHARE, updates: int | None = None) -> None:
+        super().__init__()
+        if not (math.isfinite(share) and share > 0):
+            raise ValueError(f'share = {share}: expected a finite number above 0.')
+        self.share = share
+        self.updates = updates
+        self.seen = 0
+        self.register_buffer('norms', torch.zeros(2, dtype=torch.float64))
+        self.register_buffer('value', torch.zeros((), dtype=torch.float64))
+        self.register_buffer('unusable', torch.zeros((), dtype=torch.long))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the weight stays as it is from here on."""
+        return self.updates is not None and self.seen >= self.updates
+
+    @torch.compiler.disable  # it counts
+    def follow(
+        self,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        hnc: HNCLoss,
+        class_maps: ClassMaps,
+        target: Tensor,
+        target_floor: float = 0.0,
+    ) -> Tensor:
+        """Look at a training batch, unless the weight is settled; the weight to use, ()."""
+        if not self.settled:
+            self.update(criterion_norm(criterion, class_maps, target), hnc.norm(class_maps, target, target_floor))
+        return self.value.clone()
+
+    @torch.no_grad()
+    def update(self, criterion_norm: Tensor, hnc_norm: Tensor) -> None:
+        """Take the norms of a training batch, each () and of this process; no number is read from the device."""
+        squares = torch.stack([criterion_norm, hnc_norm]).double().square()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(squares)
+        found = squares.sqrt()
+        usable = (found.isfinite() & (found > 0)).all()
+        averages = torch.where(self.norms > 0, _DECAY * self.norms + (1 - _DECAY) * found, found)
+        self.norms.copy_(torch.where(usable, averages, self.norms))
+        self.value.copy_(torch.where(usable, self.share * self.norms[0] / self.norms[1], self.value))
+        self.unusable += ~usable
+        self.seen += 1
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """How many batches it has seen, for a checkpoint."""
+        return {'seen': self.seen}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on as if so many batches had been seen."""
+        self.seen = state['seen']
+
+    def extra_repr(self) -> str:
+        """The options, for print(task)."""
+        return f'share={self.share:g}, updates={self.updates}'
+
+
+def criterion_norm(criterion: Callable[[Tensor, Tensor], Tensor], class_maps: ClassMaps, target: Tensor) -> Tensor:
+    """Frobenius norm of the gradient of a criterion on logits with respect to all n maps of a batch, a scalar.
+
+    Args:
+        criterion: of (B, n) logits and the target.
+        class_maps: of the batch.
+        target: as the criterion takes it.
+    """
+    logits = raised(class_maps.logits.detach()).requires_grad_()
+    with torch.enable_grad():
+        [gradient] = torch.autograd.grad(criterion(logits, target), logits)
+    height, width = class_maps.grid
+    return gradient.norm() / math.sqrt(height * width)
