@@ -295,6 +295,14 @@ def test_stop_epoch_ends_early_on_the_same_schedule(images, tmp_path):
     assert result(stopped)['epochs'] == 2
 
 
+def test_the_evaluation_is_logged_as_often_as_the_training(images, tmp_path, caplog):
+    run(tmp_path, images, '--log-interval', 2)  # 7 updates, and twice 4 batches of 25 images
+    lines = [each for each in caplog.messages if each.startswith(('Train: ', 'Evaluated '))]
+    assert [line.split(':')[0] for line in lines].count('Train') == 4
+    images_seen = [int(line.split()[1]) for line in lines if line.startswith('Evaluated')]
+    assert images_seen == [16, 25, 16, 25]
+
+
 def test_without_a_validation_split_the_training_loss_ranks(images, tmp_path):
     folder = run(
         tmp_path, images, *shlex.split("--val-split '' --epochs 3 --lr 0.05 --checkpoint-hist 1 --cam-images 8")

@@ -118,6 +118,7 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
         run.accelerator.autocast,
         distributed=run.distributed,
         tta=options.run.tta,
+        log_interval=options.run.log_interval,
         on_batch=on_batch,
     )
 

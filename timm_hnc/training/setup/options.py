@@ -51,7 +51,7 @@ class RunOptions:
         eval_metric: metric of the best; map for several labels.
         val_interval: epochs between evaluations.
         tta: augmented copies of an image at evaluation.
-        log_interval: updates between log lines.
+        log_interval: updates between log lines, and batches of the evaluation.
         checkpoint_interval: updates (500), or minutes (10m), between checkpoints.
         recovery_interval: updates between recovery checkpoints.
         checkpoint_hist: checkpoints kept.
