@@ -135,6 +135,14 @@ def test_a_state_goes_on():
     assert (second.seen, second.settled) == (3, True)
 
 
+def test_another_share_is_in_force_from_a_state_on():
+    first, second = AutoWeight(0.3, updates=1), AutoWeight(0.6, updates=1)
+    first.update(torch.tensor(2.0), torch.tensor(5.0))
+    second.load_state_dict(first.state_dict())
+    assert second.settled
+    assert second.value.item() == pytest.approx(2 * first.value.item(), rel=1e-12)
+
+
 def test_where_there_are_no_negatives_the_criterion_is_alone():
     model = SMALL.make(num_classes=1)
     weight = AutoWeight()

@@ -31,7 +31,7 @@ class AutoWeight(nn.Module):
         updates: training batches after which the weight is settled and stays as it is; None: it never does.
 
     Attributes:
-        value: () the weight in force; 0 until both norms were above 0 and finite once.
+        norms: (2,) running averages of the criterion's and of HNC's norm.
         unusable: () batches whose norms were not, and which left the weight as it was.
 
     Raises:
@@ -42,9 +42,8 @@ class AutoWeight(nn.Module):
         >>> task(torch.randn(2, 3, 224, 224), torch.tensor([7, 3]))['hnc_weight']
     """
 
-    value: Tensor
-    unusable: Tensor
     norms: Tensor
+    unusable: Tensor
 
     def __init__(self, share: float = DEFAULT_SHARE, updates: int | None = None) -> None:
         super().__init__()
@@ -54,8 +53,12 @@ class AutoWeight(nn.Module):
         self.updates = updates
         self.seen = 0
         self.register_buffer('norms', torch.zeros(2, dtype=torch.float64))
-        self.register_buffer('value', torch.zeros((), dtype=torch.float64))
         self.register_buffer('unusable', torch.zeros((), dtype=torch.long))
+
+    @property
+    def value(self) -> Tensor:
+        """() the weight in force; 0 until both norms were above 0 and finite once."""
+        return torch.where(self.norms[1] > 0, self.share * self.norms[0] / self.norms[1], 0.0)
 
     @property
     def settled(self) -> bool:
@@ -74,7 +77,7 @@ class AutoWeight(nn.Module):
         """Look at a training batch, unless the weight is settled; the weight to use, ()."""
         if not self.settled:
             self.update(criterion_norm(criterion, class_maps, target), hnc.norm(class_maps, target, target_floor))
-        return self.value.clone()
+        return self.value
 
     @torch.no_grad()
     def update(self, criterion_norm: Tensor, hnc_norm: Tensor) -> None:
@@ -86,7 +89,6 @@ class AutoWeight(nn.Module):
         usable = (found.isfinite() & (found > 0)).all()
         averages = torch.where(self.norms > 0, _DECAY * self.norms + (1 - _DECAY) * found, found)
         self.norms.copy_(torch.where(usable, averages, self.norms))
-        self.value.copy_(torch.where(usable, self.share * self.norms[0] / self.norms[1], self.value))
         self.unusable += ~usable
         self.seen += 1
 
