@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Does HNC help, where, and with which weight? Pairs of runs with the same seeds, and settings chosen on other images.
+
+    python benchmarks/evidence.py run voc-short --data-dir VOC2007 --out OUT --jobs 2        # trials, then the runs
+    python benchmarks/evidence.py run cifar-5000 --data-dir CIFAR100 --out OUT --rows baseline mse kd
+    python benchmarks/evidence.py table --out OUT --keep benchmarks/results/evidence         # of all that is complete
+
+`run` tries the settings of every row on held-out training images (two seeds), keeps the best in OUT/REGIME/chosen.json,
+where it stays, and trains every row with the same seeds on all training images. Kill it and start it again at will:
+complete runs are passed over, others go on from their last checkpoint. What follows `--` goes to train.py and wins.
+`table` writes the tables, and each run's args.yaml, summary.csv and figures.json to --keep.
+
+A data folder is a Hugging Face-style one with parquet files. Start from a clone of a fixed commit, in an environment of
+its own, when work on the code goes on beside it.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from evidence.regimes import REGIMES, Regime, Row
+from evidence.runs import Choices, Stage
+from lite import MODEL, pretrained_lite
+from safetensors.torch import save_file
+from tables.execute import execute
+from tables.runs import data_flags
+
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.errors import UsageError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all parts; what follows `--` is not its own."""
+    parser = argparse.ArgumentParser(
+        prog='evidence.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest='part', required=True, metavar='PART')
+    run = parts.add_parser('run', help='choose settings and train')
+    run.add_argument('--jobs', type=int, default=1, metavar='J', help='runs at a time (default: 1)')
+    run.add_argument('--seeds', type=int, metavar='N', help="runs of a row (default: the regime's)")
+    run.add_argument('--rows', nargs='+', metavar='KEY', help='only these rows')
+    run.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of regimes')
+    for part in (run,):
+        part.add_argument('regime', choices=REGIMES, metavar='REGIME', help=', '.join(REGIMES))
+        part.add_argument('--data-dir', required=True, metavar='DIR', help='folder of parquet files')
+    return parser
+
+
+def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Do what is missing of a regime.
+
+    Returns:
+        The exit code: 1 if a run failed, the others go on.
+    """
+    regime = REGIMES[args.regime]
+    rows = _rows(regime, args.rows)
+    stage = Stage(regime, args.out / regime.key, args.data_dir, _flags(regime, args), extra)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    choices, failures = Choices(stage), {}
+    while trials := choices.missing(rows):
+        failures = execute(trials, args.jobs)
+        if failures:
+            break
+    choices.choose(rows)
+    ready = [row for row in rows if not row.weights or choices.setting(row)]
+    seeds = args.seeds or regime.seeds
+    runs = [stage.measured(row, choices.setting(row), seeds)[seed] for seed in range(seeds) for row in ready]
+    failures |= execute(runs, args.jobs)
+    for name, message in failures.items():
+        sys.stderr.write(f'evidence.py: {name}: {message}\n')
+    return 1 if failures else 0
+
+
+def _rows(regime: Regime, keys: Sequence[str] | None) -> list[Row]:
+    known = {row.key: row for row in regime.rows}
+    for key in keys or ():
+        if key not in known:
+            raise UsageError(f'--rows {key}: {regime.key} has {", ".join(known)}.')
+    return [row for row in regime.rows if keys is None or row.key in keys]
+
+
+def _flags(regime: Regime, args: argparse.Namespace) -> list[str]:
+    """Of train.py: the data, and weights to begin with, which are written where they are not yet."""
+    flags = data_flags(regime.data, args.data_dir)
+    if regime.pretrained:
+        path = args.out / f'{MODEL}.safetensors'
+        if not path.is_file():
+            args.out.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f'.{os.getpid()}')
+            save_file(pretrained_lite().state_dict(), unfinished)
+            unfinished.replace(path)
+        flags += ['--pretrained-path', str(path)]
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the parts; the exit code.
+
+    Raises:
+        UsageError: options are wrong.
+        DataError: data or runs cannot be used.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    end = argv.index('--') if '--' in argv else len(argv)
+    args, extra = build_parser().parse_args(argv[:end]), argv[end + 1 :]
+    for name in ('jobs', 'seeds'):
+        if (getattr(args, name, None) or 1) < 1:
+            raise UsageError(f'--{name} {getattr(args, name)}: expected 1 or more.')
+    return run(args, extra)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run_command(main))

@@ -1,0 +1,1 @@
+"""What benchmarks/evidence.py is made of."""

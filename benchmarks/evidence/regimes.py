@@ -1,0 +1,172 @@
+"""Where HNC is tried: data, network, schedule and the settings from which each row chooses its own."""
+
+from dataclasses import dataclass
+
+MULTI_LABEL, SINGLE_LABEL = 'map', 'top1'
+BASELINE = 'baseline'
+LITE = 'tf_efficientnet_lite0'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train.
+
+    Args:
+        key: of the row.
+        label: what it is.
+        flags: of train.py.
+        weights: tried for `--hnc-weight` with the first k; none: there is nothing to choose.
+        topks: tried for `--hnc-topk` with the best weight.
+    """
+
+    key: str
+    label: str
+    flags: tuple[str, ...]
+    weights: tuple[str, ...] = ()
+    topks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Data, network and schedule.
+
+    Args:
+        key: of its folder.
+        about: one sentence.
+        data: 'voc2007' or 'cifar100'.
+        flags: of train.py, for all runs.
+        rows: the baseline first.
+        train_split: as train.py takes it.
+        test_split: as validate.py takes it.
+        holdout: share of the training images on which settings are chosen.
+        choice_seeds: seeds of every setting.
+        seeds: of every row once its setting is chosen.
+        pretrained: network whose ImageNet weights the runs begin with; '' for none.
+    """
+
+    key: str
+    about: str
+    data: str
+    flags: tuple[str, ...]
+    rows: tuple[Row, ...]
+    train_split: str = 'train'
+    test_split: str = 'test'
+    holdout: float = 0.2
+    choice_seeds: int = 2
+    seeds: int = 5
+    pretrained: str = ''
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether images have several labels."""
+        return self.data == 'voc2007'
+
+    @property
+    def metric(self) -> str:
+        """The figure that counts, in %: 'map' or 'top1'."""
+        return MULTI_LABEL if self.multi_label else SINGLE_LABEL
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the network."""
+        return 20 if self.multi_label else 100
+
+
+def _hnc(key: str, label: str, form: str, weights: tuple[str, ...], topks: tuple[int, ...]) -> Row:
+    return Row(key, label, ('--hnc', form), weights, topks)
+
+
+def _forms(mse: tuple[str, ...], kd: tuple[str, ...], topks: tuple[int, ...]) -> tuple[Row, ...]:
+    """HNC in all its forms; the halves of mse are tried with its weights."""
+    return (
+        _hnc('mse', 'HNC mse', 'mse', mse, topks),
+        _hnc('kd', 'HNC kd', 'kd', kd, topks),
+        _hnc('var', 'HNC var: flat maps alone', 'var', mse, topks),
+        _hnc('logit', 'HNC logit: small logits alone, no maps', 'logit', mse, topks),
+        _hnc('auto', 'HNC mse, weight auto', 'mse', ('auto:0.03', 'auto:0.1', 'auto:0.3'), topks),
+    )
+
+
+def _single_label(mse: tuple[str, ...], kd: tuple[str, ...], topks: tuple[int, ...]) -> tuple[Row, ...]:
+    return (
+        Row(BASELINE, 'cross-entropy', ('--smoothing', '0')),
+        Row('smoothing', 'label smoothing 0.1', ('--smoothing', '0.1')),
+        *(_unsmoothed(row) for row in _forms(mse, kd, topks)),
+    )
+
+
+def _unsmoothed(row: Row) -> Row:
+    return Row(row.key, row.label, (*row.flags, '--smoothing', '0'), row.weights, row.topks)
+
+
+_FAST = ('--amp', '--amp-dtype', 'bfloat16', '--channels-last')
+_LITE = (
+    *('--model', LITE, '-b', '32', '--opt', 'momentum', '--lr', '0.01', '--weight-decay', '1e-4'),
+    *('--sched', 'cosine', '--sched-on-updates', '--warmup-epochs', '1', '--warmup-lr', '1e-4'),
+    *('--crop-pct', '1.0', '--hflip', '0.5', '--color-jitter', '0', *_FAST),
+)
+_VOC = (
+    *('--task', 'multilabel', '--num-classes', '20', '--loss', 'bce', '--bce-sum', '--smoothing', '0'),
+    *('--img-size', '128', '--train-crop-mode', 'rrc', '--scale', '0.5', '1.0', '--crop-mode', 'squash'),
+)
+_VOC_ROWS = (
+    Row(BASELINE, 'BCE, summed over classes', ()),
+    *_forms(('0.001', '0.003', '0.01'), ('0.006', '0.02', '0.06'), (5, 10)),
+)
+_CIFAR = (
+    *('--num-classes', '100', '--img-size', '32', '--crop-pct', '1.0', '--hflip', '0.5', '--color-jitter', '0'),
+    *('--train-crop-mode', 'pad', '--mean', '0.5071', '0.4865', '0.4409', '--std', '0.2673', '0.2564', '0.2762'),
+    *('--model', 'cifar_resnet56', '-b', '128', '--opt', 'momentum', '--lr', '0.1', '--weight-decay', '1e-4'),
+    *('--sched', 'multistep', '--decay-rate', '0.1', '--warmup-epochs', '0', '--data-in-memory', *_FAST),
+)
+_CIFAR_ROWS = _single_label(('0.0003', '0.001', '0.003'), ('0.001', '0.003', '0.01'), (10, 50))
+_LITE_CIFAR = (*_LITE, '--num-classes', '100', '--img-size', '96', '--train-crop-mode', 'rrc', '--scale', '0.5', '1.0')
+_VOC_NAME = 'VOC2007-test re-split (2,476 training images, not the official split), EfficientNet-Lite0 fine-tuned'
+
+REGIMES = {
+    regime.key: regime
+    for regime in (
+        Regime(
+            *('voc-short', f'{_VOC_NAME} at 128 px for 6 epochs', 'voc2007', (*_LITE, *_VOC, '--epochs', '6')),
+            **dict(rows=_VOC_ROWS, test_split='validation', pretrained=LITE),
+        ),
+        Regime(
+            *('voc-long', f'{_VOC_NAME} at 128 px for 25 epochs', 'voc2007', (*_LITE, *_VOC, '--epochs', '25')),
+            **dict(rows=_VOC_ROWS, test_split='validation', pretrained=LITE),
+        ),
+        Regime(
+            'cifar-5000',
+            'CIFAR-100, 5,000 training images, EfficientNet-Lite0 fine-tuned at 96 px for 10 epochs',
+            'cifar100',
+            (*_LITE_CIFAR, '--epochs', '10'),
+            _CIFAR_ROWS,
+            train_split='train[:5000]',
+            pretrained=LITE,
+        ),
+        Regime(
+            'cifar-10000',
+            'CIFAR-100, 10,000 training images, ResNet-56 from scratch for 120 epochs',
+            'cifar100',
+            (*_CIFAR, '--epochs', '120', '--decay-milestones', '60', '90'),
+            _CIFAR_ROWS,
+            train_split='train[:10000]',
+        ),
+        Regime(
+            'cifar-noisy',
+            'CIFAR-100, 10,000 training images with 40 % symmetric label noise, ResNet-56 from scratch for 120 epochs',
+            'cifar100',
+            (*_CIFAR, '--epochs', '120', '--decay-milestones', '60', '90', '--label-noise', 'symmetric:0.4'),
+            _CIFAR_ROWS,
+            train_split='train[:10000]',
+            seeds=3,
+        ),
+        Regime(
+            'cifar-paper',
+            "CIFAR-100, the paper's own schedule: ResNet-56 from scratch for 164 epochs",
+            'cifar100',
+            (*_CIFAR, '--epochs', '164', '--decay-milestones', '85', '123'),
+            tuple(row for row in _CIFAR_ROWS if row.key in (BASELINE, 'mse', 'kd')),
+            seeds=1,
+        ),
+    )
+}
