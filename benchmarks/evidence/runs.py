@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence.regimes import Regime, Row
 from tables.plan import ROOT, Cell
 from tables.runs import Plan, Run
 
+from evidence.regimes import Regime, Row
 from timm_hnc.errors import DataError
 
 
