@@ -15,21 +15,24 @@ its own, when work on the code goes on beside it.
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evidence.figures import run_figures
 from evidence.regimes import REGIMES, Regime, Row
 from evidence.runs import Choices, Stage
+from evidence.table import write
 from lite import MODEL, pretrained_lite
 from safetensors.torch import save_file
 from tables.execute import execute
 from tables.runs import data_flags
 
 from timm_hnc.commands.command_line import run_command
-from timm_hnc.errors import UsageError
+from timm_hnc.errors import DataError, UsageError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument('--seeds', type=int, metavar='N', help="runs of a row (default: the regime's)")
     run.add_argument('--rows', nargs='+', metavar='KEY', help='only these rows')
     run.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of regimes')
-    for part in (run,):
+    table = parts.add_parser('table', help='write the tables of what is complete')
+    table.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of regimes')
+    table.add_argument('--keep', type=Path, metavar='DIR', help="copy tables and runs' files to this folder")
+    figures = parts.add_parser('figures', help='measure one trained network')
+    figures.add_argument('--run', type=Path, required=True, metavar='DIR', help='run folder')
+    for part in (run, figures):
         part.add_argument('regime', choices=REGIMES, metavar='REGIME', help=', '.join(REGIMES))
         part.add_argument('--data-dir', required=True, metavar='DIR', help='folder of parquet files')
     return parser
@@ -72,6 +80,36 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     for name, message in failures.items():
         sys.stderr.write(f'evidence.py: {name}: {message}\n')
     return 1 if failures else 0
+
+
+def table(args: argparse.Namespace) -> int:
+    """Write the tables.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DataError: nothing is complete.
+    """
+    text = write(args.out, args.keep)
+    if not text:
+        raise DataError(f"--out '{args.out}': no row of a regime is complete in it.")
+    print(text)
+    return 0
+
+
+def figures(args: argparse.Namespace) -> int:
+    """Write figures.json of a run.
+
+    Returns:
+        The exit code.
+    """
+    found = run_figures(args.run, REGIMES[args.regime], args.data_dir)
+    path = args.run / 'figures.json'
+    unfinished = path.with_suffix('.unfinished')
+    unfinished.write_text(f'{json.dumps(found, indent=2)}\n')
+    unfinished.replace(path)
+    return 0
 
 
 def _rows(regime: Regime, keys: Sequence[str] | None) -> list[Row]:
@@ -109,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ('jobs', 'seeds'):
         if (getattr(args, name, None) or 1) < 1:
             raise UsageError(f'--{name} {getattr(args, name)}: expected 1 or more.')
-    return run(args, extra)
+    if args.part == 'run':
+        return run(args, extra)
+    return table(args) if args.part == 'table' else figures(args)
 
 
 def _interrupt(*_: object) -> None:

@@ -32,8 +32,9 @@ import torch
 from faithfulness.maps import MAPS, chosen_maps
 from faithfulness.measure import Sizes, measure_run
 from faithfulness.networks import NETWORKS, Training, plan, shared_flags
-from faithfulness.photographs import MODEL, measure_photographs
+from faithfulness.photographs import measure_photographs
 from faithfulness.table import Measured, markdown, rows, write_csv
+from lite import MODEL
 from tables.execute import execute
 
 from timm_hnc.commands.command_line import run_command

@@ -17,7 +17,7 @@ from timm_hnc.options import flattened
 
 METRICS = ('top1', 'top5')
 # input column, label column and evaluation split of a Hugging Face-style folder
-_COLUMNS = {
+COLUMNS = {
     'cifar100': ('img', 'fine_label', 'test'),
     'imagenet': ('image', 'label', 'validation'),
     'cub200': ('image', 'label', 'test'),
@@ -60,7 +60,7 @@ def data_flags(data: str, data_dir: str | None) -> list[str]:
         raise UsageError(f'--data-dir: needed, the folder of {data} (CIFAR-100 is downloaded to it).')
     if not holds_parquet(data_dir):
         return ['--data-dir', data_dir]
-    image, label, split = _COLUMNS[data]
+    image, label, split = COLUMNS[data]
     return ['--dataset', f'hfds/{data_dir}', '--input-key', image, '--target-key', label, '--val-split', split]
 
 

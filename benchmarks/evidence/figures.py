@@ -1,0 +1,192 @@
+"""What is measured of a trained network: accuracy, fit, flat maps, where they point, calibration, and attacks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from faithfulness.grids import make_grids, own_shares
+from tables.runs import COLUMNS
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
+
+from evidence.regimes import Regime
+from timm_hnc.attacks.attacks import Attack, attack, normalized
+from timm_hnc.cam import CamModel
+from timm_hnc.data.boxes import BoxSource
+from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.input_geometry import InputGeometry
+from timm_hnc.data.noise import LabelNoise, NoisyLabels
+from timm_hnc.metrics.localization import energy_inside
+from timm_hnc.metrics.map_quality import MapQuality
+from timm_hnc.metrics.multilabel import MultiLabelEvaluator
+
+NEGATIVES = 5  # of each image, whatever the run was trained with
+EPS = (1, 2)  # of FGSM, in 1/255
+_BATCH = 50
+_BINS = 15  # of the calibration error, torchmetrics' default
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; images are taken evenly from their split.
+
+    Args:
+        test: test images, all if None.
+        train: training images.
+        attacked: test images under attack.
+        grids: of four test images.
+    """
+
+    test: int | None = None
+    train: int = 1000
+    attacked: int = 1000
+    grids: int = 200
+
+
+def run_figures(folder: Path, regime: Regime, data_dir: str, sizes: Sizes | None = None) -> dict[str, float]:
+    """Figures of a run's last epoch, computed in float32.
+
+    Args:
+        folder: of the run.
+        regime: data and network.
+        data_dir: folder of parquet files.
+        sizes: how much is measured.
+
+    Returns:
+        In %: `accuracy` (mAP or top-1), `train_accuracy` on training images without augmentation and with the labels
+        of training, `calibration_error` (of several labels each one is a yes or no), `fgsm_1` and `fgsm_2` (accuracy
+        under FGSM at 1/255 and 2/255 against cross-entropy), `energy` (share of a map's positive values inside the
+        boxes of its class, where there are boxes), `grid_pointing` (share of a class's positive map in its own cell of
+        a 2 x 2 grid, 25 by chance; NaN without grids). In units of logits `negative_peak`, the highest value of a
+        negative map above its mean, of 5 negatives an image.
+    """
+    sizes = sizes or Sizes()
+    model = timm.create_model(f'local-dir:{folder / "last" / "model"}', pretrained=True).eval()
+    test = _evenly(_dataset(regime, data_dir, regime.test_split, model), sizes.test)
+    images, targets = _tensors(test)
+    found, logits = _clean(model, test, images, targets)
+    step = max(1, len(images) // sizes.attacked)
+    found |= _attacked(model, images[::step][: sizes.attacked], targets[::step][: sizes.attacked])
+    found['grid_pointing'] = _grid_pointing(model, images, targets, logits, sizes.grids)
+    train = _as_trained(_dataset(regime, data_dir, regime.train_split, model), folder, regime)
+    images, targets = _tensors(_evenly(train, sizes.train))
+    return {**found, 'train_accuracy': _accuracy(_logits(model, images), targets)}
+
+
+def _dataset(regime: Regime, data_dir: str, split: str, model: Any) -> Any:
+    image, label, _ = COLUMNS[regime.data]
+    names = dict(input_key=image, target_key=label)
+    dataset: Any = create_dataset(f'hfds/{data_dir}', None, split, regime.num_classes, regime.multi_label, **names)
+    dataset.transform = create_transform(**resolve_data_config({}, model=model))
+    return dataset
+
+
+def _as_trained(dataset: Any, folder: Path, regime: Regime) -> Any:
+    """With the label noise of a run."""
+    options = yaml.safe_load((folder / 'args.yaml').read_text())
+    if not options.get('label_noise'):
+        return dataset
+    return NoisyLabels(dataset, LabelNoise.parse(options['label_noise']), regime.num_classes, options['seed'])
+
+
+def _evenly(dataset: Any, count: int | None) -> Subset:
+    count = min(count or len(dataset), len(dataset))
+    return Subset(dataset, [index * len(dataset) // count for index in range(count)])
+
+
+def _tensors(dataset: Subset) -> tuple[Tensor, Tensor]:
+    images, targets = zip(*DataLoader(dataset, _BATCH), strict=True)
+    return torch.cat(images), torch.cat([torch.as_tensor(each) for each in targets])
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(batch) for batch in images.split(_BATCH)])
+
+
+def _accuracy(logits: Tensor, targets: Tensor) -> float:
+    """MAP of label sets, top-1 of class indices, in %."""
+    if targets.ndim == 1:
+        return 100 * (logits.argmax(1) == targets).double().mean().item()
+    evaluator = MultiLabelEvaluator()
+    evaluator.update(logits, targets)
+    return float(evaluator.compute()['map'])
+
+
+@torch.no_grad()
+def _clean(model: nn.Module, dataset: Subset, images: Tensor, targets: Tensor) -> tuple[dict[str, float], Tensor]:
+    """Figures of images as they are, and the (N, n) logits."""
+    cam_model, several, logits = CamModel(model).eval(), targets.ndim == 2, []
+    num_classes: Any = model.num_classes
+    quality, energy = MapQuality(num_classes, NEGATIVES), _Energy(dataset)
+    for inputs, labels in zip(images.split(_BATCH), targets.split(_BATCH), strict=True):
+        class_maps = cam_model.class_maps(inputs)
+        quality.update(class_maps, labels)
+        if several:
+            energy.update(class_maps.maps(), labels)
+        logits.append(class_maps.logits)
+    scores = torch.cat(logits)
+    error = BinaryCalibrationError(_BINS) if several else MulticlassCalibrationError(num_classes, _BINS)
+    chances = (scores.sigmoid().flatten(), targets.flatten().long()) if several else (scores.softmax(1), targets)
+    found = {
+        'accuracy': _accuracy(scores, targets),
+        'calibration_error': 100 * error(*chances).item(),
+        'negative_peak': quality.compute()['negative_peak'],
+    }
+    return found | ({'energy': energy.compute()} if several else {}), scores
+
+
+class _Energy:
+    """Share of the positive values of maps that lies inside the boxes of their class.
+
+    Args:
+        dataset: images with boxes, in the order in which the maps come.
+    """
+
+    def __init__(self, dataset: Subset) -> None:
+        self.dataset, self.next, self.shares = dataset, 0, list[float]()
+
+    def update(self, maps: Tensor, targets: Tensor) -> None:
+        """Count the maps (B, n, h, w) of the classes (B, n) that are in the next images."""
+        source, geometry = BoxSource(self.dataset), InputGeometry(self.dataset.dataset.transform)  # type: ignore[attr-defined]
+        for index, image_maps in enumerate(maps, self.next):
+            found, size = source[index], source.image_size(index)
+            frame = geometry.frame(size) if size else None
+            for label in targets[index - self.next].nonzero().flatten().tolist() if frame else ():
+                boxes = frame.boxes(found.boxes[found.labels == label])
+                if len(boxes):
+                    self.shares.append(energy_inside(image_maps[label], boxes, frame.size))
+        self.next += len(maps)
+
+    def compute(self) -> float:
+        """The mean, in %."""
+        return 100 * sum(self.shares) / max(1, len(self.shares))
+
+
+def _attacked(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, float]:
+    classifier = normalized(model)
+    found: dict[str, float] = {}
+    for eps in EPS:
+        logits = []
+        for inputs, labels in zip(images.split(_BATCH), targets.split(_BATCH), strict=True):
+            changed = attack(classifier, classifier.restore(inputs), labels, Attack('fgsm', eps / 255))
+            logits.append(_logits(classifier, changed))
+        found[f'fgsm_{eps}'] = _accuracy(torch.cat(logits), targets)
+    return found
+
+
+@torch.no_grad()
+def _grid_pointing(model: nn.Module, images: Tensor, targets: Tensor, logits: Tensor, count: int) -> float:
+    """Of images with one label, the most confident first."""
+    if targets.ndim == 2:
+        single = targets.sum(1) == 1
+        images, targets, logits = images[single], targets[single].argmax(1), logits[single]
+    grids, cam_model = make_grids(images, targets, logits, count), CamModel(model).eval()
+    parts = zip(grids.images.split(_BATCH), grids.classes.split(_BATCH), strict=True)
+    shares = [own_shares(cam_model.class_maps(inputs).maps(classes)) for inputs, classes in parts if len(inputs)]
+    return 100 * torch.cat(shares).mean().item() if shares else float('nan')

@@ -1,0 +1,201 @@
+"""The table of a regime: rows with the same seeds, and their differences in pairs."""
+
+import csv
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+from scipy.stats import ttest_rel
+
+from evidence.regimes import BASELINE, REGIMES, Regime, Row
+from evidence.runs import Setting
+
+KEPT = ('args.yaml', 'summary.csv', 'figures.json')
+_HEADINGS = {
+    **{'accuracy': 'accuracy', 'train_accuracy': 'of training images', 'negative_peak': 'peak of negative maps'},
+    **{'energy': 'energy in boxes', 'grid_pointing': 'grid pointing', 'calibration_error': 'calibration error'},
+    **{'fgsm_1': 'FGSM 1/255', 'fgsm_2': 'FGSM 2/255'},
+}
+_METRICS = {'map': 'mAP', 'top1': 'top-1'}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of a regime.
+
+    Args:
+        row: what was trained.
+        setting: what it chose, None where there is nothing to choose.
+        runs: figures by seed.
+    """
+
+    row: Row
+    setting: Setting | None
+    runs: Mapping[int, dict[str, Any]]
+
+
+def paired(values: Mapping[int, float], base: Mapping[int, float]) -> tuple[float, float, float, int, int] | None:
+    """Differences of runs with the same seed.
+
+    Args:
+        values: by seed.
+        base: by seed, of the baseline.
+
+    Returns:
+        Mean, both ends of its 95 % interval (Student's t), seeds that were better, and seeds; None for fewer than two.
+
+    Example:
+        >>> paired({0: 2.0, 1: 4.0}, {0: 1.0, 1: 2.0})[::3]
+        (1.5, 2)
+    """
+    seeds = sorted(set(values) & set(base))
+    if len(seeds) < 2:
+        return None
+    ours, theirs = [values[seed] for seed in seeds], [base[seed] for seed in seeds]
+    differences = [one - other for one, other in zip(ours, theirs, strict=True)]
+    mean = statistics.mean(differences)
+    interval = ttest_rel(ours, theirs).confidence_interval(0.95) if len(set(differences)) > 1 else (mean, mean)
+    return mean, *map(float, interval), sum(each > 0 for each in differences), len(seeds)
+
+
+def results(regime: Regime, folder: Path) -> list[Result]:
+    """What is complete of a regime, in the order of its rows.
+
+    Args:
+        regime: which.
+        folder: of its runs and its chosen.json, or what was kept of them.
+    """
+    path = folder / 'chosen.json'
+    chosen = json.loads(path.read_text()) if path.is_file() else {}
+    found = []
+    for row in regime.rows:
+        pick = chosen.get(row.key)
+        setting = Setting(pick['weight'], pick['topk']) if pick else None
+        if row.weights and not setting:
+            continue
+        runs = dict(_figures(folder, f'{row.key}{setting.name if setting else ""}'))
+        found += [Result(row, setting, runs)] if runs else []
+    return found
+
+
+def _figures(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for path in sorted((folder / 'runs').glob(f'{name}-seed*/figures.json')):
+        yield int(path.parent.name.rpartition('-seed')[2]), json.loads(path.read_text())
+
+
+def markdown(regime: Regime, found: Sequence[Result]) -> str:
+    """The table of a regime.
+
+    Args:
+        regime: which.
+        found: from `results`.
+    """
+    base = next((result for result in found if result.row.key == BASELINE), None)
+    known = {name for result in found for figures in result.runs.values() for name in figures}
+    names = [name for name in _HEADINGS if name in known]
+    headings = [_METRICS[regime.metric], 'difference (95 %)', 'better', *(_HEADINGS[name] for name in names[1:])]
+    lines = [f'## {regime.key}', '', f'{regime.about}.', '', _line(['', 'weight, k', *headings])]
+    lines.append('|' + '---|' * (len(headings) + 2))
+    for result in found:
+        setting = f'{result.setting.weight}, {result.setting.topk}' if result.setting else ''
+        cells = [result.row.label, setting, _spread(_column(result, 'accuracy'), 2)]
+        cells += _difference(result, base)
+        lines.append(_line([*cells, *(_spread(_column(result, name), 1) for name in names[1:])]))
+    return '\n'.join(lines) + '\n'
+
+
+def _column(result: Result, name: str) -> dict[int, float]:
+    return {seed: float(figures[name]) for seed, figures in result.runs.items()}
+
+
+def _spread(values: Mapping[int, float], digits: int) -> str:
+    spread = f' ± {statistics.stdev(values.values()):.{digits}f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values.values()):.{digits}f}{spread}'
+
+
+def _difference(result: Result, base: Result | None) -> list[str]:
+    if base is None or result is base:
+        return ['', f'n = {len(result.runs)}']
+    pairs = paired(_column(result, 'accuracy'), _column(base, 'accuracy'))
+    if pairs is None:
+        return ['-', '-']
+    mean, low, high, better, seeds = pairs
+    return [f'{mean:+.2f} ({low:+.2f} to {high:+.2f})', f'{better} of {seeds}']
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+def choices(regime: Regime, folder: Path) -> str:
+    """What every setting reached on held-out training images."""
+    path = folder / 'chosen.json'
+    if not path.is_file():
+        return ''
+    chosen = json.loads(path.read_text())
+    lines = [
+        f'{row.label}: {", ".join(f"{name} {value:.2f}" for name, value in chosen[row.key]["held_out"].items())}'
+        for row in regime.rows
+        if row.key in chosen
+    ]
+    about = f'On held-out training images ({regime.holdout:g} of them, {regime.choice_seeds} seeds), weight and k:'
+    return '\n'.join([about, '', *(f'- {line}' for line in lines)]) + '\n'
+
+
+def keep(regime: Regime, folder: Path, kept: Path) -> None:
+    """Copy what shows how the figures of a regime came about.
+
+    Args:
+        regime: which.
+        folder: of its runs.
+        kept: folder of all regimes.
+    """
+    target = kept / regime.key
+    for name in ('runs', 'trials/runs'):
+        for run in sorted((folder / name).glob('*/result.json')):
+            copy = target / name / run.parent.name
+            copy.mkdir(parents=True, exist_ok=True)
+            for file in KEPT:
+                if (run.parent / file).is_file():
+                    copyfile(run.parent / file, copy / file)
+    if (folder / 'chosen.json').is_file():
+        copyfile(folder / 'chosen.json', target / 'chosen.json')
+
+
+def write(out: Path, kept: Path | None) -> str:
+    """The tables of all regimes in a folder; with `kept` the files too.
+
+    Args:
+        out: folder of regimes.
+        kept: where tables and files are copied to.
+    """
+    parts = []
+    for key, regime in REGIMES.items():
+        found = results(regime, out / key)
+        if found:
+            parts += [markdown(regime, found), choices(regime, out / key)]
+            if kept:
+                keep(regime, out / key, kept)
+    text = '\n'.join(parts)
+    if kept and text:
+        (kept / 'evidence.md').write_text(text)
+        _write_csv(out, kept / 'evidence.csv')
+    return text
+
+
+def _write_csv(out: Path, path: Path) -> None:
+    """A row a run."""
+    with path.open('w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['regime', 'row', 'weight', 'topk', 'seed', *_HEADINGS])
+        for key, regime in REGIMES.items():
+            for result in results(regime, out / key):
+                setting = [result.setting.weight, result.setting.topk] if result.setting else ['', '']
+                for seed, figures in result.runs.items():
+                    writer.writerow(
+                        [key, result.row.key, *setting, seed, *(figures.get(name, '') for name in _HEADINGS)]
+                    )
