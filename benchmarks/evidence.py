@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = argv.index('--') if '--' in argv else len(argv)
     args, extra = build_parser().parse_args(argv[:end]), argv[end + 1 :]
     for name in ('jobs', 'seeds'):
-        if (getattr(args, name, None) or 1) < 1:
+        if getattr(args, name, None) is not None and getattr(args, name) < 1:
             raise UsageError(f'--{name} {getattr(args, name)}: expected 1 or more.')
     if args.part == 'run':
         return run(args, extra)

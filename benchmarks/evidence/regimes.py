@@ -59,7 +59,7 @@ class Regime:
     @property
     def multi_label(self) -> bool:
         """Whether images have several labels."""
-        return self.data == 'voc2007'
+        return 'multilabel' in self.flags
 
     @property
     def metric(self) -> str:
@@ -69,7 +69,7 @@ class Regime:
     @property
     def num_classes(self) -> int:
         """Outputs of the network."""
-        return 20 if self.multi_label else 100
+        return int(self.flags[self.flags.index('--num-classes') + 1])
 
 
 def _hnc(key: str, label: str, form: str, weights: tuple[str, ...], topks: tuple[int, ...]) -> Row:

@@ -1,21 +1,14 @@
 """What tests of benchmarks/tables.py share: the script, and run folders that nothing was trained for."""
 
-import importlib.util
 import json
-import sys
 
 import yaml
-from running import ROOT
-
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
+from scripts import load_script
 from tables.plan import choose, plan
 from tables.report import find_runs, markdown
 from tables.runs import Plan, Run
 
-_spec = importlib.util.spec_from_file_location('tables_script', ROOT / 'benchmarks' / 'tables.py')
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
+script = load_script('tables')
 
 # stands in for `python train.py`: trains nothing, and fails where its flags say focal
 FAKE = """

@@ -1,16 +1,12 @@
 """benchmarks/step_cost.py: the rival computes the same loss, and the table has every case."""
 
 import csv
-import importlib.util
 import sys
 
+import head_cost
 import pytest
 import torch
-from running import ROOT
-
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-import head_cost
+from scripts import load_script
 from steps.cases import PRESETS, Case
 from steps.measure import build_model, build_task, median_interval
 from steps.trace import trace
@@ -45,9 +41,7 @@ def test_the_table_of_heads_has_a_row_for_every_number_of_classes(monkeypatch, c
 
 
 def test_the_table_has_a_row_for_every_variant_of_every_case(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location('step_cost_script', ROOT / 'benchmarks' / 'step_cost.py')
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script('step_cost')
     line = '--model test_resnet --classes 12 --topk 1 3 --img-size 32 64 --batch-size 2 --pairs 2 --memory-runs 0'
     chosen = [*line.split(), '--device', 'cpu', '--variants', 'mse', 'kd', 'full', '--out', str(tmp_path / 'table')]
     monkeypatch.setattr(sys, 'argv', ['step_cost.py', *chosen])

@@ -1,0 +1,164 @@
+"""benchmarks/evidence.py: what is chosen on which images, and its figures against those of validate.py."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from evidence.figures import Sizes, _as_trained, run_figures
+from evidence.regimes import BASELINE, REGIMES, Row
+from evidence.runs import Choices, Setting, Stage
+from evidence.table import markdown, paired, results, write
+from image_data import png, square
+from running import ROOT, SMALL, train, validate
+from scripts import load_script
+from table_runs import finish
+
+from timm_hnc.commands.options.train_options import parse_train_options
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.options import flattened
+
+ROW = Row('mse', 'HNC mse', ('--hnc', 'mse'), ('0.1', '0.2'), (5, 10))
+REGIME = replace(REGIMES['cifar-5000'], rows=(REGIMES['cifar-5000'].rows[0], ROW))
+CLASSES = 3
+HERE = ['--workers', '0', '--device', 'cpu', '-b', '5']
+
+
+@pytest.mark.parametrize('key', REGIMES)
+def test_train_py_takes_the_options_of_every_row(key):
+    regime = REGIMES[key]
+    stage = Stage(regime, ROOT, '', ['--dataset', 'hfds/x', '--pretrained-path', 'y'])
+    assert regime.rows[0].key == BASELINE
+    for row in regime.rows:
+        settings = [Setting(weight, topk) for topk in row.topks for weight in row.weights]
+        for run in [*stage.trials(row, settings), *stage.measured(row, settings[0] if settings else None, 2)]:
+            argv = run.command('train')[1:]
+            options = flattened(parse_train_options(argv)[0])
+            assert options['holdout'] == (regime.holdout if 'trials' in run.folder.parts else 0)
+            assert options['val_interval'] == options['epochs'], 'evaluated once, at the end'
+            assert options['num_classes'] == regime.num_classes
+            assert (options['hnc'] == 'none') == (not settings)
+    names = [run.name for run in stage.trials(row, settings)]
+    assert len(set(names)) == len(names) == regime.choice_seeds * len(settings)
+
+
+def test_weights_are_tried_first_then_k_and_what_is_chosen_stays(tmp_path):
+    stage = Stage(REGIME, tmp_path, '')
+    tops = {'0.1-k5': (50, 60), '0.2-k5': (50, 61), '0.2-k10': (40, 80)}
+
+    def run_all(choices):
+        missing = choices.missing(REGIME.rows)
+        for run in missing:
+            finish(run, 0, tops[run.name.removeprefix('mse-').rpartition('-seed')[0]][run.seed])
+        return [run.name for run in missing]
+
+    choices = Choices(stage)
+    assert run_all(choices) == [f'mse-{name}-seed{seed}' for seed in (0, 1) for name in ('0.1-k5', '0.2-k5')]
+    choices.choose(REGIME.rows)
+    assert choices.setting(ROW) is None, 'the other k is still to be tried'
+    assert run_all(choices) == ['mse-0.2-k10-seed0', 'mse-0.2-k10-seed1']
+    choices.choose(REGIME.rows)
+    assert choices.setting(ROW) == Setting('0.2', 10)
+    assert choices.chosen['mse']['held_out'] == {'0.1 k5': 55, '0.2 k5': 55.5, '0.2 k10': 60}
+    finish(stage.trials(ROW, [Setting('0.1', 5)])[0], 99)
+    again = Choices(stage)
+    again.choose(REGIME.rows)
+    assert (again.setting(ROW), again.missing(REGIME.rows)) == (Setting('0.2', 10), [])
+    assert not stage.measured(ROW, again.setting(ROW), 1)[0].folder.exists()
+
+
+def test_differences_of_pairs():
+    """Student's t with one degree of freedom has its 97.5 % point at 12.706 (printed tables)."""
+    mean, low, high, better, seeds = paired({0: 2.0, 1: 4.0, 2: 9.0}, {0: 1.0, 1: 2.0, 7: 0.0})
+    half = 12.7062 * np.std([1, 2], ddof=1) / 2**0.5
+    assert (mean, better, seeds) == (1.5, 2, 2)
+    assert [low, high] == pytest.approx([1.5 - half, 1.5 + half], rel=1e-5)
+    assert paired({0: 1.0}, {0: 1.0}) is None
+    assert paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}) == (1, 1, 1, 2, 2), 'no spread'
+
+
+def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setitem(REGIMES, REGIME.key, REGIME)
+    stage = Stage(REGIME, tmp_path / REGIME.key, '')
+    measured = {'base': stage.measured(REGIME.rows[0], None, 2), 'mse': stage.measured(ROW, Setting('0.2', 10), 2)}
+    for row, values in (('base', (50, 52)), ('mse', (51, 54))):
+        for run, value in zip(measured[row], values, strict=True):
+            finish(run, value, options={'seed': run.seed})
+            assert run.next_step == 'figures'
+            run.figures_file.write_text(json.dumps({'accuracy': value, 'negative_peak': value / 10}))
+            assert run.next_step is None
+    chosen = {'mse': {'weight': '0.2', 'topk': 10, 'held_out': {'0.2 k10': 60.0}}}
+    (stage.folder / 'chosen.json').write_text(json.dumps(chosen))
+    text = write(tmp_path, tmp_path / 'kept')
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:1] == '|']
+    assert lines[0][2:] == ['top-1', 'difference (95 %)', 'better', 'peak of negative maps']
+    assert lines[2] == ['cross-entropy', '', '51.00 ± 1.41', '', 'n = 2', '5.1 ± 0.1']
+    assert lines[3][:3] == ['HNC mse', '0.2, 10', '52.50 ± 2.12']
+    assert lines[3][3].startswith('+1.50 (-4.85 to +7.85')
+    assert '- HNC mse: 0.2 k10 60.00' in text
+    kept = tmp_path / 'kept' / REGIME.key
+    assert (kept / 'runs' / 'mse-0.2-k10-seed1' / 'args.yaml').read_text() == 'seed: 1\n'
+    assert markdown(REGIME, results(REGIME, kept)) in text, 'what was kept gives the same table'
+    (tmp_path / 'none').mkdir()
+    assert write(tmp_path / 'none', None) == ''
+
+
+def write_objects(root):
+    """Images of one or two classes, with a box for each."""
+    rng, columns = np.random.default_rng(0), {'image': [], 'labels': [], 'objects': []}
+    for index in range(12):
+        labels = [index % CLASSES, (index + 1) % CLASSES][: 1 + index % 2]
+        columns['image'].append({'bytes': png(square(rng, set(labels))), 'path': None})
+        columns['labels'].append(labels)
+        boxes = [[1.0 + 3 * label, 2.0, 20.0, 9.0 + 5 * label] for label in labels]
+        columns['objects'].append({'bbox': boxes, 'category': labels})
+    objects = {'bbox': List(List(Value('float32'))), 'category': List(Value('int64'))}
+    features = Features({'image': ImageFeature(), 'labels': List(Value('int64')), 'objects': objects})
+    (root / 'data').mkdir(parents=True)
+    for split in ('train', 'validation'):
+        table = Dataset.from_dict(columns, features=features)
+        table.to_parquet(str(root / 'data' / f'{split}-00000-of-00001.parquet'))
+
+
+def test_figures_are_those_of_validate_py(tmp_path, capsys):
+    write_objects(tmp_path / 'set')
+    data = ['--dataset', f'hfds/{tmp_path / "set"}', '--input-key', 'image', '--target-key', 'labels']
+    task = ['--task', 'multilabel', '--num-classes', str(CLASSES)]
+    begin = ['--lr', '0.1', '--warmup-epochs', '0', '--output', tmp_path, '--experiment', 'run']
+    run = train(*SMALL, *data, *task, *begin)
+    regime = replace(REGIMES['voc-short'], flags=tuple(task))
+    found = run_figures(run, regime, str(tmp_path / 'set'), Sizes(train=12, attacked=12, grids=1))
+    figures = ['--attack', 'fgsm', '--attack-eps', '1/255', '2/255', '--cam-metrics', '--cam-topk', '5', '--cam-boxes']
+    argv = ['--checkpoint', run / 'last', *data, *task, *HERE, *figures]
+    expected = validate(capsys, *argv)
+    assert found['accuracy'] == found['train_accuracy'] == pytest.approx(expected['map'], abs=1e-3)
+    assert found['negative_peak'] == pytest.approx(expected['cam_negative_peak'], rel=1e-3)
+    assert found['energy'] == pytest.approx(expected['cam_energy'], rel=1e-3)
+    for eps in (1, 2):
+        assert found[f'fgsm_{eps}'] == pytest.approx(expected[f'fgsm_{eps / 255:.6g}_map'], abs=1e-3)
+    assert 0 <= found['calibration_error'] <= 100
+
+
+def test_training_accuracy_is_of_the_labels_that_a_run_saw(tmp_path):
+    samples = [(torch.zeros(1), label) for label in range(CLASSES)]
+    regime = replace(REGIMES['cifar-noisy'], flags=('--num-classes', str(CLASSES)))
+    for noise, labels in ((None, [0, 1, 2]), ('asymmetric:1.0', [1, 2, 0])):
+        (tmp_path / 'args.yaml').write_text(yaml.safe_dump({'label_noise': noise, 'seed': 4}))
+        noisy = _as_trained(samples, tmp_path, regime)
+        assert [noisy[index][1] for index in range(CLASSES)] == labels
+
+
+def test_wrong_options_are_named(tmp_path):
+    script = load_script('evidence')
+    run = ['run', 'voc-short', '--data-dir', 'x', '--out', str(tmp_path)]
+    for argv, words in (
+        ([*run, '--rows', 'other'], '--rows other: voc-short has baseline'),
+        ([*run, '--jobs', '0'], '--jobs 0: expected 1 or more'),
+        (['table', '--out', str(tmp_path)], 'no row of a regime is complete in it'),
+    ):
+        with pytest.raises((UsageError, DataError), match=words):
+            script.main(argv)
