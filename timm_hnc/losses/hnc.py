@@ -90,34 +90,6 @@ def hnc_loss(
     return _mean(_of_every_map(class_maps, indices, variant, alpha), valid, reduction)
 
 
-def hnc_norm(
-    class_maps: ClassMaps,
-    target: Tensor,
-    variant: str = 'mse',
-    topk: int = 100,
-    alpha: float = 0.0,
-    reduction: str = 'sum',
-    target_floor: float = 0.0,
-) -> Tensor:
-    """Frobenius norm of the gradient of `hnc_loss` with respect to the maps of a batch; arguments as there.
-
-    Returns:
-        A scalar, in float32 or float64, through which no gradient flows.
-    """
-    indices, valid = class_maps.topk_negatives(target, topk, target_floor)
-    with torch.no_grad():
-        height, width = class_maps.grid
-        if variant == 'kd':  # softmax - 1 / (h w) at every position
-            shares = raised(class_maps.maps(indices).flatten(2)).softmax(-1)
-            squares = (shares - 1 / (height * width)).square().sum(-1)
-        else:  # twice the distance over h w at every position
-            squares = _of_every_map(class_maps, indices, variant, alpha) * (4 / (height * width))
-        squares = squares.masked_fill(~valid, 0.0).sum(1)
-        if reduction == 'mean':
-            squares = squares / valid.sum(1).clamp(min=1).square()
-        return squares.sum().sqrt() / len(squares)
-
-
 def _mean(per_map: Tensor, valid: Tensor, reduction: str) -> Tensor:
     """The mean over a batch of (B, k) losses of maps, of which some are none."""
     per_image = per_map.masked_fill(~valid, 0.0).sum(1)
@@ -165,9 +137,20 @@ class HNCLoss(nn.Module):
         """The loss of a batch, a scalar; see `hnc_loss`."""
         return hnc_loss(class_maps, target, self.variant, self.topk, self.alpha, self.reduction, target_floor)
 
+    @torch.no_grad()
     def norm(self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0) -> Tensor:
-        """Norm of the loss's gradient with respect to the maps, a scalar; see `hnc_norm`."""
-        return hnc_norm(class_maps, target, self.variant, self.topk, self.alpha, self.reduction, target_floor)
+        """Frobenius norm of the loss's gradient with respect to the maps of a batch, a scalar in float32 or float64."""
+        indices, valid = class_maps.topk_negatives(target, self.topk, target_floor)
+        height, width = class_maps.grid
+        if self.variant == 'kd':  # softmax - 1 / (h w) at every position
+            shares = raised(class_maps.maps(indices).flatten(2)).softmax(-1)
+            squares = (shares - 1 / (height * width)).square().sum(-1)
+        else:  # twice the distance over h w at every position
+            squares = _of_every_map(class_maps, indices, self.variant, self.alpha) * (4 / (height * width))
+        squares = squares.masked_fill(~valid, 0.0).sum(1)
+        if self.reduction == 'mean':
+            squares = squares / valid.sum(1).clamp(min=1).square()
+        return squares.sum().sqrt() / len(squares)
 
     def extra_repr(self) -> str:
         """The options, for print(model)."""
