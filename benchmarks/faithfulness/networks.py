@@ -103,16 +103,15 @@ class Training:
 
 
 def shared_flags(data: Path, epochs: int, images: int | None, device: str) -> tuple[str, ...]:
-    """Flags of train.py that all runs share: CIFAR-100, AdamW, padded crops and flips.
+    """Flags of train.py that all runs share: CIFAR-100, AdamW, padded crops and flips, bfloat16.
 
     Args:
         data: folder of CIFAR-100's parquet files.
         epochs: of the schedule.
         images: training images, and test images at most; all if None.
-        device: 'cuda' trains in bfloat16 and channels-last.
+        device: of train.py.
     """
     limit = f'[:{images}]' if images else ''
-    fast = () if device == 'cpu' else ('--amp', '--amp-dtype', 'bfloat16', '--channels-last')
     return (
         *('--dataset', f'hfds/{data}', '--input-key', COLUMNS[0], '--target-key', COLUMNS[1]),
         *('--train-split', f'train{limit}', '--val-split', f'test{limit}'),
@@ -121,7 +120,7 @@ def shared_flags(data: Path, epochs: int, images: int | None, device: str) -> tu
         *('--data-in-memory', '--train-crop-mode', 'pad', '--color-jitter', '0', '--smoothing', '0'),
         *('-b', '256', '--opt', 'adamw', '--lr', '0.002', '--weight-decay', '0.05', '--clip-grad', '1'),
         *('--epochs', str(epochs), '--sched-on-updates', '--warmup-epochs', '1', '--val-interval', str(epochs)),
-        *('--device', device, *fast, '--workers', '1', '--seed', '0'),
+        *('--device', device, '--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--workers', '1', '--seed', '0'),
         *('--cam-images', '0', '--no-report', '--checkpoint-hist', '1'),
     )
 
