@@ -5,6 +5,7 @@ nothing else forks itself (multiprocessing's forkserver); the fork becomes the s
 (`fresh=True` of `running.run_script`) where starting it, torchrun or an import is what the test is about.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -116,6 +117,8 @@ def _become(command: list[str], environment: dict[str, str], cwd: str, out: str,
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.fsync = lambda file: None  # as conftest.py says
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

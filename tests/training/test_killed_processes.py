@@ -26,7 +26,8 @@ def options(images, tmp_path):
     return build
 
 
-@pytest.mark.parametrize('processes', [0, 2])
+# one process: test_interrupted.py kills it inside its epochs, with every kind of option
+@pytest.mark.parametrize('processes', [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes):
     done = run_script(TRAIN, *options('whole', *EXACT), processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
