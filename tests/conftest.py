@@ -9,6 +9,9 @@ from faulty_images import faulty_format
 __all__ = ['faulty_format']
 
 # torch is imported below: the process that hands out the tests does without, and starts the others the sooner
+# glibc reads them where a process starts: it keeps freed memory for the next tensor instead of giving it back
+os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(32 * 2**20))
+os.environ.setdefault('MALLOC_TRIM_THRESHOLD_', str(2**30))
 os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')  # no processes of its own, which import torch first
 # it is for a power cut, which no test makes: a killed process leaves what it wrote; a busy disk takes 10 ms
 os.fsync = lambda file: None
