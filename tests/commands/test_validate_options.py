@@ -1,11 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from flag_table import check_flag, read_flags
 from flat_options import parse_validate_options
 
+from timm_hnc.commands.options import validate_options
 from timm_hnc.commands.options.validate_options import build_parser
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.precision import agreed_device
 
 FLAGS = read_flags(Path(__file__).parent / 'timm_validate_flags.csv')
 
@@ -92,11 +95,15 @@ def test_options_that_cannot_work_are_refused_in_one_line(command, fragment):
 
 
 def test_the_launcher_may_compile(monkeypatch):
+    def agreed(*argv):
+        options, explicit, _ = validate_options.parse_validate_options(argv)
+        return replace(options, device=agreed_device(options.device, explicit))
+
     with pytest.raises(UsageError, match=r'--torchcompile nothing: expected one of .*inductor'):
-        parse_validate_options(['--torchcompile', 'nothing'])
+        agreed('--torchcompile', 'nothing')
     monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'EAGER')
-    assert parse_validate_options([])[0].torchcompile == 'eager'
+    assert agreed().device.torchcompile == 'eager'
     with pytest.raises(UsageError, match='--cam-metrics: not together with --torchcompile'):
-        parse_validate_options(['--cam-metrics'])
+        agreed('--cam-metrics')
     with pytest.raises(UsageError, match='--torchcompile inductor contradicts the launcher, which says eager'):
-        parse_validate_options(['--torchcompile'])
+        agreed('--torchcompile')

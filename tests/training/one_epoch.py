@@ -58,7 +58,7 @@ def one_epoch(argv: list[str]) -> dict:
             if isinstance(module, nn.GroupNorm):
                 # fresh norms hide errors
                 module.weight.add_(torch.linspace(-0.3, 0.3, module.weight.numel()))
-    run.train_loader = batches(accelerator, options.task.multi_label)
+    run.data.train_loader = batches(accelerator, options.task.multi_label)
     gradients = []
     step = run.optimizer.step
 

@@ -39,7 +39,7 @@ class ByHand:
 
     def __init__(self, images, tmp_path, *argv, seed=42):
         self.seed = seed
-        self.loader = build(images, tmp_path, *argv).train_loader
+        self.loader = build(images, tmp_path, *argv).data.train_loader
         random_seed(seed, 0)
         self.model = timm.create_model('test_resnet', num_classes=3, **NARROW).double()
         matrices = [p for p in self.model.parameters() if p.ndim > 1]

@@ -135,27 +135,27 @@ def settle(run: Run, epoch: int) -> None:
 
 
 def _begin_epoch(run: Run, epoch: int) -> None:
-    loader = run.train_loader
+    loader = run.data.train_loader
     for part in (loader.dataset, loader.batch_sampler, loader.sampler):
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
-    if run.keys is not None:
-        run.keys.start = run.start_update * run.options.batches.grad_accum_steps
-    if run.mixup is not None and run.options.mixup.mixup_off_epoch and epoch >= run.options.mixup.mixup_off_epoch:
-        run.mixup.mixup_enabled = False
+    if run.data.keys is not None:
+        run.data.keys.start = run.start_update * run.options.batches.grad_accum_steps
+    if run.data.mixup is not None and run.options.mixup.mixup_off_epoch and epoch >= run.options.mixup.mixup_off_epoch:
+        run.data.mixup.mixup_enabled = False
 
 
 def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     """Batches on the device from the first on, each with its accumulation window; the last window may be shorter."""
-    length, steps = len(run.train_loader), run.options.batches.grad_accum_steps
+    length, steps = len(run.data.train_loader), run.options.batches.grad_accum_steps
     remainder = length % steps
-    inputs = batches(run.train_loader, run.accelerator.device, run.input_dtype, run.options.device.channels_last)
+    inputs = batches(run.data.train_loader, run.accelerator.device, run.input_dtype, run.options.device.channels_last)
     for index, (input, target) in enumerate(inputs, first):
-        if run.keys is not None:
+        if run.data.keys is not None:
             # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before
-            seed_generators(run.keys.seed, epoch, index, _OF_THE_STEP, devices=True)
-        if run.mixup is not None and not isinstance(run.mixup, FastCollateMixup):
-            input, target = run.mixup(input, target)
+            seed_generators(run.data.keys.seed, epoch, index, _OF_THE_STEP, devices=True)
+        if run.data.mixup is not None and not isinstance(run.data.mixup, FastCollateMixup):
+            input, target = run.data.mixup(input, target)
         last = index + 1 == length or (index + 1) % steps == 0
         window = remainder if index >= length - remainder else steps
         yield Step(index, window, last, input, target)
@@ -166,7 +166,7 @@ def _batch_scale(run: Run, batch_size: int) -> float:
     mode = run.options.sizes.variable_batch_loss_scale
     if mode == 'none' or not run.options.sizes.train_img_sizes:
         return 1.0
-    scale = batch_size / run.train_loader.batch_sampler.average_batch_size
+    scale = batch_size / run.data.train_loader.batch_sampler.average_batch_size
     return scale**0.5 if mode == 'sqrt' else scale
 
 

@@ -65,7 +65,7 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
             _publish_so_far(run, publisher, pictures, epoch)
     final = _show_best(run, pictures)
     result = _result(run, final, train_metrics, time.monotonic() - started)
-    run.skipped.stop()
+    run.data.skipped.stop()
     _write_result(run, result)
     return result
 
@@ -99,7 +99,7 @@ def _synchronise_batch_norm(run: Run, model: Any) -> None:
 
 
 def _evaluate_epoch(run: Run) -> dict[str, float] | None:
-    if run.eval_loader is None:
+    if run.data.eval_loader is None:
         return None
     if run.averaged_model is not run.model:
         _synchronise_batch_norm(run, run.averaged_model)
@@ -110,10 +110,10 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
     """Figures of a model on the run's validation data, over all processes; `on_batch` as in `evaluate`."""
     options, device = run.options, run.accelerator.device
     task = options.task
-    evaluator = create_evaluator(run.eval_loader, device, task.multi_label, task.multilabel_threshold)
+    evaluator = create_evaluator(run.data.eval_loader, device, task.multi_label, task.multilabel_threshold)
     return evaluate(
         model,
-        batches(run.eval_loader, device, run.input_dtype, options.device.channels_last),
+        batches(run.data.eval_loader, device, run.input_dtype, options.device.channels_last),
         evaluator,
         run.accelerator.autocast,
         distributed=run.distributed,
@@ -162,7 +162,7 @@ def _load_best(run: Run, model: Any) -> None:
 
 def _evaluate_best(run: Run, model: Any) -> dict[str, float] | None:
     """Figures of the best weights; what the report shows of them goes to its folder."""
-    if run.eval_loader is None:
+    if run.data.eval_loader is None:
         return None
     if run.options.run.no_report or run.options.run.tta > 1:
         return evaluate_run(run, run.compiled(model))

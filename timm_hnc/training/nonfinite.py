@@ -43,7 +43,7 @@ def may_update(run: Run, notice: Notice, epoch: int) -> bool:
     first, last = notice.batches[0], notice.batches[-1]
     where = f'epoch {epoch}, ' + (f'batch {last}' if first == last else f'batches {first} to {last}')
     what = f'{"the loss" if notice.bad_loss else "a gradient"} is not finite in {where}'
-    samples = [each for batch in notice.batches for each in run.keys.samples(batch)] if run.keys else []
+    samples = [each for batch in notice.batches for each in run.data.keys.samples(batch)] if run.data.keys else []
     if notice.here and samples:
         what += f' (samples {", ".join(map(str, samples[:_SHOWN]))}{", ..." if len(samples) > _SHOWN else ""})'
     if run.options.run.on_nonfinite == 'stop':

@@ -19,7 +19,6 @@ from timm_hnc.commands.options.shared import (
     add_loader_flags,
 )
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.compilation import agreed_compilation
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.map_pass import MapOptions
 from timm_hnc.evaluation.robustness import AttackOptions
@@ -120,7 +119,6 @@ def parse_validate_options(
     refuse(parser, args, explicit, REFUSED)
     # in timm's validate.py the positional folder comes first; in its train.py --data-dir does
     args.data_dir = args.data or args.data_dir
-    args.torchcompile, args.torchcompile_mode = agreed_compilation(args.torchcompile, args.torchcompile_mode)
     if args.results_format not in ('csv', 'json'):
         raise UsageError(f"--results-format '{args.results_format}': expected one of csv, json.")
     values, own = split_values(args, ValidateOptions)

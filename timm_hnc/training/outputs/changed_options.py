@@ -53,7 +53,7 @@ _FACTS = (*_OF_THE_ORDER, 'processes', 'device')
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    dataset = run.train_loader.dataset
+    dataset = run.data.train_loader.dataset
     return {
         'training images': len(dataset),
         'classes': len(class_to_idx(dataset)) or run.options.input.num_classes,
@@ -94,7 +94,7 @@ def check_place(run: Run, checkpoint: Path) -> None:
         DataError: it would.
     """
     progress = run.checkpoints.progress
-    if not progress.updates_in_epoch or run.keys is None or run.options.schedule.start_epoch is not None:
+    if not progress.updates_in_epoch or run.data.keys is None or run.options.schedule.start_epoch is not None:
         return
     before, now = progress.parts[-1].options, _facts(run)
     part = Part(changed=_differences(before, {name: now[name] for name in _OF_THE_ORDER}))

@@ -21,9 +21,9 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
     Raises:
         DataError: the data cannot be read.
     """
-    if run.eval_loader is None or not count:
+    if run.data.eval_loader is None or not count:
         return None
-    dataset: Any = run.eval_loader.dataset
+    dataset: Any = run.data.eval_loader.dataset
     if not isinstance(dataset, IterableDataset):
         count = min(count, len(dataset))
         dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
@@ -45,7 +45,7 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
 
 def statistic(run: Run, name: str) -> Tensor:
     """(1, C, 1, 1) mean or standard deviation of the run's normalisation."""
-    return torch.tensor(run.data_config[name]).view(1, -1, 1, 1)
+    return torch.tensor(run.data.config[name]).view(1, -1, 1, 1)
 
 
 def restored(run: Run, inputs: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class CamPictures:
         self.samples = self._samples() if run.accelerator.is_main_process else None
 
     def _samples(self) -> tuple[Tensor, Tensor] | None:
-        if self.run.eval_loader is None or not self.run.options.run.cam_images:
+        if self.run.data.eval_loader is None or not self.run.options.run.cam_images:
             return None
         try:
             CamModel(self.run.model)
@@ -47,7 +47,7 @@ class CamPictures:
                     inputs.to(device, run.input_dtype),
                     restored(run, inputs),
                     targets.to(device),
-                    run.class_names,
+                    run.data.class_names,
                     multi_label=run.options.task.multi_label,
                     title=title,
                 )

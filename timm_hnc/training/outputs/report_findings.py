@@ -36,14 +36,14 @@ class Findings:
     def __init__(self, run: Run, model: Any) -> None:
         self.run, self.model = run, model
         self.watched: WatchedMaps | None = None
-        names, limit = run.class_names, evaluation_sample_limit(run.eval_loader)
+        names, limit = run.data.class_names, evaluation_sample_limit(run.data.eval_loader)
         try:
             cam_model = CamModel(model)
         except UnsupportedHead as error:
             _logger.info(f'No class maps in the report: {error}')
             return
         multi_label = run.options.task.multi_label
-        order = iter(run.eval_loader.sampler)
+        order = iter(run.data.eval_loader.sampler)
         self.examples = ExamplePass(partial(restored, run), names, multi_label, order, max_samples=limit)
         self.confusions = ConfusionPass(names, limit)
         self.passes: list[MapPass] = [self.examples]
@@ -98,7 +98,7 @@ class Findings:
         evaluator = partial(create_evaluator, batches, device, run.options.task.multi_label, threshold)
         clean = evaluate(self.model, batches, evaluator(), run.accelerator.autocast)
         threat = Threat([Attack('fgsm', eps) for eps in ATTACKED_EPS], seed=run.options.loader.seed)
-        classifier = normalized(self.model, run.data_config['mean'], run.data_config['std'])
+        classifier = normalized(self.model, run.data.config['mean'], run.data.config['std'])
         inputs = partial(progress, batches, 'batch', description='FGSM')
         try:
             robust = robust_figures(classifier, inputs, evaluator, threat, run.accelerator.autocast, clean)

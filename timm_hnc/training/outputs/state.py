@@ -71,7 +71,7 @@ def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
         hnc = {'variant': run.options.hnc.hnc, **{name: getattr(run.options.hnc, f'hnc_{name}') for name in names}}
         if run.auto_weight is not None:
             hnc['weight'] = run.auto_weight.value.item()
-    save_pretrained(run.evaluated_model, folder / 'model', run.class_names, run.data_config, hnc)
+    save_pretrained(run.evaluated_model, folder / 'model', run.data.class_names, run.data.config, hnc)
     state = {'optimizer': run.optimizer.optimizer.state_dict(), **apart}
     state |= {name: module.state_dict() for name, module in _modules(run)}
     if run.accelerator.scaler is not None:
@@ -110,7 +110,7 @@ def restore(run: Run, checkpoint: Path) -> None:
             if _has_history(run) and 'scheduler' in state:
                 past = {name: value for name, value in state['scheduler'].items() if name not in _PLATEAU_SETTINGS}
                 run.scheduler.lr_scheduler.load_state_dict(past)
-        if progress.updates_in_epoch and run.keys is not None:
+        if progress.updates_in_epoch and run.data.keys is not None:
             _restore_inside_epoch(run, state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error

@@ -8,22 +8,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from timm import utils
-from timm.data import Mixup
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import ModelEmaV3
-from torch.utils.data import DataLoader
 
 from timm_hnc.cam import CamModel
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder
-from timm_hnc.data.datasets import check_same_classes, class_names
-from timm_hnc.data.loading.in_memory import RememberedBatches, keep_in_memory
-from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
-from timm_hnc.data.loading.skipped_images import SkippedImages
-from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
-from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset, taken_as_it_is
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import exported
@@ -31,11 +23,11 @@ from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTa
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import Interval
 from timm_hnc.training.setup.criterion import timm_criterion_kwargs
-from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset
 from timm_hnc.training.setup.losses import create_run_loss
 from timm_hnc.training.setup.models import create_model
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
 from timm_hnc.training.setup.options import TrainOptions, check_image_size
+from timm_hnc.training.setup.run_data import RunData, create_run_data
 from timm_hnc.training.signals import StopSignals
 from timm_hnc.training.update_flags import Notices
 
@@ -71,15 +63,9 @@ class Run:
         optimizer: as Accelerate wrapped it.
         scheduler: timm's, or None.
         num_epochs: where the run ends.
-        train_loader: timm's loader, or the one that was provided.
-        eval_loader: the same for validation, or None without a validation split.
-        mixup: timm's mixup, or None.
-        data_config: input size, mean, std, interpolation and crop.
-        class_names: a name a class.
-        skipped: counts images that could not be decoded.
+        data: what it trains on and is evaluated on.
         checkpoints: of this run folder.
         notices: what processes tell each other of every update.
-        keys: the training loader's batches where their random numbers depend on their place alone, else None.
         export_copy: of `averaged_model`, with the classifier that the loss exports; None where that is the model's own.
         start_epoch: the epoch to begin with.
         start_update: updates of that epoch that are done already.
@@ -102,15 +88,9 @@ class Run:
     optimizer: Any
     scheduler: Any
     num_epochs: int
-    train_loader: Any
-    eval_loader: Any
-    mixup: Mixup | None
-    data_config: dict[str, Any]
-    class_names: list[str]
-    skipped: SkippedImages
+    data: RunData
     checkpoints: CheckpointFolder
     notices: Notices
-    keys: KeyedBatches | None = None
     export_copy: Any = None
     start_epoch: int = 0
     start_update: int = 0
@@ -123,7 +103,7 @@ class Run:
 
     def count_skipped_images(self) -> int:
         """Images that all processes skipped; all of them call it."""
-        count = torch.tensor(self.skipped.count, device=self.accelerator.device)
+        count = torch.tensor(self.data.skipped.count, device=self.accelerator.device)
         return self.skipped_images_before + int(self.accelerator.reduce(count, 'sum'))
 
     @property
@@ -139,7 +119,7 @@ class Run:
     @property
     def eval_metric(self) -> str:
         """The metric that ranks checkpoints: the training loss where nothing is evaluated."""
-        return self.options.run.eval_metric if self.eval_loader is not None else 'loss'
+        return self.options.run.eval_metric if self.data.eval_loader is not None else 'loss'
 
     @property
     def auto_weight(self) -> AutoWeight | None:
@@ -160,7 +140,7 @@ class Run:
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps an epoch; the last window of accumulated batches may be shorter."""
-        return -(-len(self.train_loader) // self.options.batches.grad_accum_steps)
+        return -(-len(self.data.train_loader) // self.options.batches.grad_accum_steps)
 
 
 def build_run(
@@ -178,21 +158,13 @@ def build_run(
         UsageError: an option is wrong.
         DataError: data or weights are missing or do not fit.
     """
-    provided, device, seed = provided or Provided(), accelerator.device, options.loader.seed
-    utils.random_seed(seed, accelerator.process_index)
-    with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
-        model = provided.model
-        if model is None:
-            model = create_model(options.model, options.input, options.augmentation.aug_splits)
+    provided = provided or Provided()
+    utils.random_seed(options.loader.seed, accelerator.process_index)
+    model, data_config = _create_model(options, provided.model, accelerator)
     num_classes = options.input.num_classes or model.num_classes
-    data_config = input_config(model, options.input, verbose=accelerator.is_main_process)
-    check_image_size(options, model, data_config['input_size'])
-    model.to(device=device, dtype=options.device.weight_dtype)
-    if options.device.channels_last:
-        model.to(memory_format=torch.channels_last)
-    data = _create_data(options, provided, data_config, num_classes, accelerator)
-    train_set = data.train_loader.dataset
+    data = create_run_data(options, provided.train_set, provided.eval_set, data_config, num_classes, accelerator)
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
+    train_set = data.train_loader.dataset
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
     task = create_task(options, model, loss, accelerator, len(data.train_loader))
@@ -211,15 +183,9 @@ def build_run(
         optimizer=optimizer,
         scheduler=None,
         num_epochs=0,
-        train_loader=data.train_loader,
-        keys=data.keys,
+        data=data,
         clock=options.run.interval(),
         notices=Notices(accelerator, at_once=options.run.on_nonfinite == 'skip'),
-        eval_loader=data.eval_loader,
-        mixup=data.mixup,
-        data_config=data_config,
-        class_names=class_names(train_set, num_classes),
-        skipped=data.skipped,
         checkpoints=checkpoints,
     )
     run.export_copy = exported(run.averaged_model, loss) if loss is not None and loss.changes_scores else None
@@ -227,33 +193,17 @@ def build_run(
     return run
 
 
-@dataclass(frozen=True)
-class _Data:
-    """The loaders of a run, and what goes with them: see `Run`."""
-
-    train_loader: Any
-    keys: KeyedBatches | None
-    eval_loader: Any
-    mixup: Mixup | None
-    skipped: SkippedImages
-
-
-def _create_data(
-    options: TrainOptions, provided: Provided, data_config: dict[str, Any], num_classes: int, accelerator: Accelerator
-) -> _Data:
-    skipped, channels = SkippedImages(), data_config['input_size'][0]
-    train_set, eval_set = provided.train_set, provided.eval_set
-    mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
-    if train_set is None:
-        train_set = open_train_dataset(options, channels, num_classes)
-    train_loader, keys = _create_train_loader(train_set, options, data_config, mixup, skipped, accelerator)
-    eval_loader = None
-    if options.splits.val_split:
-        if eval_set is None:
-            eval_set = _open_eval_set(options, channels, num_classes)
-            check_same_classes(train_loader.dataset, eval_set)
-        eval_loader = _create_eval_loader(eval_set, options, data_config, skipped, accelerator)
-    return _Data(train_loader, keys, eval_loader, mixup, skipped)
+def _create_model(options: TrainOptions, model: Any, accelerator: Accelerator) -> tuple[Any, dict[str, Any]]:
+    """The provided model, or the one that the options name, on its device, and how it wants its images."""
+    with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
+        if model is None:
+            model = create_model(options.model, options.input, options.augmentation.aug_splits)
+    data_config = input_config(model, options.input, verbose=accelerator.is_main_process)
+    check_image_size(options, model, data_config['input_size'])
+    model.to(device=accelerator.device, dtype=options.device.weight_dtype)
+    if options.device.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model, data_config
 
 
 def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: int) -> TrainOptions:
@@ -262,66 +212,6 @@ def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: 
     images = batch_size * world_size * options.batches.grad_accum_steps
     schedule = with_learning_rate(options.schedule, options.optimizer.opt, images)
     return replace(options, input=replace(options.input, num_classes=num_classes), schedule=schedule)
-
-
-def _create_train_loader(
-    train_set: Any,
-    options: TrainOptions,
-    data_config: dict[str, Any],
-    mixup: Mixup | None,
-    skipped: SkippedImages,
-    accelerator: Accelerator,
-) -> tuple[Any, KeyedBatches | None]:
-    """The loader that trains; keys are those of its batches, where each is a function of its place."""
-    distributed, device = accelerator.num_processes > 1, accelerator.device
-    if taken_as_it_is(train_set, accelerator.num_processes):
-        return train_set, None
-    train_set.skipped_images = skipped  # travels to the loader's workers
-    loader = create_train_loader(train_set, options, data_config, device, distributed, mixup)
-    outlive_signals(loader)
-    keys = use_keys(loader, mixed(options.loader.seed, accelerator.process_index))
-    if options.batches.data_in_memory and keys is not None:
-        keep_in_memory(loader, keys, options.augmentation.hflip, options.augmentation.vflip, device)
-    return loader, keys
-
-
-def _open_eval_set(options: TrainOptions, channels: int, num_classes: int) -> Any:
-    return open_eval_dataset(
-        options.data,
-        options.task,
-        channels,
-        num_classes,
-        options.loader.seed,
-        split=options.splits.val_split,
-        num_samples=options.splits.val_num_samples,
-        batch_size=options.batches.batch_size,
-    )
-
-
-def _create_eval_loader(
-    eval_set: Any,
-    options: TrainOptions,
-    data_config: dict[str, Any],
-    skipped: SkippedImages,
-    accelerator: Accelerator,
-) -> Any:
-    batches, distributed = options.batches, accelerator.num_processes > 1
-    if taken_as_it_is(eval_set, accelerator.num_processes):
-        return eval_set
-    eval_set.skipped_images = skipped
-    arguments: dict[str, Any] = dict(
-        num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
-        img_dtype=options.device.input_dtype,
-    )
-    if batches.data_in_memory:
-        arguments['persistent_workers'] = False  # what is kept in memory is read once
-    loader = create_eval_loader(
-        eval_set, options.loader, data_config, batches.eval_batch_size, accelerator.device, distributed, **arguments
-    )
-    outlive_signals(loader)
-    if batches.data_in_memory:
-        loader.loader = RememberedBatches(loader.loader)
-    return loader
 
 
 def create_task(

@@ -1,0 +1,137 @@
+"""The data of a run: its loaders, and what goes with them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from timm.data import Mixup
+from torch.utils.data import DataLoader
+
+from timm_hnc.data.datasets import check_same_classes, class_names
+from timm_hnc.data.loading.in_memory import RememberedBatches, keep_in_memory
+from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
+from timm_hnc.data.loading.skipped_images import SkippedImages
+from timm_hnc.data.loading.worker_signals import outlive_signals
+from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset, taken_as_it_is
+from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset
+from timm_hnc.training.setup.options import TrainOptions
+
+
+@dataclass
+class RunData:
+    """What a run trains on and is evaluated on.
+
+    Args:
+        train_loader: timm's loader, or the one that was provided.
+        keys: its batches where their random numbers depend on their place alone, else None.
+        eval_loader: the same for validation, or None without a validation split.
+        mixup: timm's mixup, or None.
+        config: input size, mean, std, interpolation and crop.
+        class_names: a name a class.
+        skipped: counts images that could not be decoded.
+    """
+
+    train_loader: Any
+    keys: KeyedBatches | None
+    eval_loader: Any
+    mixup: Mixup | None
+    config: dict[str, Any]
+    class_names: list[str]
+    skipped: SkippedImages
+
+
+def create_run_data(
+    options: TrainOptions,
+    train_set: Any,
+    eval_set: Any,
+    config: dict[str, Any],
+    num_classes: int,
+    accelerator: Accelerator,
+) -> RunData:
+    """Open the data sets that are not provided, and make the loaders.
+
+    Args:
+        options: of the run.
+        train_set: provided data set or loader, or None for the one that the options name.
+        eval_set: the same for validation.
+        config: input size, mean, std, interpolation and crop.
+        num_classes: of the model.
+        accelerator: device and processes.
+
+    Raises:
+        UsageError: an option is wrong.
+        DataError: data is missing or does not fit.
+    """
+    skipped, channels = SkippedImages(), config['input_size'][0]
+    mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
+    if train_set is None:
+        train_set = open_train_dataset(options, channels, num_classes)
+    train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
+    eval_loader = None
+    if options.splits.val_split:
+        if eval_set is None:
+            eval_set = _open_eval_set(options, channels, num_classes)
+            check_same_classes(train_loader.dataset, eval_set)
+        eval_loader = _create_eval_loader(eval_set, options, config, skipped, accelerator)
+    names = class_names(train_loader.dataset, num_classes)
+    return RunData(train_loader, keys, eval_loader, mixup, config, names, skipped)
+
+
+def _create_train_loader(
+    train_set: Any,
+    options: TrainOptions,
+    config: dict[str, Any],
+    mixup: Mixup | None,
+    skipped: SkippedImages,
+    accelerator: Accelerator,
+) -> tuple[Any, KeyedBatches | None]:
+    """The loader that trains; keys are those of its batches, where each is a function of its place."""
+    distributed, device = accelerator.num_processes > 1, accelerator.device
+    if taken_as_it_is(train_set, accelerator.num_processes):
+        return train_set, None
+    train_set.skipped_images = skipped  # travels to the loader's workers
+    loader = create_train_loader(train_set, options, config, device, distributed, mixup)
+    outlive_signals(loader)
+    keys = use_keys(loader, mixed(options.loader.seed, accelerator.process_index))
+    if options.batches.data_in_memory and keys is not None:
+        keep_in_memory(loader, keys, options.augmentation.hflip, options.augmentation.vflip, device)
+    return loader, keys
+
+
+def _open_eval_set(options: TrainOptions, channels: int, num_classes: int) -> Any:
+    return open_eval_dataset(
+        options.data,
+        options.task,
+        channels,
+        num_classes,
+        options.loader.seed,
+        split=options.splits.val_split,
+        num_samples=options.splits.val_num_samples,
+        batch_size=options.batches.batch_size,
+    )
+
+
+def _create_eval_loader(
+    eval_set: Any,
+    options: TrainOptions,
+    config: dict[str, Any],
+    skipped: SkippedImages,
+    accelerator: Accelerator,
+) -> Any:
+    batches, distributed = options.batches, accelerator.num_processes > 1
+    if taken_as_it_is(eval_set, accelerator.num_processes):
+        return eval_set
+    eval_set.skipped_images = skipped
+    arguments: dict[str, Any] = dict(
+        num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
+        img_dtype=options.device.input_dtype,
+    )
+    if batches.data_in_memory:
+        arguments['persistent_workers'] = False  # what is kept in memory is read once
+    loader = create_eval_loader(
+        eval_set, options.loader, config, batches.eval_batch_size, accelerator.device, distributed, **arguments
+    )
+    outlive_signals(loader)
+    if batches.data_in_memory:
+        loader.loader = RememberedBatches(loader.loader)
+    return loader
