@@ -18,7 +18,7 @@ from timm_hnc.data.loading.seeded_batches import seed_generators
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
-from timm_hnc.training.nonfinite import bad_gradient, count_overflow, may_update
+from timm_hnc.training.nonfinite import bad_gradient, count_update, leave_out
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.setup.optimizer import LOSS_GROUP
 from timm_hnc.training.update_flags import Notice
@@ -81,13 +81,14 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
         log_due = update % run.options.run.log_interval == 0 or update + 1 == run.updates_per_epoch
         update += 1
         notice = _exchange(run, step, tally.averages.sums['loss'])
-        if notice is None or may_update(run, notice, epoch):
-            _update(run, epoch * run.updates_per_epoch + update)
-            count_overflow(run)
-            run.averages.add(tally.averages)
-        else:
+        if notice is not None and notice.bad:
+            leave_out(run, notice, epoch)
             run.optimizer.zero_grad()
             tally.undo()
+        else:
+            _update(run, epoch * run.updates_per_epoch + update)
+            count_update(run)
+            run.averages.add(tally.averages)
         tally = _Tally(run)
         if log_due:
             _log(run, epoch, update, (run.averages.count - before) / (time.monotonic() - started))
@@ -130,8 +131,8 @@ def settle(run: Run, epoch: int) -> None:
         DataError: they are not finite.
     """
     notice = run.notices.settle()
-    if notice is not None:
-        may_update(run, notice, epoch)
+    if notice is not None and notice.bad:
+        leave_out(run, notice, epoch)
 
 
 def _begin_epoch(run: Run, epoch: int) -> None:

@@ -27,19 +27,12 @@ def bad_gradient(run: Run) -> Tensor:
     return ~torch.nn.utils.get_total_norm(gradients).isfinite()
 
 
-def may_update(run: Run, notice: Notice, epoch: int) -> bool:
-    """Whether the optimizer may take what a notice speaks of.
-
-    Returns:
-        False where the update is to be left out (--on-nonfinite skip).
+def leave_out(run: Run, notice: Notice, epoch: int) -> None:
+    """Count an update with bad numbers as left out (--on-nonfinite skip), or stop the run.
 
     Raises:
         DataError: with epoch, batch and samples (--on-nonfinite stop), or after too many in a row.
     """
-    if not (notice.bad_loss or notice.bad_gradient):
-        if run.accelerator.scaler is None:
-            run.skipped_in_a_row = 0
-        return True
     first, last = notice.batches[0], notice.batches[-1]
     where = f'epoch {epoch}, ' + (f'batch {last}' if first == last else f'batches {first} to {last}')
     what = f'{"the loss" if notice.bad_loss else "a gradient"} is not finite in {where}'
@@ -50,18 +43,15 @@ def may_update(run: Run, notice: Notice, epoch: int) -> bool:
         raise DataError(f'{what}: {_REMEDY}')
     _count(run, what)
     _logger.warning(f'{what}: the update is left out.')
-    return False
 
 
-def count_overflow(run: Run) -> None:
-    """Count a step that the loss scale of float16 left out.
+def count_update(run: Run) -> None:
+    """Count a step of the optimizer: one that worked, or one that the loss scale of float16 left out.
 
     Raises:
-        DataError: too many in a row.
+        DataError: too many were left out in a row.
     """
-    if run.accelerator.scaler is None:
-        return
-    if run.optimizer.step_was_skipped:
+    if run.accelerator.scaler is not None and run.optimizer.step_was_skipped:
         _count(run, 'float16 overflows')
     else:
         run.skipped_in_a_row = 0

@@ -31,6 +31,11 @@ class Notice:
     signal: int
     due: bool
 
+    @property
+    def bad(self) -> bool:
+        """Whether a number is not finite."""
+        return self.bad_loss or self.bad_gradient
+
 
 class Notices:
     """Exchanges notices."""
