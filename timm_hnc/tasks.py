@@ -130,6 +130,9 @@ class HNCTask(ClassMapTask):
         target_floor: the value that smoothing gives to absent classes in dense targets; by default from
             criterion_kwargs: smoothing / n with soft targets (smoothing / 2 for several labels), else 0.
 
+    Attributes:
+        hnc_joins: HNC is part of the loss; where it is not, its value is there all the same.
+
     Raises:
         TypeError: the model is no CamModel.
         ValueError: the model's class maps cannot be trained on, the weight is negative or not finite, or timm refuses
@@ -164,6 +167,7 @@ class HNCTask(ClassMapTask):
         super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)
         self.hnc = hnc
         self.hnc_weight = hnc_weight
+        self.hnc_joins = True
         self.target_floor = self._smoothing_floor(criterion_kwargs or {}) if target_floor is None else target_floor
 
     def _smoothing_floor(self, criterion_kwargs: dict[str, Any]) -> float:
@@ -185,17 +189,19 @@ class HNCTask(ClassMapTask):
         """
         criterion, plain = self.criterion_and_maps(input, target)
         views = len(plain.logits) // len(input)
-        hnc = self.hnc(plain, target.repeat(views, *[1] * (target.ndim - 1)), self.target_floor)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
+            hnc = self.hnc(plain, target.repeat(views, *[1] * (target.ndim - 1)), self.target_floor)
         parts = {'criterion': criterion.detach(), 'hnc': hnc.detach()}
         weight: float | Tensor
         if isinstance(self.hnc_weight, AutoWeight):
             weight = parts['hnc_weight'] = self._followed(self.hnc_weight, plain, target).to(hnc.dtype)
         else:
             weight = self.hnc_weight
-        return {'loss': criterion + weight * hnc, 'output': plain.logits[: len(input)], **parts}
+        loss = criterion + weight * hnc if self.hnc_joins else criterion
+        return {'loss': loss, 'output': plain.logits[: len(input)], **parts}
 
     def _followed(self, weight: AutoWeight, class_maps: ClassMaps, target: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()):
+        if not (self.training and torch.is_grad_enabled() and self.hnc_joins):
             return weight.value
         return weight.follow(self.criterion, self.hnc, class_maps, target, self.target_floor)
 

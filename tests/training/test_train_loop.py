@@ -101,6 +101,18 @@ def test_the_hnc_loss_adds_itself_to_the_same_loop(images, tmp_path):
     assert same_weights(plain.model, training_state(folder)['model'])
 
 
+def test_hnc_joins_in_an_epoch(images, tmp_path):
+    argv = ['--hnc', 'mse', '--hnc-weight', 'auto', '--hnc-topk', 1, '--model-ema']
+    late = ['--epochs', 2, *argv, '--hnc-start-epoch', 1]
+    first, second = summary(train(*options(images, *late), '--output', tmp_path, '--experiment', 'late'))
+    assert first['train_loss'] == first['train_criterion']
+    assert (first['train_hnc'] > 0, first['train_hnc_weight']) == (True, 0)
+    assert second['train_loss'] > second['train_criterion']
+    assert second['train_hnc_weight'] > 0
+    plain, _ = summary(train(*options(images, '--epochs', 2), '--output', tmp_path, '--experiment', 'plain'))
+    assert first['train_criterion'] == pytest.approx(plain['train_loss'], abs=1e-9)
+
+
 def test_accumulation_divides_the_last_window_by_its_real_length(images, tmp_path):
     # 7 batches in windows of 3, 3 and 1
     argv = ['--grad-accum-steps', 3, '--model-ema', '--model-ema-decay', 0.5]

@@ -144,6 +144,8 @@ def _begin_epoch(run: Run, epoch: int) -> None:
         run.data.keys.start = run.start_update * run.options.batches.grad_accum_steps
     if run.data.mixup is not None and run.options.mixup.mixup_off_epoch and epoch >= run.options.mixup.mixup_off_epoch:
         run.data.mixup.mixup_enabled = False
+    if run.options.hnc.on:
+        utils.unwrap_model(run.task).hnc_joins = epoch >= run.options.hnc.hnc_start_epoch
 
 
 def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:

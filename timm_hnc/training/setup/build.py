@@ -233,8 +233,9 @@ def create_task(
     if loss is not None and mixed:
         arguments['target_floor'] = options.loss.smoothing / (2 if multi_label else model.num_classes)
     kind = HNCMultiLabelTask if multi_label else HNCTask
-    # a weight that follows does so until the first epoch after the warm-up ends
-    weight = options.hnc.weight(math.ceil((options.schedule.warmup_epochs + 1) * batches_per_epoch))
+    # a weight that follows does so until the first epoch after the warm-up ends, and for an epoch at least
+    epochs = max(1, options.schedule.warmup_epochs + 1 - options.hnc.hnc_start_epoch)
+    weight = options.hnc.weight(math.ceil(epochs * batches_per_epoch))
     return kind(CamModel(model), hnc=options.hnc.loss(), hnc_weight=weight, **arguments)
 
 

@@ -25,6 +25,7 @@ class HNCOptions:
         hnc_topk: negative classes of each image that it takes.
         hnc_alpha: value that mse draws the maps to, and logit the logits.
         hnc_reduction: over the K maps of an image.
+        hnc_start_epoch: epoch that HNC joins in, such as that in which the learning rate first drops.
     """
 
     hnc: Literal['none', 'mse', 'kd', 'var', 'logit'] = 'none'
@@ -32,6 +33,7 @@ class HNCOptions:
     hnc_topk: int = 100
     hnc_alpha: float = 0.0
     hnc_reduction: Literal['sum', 'mean'] = 'sum'
+    hnc_start_epoch: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.hnc_weight, str):
@@ -40,6 +42,7 @@ class HNCOptions:
             check_range(self, 'hnc_weight', low=0)
         check_range(self, 'hnc_topk', low=1)
         check_range(self, 'hnc_alpha')
+        check_range(self, 'hnc_start_epoch', low=0)
         if self.hnc != 'none':
             object.__setattr__(
                 self, 'hnc_weight', DEFAULT_WEIGHTS[self.hnc] if self.hnc_weight is None else self.hnc_weight
