@@ -61,17 +61,17 @@ def run_figures(folder: Path, regime: Regime, data_dir: str, sizes: Sizes | None
         In %: `accuracy` (mAP or top-1), `train_accuracy` on training images without augmentation and with the labels
         of training, `calibration_error` (of several labels each one is a yes or no), `fgsm_1` and `fgsm_2` (accuracy
         under FGSM at 1/255 and 2/255 against cross-entropy), `energy` (share of a map's positive values inside the
-        boxes of its class, where there are boxes), `grid_pointing` (share of a class's positive map in its own cell of
-        a 2 x 2 grid, 25 by chance; NaN without grids). In units of logits `negative_peak`, the highest value of a
-        negative map above its mean, of 5 negatives an image.
+        boxes of its class, where images have several labels), `grid_pointing` (share of a class's positive map in its
+        own cell of a 2 x 2 grid, 25 by chance; NaN without grids). In units of logits `negative_peak`, the highest
+        value of a negative map above its mean, of 5 negatives an image.
     """
     sizes = sizes or Sizes()
     model = timm.create_model(f'local-dir:{folder / "last" / "model"}', pretrained=True).eval()
     test = _evenly(_dataset(regime, data_dir, regime.test_split, model), sizes.test)
     images, targets = _tensors(test)
     found, logits = _clean(model, test, images, targets)
-    step = max(1, len(images) // sizes.attacked)
-    found |= _attacked(model, images[::step][: sizes.attacked], targets[::step][: sizes.attacked])
+    some = _places(len(images), sizes.attacked)
+    found |= _attacked(model, images[some], targets[some])
     found['grid_pointing'] = _grid_pointing(model, images, targets, logits, sizes.grids)
     train = _as_trained(_dataset(regime, data_dir, regime.train_split, model), folder, regime)
     images, targets = _tensors(_evenly(train, sizes.train))
@@ -95,8 +95,12 @@ def _as_trained(dataset: Any, folder: Path, regime: Regime) -> Any:
 
 
 def _evenly(dataset: Any, count: int | None) -> Subset:
-    count = min(count or len(dataset), len(dataset))
-    return Subset(dataset, [index * len(dataset) // count for index in range(count)])
+    return Subset(dataset, _places(len(dataset), count))
+
+
+def _places(length: int, count: int | None) -> list[int]:
+    count = min(count or length, length)
+    return [index * length // count for index in range(count)]
 
 
 def _tensors(dataset: Subset) -> tuple[Tensor, Tensor]:
@@ -159,13 +163,13 @@ class _Energy:
             frame = geometry.frame(size) if size else None
             for label in targets[index - self.next].nonzero().flatten().tolist() if frame else ():
                 boxes = frame.boxes(found.boxes[found.labels == label])
-                if len(boxes):
+                if (boxes[:, 2:] > boxes[:, :2]).all(1).any():  # some of one is in the input
                     self.shares.append(energy_inside(image_maps[label], boxes, frame.size))
         self.next += len(maps)
 
     def compute(self) -> float:
-        """The mean, in %."""
-        return 100 * sum(self.shares) / max(1, len(self.shares))
+        """The mean, in %; NaN without boxes."""
+        return 100 * sum(self.shares) / len(self.shares) if self.shares else float('nan')
 
 
 def _attacked(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, float]:

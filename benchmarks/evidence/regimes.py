@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from lite import MODEL
+
 MULTI_LABEL, SINGLE_LABEL = 'map', 'top1'
 BASELINE = 'baseline'
-LITE = 'tf_efficientnet_lite0'
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Row:
         label: what it is.
         flags: of train.py.
         weights: tried for `--hnc-weight` with the first k; none: there is nothing to choose.
-        topks: tried for `--hnc-topk` with the best weight.
+        topks: tried for `--hnc-topk` with the best weight, which is scaled so that weight * k stays.
     """
 
     key: str
@@ -40,8 +41,9 @@ class Regime:
         test_split: as validate.py takes it.
         holdout: share of the training images on which settings are chosen.
         choice_seeds: seeds of every setting.
-        seeds: of every row once its setting is chosen.
-        pretrained: network whose ImageNet weights the runs begin with; '' for none.
+        seeds: runs of every row once its setting is chosen; none of these seeds was used for choosing.
+        pretrained: the runs begin with the ImageNet weights of EfficientNet-Lite0.
+        chosen_in: regime whose settings are taken, where choosing would take too long; '' for its own.
     """
 
     key: str
@@ -54,7 +56,8 @@ class Regime:
     holdout: float = 0.2
     choice_seeds: int = 2
     seeds: int = 5
-    pretrained: str = ''
+    pretrained: bool = False
+    chosen_in: str = ''
 
     @property
     def multi_label(self) -> bool:
@@ -101,7 +104,7 @@ def _unsmoothed(row: Row) -> Row:
 
 _FAST = ('--amp', '--amp-dtype', 'bfloat16', '--channels-last')
 _LITE = (
-    *('--model', LITE, '-b', '32', '--opt', 'momentum', '--lr', '0.01', '--weight-decay', '1e-4'),
+    *('--model', MODEL, '-b', '32', '--opt', 'momentum', '--lr', '0.01', '--weight-decay', '1e-4'),
     *('--sched', 'cosine', '--sched-on-updates', '--warmup-epochs', '1', '--warmup-lr', '1e-4'),
     *('--crop-pct', '1.0', '--hflip', '0.5', '--color-jitter', '0', *_FAST),
 )
@@ -128,11 +131,11 @@ REGIMES = {
     for regime in (
         Regime(
             *('voc-short', f'{_VOC_NAME} at 128 px for 6 epochs', 'voc2007', (*_LITE, *_VOC, '--epochs', '6')),
-            **dict(rows=_VOC_ROWS, test_split='validation', pretrained=LITE),
+            **dict(rows=_VOC_ROWS, test_split='validation', pretrained=True),
         ),
         Regime(
             *('voc-long', f'{_VOC_NAME} at 128 px for 25 epochs', 'voc2007', (*_LITE, *_VOC, '--epochs', '25')),
-            **dict(rows=_VOC_ROWS, test_split='validation', pretrained=LITE),
+            **dict(rows=_VOC_ROWS, test_split='validation', pretrained=True),
         ),
         Regime(
             'cifar-5000',
@@ -141,7 +144,7 @@ REGIMES = {
             (*_LITE_CIFAR, '--epochs', '10'),
             _CIFAR_ROWS,
             train_split='train[:5000]',
-            pretrained=LITE,
+            pretrained=True,
         ),
         Regime(
             'cifar-10000',
@@ -153,7 +156,8 @@ REGIMES = {
         ),
         Regime(
             'cifar-noisy',
-            'CIFAR-100, 10,000 training images with 40 % symmetric label noise, ResNet-56 from scratch for 120 epochs',
+            'CIFAR-100, 10,000 training images with 40 % symmetric label noise, ResNet-56 from scratch for 120 epochs; '
+            'settings are chosen on clean labels',
             'cifar100',
             (*_CIFAR, '--epochs', '120', '--decay-milestones', '60', '90', '--label-noise', 'symmetric:0.4'),
             _CIFAR_ROWS,
@@ -167,6 +171,7 @@ REGIMES = {
             (*_CIFAR, '--epochs', '164', '--decay-milestones', '85', '123'),
             tuple(row for row in _CIFAR_ROWS if row.key in (BASELINE, 'mse', 'kd')),
             seeds=1,
+            chosen_in='cifar-10000',
         ),
     )
 }

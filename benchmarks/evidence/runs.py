@@ -2,17 +2,19 @@
 
 import csv
 import json
+import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tables.plan import ROOT, Cell
 from tables.runs import Plan, Run
 
 from evidence.regimes import Regime, Row
 from timm_hnc.errors import DataError
+
+FIRST_SEED = 10  # of what is measured; settings are chosen with seeds from 0 on
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,13 @@ class Setting:
         """Part of a run's name."""
         return f'-{self.weight.replace(":", "-")}-k{self.topk}'
 
+    def at(self, topk: int) -> 'Setting':
+        """The same pull on another number of maps: HNC is their sum. A weight that follows does so by itself."""
+        weight = self.weight if self.weight.startswith('auto') else f'{float(self.weight) * self.topk / topk:g}'
+        return Setting(weight, topk)
 
-@dataclass(frozen=True)
-class TrialRun(Run):
-    """A run on a part of the training images, evaluated on the rest of them."""
-
-    @property
-    def next_step(self) -> str | None:
-        """'train', or None for a complete run."""
-        return None if (self.folder / 'result.json').is_file() else 'train'
+    def __str__(self) -> str:
+        return f'{self.weight}, k {self.topk}'
 
 
 @dataclass(frozen=True)
@@ -93,21 +93,22 @@ class Stage:
     flags: Sequence[str] = ()
     extra: Sequence[str] = ()
 
-    def trials(self, row: Row, settings: Iterable[Setting]) -> list[TrialRun]:
-        """Runs that show how good settings are on held-out training images."""
+    def trials(self, row: Row, setting: Setting | None) -> list[Run]:
+        """Runs that show how good a setting is on held-out training images, one a seed."""
         plan = self._plan(self.folder / 'trials', '--holdout', str(self.regime.holdout))
-        cells = [self._cell(row, setting) for setting in settings]
-        return [TrialRun(plan, cell, seed) for seed in range(self.regime.choice_seeds) for cell in cells]
+        return [Run(plan, self._cell(row, setting), seed) for seed in range(self.regime.choice_seeds)]
 
     def measured(self, row: Row, setting: Setting | None, seeds: int) -> list[MeasuredRun]:
         """Runs on all training images, one a seed."""
         plan, cell = self._plan(self.folder), self._cell(row, setting)
-        return [MeasuredRun(plan, cell, seed, self.regime, self.data_dir) for seed in range(seeds)]
+        chosen = range(FIRST_SEED, FIRST_SEED + seeds)
+        return [MeasuredRun(plan, cell, seed, self.regime, self.data_dir) for seed in chosen]
 
     def _plan(self, folder: Path, *flags: str) -> Plan:
         epochs = self.regime.flags[self.regime.flags.index('--epochs') + 1]
-        shared = (*self.flags, '--train-split', self.regime.train_split, *flags, '--val-interval', epochs)
-        return Plan(folder, shared, self.extra, self.regime.test_split)
+        # evaluated and kept once, at the end: a run that is killed needs checkpoints of its own
+        ends = ('--val-interval', epochs, '--checkpoint-interval', '10m')
+        return Plan(folder, (*self.flags, '--train-split', self.regime.train_split, *flags, *ends), self.extra)
 
     def _cell(self, row: Row, setting: Setting | None) -> Cell:
         name, flags = (setting.name, setting.flags) if setting else ('', ())
@@ -120,69 +121,83 @@ def last_figure(run: Run, metric: str) -> float:
     Raises:
         DataError: the run does not hold it.
     """
-    return float(last_row(run)[f'eval_{metric}'])
-
-
-def last_row(run: Run) -> dict[str, Any]:
-    """What summary.csv says of the last epoch.
-
-    Raises:
-        DataError: it cannot be read.
-    """
     try:
         with (run.folder / 'summary.csv').open() as file:
-            return list(csv.DictReader(file))[-1]
-    except (OSError, IndexError) as error:
+            return float(list(csv.DictReader(file))[-1][f'eval_{metric}'])
+    except (OSError, LookupError, ValueError) as error:
         raise DataError(f'{run.name} has no figures that can be read: {error!r}.') from error
 
 
-class Choices:
-    """The setting of every row; one that has been chosen stays.
+@dataclass(frozen=True)
+class Choice:
+    """What a row was tried with.
 
     Args:
-        stage: whose trials are looked at.
+        setting: that did best; None where there is nothing to choose.
+        held_out: figures on held-out training images, in %, means over seeds, by setting.
     """
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.path = stage.folder / 'chosen.json'
-        self.chosen: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+    setting: Setting | None
+    held_out: dict[str, float]
 
-    def setting(self, row: Row) -> Setting | None:
-        """What was chosen for a row, None where there is nothing to choose or nothing chosen yet."""
-        found = self.chosen.get(row.key)
-        return Setting(found['weight'], found['topk']) if found else None
 
-    def missing(self, rows: Iterable[Row]) -> list[TrialRun]:
-        """Trials that are to be run before more can be chosen: weights with the first k, then other k."""
-        return [run for row in rows for run in self._needed(row) if run.next_step]
+def read_choices(folder: Path) -> dict[str, Choice]:
+    """The choices of a regime's folder by row; none where there are none.
 
-    def _needed(self, row: Row) -> list[TrialRun]:
-        if not row.weights or row.key in self.chosen:
-            return []
-        first = [Setting(weight, row.topks[0]) for weight in row.weights]
-        runs = self.stage.trials(row, first)
-        if any(run.next_step for run in runs):
-            return runs
-        best = max(first, key=lambda setting: self._held_out(row, setting))
-        return self.stage.trials(row, [Setting(best.weight, topk) for topk in row.topks[1:]])
+    Raises:
+        DataError: its chosen.json cannot be read.
+    """
+    path = folder / 'chosen.json'
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        return {
+            key: Choice(Setting(each['weight'], each['topk']) if 'weight' in each else None, each['held_out'])
+            for key, each in found.items()
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"'{path}' cannot be read: {error!r}.") from error
 
-    def choose(self, rows: Iterable[Row]) -> None:
-        """Keep the best setting of every row whose trials are complete."""
-        for row in rows:
-            if not row.weights or row.key in self.chosen or any(run.next_step for run in self._needed(row)):
-                continue
-            tried = self._tried(row)
-            best = max(tried, key=lambda setting: tried[setting])
-            held_out = {f'{setting.weight} k{setting.topk}': value for setting, value in tried.items()}
-            self.chosen[row.key] = {'weight': best.weight, 'topk': best.topk, 'held_out': held_out}
-        self.path.write_text(f'{json.dumps(self.chosen, indent=2)}\n')
 
-    def _tried(self, row: Row) -> dict[Setting, float]:
-        """Means of held-out figures, over seeds, of all complete settings of a row."""
-        settings = [Setting(weight, topk) for topk in row.topks for weight in row.weights]
-        complete = [one for one in settings if not any(run.next_step for run in self.stage.trials(row, [one]))]
-        return {setting: self._held_out(row, setting) for setting in complete}
+def _write_choice(folder: Path, row: Row, choice: Choice) -> None:
+    """Add a row to chosen.json as it is now."""
+    path = folder / 'chosen.json'
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    found[row.key] = {**(vars(choice.setting) if choice.setting else {}), 'held_out': choice.held_out}
+    unfinished = path.with_suffix(f'.{os.getpid()}')
+    unfinished.write_text(f'{json.dumps(found, indent=2)}\n')
+    unfinished.replace(path)
 
-    def _held_out(self, row: Row, setting: Setting) -> float:
-        return statistics.mean(last_figure(run, self.stage.regime.metric) for run in self.stage.trials(row, [setting]))
+
+def needed_trials(stage: Stage, row: Row) -> list[Run]:
+    """The trials that come next of a row: its weights with the first k, then other k with the best weight."""
+    if not row.weights:
+        return stage.trials(row, None)
+    first = [Setting(weight, row.topks[0]) for weight in row.weights]
+    runs = [run for setting in first for run in stage.trials(row, setting)]
+    if any(run.next_step for run in runs):
+        return runs
+    best = max(first, key=lambda setting: held_out(stage, row, setting))
+    return [run for topk in row.topks[1:] for run in stage.trials(row, best.at(topk))]
+
+
+def choose(stage: Stage, row: Row) -> None:
+    """Keep the best setting of a row whose trials are complete; one that is kept already stays."""
+    if row.key in read_choices(stage.folder) or any(run.next_step for run in needed_trials(stage, row)):
+        return
+    if not row.weights:
+        _write_choice(stage.folder, row, Choice(None, {'': held_out(stage, row, None)}))
+        return
+    first = [Setting(weight, row.topks[0]) for weight in row.weights]
+    tried = [*first, *(setting.at(topk) for setting in first for topk in row.topks[1:])]
+    figures = {
+        setting: held_out(stage, row, setting)
+        for setting in tried
+        if not any(run.next_step for run in stage.trials(row, setting))
+    }
+    best = max(figures, key=lambda setting: figures[setting])
+    _write_choice(stage.folder, row, Choice(best, {str(setting): value for setting, value in figures.items()}))
+
+
+def held_out(stage: Stage, row: Row, setting: Setting | None) -> float:
+    """The figure of a setting on held-out training images, in %, the mean over seeds."""
+    return statistics.mean(last_figure(run, stage.regime.metric) for run in stage.trials(row, setting))

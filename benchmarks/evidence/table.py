@@ -12,9 +12,9 @@ from typing import Any
 from scipy.stats import ttest_rel
 
 from evidence.regimes import BASELINE, REGIMES, Regime, Row
-from evidence.runs import Setting
+from evidence.runs import Setting, read_choices
 
-KEPT = ('args.yaml', 'summary.csv', 'figures.json')
+KEPT = ('args.yaml', 'summary.csv', 'figures.json', 'result.json')
 _HEADINGS = {
     **{'accuracy': 'accuracy', 'train_accuracy': 'of training images', 'negative_peak': 'peak of negative maps'},
     **{'energy': 'energy in boxes', 'grid_pointing': 'grid pointing', 'calibration_error': 'calibration error'},
@@ -63,22 +63,18 @@ def paired(values: Mapping[int, float], base: Mapping[int, float]) -> tuple[floa
 
 
 def results(regime: Regime, folder: Path) -> list[Result]:
-    """What is complete of a regime, in the order of its rows.
+    """What is complete of a regime, in the order of its rows; a row of which nothing is has no runs.
 
     Args:
         regime: which.
         folder: of its runs and its chosen.json, or what was kept of them.
     """
-    path = folder / 'chosen.json'
-    chosen = json.loads(path.read_text()) if path.is_file() else {}
-    found = []
+    chosen, found = read_choices(folder.with_name(regime.chosen_in or regime.key)), []
     for row in regime.rows:
-        pick = chosen.get(row.key)
-        setting = Setting(pick['weight'], pick['topk']) if pick else None
-        if row.weights and not setting:
-            continue
-        runs = dict(_figures(folder, f'{row.key}{setting.name if setting else ""}'))
-        found += [Result(row, setting, runs)] if runs else []
+        setting = chosen[row.key].setting if row.key in chosen else None
+        ready = setting or not row.weights
+        runs = dict(_figures(folder, f'{row.key}{setting.name if setting else ""}')) if ready else {}
+        found.append(Result(row, setting, runs))
     return found
 
 
@@ -94,15 +90,15 @@ def markdown(regime: Regime, found: Sequence[Result]) -> str:
         regime: which.
         found: from `results`.
     """
-    base = next((result for result in found if result.row.key == BASELINE), None)
+    base = next(result for result in found if result.row.key == BASELINE)
     known = {name for result in found for figures in result.runs.values() for name in figures}
     names = [name for name in _HEADINGS if name in known]
-    headings = [_METRICS[regime.metric], 'difference (95 %)', 'better', *(_HEADINGS[name] for name in names[1:])]
+    headings = ['n', _METRICS[regime.metric], 'difference (95 %)', 'better', *(_HEADINGS[name] for name in names[1:])]
     lines = [f'## {regime.key}', '', f'{regime.about}.', '', _line(['', 'weight, k', *headings])]
     lines.append('|' + '---|' * (len(headings) + 2))
     for result in found:
         setting = f'{result.setting.weight}, {result.setting.topk}' if result.setting else ''
-        cells = [result.row.label, setting, _spread(_column(result, 'accuracy'), 2)]
+        cells = [result.row.label, setting, str(len(result.runs)), _spread(_column(result, 'accuracy'), 2)]
         cells += _difference(result, base)
         lines.append(_line([*cells, *(_spread(_column(result, name), 1) for name in names[1:])]))
     return '\n'.join(lines) + '\n'
@@ -113,13 +109,15 @@ def _column(result: Result, name: str) -> dict[int, float]:
 
 
 def _spread(values: Mapping[int, float], digits: int) -> str:
+    if not values:
+        return '-'
     spread = f' ± {statistics.stdev(values.values()):.{digits}f}' if len(values) > 1 else ''
     return f'{statistics.mean(values.values()):.{digits}f}{spread}'
 
 
-def _difference(result: Result, base: Result | None) -> list[str]:
-    if base is None or result is base:
-        return ['', f'n = {len(result.runs)}']
+def _difference(result: Result, base: Result) -> list[str]:
+    if result is base:
+        return ['', '']
     pairs = paired(_column(result, 'accuracy'), _column(base, 'accuracy'))
     if pairs is None:
         return ['-', '-']
@@ -133,16 +131,15 @@ def _line(cells: Sequence[str]) -> str:
 
 def choices(regime: Regime, folder: Path) -> str:
     """What every setting reached on held-out training images."""
-    path = folder / 'chosen.json'
-    if not path.is_file():
+    chosen = read_choices(folder)
+    if not chosen:
         return ''
-    chosen = json.loads(path.read_text())
-    lines = [
-        f'{row.label}: {", ".join(f"{name} {value:.2f}" for name, value in chosen[row.key]["held_out"].items())}'
-        for row in regime.rows
-        if row.key in chosen
-    ]
-    about = f'On held-out training images ({regime.holdout:g} of them, {regime.choice_seeds} seeds), weight and k:'
+    lines = []
+    for row in regime.rows:
+        if row.key in chosen:
+            tried = ', '.join(f'{name or "as it is"} {value:.2f}' for name, value in chosen[row.key].held_out.items())
+            lines.append(f'{row.label}: {tried}')
+    about = f'On held-out training images ({regime.holdout:g} of them, {regime.choice_seeds} seeds), by weight and k:'
     return '\n'.join([about, '', *(f'- {line}' for line in lines)]) + '\n'
 
 
@@ -176,7 +173,7 @@ def write(out: Path, kept: Path | None) -> str:
     parts = []
     for key, regime in REGIMES.items():
         found = results(regime, out / key)
-        if found:
+        if any(result.runs for result in found):
             parts += [markdown(regime, found), choices(regime, out / key)]
             if kept:
                 keep(regime, out / key, kept)

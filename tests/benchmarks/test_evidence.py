@@ -11,7 +11,7 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from evidence.figures import Sizes, _as_trained, run_figures
 from evidence.regimes import BASELINE, REGIMES, Row
-from evidence.runs import Choices, Setting, Stage
+from evidence.runs import FIRST_SEED, Setting, Stage, choose, needed_trials, read_choices
 from evidence.table import markdown, paired, results, write
 from image_data import png, square
 from running import ROOT, SMALL, train, validate
@@ -34,41 +34,50 @@ def test_train_py_takes_the_options_of_every_row(key):
     stage = Stage(regime, ROOT, '', ['--dataset', 'hfds/x', '--pretrained-path', 'y'])
     assert regime.rows[0].key == BASELINE
     for row in regime.rows:
-        settings = [Setting(weight, topk) for topk in row.topks for weight in row.weights]
-        for run in [*stage.trials(row, settings), *stage.measured(row, settings[0] if settings else None, 2)]:
+        settings = [Setting(weight, topk) for topk in row.topks for weight in row.weights] or [None]
+        trials = [run for setting in settings for run in stage.trials(row, setting)]
+        for run in [*trials, *stage.measured(row, settings[0], 2)]:
             argv = run.command('train')[1:]
             options = flattened(parse_train_options(argv)[0])
             assert options['holdout'] == (regime.holdout if 'trials' in run.folder.parts else 0)
             assert options['val_interval'] == options['epochs'], 'evaluated once, at the end'
             assert options['num_classes'] == regime.num_classes
-            assert (options['hnc'] == 'none') == (not settings)
-    names = [run.name for run in stage.trials(row, settings)]
-    assert len(set(names)) == len(names) == regime.choice_seeds * len(settings)
+            assert (options['hnc'] == 'none') == (not row.weights)
+        assert len({run.name for run in trials}) == len(trials) == regime.choice_seeds * len(settings)
 
 
 def test_weights_are_tried_first_then_k_and_what_is_chosen_stays(tmp_path):
     stage = Stage(REGIME, tmp_path, '')
-    tops = {'0.1-k5': (50, 60), '0.2-k5': (50, 61), '0.2-k10': (40, 80)}
+    tops = {'mse-0.1-k5': (50, 60), 'mse-0.2-k5': (50, 61), 'mse-0.1-k10': (40, 80), BASELINE: (10, 20)}
 
-    def run_all(choices):
-        missing = choices.missing(REGIME.rows)
+    def run_all(row):
+        missing = [run for run in needed_trials(stage, row) if run.next_step]
         for run in missing:
-            finish(run, 0, tops[run.name.removeprefix('mse-').rpartition('-seed')[0]][run.seed])
+            finish(run, 0, tops[run.name.rpartition('-seed')[0]][run.seed])
         return [run.name for run in missing]
 
-    choices = Choices(stage)
-    assert run_all(choices) == [f'mse-{name}-seed{seed}' for seed in (0, 1) for name in ('0.1-k5', '0.2-k5')]
-    choices.choose(REGIME.rows)
-    assert choices.setting(ROW) is None, 'the other k is still to be tried'
-    assert run_all(choices) == ['mse-0.2-k10-seed0', 'mse-0.2-k10-seed1']
-    choices.choose(REGIME.rows)
-    assert choices.setting(ROW) == Setting('0.2', 10)
-    assert choices.chosen['mse']['held_out'] == {'0.1 k5': 55, '0.2 k5': 55.5, '0.2 k10': 60}
-    finish(stage.trials(ROW, [Setting('0.1', 5)])[0], 99)
-    again = Choices(stage)
-    again.choose(REGIME.rows)
-    assert (again.setting(ROW), again.missing(REGIME.rows)) == (Setting('0.2', 10), [])
-    assert not stage.measured(ROW, again.setting(ROW), 1)[0].folder.exists()
+    assert run_all(ROW) == [f'mse-{name}-seed{seed}' for name in ('0.1-k5', '0.2-k5') for seed in (0, 1)]
+    choose(stage, ROW)
+    assert read_choices(tmp_path) == {}, 'the other k is still to be tried'
+    # half the weight of the best on twice as many maps
+    assert run_all(ROW) == ['mse-0.1-k10-seed0', 'mse-0.1-k10-seed1']
+    choose(stage, ROW)
+    choice = read_choices(tmp_path)['mse']
+    assert choice.setting == Setting('0.1', 10)
+    assert choice.held_out == {'0.1, k 5': 55, '0.2, k 5': 55.5, '0.1, k 10': 60}
+    finish(stage.trials(ROW, Setting('0.1', 5))[0], 99)
+    choose(stage, ROW)
+    run_all(REGIME.rows[0])
+    choose(stage, REGIME.rows[0])
+    assert read_choices(tmp_path)['mse'] == choice
+    assert read_choices(tmp_path)[BASELINE].held_out == {'': 15}
+    measured = stage.measured(ROW, choice.setting, 2)
+    assert [run.seed for run in measured] == [FIRST_SEED, FIRST_SEED + 1]
+    assert not measured[0].folder.exists()
+    assert Setting('auto:0.1', 5).at(10) == Setting('auto:0.1', 10)
+    (tmp_path / 'chosen.json').write_text('{"mse":')
+    with pytest.raises(DataError, match='cannot be read'):
+        read_choices(tmp_path)
 
 
 def test_differences_of_pairs():
@@ -91,17 +100,17 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
             assert run.next_step == 'figures'
             run.figures_file.write_text(json.dumps({'accuracy': value, 'negative_peak': value / 10}))
             assert run.next_step is None
-    chosen = {'mse': {'weight': '0.2', 'topk': 10, 'held_out': {'0.2 k10': 60.0}}}
+    chosen = {'mse': {'weight': '0.2', 'topk': 10, 'held_out': {'0.2, k 10': 60.0}}}
     (stage.folder / 'chosen.json').write_text(json.dumps(chosen))
     text = write(tmp_path, tmp_path / 'kept')
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:1] == '|']
-    assert lines[0][2:] == ['top-1', 'difference (95 %)', 'better', 'peak of negative maps']
-    assert lines[2] == ['cross-entropy', '', '51.00 ± 1.41', '', 'n = 2', '5.1 ± 0.1']
-    assert lines[3][:3] == ['HNC mse', '0.2, 10', '52.50 ± 2.12']
-    assert lines[3][3].startswith('+1.50 (-4.85 to +7.85')
-    assert '- HNC mse: 0.2 k10 60.00' in text
+    assert lines[0][2:] == ['n', 'top-1', 'difference (95 %)', 'better', 'peak of negative maps']
+    assert lines[2] == ['cross-entropy', '', '2', '51.00 ± 1.41', '', '', '5.1 ± 0.1']
+    assert lines[3][:4] == ['HNC mse', '0.2, 10', '2', '52.50 ± 2.12']
+    assert lines[3][4].startswith('+1.50 (-4.85 to +7.85')
+    assert '- HNC mse: 0.2, k 10 60.00' in text
     kept = tmp_path / 'kept' / REGIME.key
-    assert (kept / 'runs' / 'mse-0.2-k10-seed1' / 'args.yaml').read_text() == 'seed: 1\n'
+    assert (kept / 'runs' / 'mse-0.2-k10-seed11' / 'args.yaml').read_text() == 'seed: 11\n'
     assert markdown(REGIME, results(REGIME, kept)) in text, 'what was kept gives the same table'
     (tmp_path / 'none').mkdir()
     assert write(tmp_path / 'none', None) == ''
