@@ -3,6 +3,8 @@
 In float64: in float32 three updates turn a difference in the last bit into one of 1e-4, when a unit changes sides.
 """
 
+import json
+
 import pytest
 import timm
 import torch
@@ -18,6 +20,7 @@ from timm_hnc import CamModel, hnc_loss
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.data.loading.seeded_batches import seed_generators
+from timm_hnc.errors import UsageError
 from timm_hnc.training.setup.build import build_run
 
 
@@ -103,12 +106,18 @@ def test_the_hnc_loss_adds_itself_to_the_same_loop(images, tmp_path):
 
 def test_hnc_joins_in_an_epoch(images, tmp_path):
     argv = ['--hnc', 'mse', '--hnc-weight', 'auto', '--hnc-topk', 1, '--model-ema']
-    late = ['--epochs', 2, *argv, '--hnc-start-epoch', 1]
-    first, second = summary(train(*options(images, *late), '--output', tmp_path, '--experiment', 'late'))
+    late = options(images, '--epochs', 2, *argv, '--checkpoint-hist', 2, '--output', tmp_path, '--experiment')
+    folder = train(*late, 'late', '--hnc-start-epoch', 1)
+    first, second = summary(folder)
     assert first['train_loss'] == first['train_criterion']
     assert (first['train_hnc'] > 0, first['train_hnc_weight']) == (True, 0)
     assert second['train_loss'] > second['train_criterion']
     assert second['train_hnc_weight'] > 0
+    configs = [folder / 'checkpoints' / f'epoch-{epoch}' / 'model' / 'config.json' for epoch in (0, 1)]
+    trained_with = [json.loads(path.read_text()).get('hnc', {}).get('variant') for path in configs]
+    assert trained_with == [None, 'mse']
+    with pytest.raises(UsageError, match='--hnc-start-epoch 2: the run ends after 2 epochs'):
+        train(*late, 'never', '--hnc-start-epoch', 2)
     plain, _ = summary(train(*options(images, '--epochs', 2), '--output', tmp_path, '--experiment', 'plain'))
     assert first['train_criterion'] == pytest.approx(plain['train_loss'], abs=1e-9)
 

@@ -66,7 +66,7 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 
 def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
     hnc = None
-    if run.options.hnc.hnc != 'none':
+    if run.hnc_joins:
         names = ('weight', 'topk', 'alpha', 'reduction')
         hnc = {'variant': run.options.hnc.hnc, **{name: getattr(run.options.hnc, f'hnc_{name}') for name in names}}
         if run.auto_weight is not None:

@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 
 from timm_hnc.cam import CamModel
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder
+from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.losses.auto_weight import AutoWeight
@@ -122,6 +123,11 @@ class Run:
         return self.options.run.eval_metric if self.data.eval_loader is not None else 'loss'
 
     @property
+    def hnc_joins(self) -> bool:
+        """Whether HNC is part of the loss in this epoch."""
+        return bool(getattr(utils.unwrap_model(self.task), 'hnc_joins', False))
+
+    @property
     def auto_weight(self) -> AutoWeight | None:
         """The weight of HNC where it follows from the gradients."""
         weight = getattr(utils.unwrap_model(self.task), 'hnc_weight', None)
@@ -190,6 +196,10 @@ def build_run(
     )
     run.export_copy = exported(run.averaged_model, loss) if loss is not None and loss.changes_scores else None
     run.scheduler, run.num_epochs = _create_scheduler(run)
+    if options.hnc.hnc_start_epoch >= run.num_epochs:
+        raise UsageError(
+            f'--hnc-start-epoch {options.hnc.hnc_start_epoch}: the run ends after {run.num_epochs} epochs.'
+        )
     return run
 
 

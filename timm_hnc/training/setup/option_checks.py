@@ -129,10 +129,8 @@ def check_losses(
         raise UsageError(f'--loss-lr {loss.loss_lr:g}: --loss {loss.loss or "ce"} learns nothing of its own.')
 
 
-def check_hnc(loss: LossOptions, hnc: HNCOptions, epochs: int) -> None:
-    """Refuse a weight that follows from the gradient at the logits of other losses, and HNC that never joins."""
-    if hnc.hnc_start_epoch >= epochs:
-        raise UsageError(f'--hnc-start-epoch {hnc.hnc_start_epoch}: expected less than --epochs {epochs}.')
+def check_auto_weight(loss: LossOptions, hnc: HNCOptions) -> None:
+    """Refuse a weight that follows from the gradient at the logits where the loss is no function of them."""
     if isinstance(hnc.hnc_weight, str) and loss.is_ours and LOSSES[loss.loss or ''].needs != 'logits':
         raise UsageError(f'--hnc-weight {hnc.hnc_weight}: --loss {loss.loss} is no function of logits; give a number.')
 

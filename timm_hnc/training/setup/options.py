@@ -29,8 +29,8 @@ from timm_hnc.training.setup.losses import check_loss_fits
 from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weights
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.option_checks import (
+    check_auto_weight,
     check_data_in_memory,
-    check_hnc,
     check_label_noise,
     check_losses,
     check_metric,
@@ -156,7 +156,7 @@ class TrainOptions:
         check_data_in_memory(self.data, self.batches, self.augmentation, self.sizes, self.loader)
         check_mixing(self.task, self.model, self.augmentation, self.mixup, self.sizes, self.batches)
         check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
-        check_hnc(self.loss, self.hnc, self.schedule.epochs)
+        check_auto_weight(self.loss, self.hnc)
         check_metric(self.task, self.run.eval_metric)
         if self.tracking.wandb_resume_id and not self.run.resume:
             raise UsageError(f'--wandb-resume-id {self.tracking.wandb_resume_id}: needs --resume.')
