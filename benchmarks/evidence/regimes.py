@@ -87,6 +87,7 @@ def _forms(mse: tuple[str, ...], kd: tuple[str, ...], topks: tuple[int, ...]) ->
         _hnc('var', 'HNC var: flat maps alone', 'var', mse, topks),
         _hnc('logit', 'HNC logit: small logits alone, no maps', 'logit', mse, topks),
         _hnc('auto', 'HNC mse, weight auto', 'mse', ('auto:0.03', 'auto:0.1', 'auto:0.3'), topks),
+        _hnc('follow', 'HNC mse, weight follows', 'mse', ('follow:0.03', 'follow:0.1', 'follow:0.3'), topks),
     )
 
 
@@ -122,7 +123,13 @@ _CIFAR = (
     *('--model', 'cifar_resnet56', '-b', '128', '--opt', 'momentum', '--lr', '0.1', '--weight-decay', '1e-4'),
     *('--sched', 'multistep', '--decay-rate', '0.1', '--warmup-epochs', '0', '--data-in-memory', *_FAST),
 )
-_CIFAR_ROWS = _single_label(('0.0003', '0.001', '0.003'), ('0.001', '0.003', '0.01'), (10, 50))
+# timm counts the epochs of milestones from 1: the rate drops after 60 epochs, when `late` begins
+_MSE = ('0.0003', '0.001', '0.003')
+_CIFAR_ROWS = _single_label(_MSE, ('0.001', '0.003', '0.01'), (10, 50))
+_LATE = Row(
+    *('late', 'HNC mse from the first drop of the learning rate on'),
+    *(('--hnc', 'mse', '--hnc-start-epoch', '60', '--smoothing', '0'), _MSE, (10, 50)),
+)
 _LITE_CIFAR = (*_LITE, '--num-classes', '100', '--img-size', '96', '--train-crop-mode', 'rrc', '--scale', '0.5', '1.0')
 _VOC_NAME = 'VOC2007-test re-split (2,476 training images, not the official split), EfficientNet-Lite0 fine-tuned'
 
@@ -150,8 +157,8 @@ REGIMES = {
             'cifar-10000',
             'CIFAR-100, 10,000 training images, ResNet-56 from scratch for 120 epochs',
             'cifar100',
-            (*_CIFAR, '--epochs', '120', '--decay-milestones', '60', '90'),
-            _CIFAR_ROWS,
+            (*_CIFAR, '--epochs', '120', '--decay-milestones', '61', '91'),
+            (*_CIFAR_ROWS, _LATE),
             train_split='train[:10000]',
         ),
         Regime(
@@ -159,8 +166,8 @@ REGIMES = {
             'CIFAR-100, 10,000 training images with 40 % symmetric label noise, ResNet-56 from scratch for 120 epochs; '
             'settings are chosen on clean labels',
             'cifar100',
-            (*_CIFAR, '--epochs', '120', '--decay-milestones', '60', '90', '--label-noise', 'symmetric:0.4'),
-            _CIFAR_ROWS,
+            (*_CIFAR, '--epochs', '120', '--decay-milestones', '61', '91', '--label-noise', 'symmetric:0.4'),
+            (*_CIFAR_ROWS, _LATE),
             train_split='train[:10000]',
             seeds=3,
         ),

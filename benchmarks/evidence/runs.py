@@ -36,7 +36,7 @@ class Setting:
 
     def at(self, topk: int) -> 'Setting':
         """The same pull on another number of maps: HNC is their sum. A weight that follows does so by itself."""
-        weight = self.weight if self.weight.startswith('auto') else f'{float(self.weight) * self.topk / topk:g}'
+        weight = self.weight if ':' in self.weight else f'{float(self.weight) * self.topk / topk:g}'
         return Setting(weight, topk)
 
     def __str__(self) -> str:

@@ -206,11 +206,12 @@ REFUSED = [
     ('--hnc-weight 0.001', '--hnc-weight 0.001: does nothing without --hnc.'),
     (
         '--hnc mse --hnc-weight auto:0',
-        '--hnc-weight auto:0: expected a number, auto, or auto:SHARE with a',
+        '--hnc-weight auto:0: expected a number, auto, auto:SHARE or follow:SHARE',
     ),
     ('--hnc mse --hnc-weight auto:x', '--hnc-weight auto:x: expected a number, auto'),
     ('--hnc mse --hnc-weight auto:-1', '--hnc-weight auto:-1: expected'),
     ('--hnc mse --hnc-weight auto:nan', '--hnc-weight auto:nan: expected'),
+    ('--hnc mse --hnc-weight follow:0', '--hnc-weight follow:0: expected'),
     ('--hnc mse --hnc-weight automatic', '--hnc-weight automatic: expected a number, auto'),
     ('--hnc-weight auto', '--hnc-weight auto:0.1: does nothing without --hnc.'),
     ('--hnc mse --hnc-weight auto --loss center', '--hnc-weight auto:0.1: --loss center is no function of logits'),

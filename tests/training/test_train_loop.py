@@ -105,7 +105,7 @@ def test_the_hnc_loss_adds_itself_to_the_same_loop(images, tmp_path):
 
 
 def test_hnc_joins_in_an_epoch(images, tmp_path):
-    argv = ['--hnc', 'mse', '--hnc-weight', 'auto', '--hnc-topk', 1, '--model-ema']
+    argv = ['--hnc', 'mse', '--hnc-weight', 'follow:0.2', '--hnc-topk', 1, '--model-ema']
     late = options(images, '--epochs', 2, *argv, '--checkpoint-hist', 2, '--output', tmp_path, '--experiment')
     folder = train(*late, 'late', '--hnc-start-epoch', 1)
     first, second = summary(folder)

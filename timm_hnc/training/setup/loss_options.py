@@ -21,7 +21,8 @@ class HNCOptions:
     Args:
         hnc: HNC loss: none, mse (Eq. 2), kd (Eq. 5), or half of Eq. 2: var (flat maps) or logit (small logits).
         hnc_weight: its weight (lambda), 0.0065 for kd and 0.0007 for the others; or auto:SHARE: HNC pulls at the maps
-            with that share of the criterion's pull (auto: 0.1), measured until the first epoch after the warm-up ends.
+            with that share of the criterion's pull (auto: 0.1), measured until the first epoch after the warm-up ends;
+            or follow:SHARE, measured to the end.
         hnc_topk: negative classes of each image that it takes.
         hnc_alpha: value that mse draws the maps to, and logit the logits.
         hnc_reduction: over the K maps of an image.
@@ -37,7 +38,8 @@ class HNCOptions:
 
     def __post_init__(self) -> None:
         if isinstance(self.hnc_weight, str):
-            object.__setattr__(self, 'hnc_weight', f'auto:{share_of(self.hnc_weight):g}')
+            word, share = word_and_share(self.hnc_weight)
+            object.__setattr__(self, 'hnc_weight', f'{word}:{share:g}')
         else:
             check_range(self, 'hnc_weight', low=0)
         check_range(self, 'hnc_topk', low=1)
@@ -59,8 +61,11 @@ class HNCOptions:
         return self.hnc != 'none'
 
     def weight(self, updates: int) -> float | AutoWeight | None:
-        """The weight, or what makes it of so many training batches."""
-        return AutoWeight(share_of(self.hnc_weight), updates) if isinstance(self.hnc_weight, str) else self.hnc_weight
+        """The weight, or what makes it, with `auto` of so many training batches."""
+        if not isinstance(self.hnc_weight, str):
+            return self.hnc_weight
+        word, share = word_and_share(self.hnc_weight)
+        return AutoWeight(share, updates if word == 'auto' else None)
 
     def loss(self) -> HNCLoss:
         """The HNC loss, where it is on."""
@@ -74,24 +79,26 @@ class HNCOptions:
 
 
 def weight_or_share(text: str) -> float | str:
-    """A weight, or the share that follows `auto`, of a word of the command line."""
+    """A weight, or what stands for one, of a word of the command line."""
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def share_of(text: str) -> float:
-    """The share that `auto` or `auto:SHARE` says.
+def word_and_share(text: str) -> tuple[str, float]:
+    """What `auto`, `auto:SHARE` or `follow:SHARE` says.
 
     Raises:
         UsageError: it says something else.
     """
     word, _, share = text.partition(':')
     value = weight_or_share(share or str(DEFAULT_SHARE))
-    if word != 'auto' or not isinstance(value, float) or not (math.isfinite(value) and value > 0):
-        raise UsageError(f'--hnc-weight {text}: expected a number, auto, or auto:SHARE with a share above 0.')
-    return value
+    if word not in ('auto', 'follow') or not isinstance(value, float) or not (math.isfinite(value) and value > 0):
+        raise UsageError(
+            f'--hnc-weight {text}: expected a number, auto, auto:SHARE or follow:SHARE with a share above 0.'
+        )
+    return word, value
 
 
 @dataclass(frozen=True)
