@@ -107,7 +107,7 @@ class Stage:
     def _plan(self, folder: Path, *flags: str) -> Plan:
         epochs = self.regime.flags[self.regime.flags.index('--epochs') + 1]
         # evaluated and kept once, at the end: a run that is killed needs checkpoints of its own
-        ends = ('--val-interval', epochs, '--checkpoint-interval', '10m')
+        ends = ('--val-interval', epochs, '--checkpoint-interval', '3m')
         return Plan(folder, (*self.flags, '--train-split', self.regime.train_split, *flags, *ends), self.extra)
 
     def _cell(self, row: Row, setting: Setting | None) -> Cell:
