@@ -10,7 +10,7 @@ where it stays, and trains every row on all training images, each with the same 
 it and start it again at will: complete runs are passed over, others go on from their last checkpoint. What follows `--`
 goes to train.py and wins.
 
-`table` writes the tables, and each run's args.yaml, summary.csv and figures.json to --keep.
+`table` writes the tables, and each run's args.yaml, summary.csv, figures.json and result.json to --keep.
 
 A data folder is a Hugging Face-style one with parquet files. Start from a clone of a fixed commit, in an environment of
 its own, when work on the code goes on beside it.

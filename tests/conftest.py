@@ -9,6 +9,7 @@ from faulty_images import faulty_format
 __all__ = ['faulty_format']
 
 # torch is imported below: the process that hands out the tests does without, and starts the others the sooner
+
 # glibc reads them where a process starts: it keeps freed memory for the next tensor instead of giving it back
 os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(32 * 2**20))
 os.environ.setdefault('MALLOC_TRIM_THRESHOLD_', str(2**30))
@@ -42,8 +43,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """What is there before the first test stays: the garbage collector need not look at it, nor a fork copy it.
 
-    Models are made of circles of small objects: to look at them less often is a tenth of
-    the suite's time.
+    Models are made of circles of small objects, and looking at them less often saves time.
     """
     import torch
 
