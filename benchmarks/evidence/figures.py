@@ -12,7 +12,6 @@ from tables.runs import COLUMNS
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
 
 from evidence.regimes import Regime
 from timm_hnc.attacks.attacks import Attack, attack, normalized
@@ -135,6 +134,9 @@ def _clean(model: nn.Module, dataset: Subset, images: Tensor, targets: Tensor) -
             energy.update(class_maps.maps(), labels)
         logits.append(class_maps.logits)
     scores = torch.cat(logits)
+    # here, for importing it takes two seconds, which the choice of settings does without
+    from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
+
     error = BinaryCalibrationError(_BINS) if several else MulticlassCalibrationError(num_classes, _BINS)
     chances = (scores.sigmoid().flatten(), targets.flatten().long()) if several else (scores.softmax(1), targets)
     found = {

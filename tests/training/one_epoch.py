@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from running import forget_run, kept_process_group
+from running import forget_run, kept_process_group, probed_once
 from torch import nn
 
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
@@ -78,7 +78,7 @@ def one_epoch(argv: list[str]) -> dict:
 
 
 if __name__ == '__main__':
-    with kept_process_group():
+    with kept_process_group(), probed_once():
         results = [one_epoch(argv) for argv in json.loads(sys.argv[1])]
     if os.environ.get('RANK', '0') == '0':
         torch.save(results, sys.argv[2])

@@ -26,13 +26,15 @@ def options(images, tmp_path):
     return build
 
 
-# one process: test_interrupted.py kills it inside its epochs, with every kind of option
-@pytest.mark.parametrize('processes', [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes):
+# one process and a second kill: test_interrupted.py kills one twice inside its epochs, with every kind of option
+@pytest.mark.parametrize(
+    ('processes', 'epochs'), [(2, [1]), *(pytest.param(n, [0, 1], marks=pytest.mark.slow) for n in (0, 2))]
+)
+def test_killed_and_resumed_is_as_never_killed(options, tmp_path, processes, epochs):
     done = run_script(TRAIN, *options('whole', *EXACT), processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     argv = options('parts', *EXACT, '--resume', 'auto')
-    for epoch in (0, 1):
+    for epoch in epochs:
         with running(epoch, *argv, script=STANDING, processes=processes) as process:
             wait_for(process, tmp_path / 'parts' / 'checkpoints' / f'recovery-{epoch}-2')
             kill_all(process)
