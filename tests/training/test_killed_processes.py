@@ -107,7 +107,7 @@ def test_a_worker_that_dies(options, tmp_path, moment):
     assert process.returncode == 1
     assert 'Traceback' not in errors
     last = errors.strip().splitlines()[-1]
-    assert 'error: the data cannot be read: DataLoader worker (pid' in last
+    assert re.search(r'error: the data cannot be read: DataLoader worker (\(pid|ended while it handed)', last)
     assert last.endswith('See --workers, --worker-timeout and the memory that is free.')
 
 

@@ -81,12 +81,27 @@ def test_a_timer_of_the_caller_is_left_alone():
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def test_a_batch_whose_process_died_on_the_way():
-    """What the pipe says by which torch's DataLoader gets a batch's memory."""
-
-    def batches():
-        yield SAMPLES[0]
-        raise EOFError
-
+def test_a_batch_whose_process_died_on_the_way(monkeypatch):
+    """Its memory cannot be fetched any more, and torch has not yet seen that the process died."""
+    batches = iter(loader_with(timeout=5))
+    while batches._worker_result_queue.empty():  # until one is announced
+        time.sleep(0.01)
+    workers = multiprocessing.active_children()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, 'is_alive', lambda process: True)
+    signal_workers(signal.SIGKILL)
+    for worker in workers:
+        os.waitpid(worker.pid, 0)
     with pytest.raises(DataError, match=r'^the data cannot be read: DataLoader worker ended while it handed a batch'):
-        list(reading.read(batches()))
+        list(reading.read(batches))
+
+
+@pytest.mark.parametrize('error', [ConnectionResetError(104, 'reset'), EOFError('in the middle of a file')])
+def test_a_source_that_breaks_off_is_no_process_that_died(error):
+    def broken():
+        yield 1
+        raise error
+
+    with pytest.raises(DataError) as caught:
+        list(reading.read(broken()))
+    assert str(caught.value) == f'the data cannot be read: {error}'

@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -83,7 +84,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 def _data_error(error: Exception) -> DataError:
-    if isinstance(error, EOFError) and not str(error):  # from the pipe by which a batch's memory is handed over
+    if _is_of_handing_over(error):
         error = RuntimeError('DataLoader worker ended while it handed a batch over.')
     # the last line is the message, where a worker has put its traceback in front
     message = (str(error).strip() or repr(error)).splitlines()[-1]
@@ -91,6 +92,13 @@ def _data_error(error: Exception) -> DataError:
         _kill_workers()
         message += ' See --workers, --worker-timeout and the memory that is free.'
     return DataError(f'the data cannot be read: {message}')
+
+
+def _is_of_handing_over(error: Exception) -> bool:
+    """Whether a loading process was gone when its batch's memory was asked for, and torch did not see it yet."""
+    gone = isinstance(error, (EOFError, ConnectionError, FileNotFoundError))
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return gone and any(frame.f_globals.get('__name__') == 'torch.multiprocessing.reductions' for frame in frames)
 
 
 def _kill_workers() -> None:
