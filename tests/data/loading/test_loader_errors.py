@@ -91,7 +91,7 @@ def test_a_batch_whose_process_died_on_the_way(monkeypatch):
     monkeypatch.setattr(multiprocessing.process.BaseProcess, 'is_alive', lambda process: True)
     signal_workers(signal.SIGKILL)
     for worker in workers:
-        os.waitpid(worker.pid, 0)
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(DataError, match=r'^the data cannot be read: DataLoader worker ended while it handed a batch'):
         list(reading.read(batches))
 
