@@ -28,8 +28,8 @@ def same_random_numbers():
 
 # the files that take more than ten seconds, those of few long tests first
 LONG = (
-    *('killed_processes', 'installing', 'processes', 'compilation', 'train_runs', 'interrupted', 'loading', 'report'),
-    *('kinds_of_heads', 'hub_server', 'resume', 'publish', 'loss_matrix', 'bad_input', 'tasks', 'selected'),
+    *('killed_processes', 'loading', 'installing', 'processes', 'compilation', 'train_runs', 'interrupted', 'report'),
+    *('kinds_of_heads', 'resume', 'loss_matrix', 'bad_input', 'tasks', 'selected'),
     *('changed_options', 'cam_model', 'detached_heads', 'probe'),
 )
 
@@ -38,6 +38,19 @@ def pytest_collection_modifyitems(items):
     """Files that take long come first: else one of the two processes waits for the other at the end."""
     places = {f'test_{name}.py': place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A process takes a whole file, so that what a file shares is made once; of the Hub's tests, all files."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition('::')[0]
+            return 'tests/hub' if file.startswith('tests/hub/') else file
+
+    return ByFile(config, log)
 
 
 def pytest_collection_finish():
