@@ -3,15 +3,12 @@
 import io
 import json
 import socket
-import subprocess
-import sys
 
 import pytest
 import safetensors.torch
 import timm
 import torch
-from hub_server import client_environment
-from running import ROOT, contents, result, subprocess_environment
+from running import ROOT, contents, result
 
 from timm_hnc import create_model, save_pretrained
 from timm_hnc.errors import DataError
@@ -73,6 +70,14 @@ def test_train_push_load_validate_fine_tune_and_push_again(server, worker, image
     torch.testing.assert_close(after['conv1.0.weight'], before['conv1.0.weight'])
 
 
+# the Hub's client reads the variable when it is imported
+OFFLINE = """
+import importlib, os, huggingface_hub.constants
+os.environ['HF_HUB_OFFLINE'] = '1'
+importlib.reload(huggingface_hub.constants)
+"""
+
+
 def test_names_revisions_and_the_cache(server, workers, good, tmp_path):
     server.put_repo('alice/cached', good)
     code = "import timm_hnc\nfound = timm_hnc.create_model('hf-hub:alice/cached{}').class_names"
@@ -82,17 +87,11 @@ def test_names_revisions_and_the_cache(server, workers, good, tmp_path):
         assert stranger('python', code.format(f'@{sha}')).found == ['blue', 'green', 'red']
         done = stranger('python', code.format('@nowhere'))
         assert done.found == "DataError: 'alice/cached@nowhere' has no such revision (branch, tag or commit)."
-    asked = len(server.requests)
-    offline = """
-import timm_hnc
-print(timm_hnc.create_model('hf-hub:alice/cached').class_names)
-timm_hnc.create_model('hf-hub:alice/other')
-"""
-    environment = client_environment(server, tmp_path / 'home', start=subprocess_environment())
-    command, pipes = [sys.executable, '-c', offline], {'capture_output': True, 'text': True, 'timeout': 100}
-    done = subprocess.run(command, env=environment | {'HF_HUB_OFFLINE': '1'}, **pipes)
-    assert done.stdout == "['blue', 'green', 'red']\n", done.stderr
-    assert "DataError: 'alice/other' is not in the cache, and HF_HUB_OFFLINE is set" in done.stderr
+        asked = len(server.requests)
+        assert stranger('python', OFFLINE).code == 0
+        assert stranger('python', code.format('')).found == ['blue', 'green', 'red']
+        done = stranger('python', "import timm_hnc\ntimm_hnc.create_model('hf-hub:alice/other')")
+        assert done.found == "DataError: 'alice/other' is not in the cache, and HF_HUB_OFFLINE is set."
     assert len(server.requests) == asked
 
 
