@@ -1,10 +1,14 @@
 """train.py on the published data sets' own layouts."""
 
 import json
+from collections import Counter
+from unittest import mock
 
 import pytest
 from image_data import CLASSES, write_coco, write_cub
 from running import ROOT, SMALL, failure, result, train, training_state, validate
+
+from timm_hnc.data.class_counts import class_counts
 
 
 def names_of(run):
@@ -40,6 +44,33 @@ def test_the_coco_recipe_decays_everything_and_squashes_images(tmp_path, capsys)
     assert figures['loss'] == pytest.approx(result(run)['final']['loss'], rel=1e-5)
     timms = train('-c', recipe, *data, '--opt-kwargs', '--experiment', 'timms')
     assert {group['weight_decay'] for group in training_state(timms)['optimizer']['param_groups']} == {5e-4, 0.0}
+
+
+@pytest.mark.parametrize(
+    'options',
+    ['', '--label-noise asymmetric:1', '--holdout 0.3', '--data-in-memory --train-crop-mode pad'],
+    ids=lambda options: options.split(' ')[0],
+)
+def test_classes_are_counted_as_they_are_trained_and_named(images, tmp_path, options):
+    """However the loader wraps the data set: with noise all labels are those of the next class."""
+    whole = Counter(path.parent.name for path in (images / 'train').rglob('*.png'))
+    per_class = [whole[name] for name in sorted(whole)]
+    counted = []
+
+    def count(*args):
+        counted.append(class_counts(*args))
+        return counted[-1]
+
+    argv = ['--data-dir', images, *SMALL, '--color-jitter', 0, '--loss', 'cb-focal', *options.split()]
+    with mock.patch('timm_hnc.training.setup.losses.class_counts', count):
+        run = train(*argv, '--output', tmp_path, '--experiment', 'run')
+    [(counts, number)] = counted
+    assert names_of(run) == sorted(whole)
+    assert number == sum(counts)
+    if 'holdout' in options:
+        assert sum(per_class) - number == round(0.3 * sum(per_class))
+    else:
+        assert counts.tolist() == (per_class[-1:] + per_class[:-1] if 'noise' in options else per_class)
 
 
 def fails(capsys, tmp_path, *argv):

@@ -53,7 +53,7 @@ _FACTS = (*_OF_THE_ORDER, 'processes', 'device')
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    dataset = run.data.train_loader.dataset
+    dataset = run.data.train_set
     return {
         'training images': len(dataset),
         'classes': len(class_to_idx(dataset)) or run.options.input.num_classes,

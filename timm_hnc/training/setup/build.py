@@ -170,8 +170,7 @@ def build_run(
     num_classes = options.input.num_classes or model.num_classes
     data = create_run_data(options, provided.train_set, provided.eval_set, data_config, num_classes, accelerator)
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
-    train_set = data.train_loader.dataset
-    loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, train_set)
+    loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
     task = create_task(options, model, loss, accelerator, len(data.train_loader))
     task = compiled(task)  # inside DDP, whose hooks would break the graph

@@ -22,6 +22,7 @@ class RunData:
     """What a run trains on and is evaluated on.
 
     Args:
+        train_set: what the training labels and the names of classes are read from.
         train_loader: timm's loader, or the one that was provided.
         keys: its batches where their random numbers depend on their place alone, else None.
         eval_loader: the same for validation, or None without a validation split.
@@ -31,6 +32,7 @@ class RunData:
         skipped: counts images that could not be decoded.
     """
 
+    train_set: Any
     train_loader: Any
     keys: KeyedBatches | None
     eval_loader: Any
@@ -67,14 +69,16 @@ def create_run_data(
     if train_set is None:
         train_set = open_train_dataset(options, channels, num_classes)
     train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
+    if train_loader is train_set:
+        train_set = train_loader.dataset
     eval_loader = None
     if options.splits.val_split:
         if eval_set is None:
             eval_set = _open_eval_set(options, channels, num_classes)
-            check_same_classes(train_loader.dataset, eval_set)
+            check_same_classes(train_set, eval_set)
         eval_loader = _create_eval_loader(eval_set, options, config, skipped, accelerator)
-    names = class_names(train_loader.dataset, num_classes)
-    return RunData(train_loader, keys, eval_loader, mixup, config, names, skipped)
+    names = class_names(train_set, num_classes)
+    return RunData(train_set, train_loader, keys, eval_loader, mixup, config, names, skipped)
 
 
 def _create_train_loader(
