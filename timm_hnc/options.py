@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
 from timm_hnc.errors import UsageError
@@ -82,10 +82,4 @@ def changed(options: Groups, **values: Any) -> Groups:
         UsageError: a value cannot be used.
         TypeError: there is no such option.
     """
-    found = {}
-    for name, kind in get_type_hints(type(options)).items():
-        own = {each.name: values.pop(each.name) for each in fields(kind) if each.name in values}
-        found[name] = replace(getattr(options, name), **own) if own else getattr(options, name)
-    if values:
-        raise TypeError(f'no option of {type(options).__name__}: {", ".join(values)}')
-    return replace(options, **found)  # type: ignore[type-var]
+    return grouped(type(options), flattened(options) | values)

@@ -54,15 +54,7 @@ class ClassMapTask(ClassificationTask):
         super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Forward pass and loss.
-
-        Args:
-            input: (B, C, H, W) images.
-            target: (B,) class indices, or (B, n) values, one a class.
-
-        Returns:
-            'loss' to train on and 'output' (B, n) logits.
-        """
+        """As `HNCTask.forward`: 'loss' to train on, and 'output' (B, n) logits."""
         criterion, plain = self.criterion_and_maps(input, target)
         return {'loss': criterion, 'output': plain.logits[: len(input)]}
 
@@ -71,6 +63,8 @@ class ClassMapTask(ClassificationTask):
 
         The maps are of twice the images where the criterion needs two views.
         """
+        if self.multi_label and (target.ndim != 2 or not target.is_floating_point()):
+            raise ValueError(f'several labels need dense float targets (batch, classes), got {tuple(target.shape)}.')
         loss = self.criterion if isinstance(self.criterion, Loss) else None
         if loss is not None and loss.needs == 'two_views':
             input = torch.cat([input, input.flip(-1)])
@@ -168,13 +162,10 @@ class HNCTask(ClassMapTask):
         self.hnc = hnc
         self.hnc_weight = hnc_weight
         self.hnc_joins = True
-        self.target_floor = self._smoothing_floor(criterion_kwargs or {}) if target_floor is None else target_floor
-
-    def _smoothing_floor(self, criterion_kwargs: dict[str, Any]) -> float:
-        if not criterion_kwargs.get('soft_targets'):
-            return 0.0
-        smoothing = criterion_kwargs.get('smoothing', 0.0)
-        return smoothing / (2 if self.multi_label else unwrap_model(self.trainable_module).num_classes)
+        if target_floor is None:
+            given, classes = criterion_kwargs or {}, 2 if self.multi_label else cam_model.num_classes
+            target_floor = given.get('smoothing', 0.0) / classes if given.get('soft_targets') else 0.0
+        self.target_floor = target_floor
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Forward pass and losses.
@@ -192,35 +183,17 @@ class HNCTask(ClassMapTask):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
             hnc = self.hnc(plain, target.repeat(views, *[1] * (target.ndim - 1)), self.target_floor)
         parts = {'criterion': criterion.detach(), 'hnc': hnc.detach()}
-        weight: float | Tensor
-        if isinstance(self.hnc_weight, AutoWeight):
-            weight = parts['hnc_weight'] = self._followed(self.hnc_weight, plain, target).to(hnc.dtype)
-        else:
-            weight = self.hnc_weight
+        weight: float | AutoWeight | Tensor = self.hnc_weight
+        if isinstance(weight, AutoWeight):
+            value = weight.value
+            if self.training and torch.is_grad_enabled() and self.hnc_joins:
+                value = weight.follow(self.criterion, self.hnc, plain, target, self.target_floor)
+            weight = parts['hnc_weight'] = value.to(hnc.dtype)
         loss = criterion + weight * hnc if self.hnc_joins else criterion
         return {'loss': loss, 'output': plain.logits[: len(input)], **parts}
 
-    def _followed(self, weight: AutoWeight, class_maps: ClassMaps, target: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled() and self.hnc_joins):
-            return weight.value
-        return weight.follow(self.criterion, self.hnc, class_maps, target, self.target_floor)
 
-
-class _DenseTargets:
-    """What tasks of several labels check before everything else."""
-
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """As for a single label, for dense floating-point targets (B, n).
-
-        Raises:
-            ValueError: the target is of another kind.
-        """
-        if target.ndim != 2 or not target.is_floating_point():
-            raise ValueError(f'several labels need dense float targets (batch, classes), got {tuple(target.shape)}.')
-        return super().forward(input, target)  # type: ignore[misc]  # the task behind it
-
-
-class ClassMapMultiLabelTask(_DenseTargets, ClassMapTask, MultiLabelClassificationTask):
+class ClassMapMultiLabelTask(ClassMapTask, MultiLabelClassificationTask):
     """Several labels an image: a criterion that may look at class maps, BCE by default.
 
     Takes what `ClassMapTask` takes, and `threshold`, the probability from which the evaluator's F1 counts a label.
@@ -228,7 +201,7 @@ class ClassMapMultiLabelTask(_DenseTargets, ClassMapTask, MultiLabelClassificati
     """
 
 
-class HNCMultiLabelTask(_DenseTargets, HNCTask, MultiLabelClassificationTask):
+class HNCMultiLabelTask(HNCTask, MultiLabelClassificationTask):
     """Several labels an image: criterion (BCE by default) + hnc_weight * HNC (Eq. 9).
 
     Takes what `HNCTask` takes, and `threshold`, the probability from which the evaluator's F1 counts a label.

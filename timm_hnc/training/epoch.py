@@ -152,7 +152,8 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     """Batches on the device from the first on, each with its accumulation window; the last window may be shorter."""
     length, steps = len(run.data.train_loader), run.options.batches.grad_accum_steps
     remainder = length % steps
-    inputs = batches(run.data.train_loader, run.accelerator.device, run.input_dtype, run.options.device.channels_last)
+    device = run.options.device
+    inputs = batches(run.data.train_loader, run.accelerator.device, device.input_dtype, device.channels_last)
     for index, (input, target) in enumerate(inputs, first):
         if run.data.keys is not None:
             # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before

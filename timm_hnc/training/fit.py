@@ -6,8 +6,7 @@ from functools import partial
 from typing import Any
 
 import safetensors.torch
-import torch
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from timm import utils
 
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
@@ -18,7 +17,7 @@ from timm_hnc.training.epoch import learning_rate, settle, train_one_epoch
 from timm_hnc.training.outputs.pictures import CamPictures
 from timm_hnc.training.outputs.publishing import Publisher
 from timm_hnc.training.outputs.report_findings import Findings
-from timm_hnc.training.outputs.results import Summary, environment, figures_of, remove_results
+from timm_hnc.training.outputs.results import drop_rows, environment, figures_of, remove_results
 from timm_hnc.training.outputs.state import save_run
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.signals import RunStopped
@@ -37,10 +36,11 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         DataError: the loss is not finite, or something cannot be read or written.
     """
     started = time.monotonic()
-    summary = Summary(run.folder, run.accelerator, run.start_epoch)
     pictures = CamPictures(run)
-    if run.start_epoch < run.num_epochs and run.accelerator.is_main_process:
-        remove_results(run.folder)
+    if run.accelerator.is_main_process:
+        drop_rows(run.folder / 'summary.csv', run.start_epoch)
+        if run.start_epoch < run.num_epochs:
+            remove_results(run.folder)
     train_metrics: dict[str, float] = {}
     for epoch in range(run.start_epoch, run.num_epochs):
         train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch))
@@ -57,16 +57,25 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         if run.scheduler is not None:
             run.scheduler.step(done, metric)
         # a run that is killed between the two finds a row too many, and drops it
-        summary.add(epoch, train_metrics, metrics, lr)
+        _add_row(run, epoch, train_metrics, metrics, lr)
         save_run(run, f'epoch-{epoch}', done, metric=metric, milestone=milestone)
         _log_epoch(run, epoch, metric)
-        _stop_if_asked(run, f'after epoch {epoch}.')
+        if signal := max(gather_object([run.stop.received])):
+            raise RunStopped(signal, f'after epoch {epoch}.')
         if run.options.hub.hub_every and done % run.options.hub.hub_every == 0 and done != run.num_epochs:
             _publish_so_far(run, publisher, pictures, epoch)
     final = _show_best(run, pictures)
-    result = _result(run, final, train_metrics, time.monotonic() - started)
+    result = _result(run, final, run.num_epochs) | {
+        'train': train_metrics,
+        'skipped_updates': run.skipped_updates,
+        'skipped_images': run.count_skipped_images(),
+        'seconds': round(time.monotonic() - started, 1),
+    }
     run.data.skipped.stop()
-    _write_result(run, result)
+    if run.accelerator.is_main_process:
+        write_json(run.folder / 'result.json', result)
+        if not run.options.run.no_report:
+            write_report([run.folder], run.folder / 'report.html')
     return result
 
 
@@ -74,19 +83,21 @@ def _publish_so_far(run: Run, publisher: Publisher, pictures: CamPictures, epoch
     """Publish the best weights of the epochs so far, with their figures, and their picture if it can be drawn."""
     if not run.accelerator.is_main_process:
         return
-    name, metric = run.checkpoints.progress.ranking[0]
+    name, _ = run.checkpoints.progress.ranking[0]
     if name == f'epoch-{epoch}':
         pictures.draw('best', run.evaluated_model, _title(run, name))
         pictures.best = name
-    result = {
-        'model': run.options.model.model,
-        'best_checkpoint': name,
-        'best_metric': {run.eval_metric: metric},
-        'final': figures_of(run.folder, int(name.removeprefix('epoch-'))),
-        'epochs': epoch + 1,
-        **environment(run.accelerator),
-    }
+    result = _result(run, figures_of(run.folder, int(name.removeprefix('epoch-'))), epoch + 1)
     publisher.publish_so_far(f'Add model of epoch {epoch}', result, with_picture=pictures.best == name)
+
+
+def _add_row(run: Run, epoch: int, train: dict[str, float], evaluation: dict[str, float] | None, lr: float) -> None:
+    """An epoch to summary.csv and to the trackers."""
+    figures = {f'train_{name}': value for name, value in train.items()}
+    figures |= {f'eval_{name}': value for name, value in (evaluation or {}).items()}
+    run.accelerator.log({**figures, 'lr': lr}, step=epoch)
+    if run.accelerator.is_main_process:
+        utils.update_summary(epoch, train, evaluation, str(run.folder / 'summary.csv'), lr=lr)
 
 
 def _title(run: Run, checkpoint: str) -> str:
@@ -113,7 +124,7 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
     evaluator = create_evaluator(run.data.eval_loader, device, task.multi_label, task.multilabel_threshold)
     return evaluate(
         model,
-        batches(run.data.eval_loader, device, run.input_dtype, options.device.channels_last),
+        batches(run.data.eval_loader, device, options.device.input_dtype, options.device.channels_last),
         evaluator,
         run.accelerator.autocast,
         distributed=run.distributed,
@@ -131,14 +142,6 @@ def _after_update(run: Run, epoch: int, update: int, notice: Notice | None) -> N
         save_run(run, f'recovery-{epoch}-{update}', epoch, update)
     if number:
         raise RunStopped(number, f'in epoch {epoch}, update {update}.')
-
-
-def _stop_if_asked(run: Run, where: str) -> None:
-    number = torch.tensor(run.stop.received, device=run.accelerator.device)
-    if run.distributed:
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-    if number:
-        raise RunStopped(int(number), where)
 
 
 def _log_epoch(run: Run, epoch: int, metric: float) -> None:
@@ -184,29 +187,15 @@ def _show_best(run: Run, pictures: CamPictures) -> dict[str, float] | None:
     return final
 
 
-def _result(
-    run: Run, final: dict[str, float] | None, train_metrics: dict[str, float], seconds: float
-) -> dict[str, Any]:
-    """What result.json says."""
+def _result(run: Run, final: dict[str, float] | None, epochs: int) -> dict[str, Any]:
+    """What result.json says of the best weights of so many epochs, whether more are to come or not."""
     ranking = run.checkpoints.progress.ranking
-    best_name, best_metric = ranking[0] if ranking else (None, None)
+    name, metric = ranking[0] if ranking else (None, None)
     return {
         'model': run.options.model.model,
-        'best_checkpoint': best_name,
-        'best_metric': {run.eval_metric: best_metric},
+        'best_checkpoint': name,
+        'best_metric': {run.eval_metric: metric},
         'final': final,
-        'train': train_metrics,
-        'epochs': run.num_epochs,
-        'skipped_updates': run.skipped_updates,
-        'skipped_images': run.count_skipped_images(),
-        'seconds': round(seconds, 1),
+        'epochs': epochs,
         **environment(run.accelerator),
     }
-
-
-def _write_result(run: Run, result: dict[str, Any]) -> None:
-    if not run.accelerator.is_main_process:
-        return
-    write_json(run.folder / 'result.json', result)
-    if not run.options.run.no_report:
-        write_report([run.folder], run.folder / 'report.html')

@@ -61,11 +61,7 @@ def train_run(
 ) -> Outcome:
     """Train, from the first epoch or from where an earlier attempt stopped, and publish where that is asked for.
 
-    Args:
-        options: of the run.
-        explicit: names of those that somebody chose.
-        provided: model and data in place of those that the options name.
-        recorded: what args.yaml has besides the options.
+    Somebody chose the `explicit` ones of the options; what is `recorded` comes into args.yaml beside them.
 
     Raises:
         UsageError: options are wrong.

@@ -18,7 +18,7 @@ class Notice:
     Args:
         batches: indices of its batches.
         bad_loss: the loss of a process is not finite.
-        bad_gradient: a gradient of a process is not finite.
+        bad: the loss or a gradient of a process is not finite.
         here: one of them is this process's.
         signal: number of a signal that a process got, 0 for none.
         due: the first process's clock says that a checkpoint is due.
@@ -26,15 +26,10 @@ class Notice:
 
     batches: range
     bad_loss: bool
-    bad_gradient: bool
+    bad: bool
     here: bool
     signal: int
     due: bool
-
-    @property
-    def bad(self) -> bool:
-        """Whether a number is not finite."""
-        return self.bad_loss or self.bad_gradient
 
 
 class Notices:
@@ -54,7 +49,7 @@ class Notices:
         earlier = None if self.at_once else self.settle()
         device = self.accelerator.device
         here = bad_loss | bad_gradient
-        numbers = torch.stack([bad_loss, bad_gradient]).to(device=device, dtype=torch.int64)
+        numbers = torch.stack([bad_loss, here]).to(device=device, dtype=torch.int64)
         told = torch.cat([numbers, torch.tensor([signal, due], device=device)])
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
@@ -74,5 +69,5 @@ class Notices:
         (batches, told, event), self._pending = self._pending, None
         if event is not None:
             event.synchronize()
-        bad_loss, bad_gradient, signal, due, here = told.tolist()
-        return Notice(batches, bool(bad_loss), bool(bad_gradient), bool(here), signal, bool(due))
+        bad_loss, bad, signal, due, here = told.tolist()
+        return Notice(batches, bool(bad_loss), bool(bad), bool(here), signal, bool(due))

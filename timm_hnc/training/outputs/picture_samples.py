@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
+from torchvision.transforms.functional import normalize
 
 from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.data.loading.worker_signals import outlive_signals
@@ -21,8 +22,6 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
     Raises:
         DataError: the data cannot be read.
     """
-    if run.data.eval_loader is None or not count:
-        return None
     dataset: Any = run.data.eval_loader.dataset
     if not isinstance(dataset, IterableDataset):
         count = min(count, len(dataset))
@@ -39,16 +38,11 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
     images, targets = zip(*samples, strict=True)
     stacked = torch.stack([torch.as_tensor(image) for image in images])
     if stacked.dtype == torch.uint8:
-        stacked = (stacked / 255 - statistic(run, 'mean')) / statistic(run, 'std')
+        stacked = normalize(stacked / 255, run.data.config['mean'], run.data.config['std'])
     return stacked, torch.stack([torch.as_tensor(target) for target in targets])
-
-
-def statistic(run: Run, name: str) -> Tensor:
-    """(1, C, 1, 1) mean or standard deviation of the run's normalisation."""
-    return torch.tensor(run.data.config[name]).view(1, -1, 1, 1)
 
 
 def restored(run: Run, inputs: Tensor) -> Tensor:
     """Normalised images in [0, 1]."""
-    mean, std = (statistic(run, name).to(inputs.device) for name in ('mean', 'std'))
+    mean, std = (torch.tensor(run.data.config[name], device=inputs.device).view(-1, 1, 1) for name in ('mean', 'std'))
     return (inputs.float() * std + mean).clamp(0, 1)

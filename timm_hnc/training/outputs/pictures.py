@@ -44,7 +44,7 @@ class CamPictures:
             with evaluating(cam_model):
                 picture = draw_cams(
                     cam_model,
-                    inputs.to(device, run.input_dtype),
+                    inputs.to(device, run.options.device.input_dtype),
                     restored(run, inputs),
                     targets.to(device),
                     run.data.class_names,

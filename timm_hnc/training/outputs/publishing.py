@@ -4,8 +4,8 @@ import logging
 import os
 import shlex
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,13 @@ class Publisher:
         stack = ExitStack()
 
         def upload(bundle: Path) -> None:
-            with stack:
-                self._without_harm(lambda: self._commit(bundle, commit_message))
+            with stack, self._without_harm():
+                self._commit(bundle, commit_message)
 
-        def start() -> None:
+        with self._without_harm():
             bundle = stack.enter_context(self._bundle(result=result, with_picture=with_picture))
             self._upload = threading.Thread(target=upload, args=[bundle], daemon=True)
             self._upload.start()
-
-        self._without_harm(start)
 
     def publish(self, commit_message: str) -> None:
         """Publish the finished run, after what is under way."""
@@ -95,11 +93,8 @@ class Publisher:
         if self._upload is not None:
             self._upload.join()
 
-        def bundle_and_commit() -> None:
-            with self._bundle() as bundle:
-                self._commit(bundle, commit_message)
-
-        self._without_harm(bundle_and_commit)
+        with self._without_harm(), self._bundle() as bundle:
+            self._commit(bundle, commit_message)
 
     def _bundle(self, **options: Any) -> Any:
         baseline = Path(self.options.baseline) if self.options.baseline else None
@@ -113,9 +108,10 @@ class Publisher:
         )
         _logger.info(f'Published: {address}')
 
-    def _without_harm(self, work: Callable[[], None]) -> None:
+    @contextmanager
+    def _without_harm(self) -> Iterator[None]:
         try:
-            work()
+            yield
         except Exception as error:  # whatever it is, the run is whole
             reason = first_lines(error) if isinstance(error, (DataError, UsageError)) else f'not published: {error!r}'
             _logger.error(f'{without_tokens(reason)} The run goes on; to publish it later: {self._later()}')

@@ -91,7 +91,7 @@ class Findings:
         device = run.accelerator.device
         size = run.options.batches.eval_batch_size
         batches = [
-            (inputs.to(device, run.input_dtype), target.to(device))
+            (inputs.to(device, run.options.device.input_dtype), target.to(device))
             for inputs, target in zip(*(part.split(size) for part in samples), strict=True)
         ]
         threshold = run.options.task.multilabel_threshold

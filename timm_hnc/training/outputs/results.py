@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.utils import update_summary
-from timm.utils.summary import trim_summary
+from timm.utils import trim_summary
 
 from timm_hnc.report.run_files import VALIDATION
 from timm_hnc.version import __version__
@@ -23,31 +22,8 @@ from timm_hnc.version import __version__
 _PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
 
 
-class Summary:
-    """A row an epoch in summary.csv, and the same figures to the trackers.
-
-    Args:
-        folder: the run folder.
-        accelerator: writes on its main process only.
-        start_epoch: rows of an earlier attempt at this and later epochs are dropped.
-    """
-
-    def __init__(self, folder: Path, accelerator: Accelerator, start_epoch: int) -> None:
-        self.path = folder / 'summary.csv'
-        self.accelerator = accelerator
-        if accelerator.is_main_process:
-            _trim(self.path, start_epoch)
-
-    def add(self, epoch: int, train: dict[str, float], evaluation: dict[str, float] | None, lr: float) -> None:
-        """Add an epoch."""
-        figures = {f'train_{name}': value for name, value in train.items()}
-        figures |= {f'eval_{name}': value for name, value in (evaluation or {}).items()}
-        self.accelerator.log({**figures, 'lr': lr}, step=epoch)
-        if self.accelerator.is_main_process:
-            update_summary(epoch, train, evaluation, str(self.path), lr=lr)
-
-
-def _trim(path: Path, start_epoch: int) -> None:
+def drop_rows(path: Path, start_epoch: int) -> None:
+    """Drop what summary.csv has of an earlier attempt at this and later epochs."""
     if not path.exists():
         return
     trimmed = path.with_name(f'.{path.name}.new')

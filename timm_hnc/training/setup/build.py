@@ -62,11 +62,11 @@ class Run:
         task: model and losses, compiled, as Accelerate wrapped them.
         ema: moving average of the model, or None.
         optimizer: as Accelerate wrapped it.
-        scheduler: timm's, or None.
-        num_epochs: where the run ends.
         data: what it trains on and is evaluated on.
         checkpoints: of this run folder.
         notices: what processes tell each other of every update.
+        scheduler: timm's, or None.
+        num_epochs: where the run ends.
         export_copy: of `averaged_model`, with the classifier that the loss exports; None where that is the model's own.
         start_epoch: the epoch to begin with.
         start_update: updates of that epoch that are done already.
@@ -87,11 +87,11 @@ class Run:
     task: Any
     ema: ModelEmaV3 | None
     optimizer: Any
-    scheduler: Any
-    num_epochs: int
     data: RunData
     checkpoints: CheckpointFolder
     notices: Notices
+    scheduler: Any = None
+    num_epochs: int = 0
     export_copy: Any = None
     start_epoch: int = 0
     start_update: int = 0
@@ -111,11 +111,6 @@ class Run:
     def distributed(self) -> bool:
         """Whether there are several processes."""
         return self.accelerator.num_processes > 1
-
-    @property
-    def input_dtype(self) -> torch.dtype:
-        """Type of the model's input."""
-        return self.options.device.input_dtype
 
     @property
     def eval_metric(self) -> str:
@@ -154,12 +149,6 @@ def build_run(
 ) -> Run:
     """Make model, data, losses, optimizer and schedule.
 
-    Args:
-        options: of the run.
-        accelerator: device, precision and processes.
-        checkpoints: of the run's folder.
-        provided: model and data in place of those that the options name.
-
     Raises:
         UsageError: an option is wrong.
         DataError: data or weights are missing or do not fit.
@@ -186,15 +175,19 @@ def build_run(
         task=task,
         ema=create_ema(options.ema, model),
         optimizer=optimizer,
-        scheduler=None,
-        num_epochs=0,
         data=data,
         clock=options.run.interval(),
         notices=Notices(accelerator, at_once=options.run.on_nonfinite == 'skip'),
         checkpoints=checkpoints,
     )
     run.export_copy = exported(run.averaged_model, loss) if loss is not None and loss.changes_scores else None
-    run.scheduler, run.num_epochs = _create_scheduler(run)
+    run.scheduler, num_epochs = create_scheduler_v2(
+        # prepare() gave the optimizer new parameter groups; timm's scheduler must see those
+        optimizer.optimizer,
+        **options.schedule.arguments(options.loader.seed, decreasing_metric=run.eval_metric == 'loss'),
+        updates_per_epoch=run.updates_per_epoch,
+    )
+    run.num_epochs = min(num_epochs, options.schedule.stop_epoch or num_epochs)
     if options.hnc.hnc_start_epoch >= run.num_epochs:
         raise UsageError(
             f'--hnc-start-epoch {options.hnc.hnc_start_epoch}: the run ends after {run.num_epochs} epochs.'
@@ -246,14 +239,3 @@ def create_task(
     epochs = max(1, options.schedule.warmup_epochs + 1 - options.hnc.hnc_start_epoch)
     weight = options.hnc.weight(math.ceil(epochs * batches_per_epoch))
     return kind(CamModel(model), hnc=options.hnc.loss(), hnc_weight=weight, **arguments)
-
-
-def _create_scheduler(run: Run) -> tuple[Any, int]:
-    options = run.options
-    scheduler, num_epochs = create_scheduler_v2(
-        # prepare() gave the optimizer new parameter groups; timm's scheduler must see those
-        run.optimizer.optimizer,
-        **options.schedule.arguments(options.loader.seed, decreasing_metric=run.eval_metric == 'loss'),
-        updates_per_epoch=run.updates_per_epoch,
-    )
-    return scheduler, min(num_epochs, options.schedule.stop_epoch or num_epochs)

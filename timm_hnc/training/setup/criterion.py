@@ -14,19 +14,8 @@ from timm_hnc.training.setup.loss_options import LossOptions
 def timm_criterion_kwargs(options: LossOptions, soft_targets: bool = False, jsd_splits: int = 0) -> dict[str, Any]:
     """The arguments of timm's `create_classification_loss`, without `multi_label`, which the task passes itself.
 
-    Args:
-        options: of the loss.
-        soft_targets: mixup or cutmix makes the targets dense.
-        jsd_splits: augmented versions of a batch, of the loss jsd.
-
-    Returns:
-        The arguments; class weights and counts are read from their files.
-
     Raises:
         UsageError: a file of class weights or counts cannot be used.
-
-    Example:
-        >>> HNCTask(cam_model, criterion_kwargs=timm_criterion_kwargs(LossOptions(loss='asl')))
     """
     stats = _read('class_stats', options.class_stats, lambda: load_class_stats(options.class_stats))
 

@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -55,7 +54,11 @@ def create_accelerator(device: DeviceOptions, processes: ProcessOptions, trackin
             importlib.import_module(module)
         except (ImportError, ValueError, TypeError) as error:
             raise UsageError(f'--device-modules {module}: cannot be imported ({error}).') from error
-    trackers = _trackers(tracking)
+    advice = {'tensorboard': 'pip install "timm_hnc[track]"', 'wandb': 'pip install wandb'}
+    trackers = [package for package in advice if getattr(tracking, f'log_{package}')]
+    for package in trackers:
+        if find_spec(package) is None:
+            raise UsageError(f'--log-{package} needs the package {package}: {advice[package]}.')
     accelerator = Accelerator(
         mixed_precision=device.precision,
         cpu=device.on_cpu,
@@ -76,30 +79,3 @@ def create_accelerator(device: DeviceOptions, processes: ProcessOptions, trackin
     if device.on_cpu and not device.device.startswith('cpu'):
         _logger.info('No accelerator here: training on the CPU.')
     return accelerator
-
-
-def agreed_accumulation(steps: int, explicit: frozenset[str]) -> int:
-    """Batches to an update that command line and launcher ask for together.
-
-    Raises:
-        UsageError: they contradict each other.
-    """
-    launcher = int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS') or 1)
-    if launcher in (1, steps):
-        return steps
-    if 'grad_accum_steps' in explicit:
-        raise UsageError(f'--grad-accum-steps {steps} contradicts the launcher, which says {launcher}.')
-    return launcher
-
-
-def _trackers(options: TrackingOptions) -> list[str]:
-    trackers = []
-    for wanted, package, advice in (
-        (options.log_tensorboard, 'tensorboard', 'pip install "timm_hnc[track]"'),
-        (options.log_wandb, 'wandb', 'pip install wandb'),
-    ):
-        if wanted and find_spec(package) is None:
-            raise UsageError(f'--log-{package} needs the package {package}: {advice}.')
-        if wanted:
-            trackers.append(package)
-    return trackers

@@ -166,8 +166,3 @@ class LossOptions:
     def is_ours(self) -> bool:
         """Whether the criterion is one of timm_hnc.losses."""
         return self.loss in LOSSES
-
-
-def needs_class_maps(loss: LossOptions, hnc: HNCOptions) -> bool:
-    """Whether the losses of a run look at class maps."""
-    return hnc.on or (loss.loss in LOSSES and LOSSES[loss.loss].needs != 'logits')

@@ -19,7 +19,7 @@ from timm_hnc.training.setup.data_options import (
     TrainSizeOptions,
 )
 from timm_hnc.training.setup.loss_options import LOSS_LR, HNCOptions, LossOptions
-from timm_hnc.training.setup.losses import tried_loss
+from timm_hnc.training.setup.losses import loss_of
 from timm_hnc.training.setup.models import ModelOptions
 
 
@@ -125,7 +125,7 @@ def check_losses(
         _check_own(loss, task, data, mixup)
     else:
         _check_timms(loss, task, mixup, augmentation, num_classes)
-    if loss.loss_lr != LOSS_LR and not (loss.is_ours and list(tried_loss(loss, task).parameters())):
+    if loss.loss_lr != LOSS_LR and not (loss.is_ours and list(loss_of(loss, task).parameters())):
         raise UsageError(f'--loss-lr {loss.loss_lr:g}: --loss {loss.loss or "ce"} learns nothing of its own.')
 
 
@@ -148,7 +148,7 @@ def _check_own(loss: LossOptions, task: TaskOptions, data: DataOptions, mixup: M
         raise UsageError(
             f'--loss {name}: {data.dataset} is streamed, its classes cannot be counted: give --class-stats.'
         )
-    tried_loss(loss, task)
+    loss_of(loss, task)
 
 
 def _check_timms(

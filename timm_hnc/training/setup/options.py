@@ -1,5 +1,6 @@
 """All options of a training run: groups that check themselves, and what they ask of each other."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.precision import DeviceOptions, agreed_device
+from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.options import check_range, grouped
 from timm_hnc.training.checkpoint_interval import Interval
@@ -23,9 +25,9 @@ from timm_hnc.training.setup.data_options import (
     SplitOptions,
     TrainSizeOptions,
 )
-from timm_hnc.training.setup.environment import ProcessOptions, agreed_accumulation
-from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, needs_class_maps
-from timm_hnc.training.setup.losses import check_loss_fits
+from timm_hnc.training.setup.environment import ProcessOptions
+from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions
+from timm_hnc.training.setup.losses import loss_of
 from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weights
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.option_checks import (
@@ -168,7 +170,7 @@ class TrainOptions:
     @property
     def needs_class_maps(self) -> bool:
         """Whether the losses look at class maps."""
-        return needs_class_maps(self.loss, self.hnc)
+        return self.hnc.on or (self.loss.is_ours and LOSSES[self.loss.loss or ''].needs != 'logits')
 
     @property
     def loss_flag(self) -> str:
@@ -208,8 +210,13 @@ def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOpti
     Raises:
         UsageError: command line and launcher contradict each other.
     """
-    steps = agreed_accumulation(options.batches.grad_accum_steps, explicit)
-    batches = replace(options.batches, grad_accum_steps=steps)
+    batches, launcher = options.batches, int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS') or 1)
+    if launcher not in (1, batches.grad_accum_steps):
+        if 'grad_accum_steps' in explicit:
+            raise UsageError(
+                f'--grad-accum-steps {batches.grad_accum_steps} contradicts the launcher, which says {launcher}.'
+            )
+        batches = replace(batches, grad_accum_steps=launcher)
     return replace(options, device=agreed_device(options.device, explicit), batches=batches)
 
 
@@ -217,7 +224,7 @@ def check_class_maps(options: TrainOptions, model: Any = None) -> None:
     """Refuse a model without exact class maps, for losses trainable ones, before any weights or data are read.
 
     Raises:
-        UsageError: no such class maps, or timm refuses the model's options.
+        UsageError: no such class maps, a head that the loss cannot work with, or timm refuses the model's options.
     """
     try:
         cam_model = cam_model_without_weights(options.model, options.input) if model is None else CamModel(model)
@@ -225,7 +232,11 @@ def check_class_maps(options: TrainOptions, model: Any = None) -> None:
             check_trainable(cam_model.model, cam_model.head)
     except UnsupportedHead as error:
         raise UsageError(f'{options.loss_flag if options.needs_class_maps else "--cam-images"}: {error}') from error
-    check_loss_fits(options.loss, options.task, cam_model)
+    if options.loss.is_ours:
+        try:
+            check_classifier(cam_model, loss_of(options.loss, options.task))
+        except ValueError as error:
+            raise UsageError(f'--loss {options.loss.loss}: {error}') from error
 
 
 def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:

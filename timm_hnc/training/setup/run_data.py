@@ -50,15 +50,7 @@ def create_run_data(
     num_classes: int,
     accelerator: Accelerator,
 ) -> RunData:
-    """Open the data sets that are not provided, and make the loaders.
-
-    Args:
-        options: of the run.
-        train_set: provided data set or loader, or None for the one that the options name.
-        eval_set: the same for validation.
-        config: input size, mean, std, interpolation and crop.
-        num_classes: of the model.
-        accelerator: device and processes.
+    """Open the data sets that are not provided but None, and make the loaders; `config` is that of `RunData`.
 
     Raises:
         UsageError: an option is wrong.
@@ -74,7 +66,16 @@ def create_run_data(
     eval_loader = None
     if options.splits.val_split:
         if eval_set is None:
-            eval_set = _open_eval_set(options, channels, num_classes)
+            eval_set = open_eval_dataset(
+                options.data,
+                options.task,
+                channels,
+                num_classes,
+                options.loader.seed,
+                split=options.splits.val_split,
+                num_samples=options.splits.val_num_samples,
+                batch_size=options.batches.batch_size,
+            )
             check_same_classes(train_set, eval_set)
         eval_loader = _create_eval_loader(eval_set, options, config, skipped, accelerator)
     names = class_names(train_set, num_classes)
@@ -100,19 +101,6 @@ def _create_train_loader(
     if options.batches.data_in_memory and keys is not None:
         keep_in_memory(loader, keys, options.augmentation.hflip, options.augmentation.vflip, device)
     return loader, keys
-
-
-def _open_eval_set(options: TrainOptions, channels: int, num_classes: int) -> Any:
-    return open_eval_dataset(
-        options.data,
-        options.task,
-        channels,
-        num_classes,
-        options.loader.seed,
-        split=options.splits.val_split,
-        num_samples=options.splits.val_num_samples,
-        batch_size=options.batches.batch_size,
-    )
 
 
 def _create_eval_loader(
