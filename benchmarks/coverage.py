@@ -31,9 +31,9 @@ from timm.models import get_model_input_config
 import timm_hnc
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Tracker
-from timm_hnc.cam.heads.base import DESCRIPTIONS, MapHead
+from timm_hnc.cam.heads.base import DESCRIPTIONS
 from timm_hnc.cam.heads.position_search import BATCH
-from timm_hnc.cam.heads.probe import UnsupportedHead, probe_head
+from timm_hnc.cam.heads.probe import MapHead, UnsupportedHead, probe_head
 
 NUM_CLASSES = 10
 OUR_OWN = 'cifar_*'

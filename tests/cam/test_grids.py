@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from timm_hnc.cam.grids import num_prefix_tokens, resize_positions, token_grid
+from timm_hnc.cam.grids import resize_positions, token_grid
+from timm_hnc.cam.heads.position_search import token_branch
 
 
 @pytest.mark.parametrize('rounding', ['exact', 'down', 'up'])
@@ -30,10 +31,10 @@ def test_token_grids_that_the_aspect_alone_would_get_wrong(size, grid):
 def test_tokens_that_form_no_grid():
     with pytest.raises(ValueError, match='50 tokens of an image of 224 x 224 pixels form no grid'):
         token_grid(50, (224, 224))
-    assert num_prefix_tokens(50, (224, 224)) == 1
-    assert num_prefix_tokens(201, (224, 224)) == 5
+    assert token_branch(None, 50, (224, 224)).prefix == 1
+    assert token_branch(None, 201, (224, 224)).prefix == 5
     with pytest.raises(ValueError, match='form no grid'):
-        num_prefix_tokens(230, (224, 224), at_most=2)
+        token_branch(None, 399, (224, 224))  # 19 x 20 = 380 are 19 fewer
 
 
 @pytest.mark.parametrize('target', [(6, 8), (1, 1), (5, 7), (3, 4), (12, 2)])

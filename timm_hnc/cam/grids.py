@@ -44,29 +44,8 @@ def token_grid(num_tokens: int, image_size: tuple[int, int], cell: Cell | None =
     raise ValueError(f'{num_tokens} tokens of an image of {image_size[0]} x {image_size[1]} pixels form no grid.')
 
 
-def num_prefix_tokens(num_tokens: int, image_size: tuple[int, int], at_most: int = 16) -> int:
-    """The fewest tokens in front of patch tokens that leave a grid.
-
-    Raises:
-        ValueError: no grid with that many tokens or fewer in front of it.
-    """
-    for prefix in range(min(at_most, num_tokens - 1) + 1):
-        try:
-            token_grid(num_tokens - prefix, image_size)
-        except ValueError:
-            continue
-        return prefix
-    raise ValueError(f'{num_tokens} tokens of an image of {image_size[0]} x {image_size[1]} pixels form no grid.')
-
-
 def resize_positions(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
-    """Positions on another grid, each the mean of what it covers, weighted by area: the mean over all stays the same.
-
-    Args:
-        positions: (h * w, ...).
-        grid: (h, w) of the positions.
-        target: the new (h, w).
-    """
+    """(h * w, ...) positions on another grid, each the mean of what it covers by area: the mean over all stays."""
     if grid == target:
         return positions
     rows = _overlap(grid[0], target[0]).to(positions)

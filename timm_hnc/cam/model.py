@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
-from timm_hnc.cam.heads.base import Kind, MapHead, TimmModel
-from timm_hnc.cam.heads.probe import probe_head
+from timm_hnc.cam.heads.base import Kind, TimmModel
+from timm_hnc.cam.heads.probe import MapHead, probe_head
 
 
 class CamModel(nn.Module):

@@ -37,15 +37,9 @@ def selected_scores(positions: Tensor, weight: Tensor, classes: Tensor, logits: 
 def one_product_is_cheaper(k: int, positions: int, features: int, num_classes: int) -> bool:
     """Whether all n maps cost less than the k weight rows of every image, from sizes alone.
 
-    A row has D numbers and a map L. To copy a row, twice, and to add its gradient costs as much as about 200 products
-    with it: measured on a CPU where D is 10 L to 40 L, both ways cost the same at k of about n / 4 for L = 49. Where D
-    is about L, copies cost less at every k (`benchmarks/README.md`).
-
-    Args:
-        k: chosen classes an image.
-        positions: L.
-        features: D.
-        num_classes: n.
+    A row has D numbers (features) and a map L (positions). To copy a row, twice, and to add its gradient costs as much
+    as about 200 products with it: measured on a CPU where D is 10 L to 40 L, both ways cost the same at k of about
+    n / 4 for L = 49. Where D is about L, copies cost less at every k (`benchmarks/README.md`).
     """
     return num_classes * positions < k * _PRODUCTS_PER_COPY and features > positions * _WIDE_ROWS
 

@@ -106,13 +106,7 @@ class AutoWeight(nn.Module):
 
 
 def criterion_norm(criterion: Callable[[Tensor, Tensor], Tensor], class_maps: ClassMaps, target: Tensor) -> Tensor:
-    """Frobenius norm of the gradient of a criterion on logits with respect to all n maps of a batch, a scalar.
-
-    Args:
-        criterion: of (B, n) logits and the target.
-        class_maps: of the batch.
-        target: as the criterion takes it.
-    """
+    """Frobenius norm of the gradient of a criterion on logits with respect to all n maps of a batch, a scalar."""
     logits = raised(class_maps.logits.detach()).requires_grad_()
     with torch.enable_grad():
         [gradient] = torch.autograd.grad(criterion(logits, target), logits)

@@ -5,13 +5,14 @@ Papers:
     * Aggregated Residual Transformations for Deep Neural Networks, section 5.3 - https://arxiv.org/abs/1611.05431
 """
 
+from collections.abc import Callable
 from itertools import islice, pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_norm_layer
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv
 from torch import Tensor, nn
@@ -25,11 +26,6 @@ class PadShortcut(nn.Module):
     """Shortcut without parameters: every stride-th pixel, and channels of zeros behind those of the input.
 
     Option A of He et al. (2016, https://arxiv.org/abs/1512.03385), section 4.2.
-
-    Args:
-        in_channels: of the input.
-        out_channels: of the output, at least in_channels.
-        stride: of the block that is bridged.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -57,7 +53,7 @@ class CifarResNet(ResNet):
 
     Args:
         block: timm's BasicBlock or Bottleneck.
-        layers: number of blocks of every stage.
+        layers: number of blocks of every stage, four stages at most.
         num_classes: 0 leaves the classifier out.
         in_chans: channels of the images.
         global_pool: 'avg', 'max', 'avgmax', 'catavgmax' or '' for none.
@@ -106,8 +102,9 @@ class CifarResNet(ResNet):
         self.conv1 = conv1  # type: ignore[assignment]  # timm may have several
         self.bn1 = norm(stem_width, **dd)
         self.act1 = act(inplace=True)
+        self.maxpool = nn.Sequential()  # timm's forward passes have a pool and four stages
 
-        self.stage_names = tuple(f'layer{number}' for number in range(1, len(layers) + 1))
+        self.stage_names = ('layer1', 'layer2', 'layer3', 'layer4')[: len(layers)]
         self.feature_info: list[dict[str, Any]] = []
         widths = (stem_width, *(planes * block.expansion for planes in channels))
         rates = iter(linear_rates(drop_path_rate, sum(layers)))
@@ -124,6 +121,8 @@ class CifarResNet(ResNet):
                 before, stride, shortcut = after, 1, None
             self.add_module(name, stage)
             self.feature_info.append({'num_chs': after, 'reduction': 2**index, 'module': name})
+        for number in range(len(layers) + 1, 5):
+            self.add_module(f'layer{number}', nn.Sequential())
 
         self.num_features = widths[-1]
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
@@ -147,14 +146,9 @@ class CifarResNet(ResNet):
         """See timm's ResNet: features, and the outputs of stages, whose numbers are `indices`; `norm` has no effect."""
         if output_fmt != 'NCHW':
             raise ValueError(f'output_fmt is {output_fmt!r}: only NCHW is known.')
-        taken, last = feature_take_indices(len(self.stage_names), indices)
-        intermediates = []
-        x = self.act1(self.bn1(self.conv1(x)))
-        for index, stage in enumerate(self._stages()[: last + 1 if stop_early else None]):
-            x = self._run([stage], x)
-            if index in taken:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
+        taken, _ = feature_take_indices(len(self.stage_names), indices)
+        numbers = [index + 1 for index in taken]  # timm's first feature is the stem
+        return super().forward_intermediates(x, numbers, norm, stop_early, output_fmt, intermediates_only)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -170,20 +164,6 @@ class CifarResNet(ResNet):
             self.reset_classifier(0, '')
         return list(taken)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) images to the last stage's output, at a quarter of the resolution where there are 3 stages."""
-        return self._run(self._stages(), self.act1(self.bn1(self.conv1(x))))
-
-    def _stages(self) -> list[nn.Module]:
-        return [getattr(self, name) for name in self.stage_names]
-
-    def _run(self, stages: list[nn.Module], x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(stages, x, flatten=True)
-        for stage in stages:
-            x = stage(x)
-        return x
-
 
 def make_shortcut(
     in_channels: int, out_channels: int, stride: int, pad: bool, norm_layer: type[nn.Module], **dd: Any
@@ -196,67 +176,33 @@ def make_shortcut(
     return downsample_conv(in_channels, out_channels, kernel_size=1, stride=stride, norm_layer=norm_layer, **dd)
 
 
-_RESNEXT_ARGS = dict(block=Bottleneck, layers=(3, 3, 3), channels=(64, 128, 256), stem_width=64, pad_shortcut=False)
-
-
-def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> CifarResNet:
-    feature_cfg = {'out_indices': (0, 1, 2)}
-    return build_model_with_cfg(CifarResNet, variant, pretrained, feature_cfg=feature_cfg, **{**defaults, **kwargs})
-
-
 _RESNET = cifar_cfg(first_conv='conv1', classifier='fc', paper_ids='arXiv:1512.03385')
 _RESNEXT = cifar_cfg(first_conv='conv1', classifier='fc', paper_ids='arXiv:1611.05431')
+_RESNEXT_ARGS = dict(block=Bottleneck, layers=(3, 3, 3), channels=(64, 128, 256), stem_width=64, pad_shortcut=False)
 
 default_cfgs = generate_default_cfgs(
     {
-        'cifar_resnet20': _RESNET,
-        'cifar_resnet32': _RESNET,
-        'cifar_resnet44': _RESNET,
-        'cifar_resnet56': _RESNET,
-        'cifar_resnet110': _RESNET,
-        'cifar_resnext29_8x64d': _RESNEXT,
-        'cifar_resnext29_16x64d': _RESNEXT,
+        **{f'cifar_resnet{depth}': _RESNET for depth in (20, 32, 44, 56, 110)},
+        **{f'cifar_resnext29_{cardinality}x64d': _RESNEXT for cardinality in (8, 16)},
     }
 )
 
 
-@register_model
-def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-20 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _create('cifar_resnet20', pretrained, kwargs, block=BasicBlock, layers=(3, 3, 3))
+def _network(name: str, **defaults: Any) -> Callable[..., CifarResNet]:
+    """The function that makes a network, known to timm by its name; its paper is in `default_cfgs`."""
+
+    def create(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+        feature_cfg = {'out_indices': (0, 1, 2)}
+        return build_model_with_cfg(CifarResNet, name, pretrained, feature_cfg=feature_cfg, **{**defaults, **kwargs})
+
+    create.__name__ = create.__qualname__ = name
+    return register_model(create)
 
 
-@register_model
-def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-32 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _create('cifar_resnet32', pretrained, kwargs, block=BasicBlock, layers=(5, 5, 5))
-
-
-@register_model
-def cifar_resnet44(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-44 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _create('cifar_resnet44', pretrained, kwargs, block=BasicBlock, layers=(7, 7, 7))
-
-
-@register_model
-def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-56 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _create('cifar_resnet56', pretrained, kwargs, block=BasicBlock, layers=(9, 9, 9))
-
-
-@register_model
-def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-110 of He et al. (2016), https://arxiv.org/abs/1512.03385."""
-    return _create('cifar_resnet110', pretrained, kwargs, block=BasicBlock, layers=(18, 18, 18))
-
-
-@register_model
-def cifar_resnext29_8x64d(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNeXt-29, 8 x 64d, of Xie et al. (2017), https://arxiv.org/abs/1611.05431."""
-    return _create('cifar_resnext29_8x64d', pretrained, kwargs, cardinality=8, **_RESNEXT_ARGS)
-
-
-@register_model
-def cifar_resnext29_16x64d(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNeXt-29, 16 x 64d, of Xie et al. (2017), https://arxiv.org/abs/1611.05431."""
-    return _create('cifar_resnext29_16x64d', pretrained, kwargs, cardinality=16, **_RESNEXT_ARGS)
+cifar_resnet20 = _network('cifar_resnet20', block=BasicBlock, layers=(3, 3, 3))
+cifar_resnet32 = _network('cifar_resnet32', block=BasicBlock, layers=(5, 5, 5))
+cifar_resnet44 = _network('cifar_resnet44', block=BasicBlock, layers=(7, 7, 7))
+cifar_resnet56 = _network('cifar_resnet56', block=BasicBlock, layers=(9, 9, 9))
+cifar_resnet110 = _network('cifar_resnet110', block=BasicBlock, layers=(18, 18, 18))
+cifar_resnext29_8x64d = _network('cifar_resnext29_8x64d', cardinality=8, **_RESNEXT_ARGS)
+cifar_resnext29_16x64d = _network('cifar_resnext29_16x64d', cardinality=16, **_RESNEXT_ARGS)

@@ -93,7 +93,7 @@ class BeforePool:
         live = self.companion(tokens)
         if not isinstance(live, Live) or live.dims != (tokens.ndim - 2,):
             return live if isinstance(live, Lost) else Lost('attention over something else than positions')
-        weights = attention_weights(call)
+        weights = attention_weights(*call.args, **call.kwargs)
         if isinstance(weights, Lost):
             return weights
         asking = self.companion(query)

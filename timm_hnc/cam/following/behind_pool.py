@@ -109,7 +109,7 @@ class BehindPool:
         value = call.args[2]
         if self.companion(value) is None:
             return Detached()
-        weights = attention_weights(call)
+        weights = attention_weights(*call.args, **call.kwargs)
         if isinstance(weights, Lost):
             return weights
         self.found.add('attention')

@@ -1,7 +1,7 @@
 """A tensor behind the pool as the mean of parts, one a position, and logits as linear layers of such parts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,19 +26,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class Term:
-    """scale * (parts @ weight.T + bias): a linear layer that was not carried out at every position."""
+    """parts @ weight.T + bias: a linear layer that was not carried out at every position."""
 
     parts: Parts
     weight: Tensor
     bias: Tensor | None
-    scale: Any = 1.0
 
-    @property
-    def factors(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias with the scale in them."""
-        if isinstance(self.scale, float) and self.scale == 1.0:
-            return self.weight, self.bias
-        return self.weight * self.scale, None if self.bias is None else self.bias * self.scale
+    def scaled(self, factor: Any) -> 'Term':
+        """The layer times a number."""
+        return Term(self.parts, self.weight * factor, None if self.bias is None else self.bias * factor)
 
 
 @dataclass(frozen=True)
@@ -54,13 +50,13 @@ class Scores:
 
     def scaled(self, factor: Any) -> 'Scores':
         """Every term times a number."""
-        return Scores(tuple(replace(term, scale=term.scale * factor) for term in self.terms))
+        return Scores(tuple(term.scaled(factor) for term in self.terms))
 
     def carried_out(self, shape: Sequence[int]) -> Parts:
         """The linear layers at every position, in the shape of the tensor."""
         grid = self.grid
         values = [
-            resize_positions(_linear(term.parts.values.flatten(2), *term.factors), term.parts.grid, grid)
+            resize_positions(_linear(term.parts.values.flatten(2), term.weight, term.bias), term.parts.grid, grid)
             for term in self.terms
         ]
         return Parts(sum(values[1:], values[0]).reshape(-1, *shape), grid)
@@ -84,12 +80,12 @@ def side_by_side(scores: Scores, logits: Tensor) -> ClassMaps:
     weights: dict[int, tuple[Parts, Tensor]] = {}
     bias = None
     for term in scores.terms:
-        weight, added = term.factors
+        weight = term.weight
         if id(term.parts) in weights:
             weight = weights[id(term.parts)][1] + weight
         weights[id(term.parts)] = (term.parts, weight)
-        if added is not None:
-            bias = added if bias is None else bias + added
+        if term.bias is not None:
+            bias = term.bias if bias is None else bias + term.bias
     positions = [parts.on(grid).flatten(2) for parts, _ in weights.values()]
     beside = [weight for _, weight in weights.values()]
     single = len(beside) == 1

@@ -32,10 +32,7 @@ def rows_in_front(front: list[Tensor], companions: list[Any], live: Live, dim: i
 def with_rows(call: Call, lives: list[tuple[Tensor, Live]], companion: Callable[[Any], Any]) -> Live:
     """What a function makes of tokens by element: the positions stay where they are, the rows change with the tokens.
 
-    Args:
-        call: the function.
-        lives: its arguments with positions, at least one; all in the same place.
-        companion: of any argument.
+    `lives` are its arguments with positions, one or more, all in the same place.
     """
     live = lives[0][1]
     known = [each for _, each in lives if each.rows is not None]

@@ -5,7 +5,7 @@ over positions. So a new architecture works unseen, or is refused, and never yie
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -51,21 +51,6 @@ class Kind:
     def __str__(self) -> str:
         words = 'exact' if self.exact else 'not exact', 'trainable' if self.trainable else 'for pictures only'
         return f'{self.name} ({DESCRIPTIONS[self.name]}; {", ".join(words)})'
-
-
-class MapHead(Protocol):
-    """What a `CamModel` asks of a head."""
-
-    trainable: bool
-
-    @property
-    def kind(self) -> str:
-        """Name of the kind."""
-        ...
-
-    def class_maps(self, model: TimmModel, x: Tensor) -> ClassMaps:
-        """Logits and maps of images, in one forward pass."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -62,35 +62,25 @@ def detached_gate(call: Call, parts: Tensor) -> Tensor:
 
 def detached_norm(call: Call, parts: Tensor) -> Tensor:
     """A norm with its scale detached; the mean that it takes away is linear (batch norm: detached too)."""
-    arguments = (call, raised(call.value.detach()), raised(parts), *call.options)
+    arguments = (raised(call.value.detach()), raised(parts), *call.options)
     return _NORMS[call.name](*arguments, **call.kwargs).to(call.out.dtype)
 
 
 def _layer_norm(
-    call: Call,
-    value: Tensor,
-    parts: Tensor,
-    shape: Any,
-    weight: Any = None,
-    bias: Any = None,
-    eps: float = 1e-5,
-    *_: Any,
+    value: Tensor, parts: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:
     dims = tuple(range(-len(shape), 0))
     scale = (value.var(dims, correction=0, keepdim=True) + eps).rsqrt()
     return _affine(parts - parts.mean(dims, keepdim=True), scale, weight, bias)
 
 
-def _rms_norm(
-    call: Call, value: Tensor, parts: Tensor, shape: Any, weight: Any = None, eps: float | None = None
-) -> Tensor:
+def _rms_norm(value: Tensor, parts: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
     dims = tuple(range(-len(shape), 0))
-    eps = torch.finfo(call.value.dtype).eps if eps is None else eps
+    eps = torch.finfo(value.dtype).eps if eps is None else eps
     return _affine(parts, (value.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, None)
 
 
 def _batch_norm(
-    call: Call,
     value: Tensor,
     parts: Tensor,
     running_mean: Tensor | None,
@@ -112,14 +102,7 @@ def _batch_norm(
 
 
 def _group_norm(
-    call: Call,
-    value: Tensor,
-    parts: Tensor,
-    groups: int,
-    weight: Any = None,
-    bias: Any = None,
-    eps: float = 1e-5,
-    *_: Any,
+    value: Tensor, parts: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:
     grouped = (groups, -1)
     scale = (value.flatten(1).unflatten(1, grouped).var(-1, correction=0, keepdim=True) + eps).rsqrt()
@@ -148,12 +131,7 @@ _NORMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def attention_weights(call: Call) -> Tensor | Lost:
-    """The weights (B, heads, queries, tokens) of `scaled_dot_product_attention`, detached: without a gradient."""
-    return _attention_weights(*call.args, **call.kwargs)
-
-
-def _attention_weights(
+def attention_weights(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -163,6 +141,7 @@ def _attention_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | Lost:
+    """The weights (B, heads, queries, tokens) of `scaled_dot_product_attention`, detached: without a gradient."""
     if dropout_p or is_causal or enable_gqa:
         return Lost('attention with dropout, a causal mask or grouped queries in front of the classifier')
     query, key = raised(query.detach()), raised(key.detach())

@@ -102,7 +102,7 @@ class ShadowTracker(Tracker):
         if companion is None or isinstance(companion, Lost):
             return companion
         self.attended = True
-        weights = attention_weights(call)
+        weights = attention_weights(*call.args, **call.kwargs)
         return weights if isinstance(weights, Lost) else weights.to(companion.dtype) @ companion
 
 

@@ -24,30 +24,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def keeping_no_casts() -> Iterator[None]:
-    """Autocast keeps no weight that it casts inside.
+def exact_numbers() -> Iterator[None]:
+    """No TensorFloat-32, which train.py allows, where numbers are compared; and autocast keeps no weight that it casts.
 
     One that was cast without a gradient would be used again in a training step, which then leaves the weight without
     its gradient (seen with torch 2.6, 2.7 and 2.8).
     """
-    kept = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(kept)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """No TensorFloat-32, which train.py allows, where numbers are compared."""
-    before = torch.get_float32_matmul_precision()
+    precision, kept = torch.get_float32_matmul_precision(), torch.is_autocast_cache_enabled()
     torch.set_float32_matmul_precision('highest')
+    torch.set_autocast_cache_enabled(False)
     try:
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_autocast_cache_enabled(kept)
 
 
 def meta_copy(model: TimmModel) -> TimmModel:

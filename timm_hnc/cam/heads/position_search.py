@@ -1,7 +1,7 @@
 """Finding where in a model's features, or in its tail, the positions lie."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Lost
-from timm_hnc.cam.grids import Cell, cell_of, num_prefix_tokens, token_grid
+from timm_hnc.cam.grids import cell_of, token_grid
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_head import Branch
 from timm_hnc.cam.heads.detached_tail import DetachedTail, tail_maps
@@ -44,11 +44,12 @@ def _branch(model: TimmModel, shape: tuple[int, ...], widths: list[int], image_s
         raise ValueError(f'its features of shape {shape} are no map and no row of tokens')
     if len(shape) == 4:
         return Branch((2, 3) if found == 1 else (1, 2))
-    dim = 3 - found
-    if dim == 2:
-        return Branch((2,), cell=_cell(shape[2], image_size))
-    prefix = prefix_tokens(model, shape[1], image_size)
-    return Branch((1,), prefix, _cell(shape[1] - prefix, image_size))
+    if found == 2:
+        return token_branch(model, shape[1], image_size)
+    try:
+        return Branch((2,), cell=cell_of(token_grid(shape[2], image_size), image_size))
+    except ValueError:  # states without a place in the image
+        return Branch((2,))
 
 
 def _channels_by_shape(shape: tuple[int, ...], image_size: tuple[int, int]) -> int:
@@ -60,27 +61,18 @@ def _channels_by_shape(shape: tuple[int, ...], image_size: tuple[int, int]) -> i
     return fitting[0]
 
 
-def _cell(num_tokens: int, image_size: tuple[int, int]) -> Cell | None:
-    try:
-        return cell_of(token_grid(num_tokens, image_size), image_size)
-    except ValueError:  # states without a place in the image
-        return None
-
-
-def prefix_tokens(model: TimmModel, num_tokens: int, image_size: tuple[int, int]) -> int:
-    """How many tokens lie in front of the patch tokens: as many as the model says, or as few as leave a grid.
+def token_branch(model: TimmModel, num_tokens: int, image_size: tuple[int, int]) -> Branch:
+    """Where the patches lie among tokens: behind as many as the model says, or as few as leave a grid.
 
     Raises:
-        ValueError: no grid.
+        ValueError: no grid behind 16 tokens or fewer.
     """
     told = getattr(model, 'num_prefix_tokens', None)
-    if told is not None and told < num_tokens:
-        try:
-            token_grid(num_tokens - told, image_size)
-            return told
-        except ValueError:
-            pass
-    return num_prefix_tokens(num_tokens, image_size)
+    for prefix in (*(() if told is None else (told,)), *range(17)):
+        if prefix < num_tokens:
+            with suppress(ValueError):
+                return Branch((1,), prefix, cell_of(token_grid(num_tokens - prefix, image_size), image_size))
+    raise ValueError(f'{num_tokens} tokens of an image of {image_size[0]} x {image_size[1]} pixels form no grid.')
 
 
 def find_tail(model: TimmModel, images: Tensor) -> DetachedTail | None:
@@ -121,11 +113,8 @@ def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tu
     for index, tensor in enumerate(tensors):
         if tensor.ndim != 3 or len(tensor) != len(images) or tensor.shape[2] not in widths_of(model):
             continue
-        try:
-            prefix = prefix_tokens(model, tensor.shape[1], image_size)
-        except ValueError:
-            continue
-        if tensor.shape[1] - prefix > 1:
-            grid = token_grid(tensor.shape[1] - prefix, image_size)
-            inputs.append((index, Branch((1,), prefix, cell_of(grid, image_size))))
+        with suppress(ValueError):
+            branch = token_branch(model, tensor.shape[1], image_size)
+            if tensor.shape[1] - branch.prefix > 1:
+                inputs.append((index, branch))
     return tuple(inputs)

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.tracking import Lost
-from timm_hnc.cam.heads.base import Head, MapHead, TimmModel
+from timm_hnc.cam.heads.base import Head, TimmModel
 from timm_hnc.cam.heads.detached_head import KINDS, Branch, DetachedHead, detached_class_maps, followed_calls
-from timm_hnc.cam.heads.model_copies import evaluating, full_copy, full_precision, keeping_no_casts, meta_copy
+from timm_hnc.cam.heads.detached_tail import DetachedTail
+from timm_hnc.cam.heads.model_copies import evaluating, exact_numbers, full_copy, meta_copy
 from timm_hnc.cam.heads.plain import agree, plain_head
 from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
 
+MapHead = Head | DetachedHead | DetachedTail
 _ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
 LARGER = 4  # times the image size, where the model's own makes a single position
 ELSE = 'choose a model with an average pool in front of its classifier, such as resnet50'
@@ -71,7 +73,7 @@ def probe_head(model: TimmModel) -> MapHead:
         UnsupportedHead: the model has no exact class maps, as far as this goes.
     """
     try:
-        with keeping_no_casts(), full_precision(), torch.random.fork_rng(devices=[]):  # a head may draw
+        with exact_numbers(), torch.random.fork_rng(devices=[]):  # a head may draw
             return _find(model)
     except _Refused as refused:
         way_out = refused.way_out or way_out_of(model) or ELSE
