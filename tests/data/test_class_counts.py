@@ -9,10 +9,9 @@ from data_fixtures import images, multi_label, parquet, shards, tar_files
 from image_data import png, samples, square, write_coco, write_cub
 from torchvision.datasets import MNIST, QMNIST
 
-from timm_hnc.data.class_counts import class_counts
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
-from timm_hnc.data.labels import sample_labels
+from timm_hnc.data.labels import class_counts, sample_labels
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
 from timm_hnc.data.targets import ClassIndex
 from timm_hnc.errors import DataError

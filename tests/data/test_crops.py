@@ -39,7 +39,6 @@ def test_images_of_other_sizes_are_resized_to_the_short_side_first():
     assert resized.size == (40, 32)
     assert np.array_equal(np.asarray(resized), np.asarray(Resize(32, InterpolationMode.BICUBIC)(picture)))
     assert crop(resized).size == (32, 32)
-    assert padded_crop((32, 32), 'random')[0].interpolation == InterpolationMode.BILINEAR
 
 
 def test_height_and_width_are_padded_in_proportion():
@@ -51,10 +50,11 @@ def test_height_and_width_are_padded_in_proportion():
 def test_takes_the_place_of_timms_random_resized_crop():
     transform = create_transform((3, 32, 32), is_training=True, hflip=0.5, color_jitter=0.0, auto_augment='rand-m2')
     before = [type(step).__name__ for step in transform.transforms]
-    use_crop('pad', transform, (3, 32, 32))
+    use_crop('pad', transform, (3, 32, 32), 'random')
     after = [type(step).__name__ for step in transform.transforms]
     assert after == ['Resize', 'RandomCrop', *before[1:]]
     assert transform(image((40, 32))).shape == (3, 32, 32)
+    assert transform.transforms[0].interpolation == InterpolationMode.BILINEAR
     with pytest.raises(ValueError, match="no random resized crop to replace by 'pad'"):
         use_crop('pad', transform, (3, 32, 32))
 

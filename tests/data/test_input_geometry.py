@@ -69,4 +69,4 @@ def test_there_and_back():
     frame = InputFrame(Side(80, times=90, over=200, offset=5.0), Side(96, times=48, over=120, offset=-24.0))
     x1, y1, x2, y2 = frame.window
     assert frame.boxes(torch.tensor([[x1, y1, x2, y2]]).double()).tolist() == [pytest.approx([0, 0, 80, 96])]
-    assert InputFrame.whole((30, 20)).size == (20, 30)
+    assert InputFrame(Side(30), Side(20)).size == (20, 30)

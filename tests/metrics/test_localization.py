@@ -85,7 +85,7 @@ def test_energy_is_that_of_a_loop():
 def test_a_map_that_is_the_box():
     localization, map_ = Localization(2), torch.zeros(8, 8)
     map_[2:6, 1:5] = 1
-    localization.update(map_, 1, torch.tensor([[1.0, 2, 5, 6]]).double(), InputFrame.whole((8, 8)))
+    localization.update(map_, 1, torch.tensor([[1.0, 2, 5, 6]]).double(), InputFrame(Side(8), Side(8)))
     assert localization.compute() == {
         **dict.fromkeys(('max_box_acc_v2', 'box_acc_0.3', 'box_acc_0.5', 'box_acc_0.7', 'pointing', 'energy'), 100),
         'maps_with_boxes': 1,
@@ -105,8 +105,8 @@ def test_the_pointing_game_is_played_in_the_stored_image():
 
 @pytest.mark.parametrize('value', [0.0, 3.0, float('nan')])
 def test_flat_maps_are_compared_and_not_found(value):
-    localization = Localization(1)
-    localization.update(torch.full((4, 4), value), 0, torch.tensor([[0.0, 0.0, 4.0, 4.0]]), InputFrame.whole((32, 32)))
+    localization, frame = Localization(1), InputFrame(Side(32), Side(32))
+    localization.update(torch.full((4, 4), value), 0, torch.tensor([[0.0, 0.0, 4.0, 4.0]]), frame)
     figures = localization.compute()
     assert figures['maps_with_boxes'] == 1
     assert figures['box_acc_0.7'] == 0

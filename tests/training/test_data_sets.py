@@ -8,7 +8,7 @@ import pytest
 from image_data import CLASSES, write_coco, write_cub
 from running import ROOT, SMALL, failure, result, train, training_state, validate
 
-from timm_hnc.data.class_counts import class_counts
+from timm_hnc.data.labels import class_counts
 
 
 def names_of(run):

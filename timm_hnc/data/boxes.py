@@ -85,7 +85,8 @@ class BoxSource:
             )
         if self._read == self._of_column and self.box_format != 'xyxy':
             tensor = box_convert(tensor, self.box_format, 'xyxy')
-        self._check(tensor, index)
+        wrong = tensor[(tensor[:, 2:] <= tensor[:, :2]).any(1) | (tensor < -1).any(1)]
+        _refuse(wrong, index, 'has no size or begins outside the image')
         return ImageBoxes(tensor, classes)
 
     def _of_reader(self, index: int) -> tuple[Any, Any]:
@@ -99,14 +100,6 @@ class BoxSource:
         """(width, height) of a stored image, None for one that cannot be decoded."""
         return self.reader.image_size(int(index if self.indices is None else self.indices[index]))
 
-    def _check(self, boxes: Tensor, index: int) -> None:
-        wrong = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1) | (boxes < -1).any(1)]
-        if len(wrong):
-            raise DataError(
-                f'sample {index} has the box {wrong.tolist()[0]}, which has no size or begins outside the image: '
-                'see --boxes-format.'
-            )
-
 
 def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None:
     """Refuse boxes that end beyond their image, but for the pixel by which conventions differ.
@@ -115,8 +108,9 @@ def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None
         DataError: naming sample and box.
     """
     wrong = boxes[(boxes[:, 2:] > torch.tensor(image_size) + 1).any(1)]
+    _refuse(wrong, index, f'ends outside the image of {image_size[0]} x {image_size[1]} pixels')
+
+
+def _refuse(wrong: Tensor, index: int, what: str) -> None:
     if len(wrong):
-        raise DataError(
-            f'sample {index} has the box {wrong.tolist()[0]}, which ends outside the image of {image_size[0]} x '
-            f'{image_size[1]} pixels: see --boxes-format.'
-        )
+        raise DataError(f'sample {index} has the box {wrong.tolist()[0]}, which {what}: see --boxes-format.')

@@ -181,8 +181,3 @@ def _check_range(labels: set[int], name: str | None, num_classes: int) -> None:
             f"data set '{name}' has labels outside the model's range 0 to {num_classes - 1}, such as {wrong[-1]}: "
             'set --num-classes to the classes of the data.'
         )
-
-
-def is_streamed(dataset: str) -> bool:
-    """Whether a data set of this name is read from front to back, not by index."""
-    return dataset.lower().startswith(('hfids/', 'wds/', 'tfds/'))

@@ -21,11 +21,6 @@ class Selection(WrappedDataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def filenames(self, **kwargs: Any) -> list[str]:
-        """The names of its images, where timm's data set knows them."""
-        names = self.dataset.filenames(**kwargs)
-        return [names[index] for index in self.indices]
-
 
 def split_off(dataset: Any, share: float, seed: int) -> tuple[Selection, Selection]:
     """A data set without the share held out, and that share: disjoint, the same ones for the same seed.
@@ -37,11 +32,6 @@ def split_off(dataset: Any, share: float, seed: int) -> tuple[Selection, Selecti
 
     Raises:
         DataError: one of the two parts would be empty.
-
-    Example:
-        >>> train, validation = split_off(range(50_000), 0.1, seed=42)
-        >>> len(train), len(validation)
-        (45000, 5000)
     """
     count = round(share * len(dataset))
     if not 0 < count < len(dataset):

@@ -41,11 +41,6 @@ class InputFrame:
     columns: Side
     rows: Side
 
-    @classmethod
-    def whole(cls, size: tuple[int, int]) -> 'InputFrame':
-        """Of an image of (width, height) that is the input as it stands."""
-        return cls(*map(Side, size))
-
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the input."""

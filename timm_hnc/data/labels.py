@@ -4,6 +4,9 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from timm_hnc.data.holdout import Selection
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.errors import DataError, first_lines
@@ -60,3 +63,22 @@ def _table_labels(reader: Any) -> list[Any] | None:
         return list(narrow.iter_targets())
     except (KeyError, ValueError, IndexError) as error:
         raise DataError(f'a label of the data set fits no class ({first_lines(error)}): see --class-map.') from error
+
+
+def class_counts(dataset: Any, num_classes: int, multi_label: bool) -> tuple[Tensor, int]:
+    """How many samples of a training set have each class, (n,) in float64, and how many samples there are.
+
+    Raises:
+        DataError: the labels cannot be had without reading the images, or do not fit.
+    """
+    labels = sample_labels(dataset)
+    if labels is None:
+        raise DataError('the classes of this data set cannot be counted without its images: give --class-stats FILE.')
+    encode = label_encoder(dataset)
+    if multi_label:
+        counts = torch.zeros(num_classes, dtype=torch.float64)
+        for label in labels:
+            counts += encode(label)
+        return counts, len(labels)
+    indices = torch.tensor([encode(label) for label in labels], dtype=torch.long)
+    return torch.bincount(indices, minlength=num_classes).double(), len(labels)

@@ -55,19 +55,7 @@ class LabelNoise:
 
 
 class NoisyLabels(WrappedDataset):
-    """A data set with noisy labels; everything else of it is as it was.
-
-    Args:
-        dataset: of (image, class index) samples, accessed by index.
-        noise: what happens to the labels.
-        num_classes: n.
-        seed: of the run.
-
-    Example:
-        >>> noisy = NoisyLabels([('image', 3)], LabelNoise('asymmetric', 1.0), num_classes=4, seed=0)
-        >>> noisy[0]
-        ('image', 0)
-    """
+    """A data set of (image, class index) samples, accessed by index, with noisy labels; all else is as it was."""
 
     def __init__(self, dataset: Any, noise: LabelNoise, num_classes: int, seed: int) -> None:
         super().__init__(dataset)

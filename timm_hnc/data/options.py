@@ -5,7 +5,6 @@ from typing import Literal
 
 from timm.data.readers.targets import check_target_format, parse_target_keys
 
-from timm_hnc.data.datasets import is_streamed
 from timm_hnc.errors import UsageError
 from timm_hnc.options import check_range
 
@@ -42,7 +41,7 @@ class DataOptions:
     @property
     def is_streamed(self) -> bool:
         """Whether the data set is read from front to back, not by index."""
-        return is_streamed(self.dataset)
+        return self.dataset.lower().startswith(('hfids/', 'wds/', 'tfds/'))
 
     def check_named(self) -> None:
         """Refuse options that name no data.

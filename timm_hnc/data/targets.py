@@ -1,6 +1,5 @@
 """Targets checked while they are read, so that a wrong one is a message and not an index error on a device."""
 
-from collections.abc import Callable
 from typing import Any
 
 from timm.data import MultiLabelTarget
@@ -37,16 +36,8 @@ class ClassIndex:
         return index
 
 
-class LabelSet:
-    """Several labels: timm's MultiLabelTarget with a message that says what to do.
-
-    Args:
-        num_classes: of the model.
-        dense: targets are multi-hot vectors instead of lists of class indices.
-    """
-
-    def __init__(self, num_classes: int, dense: bool = False) -> None:
-        self.encode: Callable[[Any], Tensor] = MultiLabelTarget(num_classes, dense=dense)
+class LabelSet(MultiLabelTarget):
+    """Several labels: timm's targets, with a message that says what to do."""
 
     def __call__(self, target: Any) -> Tensor:
         """(num_classes,) float targets.
@@ -57,7 +48,7 @@ class LabelSet:
         if isinstance(target, int):
             raise DataError(f'a target is {target}, one class index: for a single label leave out --task multilabel.')
         try:
-            return self.encode(target)
+            return super().__call__(target)
         except (ValueError, TypeError, RuntimeError) as error:
             raise DataError(
                 f'a target is {str(target)[:60]!r}: {error} See --target-key, --target-format and --num-classes.'

@@ -17,8 +17,6 @@ def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list[
         size: (height, width) of the crop in pixels; larger or smaller images are first resized to its short side.
         interpolation: of that resizing.
     """
-    if interpolation == 'random':
-        interpolation = 'bilinear'
     padding = [round(side * PADDING_AT_32_PIXELS / 32) for side in size]
     return [
         transforms.Resize(min(size), interpolation=str_to_interp_mode(interpolation)),
@@ -28,8 +26,6 @@ def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list[
 
 def squashed(size: tuple[int, int], interpolation: str = 'bilinear') -> list[Any]:
     """The whole image, resized to height and width whatever its shape, as timm's crop mode `squash` at evaluation."""
-    if interpolation == 'random':
-        interpolation = 'bilinear'
     return [transforms.Resize(size, interpolation=str_to_interp_mode(interpolation))]
 
 
@@ -44,7 +40,7 @@ def use_crop(name: str, transform: transforms.Compose, size: Sequence[int], inte
         name: one of CROPS.
         transform: from timm's create_transform, changed in place.
         size: (..., height, width) of the crop in pixels.
-        interpolation: of the resizing.
+        interpolation: of the resizing; timm's 'random' becomes 'bilinear'.
 
     Raises:
         ValueError: the transform has no random resized crop.
@@ -52,4 +48,5 @@ def use_crop(name: str, transform: transforms.Compose, size: Sequence[int], inte
     crops = [i for i, step in enumerate(transform.transforms) if isinstance(step, RandomResizedCropAndInterpolation)]
     if not crops:
         raise ValueError(f"the training transform has no random resized crop to replace by '{name}'.")
+    interpolation = 'bilinear' if interpolation == 'random' else interpolation
     transform.transforms[crops[0] : crops[0] + 1] = CROPS[name]((size[-2], size[-1]), interpolation)

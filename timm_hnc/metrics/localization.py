@@ -35,7 +35,7 @@ class Localization:
             map_: (h, w) class activation map of an input.
             label: its class.
             boxes: (m, 4) x1, y1, x2, y2 of this class, in pixels of the stored image.
-            frame: how the input shows this image; `InputFrame.whole` where it is the image.
+            frame: how the input shows this image.
         """
         seen = frame.boxes(boxes)
         seen = seen[((seen[:, 2:] - seen[:, :2]) > 0).all(1)]

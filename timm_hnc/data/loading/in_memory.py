@@ -71,13 +71,8 @@ class InMemoryBatches:
     ) -> None:
         self.images, self.targets, self.batch_sampler = images, targets, batch_sampler
         self.size, self.padding, self.flips = size, padding, flips
-        self.dataset, self.num_workers = images, 0
+        self.dataset, self.sampler, self.num_workers = images, batch_sampler.sampler, 0
         self._generator = torch.Generator(images.device)
-
-    @property
-    def sampler(self) -> Any:
-        """That of the ordinary loader."""
-        return self.batch_sampler.sampler
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -149,14 +144,11 @@ def _decode(dataset: Dataset[Any], like: DataLoader[Any], device: torch.device) 
 
 
 def _check_memory(needed: int, device: torch.device) -> None:
-    free = _free_memory(device)
+    if device.type == 'cuda':
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     if needed > _MOST_OF_MEMORY * free:
         raise DataError(
             f'--data-in-memory: the images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}.'
         )
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')

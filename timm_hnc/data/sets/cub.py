@@ -82,11 +82,7 @@ def _read(path: Path, convert: Callable[[str], Value], images: dict[int, Any] | 
             raise DataError(f"'{path}', line {number}: {key} is there a second time: {REMEDY}.")
         values[key] = value
     if images is not None:
-        _check_same_ids(path, values, images)
+        for image in sorted(images.keys() ^ values.keys())[:1]:
+            file, other = (path, 'images.txt') if image in images else (path.with_name('images.txt'), path.name)
+            raise DataError(f"'{file}' has no line for image {image} of {other}: {REMEDY}.")
     return values
-
-
-def _check_same_ids(path: Path, values: dict[int, Any], images: dict[int, Any]) -> None:
-    for image in sorted(images.keys() ^ values.keys())[:1]:
-        file, other = (path, 'images.txt') if image in images else (path.with_name('images.txt'), path.name)
-        raise DataError(f"'{file}' has no line for image {image} of {other}: {REMEDY}.")

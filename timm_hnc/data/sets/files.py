@@ -1,5 +1,6 @@
 """A timm reader of image files with targets and boxes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,6 +11,7 @@ from timm_hnc.errors import DataError, first_lines
 Box = tuple[float, float, float, float]
 
 
+@dataclass(eq=False, repr=False)
 class FileReader(Reader):
     """Images of a folder, each with its target and, where they are known, its boxes.
 
@@ -25,25 +27,17 @@ class FileReader(Reader):
         DataError: an image is missing.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        paths: list[str],
-        targets: list[Any],
-        class_to_idx: dict[str, int],
-        boxes: list[list[Box]] | None = None,
-        box_labels: list[list[int]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.folder = folder
-        self.paths = paths
-        self.targets = targets
-        self.class_to_idx = class_to_idx
-        self.boxes = boxes
-        self.box_labels = box_labels
-        missing = next((path for path in paths if not (folder / path).is_file()), None)
+    folder: Path
+    paths: list[str]
+    targets: list[Any]
+    class_to_idx: dict[str, int]
+    boxes: list[list[Box]] | None = None
+    box_labels: list[list[int]] | None = None
+
+    def __post_init__(self) -> None:
+        missing = next((path for path in self.paths if not (self.folder / path).is_file()), None)
         if missing is not None:
-            raise DataError(f"image '{folder / missing}' is missing, the index files name it: see --data-dir.")
+            raise DataError(f"image '{self.folder / missing}' is missing, the index files name it: see --data-dir.")
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, Any]:
         return open(self.folder / self.paths[index], 'rb'), self.targets[index]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from timm_hnc.checkpoints.checkpoints import Progress, run_folder_of
-from timm_hnc.data.datasets import class_to_idx, is_streamed
+from timm_hnc.data.datasets import class_to_idx
+from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import DataError
 from timm_hnc.files.options import read_options
 from timm_hnc.files.run_parts import Part
@@ -64,7 +65,7 @@ def _facts(run: Run) -> dict[str, Any]:
 def _compared(options: dict[str, Any]) -> dict[str, Any]:
     """Options that matter, as JSON keeps them: what was filled in and what was given are alike."""
     left_out = _LEFT_OUT | {name for name, switch in _NEEDS.items() if not options.get(switch)}
-    if not is_streamed(options.get('dataset') or '') and not options.get('use_multi_epochs_loader'):
+    if not DataOptions(dataset=options.get('dataset') or '').is_streamed and not options.get('use_multi_epochs_loader'):
         left_out |= {'workers', 'worker_seeding'}  # of other data, all depends on the place of a sample alone
     kept = {name: value for name, value in options.items() if name not in left_out}
     kept['loss'] = kept.get('loss') or ('bce' if kept.get('task') == 'multilabel' else 'ce')

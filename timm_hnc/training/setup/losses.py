@@ -7,7 +7,7 @@ import timm.loss
 import torch
 from torch.utils.data import Dataset
 
-from timm_hnc.data.class_counts import class_counts
+from timm_hnc.data.labels import class_counts
 from timm_hnc.data.options import TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.base import Loss
