@@ -36,7 +36,6 @@ import timm_hnc
 from timm_hnc.commands.validate import main as validate
 from timm_hnc.evaluation.evaluate import evaluate
 from timm_hnc.evaluation.map_pass import QualityPass, WatchedMaps
-from timm_hnc.metrics.map_quality import MapQuality
 
 Step = Callable[[], Any]
 # one kind of head or two a line
@@ -190,8 +189,8 @@ def measure_validation(args: argparse.Namespace) -> None:
             evaluate(model, data, ClassificationEvaluator(args.device), autocast, on_batch=on_batch)
 
         def with_maps(cam_model: Any = cam_model, classes: int = int(classes), one_pass: Step = one_pass) -> None:
-            quality = QualityPass(MapQuality(classes, args.cam_topk), [''] * classes, '')
-            watched = WatchedMaps(cam_model, [quality])
+            quality = QualityPass([''] * classes, args.cam_topk)
+            watched = WatchedMaps(cam_model, [quality], None)
             one_pass(watched, on_batch=watched.before(lambda output, target: (output, target)))
             quality.quality.compute()
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.console import main
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.confusions import ConfusionPass
+from timm_hnc.evaluation.map_pass import WatchedMaps
 from timm_hnc.report.examples import ExamplePass, read_examples
 from timm_hnc.report.figure_table import figure_table
 from timm_hnc.report.page import write_report
@@ -307,14 +309,16 @@ def test_wrong_use(runs, tmp_path, capsys, without_curves):
 
 def test_examples_and_confusions_leave_padding_out():
     torch.manual_seed(3)
-    examples = ExamplePass(lambda x: x, 'abc', False, iter(range(100)), count=2, max_samples=5)
-    confusions = ConfusionPass(list('abc'), max_samples=5)
-    losses = []
-    for size in (3, 4):
+    examples = ExamplePass(lambda x: x, 'abc', False, iter(range(100)), count=2)
+    confusions = ConfusionPass(list('abc'))
+    model, losses = SimpleNamespace(), []
+    watched = WatchedMaps(model, [examples, confusions], limit=5)
+    count = watched.before(lambda output, target: (output, target))
+    for size in (3, 4, 1):
         maps = ClassMaps(torch.randn(size, 4, 2), torch.randn(3, 2), None, (2, 2))
         target = torch.randint(3, (size,))
-        for each in (examples, confusions):
-            each.update(maps, target, torch.rand(size, 3, 8, 8))
+        model.class_maps = lambda x, maps=maps: maps
+        count(watched(torch.rand(size, 3, 8, 8)), target)
         losses += cross_entropy(maps.logits, target, reduction='none').tolist()
     order = sorted(range(5), key=lambda number: losses[number])
     assert [example.sample for example in examples.kept['best']] == order[:2]

@@ -17,21 +17,18 @@ from timm_hnc.metrics.map_quality import present_classes
 class BoxPass:
     """Compares the maps of the classes that are in an image with the boxes of their objects."""
 
-    def __init__(
-        self, source: BoxSource, loader: Any, dataset: Any, num_classes: int, max_samples: int | None = None
-    ) -> None:
+    def __init__(self, source: BoxSource, loader: Any, dataset: Any, num_classes: int) -> None:
         self.source = source
         self.geometry = InputGeometry(dataset.transform)
         self.order = iter(loader.sampler)
-        self.left = len(dataset) if max_samples is None else max_samples
         self.localization = Localization(num_classes)
 
     @torch.no_grad()
-    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor, padding: int) -> None:
         """Count a batch: (B,) class indices or (B, n) label sets."""
         classes, there = (part.cpu() for part in present_classes(target))
         maps = class_maps.maps(classes.to(target.device)).cpu()
-        for row, index in zip(range(min(len(target), self.left)), self.order, strict=False):
+        for row, index in zip(range(len(target) - padding), self.order, strict=False):
             found = self.source[index]
             if not len(found.boxes):
                 continue
@@ -43,7 +40,6 @@ class BoxPass:
             for column in there[row].nonzero().flatten().tolist():
                 label = int(classes[row, column])
                 self.localization.update(maps[row, column], label, found.boxes[found.labels == label], frame)
-        self.left -= min(len(target), self.left)
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Figures over all processes.

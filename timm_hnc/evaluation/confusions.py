@@ -18,17 +18,15 @@ class ConfusionPass:
 
     Args:
         class_names: a name a class.
-        max_samples: images of this process that count; what comes after is the sampler's padding.
     """
 
-    def __init__(self, class_names: list[str], max_samples: int | None = None) -> None:
+    def __init__(self, class_names: list[str]) -> None:
         self.class_names = class_names
-        self.left = max_samples
         # images, images in which the absent class scores higher, sum of peaks
         self.pairs: dict[tuple[int, int], list[float]] = {}
 
     @torch.no_grad()
-    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor, padding: int) -> None:
         """Count a batch with (B,) class indices or (B, n) label sets."""
         negatives, valid = class_maps.topk_negatives(target, 1)
         classes, there = present_classes(target)
@@ -36,9 +34,7 @@ class ConfusionPass:
         scores, column = logits.gather(1, classes).masked_fill(~there, -torch.inf).max(1, keepdim=True)
         peaks = map_figures(class_maps.maps(negatives))[..., 0]
         counted = valid[:, 0] & there.any(1)
-        if self.left is not None:
-            counted[self.left :] = False
-            self.left = max(0, self.left - len(target))
+        counted[len(target) - padding :] = False
         confused = logits.gather(1, negatives) > scores
         rows = torch.cat([classes.gather(1, column).double(), negatives.double(), confused.double(), peaks], 1)
         for present, absent, wrong, peak in rows[counted].tolist():

@@ -17,6 +17,7 @@ from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.progress import progress
 
 _logger = logging.getLogger(__name__)
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def create_evaluator(
@@ -46,7 +47,7 @@ def evaluate(
     model: nn.Module,
     inputs: Iterable[tuple[Tensor, Tensor]],
     evaluator: ClassificationEvaluator,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    autocast: Autocast,
     distributed: bool = False,
     tta: int = 0,
     on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,

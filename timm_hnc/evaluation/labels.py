@@ -46,10 +46,13 @@ class OtherLabels:
         self.limit = evaluation_sample_limit(loader)
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
+        valid, real = options.valid_labels, options.real_labels
         try:
-            self.classes = [int(line) for line in _lines(options.valid_labels)] if options.valid_labels else None
-            names = _file_names(dataset, options.real_labels) if options.real_labels else None
-            self.real_labels = RealLabelsImagenet(names, real_json=options.real_labels) if options.real_labels else None
+            lines = Path(valid).read_text().splitlines() if valid else []
+            self.classes = [int(line) for line in lines if line.strip()] if valid else None
+            self.real_labels = RealLabelsImagenet(dataset.filenames(basename=True), real_json=real) if real else None
+        except (AttributeError, NotImplementedError) as error:
+            raise DataError(f'--real-labels {real}: this data set gives no file names of its images.') from error
         except (OSError, ValueError, KeyError, AssertionError) as error:
             raise DataError(f'--valid-labels or --real-labels cannot be read: {error!r}') from error
 
@@ -86,14 +89,3 @@ class OtherLabels:
         )
         names = ('precision', 'recall', 'f1_score')
         return {f'{self.average}_{name}': round(100 * float(v), 4) for name, v in zip(names, figures, strict=False)}
-
-
-def _lines(path: str) -> list[str]:
-    return [line for line in Path(path).read_text().splitlines() if line.strip()]
-
-
-def _file_names(dataset: Any, real_labels: str) -> list[str]:
-    try:
-        return dataset.filenames(basename=True)
-    except (AttributeError, NotImplementedError) as error:
-        raise DataError(f'--real-labels {real_labels}: the images of this data set have no file names.') from error

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from PIL import ImageMode
 from timm.data import create_loader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -64,23 +65,27 @@ def open_eval_dataset(
 
 def create_eval_loader(
     dataset: Any,
+    data: DataOptions,
     options: LoaderOptions,
     data_config: dict[str, Any],
     batch_size: int,
-    device: torch.device,
-    distributed: bool,
+    accelerator: Accelerator,
     **arguments: Any,
 ) -> Any:
     """Timm's validation loader, which shards by itself; `arguments` are more for timm's create_loader."""
+    distributed = accelerator.num_processes > 1
+    # iterable readers repeat samples to even out workers, as timm's train.py says
+    repeats = distributed and data.dataset.lower().startswith(('tfds', 'wds'))
     defaults: dict[str, Any] = dict(
         batch_size=batch_size,
         is_training=False,
         interpolation=data_config['interpolation'],
         crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'],
+        num_workers=min(2, options.workers) if repeats else options.workers,
         persistent_workers=not isinstance(dataset, IterableDataset),
     )
-    return create_timed_loader(dataset, options, data_config, device, distributed, **defaults | arguments)
+    return create_timed_loader(dataset, options, data_config, accelerator.device, distributed, **defaults | arguments)
 
 
 def taken_as_it_is(data: Any, processes: int) -> bool:
@@ -96,13 +101,6 @@ def taken_as_it_is(data: Any, processes: int) -> bool:
             f'a DataLoader, and {processes} processes, each of which would read all of it: give its data set instead.'
         )
     return True
-
-
-def eval_workers(dataset: str, workers: int, distributed: bool) -> int:
-    """Loading processes for the validation data set of this name, of so many that were asked for."""
-    # iterable readers repeat samples to even out workers, as timm's train.py says
-    iterable = dataset.lower().startswith(('tfds', 'wds'))
-    return min(2, workers) if distributed and iterable else workers
 
 
 def create_timed_loader(

@@ -64,8 +64,8 @@ OnBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class MapPass(Protocol):
     """Something that is measured on the maps of every batch."""
 
-    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
-        """Count a batch of normalised images."""
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor, padding: int) -> None:
+        """Count a batch of normalised images, but for the last `padding` of them."""
         ...
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
@@ -79,13 +79,15 @@ class WatchedMaps(nn.Module):
     Args:
         model: with class maps.
         passes: what is measured.
+        limit: images of this process that count, all if None; what comes after is the sampler's padding.
         strict: an image without finite logits is an error; else it leaves its batch out, and `failure` says so.
     """
 
-    def __init__(self, model: CamModel, passes: Sequence[MapPass], strict: bool = True) -> None:
+    def __init__(self, model: CamModel, passes: Sequence[MapPass], limit: int | None, strict: bool = True) -> None:
         super().__init__()
         self.model = model
         self.passes = passes
+        self.left = limit
         self.strict = strict
         self.failure = ''
         self.batch: tuple[ClassMaps, Tensor] | None = None
@@ -108,8 +110,10 @@ class WatchedMaps(nn.Module):
         def counted(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             if self.batch is not None:
                 (class_maps, inputs), self.batch = self.batch, None
+                count = len(target) if self.left is None else min(len(target), self.left)
+                self.left = None if self.left is None else self.left - count
                 for each in self.passes:
-                    each.update(class_maps, target, inputs)
+                    each.update(class_maps, target, inputs, len(target) - count)
             return on_batch(output, target)
 
         return counted
@@ -136,29 +140,27 @@ def watch_maps(
         cam_model = CamModel(model)
     except UnsupportedHead as error:
         raise UsageError(f'no class maps to measure: {error}') from error
-    limit = evaluation_sample_limit(loader)
     passes: list[MapPass] = []
     if options.cam_metrics:
-        passes.append(
-            QualityPass(MapQuality(len(class_names), options.cam_topk, limit), class_names, options.cam_classes_file)
-        )
+        passes.append(QualityPass(class_names, options.cam_topk, options.cam_classes_file))
     if options.cam_boxes:
         source = BoxSource(dataset, options.boxes_key, options.boxes_format, options.boxes_dir)
-        passes.append(BoxPass(source, loader, dataset, len(class_names), limit))
+        passes.append(BoxPass(source, loader, dataset, len(class_names)))
     if options.cam_curves:
-        passes.append(CurvePass(model, options.cam_curves, multi_label, limit))
-    return WatchedMaps(cam_model, passes)
+        passes.append(CurvePass(model, options.cam_curves, multi_label))
+    return WatchedMaps(cam_model, passes, evaluation_sample_limit(loader))
 
 
 class QualityPass:
     """How flat the maps are."""
 
-    def __init__(self, quality: MapQuality, class_names: list[str], classes_file: str) -> None:
-        self.quality, self.class_names, self.classes_file = quality, class_names, classes_file
+    def __init__(self, class_names: list[str], topk: int, classes_file: str = '') -> None:
+        self.quality = MapQuality(len(class_names), topk)
+        self.class_names, self.classes_file = class_names, classes_file
 
-    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor, padding: int) -> None:
         """Count a batch."""
-        self.quality.update(class_maps, target)
+        self.quality.update(class_maps, target, padding)
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Figures over all processes, and how many negatives they are of; the rows of the classes go to the file.
@@ -179,17 +181,14 @@ class QualityPass:
 class CurvePass:
     """Deletion and insertion curves of the class that the model sees in an image (the highest logit), as in RISE."""
 
-    def __init__(self, model: nn.Module, steps: int, multi_label: bool, max_samples: int | None) -> None:
+    def __init__(self, model: nn.Module, steps: int, multi_label: bool) -> None:
         self.model, self.steps, self.multi_label = model, steps, multi_label
-        self.left = max_samples
         self.sums = torch.zeros(len(CURVES) + 1, dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor, padding: int) -> None:
         """Count a batch."""
-        chosen = class_maps.logits.argmax(1)
-        count = len(target) if self.left is None else min(len(target), self.left)
-        self.left = None if self.left is None else self.left - count
+        chosen, count = class_maps.logits.argmax(1), len(target) - padding
         maps = class_maps.maps(chosen[:, None]).squeeze(1)
         areas = curve_areas(self.model, inputs, maps, chosen, self.steps, self.multi_label)
         areas = areas[:, :count].double().cpu()

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from timm_hnc.attacks.attacks import Attack, AttackedLoss, Normalized, attack, cross_entropy, with_hnc
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.evaluation.evaluate import evaluate
+from timm_hnc.evaluation.evaluate import Autocast, evaluate
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.base import raised
@@ -61,16 +60,10 @@ class AttackOptions:
         Raises:
             UsageError: with the option and what is allowed.
         """
+        settings = (self.attack_steps, self.attack_step_size, not self.attack_no_random_start, self.attack_restarts)
         try:
             return [
-                Attack(
-                    name,
-                    eps,
-                    self.attack_steps,
-                    self.attack_step_size,
-                    not self.attack_no_random_start,
-                    self.attack_restarts,
-                )
+                Attack(name, eps, *settings)
                 for name in dict.fromkeys(self.attack)
                 for eps in dict.fromkeys(self.attack_eps)
             ]
@@ -131,7 +124,7 @@ def robust_figures(
     inputs: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     evaluator: Callable[[], Any],
     threat: Threat,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    autocast: Autocast,
     clean: dict[str, float],
     distributed: bool = False,
 ) -> dict[str, float]:
@@ -172,13 +165,7 @@ def robust_figures(
 class _Attacked:
     """Batches of attacked images, and what was seen of them."""
 
-    def __init__(
-        self,
-        classifier: Normalized,
-        attack: Attack,
-        threat: Threat,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
+    def __init__(self, classifier: Normalized, attack: Attack, threat: Threat, autocast: Autocast) -> None:
         self.classifier, self.attack, self.threat, self.autocast = classifier, attack, threat, autocast
         self.seen = self.without_gradient = 0
 
@@ -210,9 +197,7 @@ class _Attacked:
 
 
 @torch.inference_mode()
-def _warn_of_chance(
-    classifier: Normalized, inputs: Iterable[tuple[Tensor, Tensor]], autocast: Callable[[], AbstractContextManager[Any]]
-) -> None:
+def _warn_of_chance(classifier: Normalized, inputs: Iterable[tuple[Tensor, Tensor]], autocast: Autocast) -> None:
     input, _ = next(iter(inputs))
     with evaluating(classifier), autocast():
         first = classifier.model(input).clone()  # a CUDA graph writes the next output into the same memory

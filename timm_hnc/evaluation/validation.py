@@ -22,7 +22,7 @@ from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.inputs import InputOptions, input_config
 from timm_hnc.evaluation.labels import LabelOptions, OtherLabels
-from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset, taken_as_it_is
+from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
 from timm_hnc.evaluation.map_pass import MapOptions, watch_maps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.precision import DeviceOptions
@@ -118,24 +118,19 @@ class ValidateOptions:
 
 def validate(options: ValidateOptions, source: Source, accelerator: Accelerator) -> dict[str, Any]:
     """Figures of one model; with --retry in smaller batches if memory runs out."""
-    batch_size = options.evaluation.batch_size
     while True:
         try:
-            return _validate(options, source, accelerator, batch_size)
+            with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
+                model = load_model(source, options.model, options.input)
+            return measure(model, None, options, source, accelerator)
         except RuntimeError as error:
             if isinstance(error, DataError) or not options.evaluation.retry or not check_batch_size_retry(str(error)):
                 raise
-            batch_size = decay_batch_step(batch_size)
+            batch_size = decay_batch_step(options.evaluation.batch_size)
             if batch_size == 0:
                 raise DataError(f'{source.name}: no batch size works: {first_lines(error)}') from error
             _logger.warning(f'{first_lines(error)}: trying batches of {batch_size}.')
-
-
-def _validate(options: ValidateOptions, source: Source, accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
-    with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
-        model = load_model(source, options.model, options.input)
-    evaluation = replace(options.evaluation, batch_size=batch_size)
-    return measure(model, None, replace(options, evaluation=evaluation), source, accelerator)
+            options = replace(options, evaluation=replace(options.evaluation, batch_size=batch_size))
 
 
 @watched_workers()
@@ -174,7 +169,7 @@ def measure(
 def _create_loader(
     dataset: Any, options: ValidateOptions, data_config: dict[str, Any], num_classes: int, accelerator: Accelerator
 ) -> Any:
-    evaluation, distributed = options.evaluation, accelerator.num_processes > 1
+    evaluation = options.evaluation
     if dataset is None:
         dataset = open_eval_dataset(
             options.data,
@@ -185,17 +180,15 @@ def _create_loader(
             split=evaluation.split,
             num_samples=evaluation.num_samples,
             batch_size=evaluation.batch_size,
-            seed=options.loader.seed,
             load_bytes=evaluation.tf_preprocessing,
         )
     return create_eval_loader(
         dataset,
+        options.data,
         options.loader,
         data_config,
         evaluation.batch_size,
-        accelerator.device,
-        distributed,
-        num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
+        accelerator,
         img_dtype=options.device.input_dtype,
         crop_border_pixels=evaluation.crop_border_pixels,
         tf_preprocessing=evaluation.tf_preprocessing,

@@ -55,26 +55,21 @@ class MapQuality:
     Args:
         num_classes: n.
         topk: negatives of each image, highest logits first.
-        max_samples: images of this process that count; what comes after is the sampler's padding.
     """
 
-    def __init__(self, num_classes: int, topk: int = 10, max_samples: int | None = None) -> None:
+    def __init__(self, num_classes: int, topk: int = 10) -> None:
         self.topk = topk
-        self.max_samples = max_samples
-        self.seen = 0
         # a row a class: sums of the figures, and the number of maps
         self.sums = torch.zeros(len(GROUPS), num_classes, len(FIGURES) + 1, dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, class_maps: ClassMaps, target: Tensor) -> None:
-        """Count the maps of a batch with (B,) class indices or (B, n) label sets."""
-        count = len(target) if self.max_samples is None else max(0, min(len(target), self.max_samples - self.seen))
-        self.seen += count
+    def update(self, class_maps: ClassMaps, target: Tensor, padding: int = 0) -> None:
+        """Count the maps of a batch with (B,) class indices or (B, n) label sets, but for its last `padding` images."""
         negatives, valid = class_maps.topk_negatives(target, self.topk)
-        valid[count:] = False
+        valid[len(target) - padding :] = False
         self._add(0, class_maps.maps(negatives), negatives, valid)
         present, there = present_classes(target)
-        there[count:] = False
+        there[len(target) - padding :] = False
         self._add(1, class_maps.maps(present), present, there)
 
     def _add(self, group: int, maps: Tensor, classes: Tensor, valid: Tensor) -> None:

@@ -49,7 +49,6 @@ class ExamplePass:
         multi_label: several labels an image.
         order: indices of the samples in the order in which they come, None where that is unknown.
         count: images at each end.
-        max_samples: images of this process that count; what comes after is the sampler's padding.
     """
 
     def __init__(
@@ -59,21 +58,17 @@ class ExamplePass:
         multi_label: bool,
         order: Iterator[int] | None = None,
         count: int = 4,
-        max_samples: int | None = None,
     ) -> None:
         self.restore, self.class_names, self.multi_label = restore, class_names, multi_label
-        self.order, self.count, self.left = order, count, max_samples
+        self.order, self.count = order, count
         self.kept: dict[str, list[Example]] = {end: [] for end in ENDS}
 
     @torch.no_grad()
-    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor) -> None:
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor, padding: int) -> None:
         """Look through a batch."""
         samples = [None if self.order is None else next(self.order, None) for _ in range(len(target))]
         losses = sample_losses(class_maps.logits, target) / (target.shape[1] if target.ndim == 2 else 1)
-        if self.left is not None:
-            losses = losses[: self.left]
-            self.left -= len(losses)
-        values = losses.tolist()
+        values = losses[: len(target) - padding].tolist()
         found = {end: self._records(end, values) for end in ENDS}
         if not any(found.values()):
             return

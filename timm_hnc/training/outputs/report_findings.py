@@ -17,7 +17,6 @@ from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import MapPass, QualityPass, WatchedMaps
 from timm_hnc.evaluation.robustness import Threat, robust_figures
 from timm_hnc.files.tables import write_both, write_csv, write_json
-from timm_hnc.metrics.map_quality import MapQuality
 from timm_hnc.progress import progress
 from timm_hnc.report.examples import ExamplePass, write_examples
 from timm_hnc.training.outputs.picture_samples import restored, spread_samples
@@ -44,13 +43,13 @@ class Findings:
             return
         multi_label = run.options.task.multi_label
         order = iter(run.data.eval_loader.sampler)
-        self.examples = ExamplePass(partial(restored, run), names, multi_label, order, max_samples=limit)
-        self.confusions = ConfusionPass(names, limit)
+        self.examples = ExamplePass(partial(restored, run), names, multi_label, order)
+        self.confusions = ConfusionPass(names)
         self.passes: list[MapPass] = [self.examples]
         # other maps cost a backward pass each
         if cam_model.kind.trainable:
-            self.passes += [QualityPass(MapQuality(len(names), TOPK, limit), names, ''), self.confusions]
-        self.watched = WatchedMaps(cam_model, self.passes, strict=False)
+            self.passes += [QualityPass(names, TOPK), self.confusions]
+        self.watched = WatchedMaps(cam_model, self.passes, limit, strict=False)
 
     def evaluate(self, evaluate_model: Callable[..., dict[str, float]]) -> dict[str, float]:
         """Evaluate, with a look at the maps where there are any."""

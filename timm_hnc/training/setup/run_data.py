@@ -12,7 +12,7 @@ from timm_hnc.data.loading.in_memory import RememberedBatches, keep_in_memory
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
 from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.loading.worker_signals import outlive_signals
-from timm_hnc.evaluation.loaders import create_eval_loader, eval_workers, open_eval_dataset, taken_as_it_is
+from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
 from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset
 from timm_hnc.training.setup.options import TrainOptions
 
@@ -110,18 +110,15 @@ def _create_eval_loader(
     skipped: SkippedImages,
     accelerator: Accelerator,
 ) -> Any:
-    batches, distributed = options.batches, accelerator.num_processes > 1
+    batches = options.batches
     if taken_as_it_is(eval_set, accelerator.num_processes):
         return eval_set
     eval_set.skipped_images = skipped
-    arguments: dict[str, Any] = dict(
-        num_workers=eval_workers(options.data.dataset, options.loader.workers, distributed),
-        img_dtype=options.device.input_dtype,
-    )
+    arguments: dict[str, Any] = dict(img_dtype=options.device.input_dtype)
     if batches.data_in_memory:
         arguments['persistent_workers'] = False  # what is kept in memory is read once
     loader = create_eval_loader(
-        eval_set, options.loader, config, batches.eval_batch_size, accelerator.device, distributed, **arguments
+        eval_set, options.data, options.loader, config, batches.eval_batch_size, accelerator, **arguments
     )
     outlive_signals(loader)
     if batches.data_in_memory:
