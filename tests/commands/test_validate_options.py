@@ -22,8 +22,6 @@ def test_there_is_no_config_option(capsys):
     with pytest.raises(SystemExit):
         parse_validate_options(['-c', 'x.yaml'])
     assert 'unrecognized arguments: -c' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        parse_validate_options(['--torchcompile', '--aot-autograd'])
 
 
 @pytest.mark.parametrize(
@@ -62,6 +60,7 @@ REFUSED = [
     ('--torchscript', '--torchscript: use --torchcompile'),
     ('--fuser te', '--fuser: use --torchcompile'),
     ('--aot-autograd', '--aot-autograd: use --torchcompile'),
+    ('--torchcompile --aot-autograd', '--aot-autograd: use --torchcompile'),
     ('--num-gpu 2', '--num-gpu: use accelerate launch'),
     ('--naflex-loader', '--naflex-loader: NaFlex'),
     ('--naflex-max-seq-len 8', '--naflex-max-seq-len: NaFlex models are not supported: use a model of fixed size'),

@@ -14,15 +14,8 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     Of several processes only that of rank 0 speaks of wrong options: all of them meet those. Data may be wrong for one
     process alone, which then says which it is.
 
-    Args:
-        command: the work; its own exit code, or None for 0.
-        argv: handed to it.
-
     Returns:
-        The command's exit code; 2 after a `UsageError`, 1 after a `DataError`, 130 after Ctrl-C.
-
-    Example:
-        >>> sys.exit(run_command(main))
+        The command's exit code, 0 for None; 2 after a `UsageError`, 1 after a `DataError`, 130 after Ctrl-C.
     """
     try:
         return command(argv) or 0
@@ -51,12 +44,7 @@ def command_words(script: str) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    r"""An error's message on one line, without the traceback that a DataLoader worker wraps around it.
-
-    Example:
-        >>> one_line(DataError('no images\nin /data'))
-        'no images in /data'
-    """
+    """An error's message on one line, without the traceback that a DataLoader worker wraps around it."""
     message = str(error)
     name = f'{type(error).__module__}.{type(error).__qualname__}'
     if message.startswith('Caught ') and 'Original Traceback' in message:

@@ -37,26 +37,20 @@ def picture_command(
     """
 
     def main(argv: Sequence[str] | None = None) -> None:
-        _write(build_parser().parse_args(argv), draw)
+        args = build_parser().parse_args(argv)
+        for file in args.values:
+            if Path(file).suffix not in ('.csv', '.json'):
+                raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
+        rows = draw(args)
+        flat = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in rows]
+        for file in args.values:
+            try:
+                write_csv(file, flat) if file.endswith('.csv') else write_json(file, rows)
+            except OSError as error:
+                raise UsageError(f"--values '{file}' cannot be written: {error}") from error
+        print(args.out)  # noqa: T201  # the result of the command
 
     return main
-
-
-def _write(args: argparse.Namespace, draw: Callable[[argparse.Namespace], Rows]) -> None:
-    for file in args.values:
-        if Path(file).suffix not in ('.csv', '.json'):
-            raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
-    rows = draw(args)
-    for file in args.values:
-        try:
-            write_csv(file, [_flat(row) for row in rows]) if file.endswith('.csv') else write_json(file, rows)
-        except OSError as error:
-            raise UsageError(f"--values '{file}' cannot be written: {error}") from error
-    print(args.out)  # noqa: T201  # the result of the command
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if not isinstance(value, list)}
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

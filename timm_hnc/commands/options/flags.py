@@ -20,7 +20,6 @@ def add_flags(
     title: str,
     kind: type,
     arguments: Arguments = MappingProxyType({}),
-    left_out: Sequence[str] = (),
 ) -> Any:
     """A group of flags, one for every field of a dataclass, in their order.
 
@@ -30,7 +29,6 @@ def add_flags(
         kind: the dataclass, with Google's docstring.
         arguments: by field, what differs from what its type says: 'short' and 'also' are flags more, before and
             behind its own; all else is argparse's.
-        left_out: fields without a flag.
 
     Returns:
         The group.
@@ -38,8 +36,6 @@ def add_flags(
     group = parser.add_argument_group(title)
     hints, helps = get_type_hints(kind), field_helps(kind)
     for each in fields(kind):
-        if each.name in left_out:
-            continue
         given = dict(arguments.get(each.name, {}))
         flags = [given.pop('short', None), flag_of(each.name), given.pop('also', None)]
         made = _argument(hints[each.name], _default(each)) | {'help': helps[each.name]} | given

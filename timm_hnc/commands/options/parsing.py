@@ -58,16 +58,8 @@ def load_config(
         former: keys that the parser had options for once, and what took their place. They are passed over, and one
             warning names them.
 
-    Returns:
-        The converted values by destination name.
-
     Raises:
         UsageError: the file cannot be read, is no mapping, or has a key or value that the parser has no use for.
-
-    Example:
-        >>> Path('recipe.yaml').write_text('lr: 3e-4')
-        >>> load_config(build_parser(), 'recipe.yaml')
-        {'lr': 0.0003}
     """
     try:
         content = load_yaml(Path(path).read_text(encoding='utf-8'))
@@ -112,11 +104,6 @@ def parse_options(
     Raises:
         UsageError: the file is refused (`load_config`).
         SystemExit: argparse's own, for `--help` and for what it refuses.
-
-    Example:
-        >>> args, explicit = parse_options(build_parser(), ['--lr', '0.1'])
-        >>> args.lr, 'lr' in explicit, 'epochs' in explicit
-        (0.1, True, False)
     """
     args = parser.parse_args(argv)
     explicit = given_on_command_line(parser, argv)
@@ -153,13 +140,9 @@ def _other_defaults(parser: argparse.ArgumentParser, values: Mapping[str, Any]) 
 def refuse(
     parser: argparse.ArgumentParser, args: argparse.Namespace, explicit: frozenset[str], refused: Mapping[str, str]
 ) -> None:
-    """Refuse options that the parser knows only to say what to use instead.
+    """Refuse options that the parser knows only to say what to use instead: `refused`, advice by destination.
 
-    Args:
-        parser: for the options' defaults, which are let through: timm writes every option into its args.yaml.
-        args: the options.
-        explicit: the destinations that were given.
-        refused: advice by destination.
+    Their defaults are let through: timm writes every option into its args.yaml.
 
     Raises:
         UsageError: one of them was given.

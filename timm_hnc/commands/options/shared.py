@@ -31,15 +31,11 @@ def add_loader_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, 'loading', LoaderOptions, {'workers': {'short': '-j'}, 'worker_timeout': {'metavar': 'SECONDS'}})
 
 
-def add_device_flags(parser: argparse.ArgumentParser) -> 'argparse._MutuallyExclusiveGroup':
-    """Device, number formats and compilation; returns the group of the ways to compile."""
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Device, number formats and compilation."""
     types = {name: {'metavar': 'TYPE'} for name in ('amp_dtype', 'model_dtype')}
-    modes = {'device': {'metavar': 'DEVICE'}, 'torchcompile_mode': {'metavar': 'MODE'}}
-    group = add_flags(parser, 'device and precision', DeviceOptions, types | modes, left_out=['torchcompile'])
+    others = {'device': {'metavar': 'DEVICE'}, 'torchcompile_mode': {'metavar': 'MODE'}}
+    compiler = {'torchcompile': {'nargs': '?', 'const': 'inductor', 'metavar': 'BACKEND'}}
+    group = add_flags(parser, 'device and precision', DeviceOptions, types | others | compiler)
     group.add_argument('--fuser', type=str, default='', help=argparse.SUPPRESS)
-    compilers = group.add_mutually_exclusive_group()
-    compilers.add_argument('--torchscript', action='store_true', help=argparse.SUPPRESS)
-    compilers.add_argument(
-        '--torchcompile', type=str, nargs='?', const='inductor', metavar='BACKEND', help='compile the model'
-    )
-    return compilers
+    group.add_argument('--torchscript', action='store_true', help=argparse.SUPPRESS)

@@ -27,12 +27,7 @@ from timm_hnc.training.setup.options import RunOptions
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of train.py, a group of flags an option dataclass.
-
-    Example:
-        >>> build_parser().parse_args(['--model', 'resnet18']).batch_size
-        128
-    """
+    """The parser of train.py, a group of flags an option dataclass."""
     parser = argparse.ArgumentParser(
         prog=' '.join(command_words('train.py')),
         description='Train a timm image classifier, with or without the Homogeneous Negative CAM loss.',
@@ -45,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser, 'Homogeneous Negative CAM', HNCOptions, hnc)
     add_flags(parser, 'Hugging Face Hub', HubOptions, {'push_to_hub': {'metavar': 'USER/NAME'}})
     _add_loss_flags(parser)
-    _add_model_flags(parser)
+    paths = {name: {'metavar': 'PATH'} for name in ('pretrained_path', 'initial_checkpoint')}
+    add = add_flags(parser, 'model', ModelOptions, paths).add_argument
+    add('--drop-connect', type=float, metavar='X', help='the older way to say --drop-path')
     add_input_flags(parser)
     shorts = {'batch_size': {'short': '-b'}, 'validation_batch_size': {'short': '-vb'}}
     add_flags(parser, 'batches', BatchOptions, shorts)
@@ -82,12 +79,6 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
     add('--bce-loss', action='store_true', help='the older way to say --loss bce')
     add('--jsd-loss', action='store_true', help='the older way to say --loss jsd')
     add('--bce-pos-weight', type=float, metavar='X', help='the older way to say --loss-pos-weight')
-
-
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
-    paths = {name: {'metavar': 'PATH'} for name in ('pretrained_path', 'initial_checkpoint')}
-    add = add_flags(parser, 'model', ModelOptions, paths).add_argument
-    add('--drop-connect', type=float, metavar='X', help='the older way to say --drop-path')
 
 
 def _add_refused_flags(parser: argparse.ArgumentParser) -> None:

@@ -22,20 +22,12 @@ def parse_train_options(
 ) -> tuple[TrainOptions, frozenset[str], dict[str, Any]]:
     """Parse, complete and check the command line of train.py.
 
-    Args:
-        argv: the command line, that of the process if None.
-
     Returns:
         The options, the names of those that were given on the command line or in the YAML file, and the values that the
         command line has besides: older spellings, the YAML file, and what is refused.
 
     Raises:
         UsageError: options that cannot work, alone or together.
-
-    Example:
-        >>> options, explicit, _ = parse_train_options(['--model', 'resnet18', '--hnc', 'mse'])
-        >>> options.hnc.hnc_weight, 'hnc_weight' in explicit
-        (0.0007, False)
     """
     parser = build_parser()
     args, explicit = parse_options(parser, argv, FORMER_FLAGS)

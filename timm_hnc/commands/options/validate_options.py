@@ -74,34 +74,23 @@ def build_parser() -> argparse.ArgumentParser:
     files = {'boxes_dir': {'metavar': 'DIR'}, 'boxes_key': {'metavar': 'KEY'}, 'cam_classes_file': {'metavar': 'FILE'}}
     add_flags(parser, 'class activation maps', MapOptions, files)
     add_loader_flags(parser)
-    compilers = add_device_flags(parser)
-    compilers.add_argument('--aot-autograd', action='store_true', help=argparse.SUPPRESS)
-    _add_result_flags(parser)
-    _add_refused_flags(parser)
-    return parser
-
-
-def _add_result_flags(parser: argparse.ArgumentParser) -> None:
+    add_device_flags(parser)
     labels = {name: {'metavar': 'FILE'} for name in ('real_labels', 'valid_labels')}
     add = add_flags(parser, 'results', LabelOptions, labels).add_argument
     add('--results-file', type=str, default='', metavar='FILE', help='where the results are written')
     add('--results-format', type=str, default='csv', metavar='FORMAT', help='csv or json')
-
-
-def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('not supported').add_argument
-    add('--num-gpu', type=int, default=1, help=argparse.SUPPRESS)
-    add('--naflex-loader', action='store_true', help=argparse.SUPPRESS)
-    add('--naflex-max-seq-len', type=int, default=576, help=argparse.SUPPRESS)
+    add, hidden = parser.add_argument_group('not supported').add_argument, argparse.SUPPRESS
+    add('--aot-autograd', action='store_true', help=hidden)
+    add('--num-gpu', type=int, default=1, help=hidden)
+    add('--naflex-loader', action='store_true', help=hidden)
+    add('--naflex-max-seq-len', type=int, default=576, help=hidden)
+    return parser
 
 
 def parse_validate_options(
     argv: Sequence[str] | None = None,
 ) -> tuple[ValidateOptions, frozenset[str], dict[str, Any]]:
     """Parse and check the command line of validate.py.
-
-    Args:
-        argv: the command line, that of the process if None.
 
     Returns:
         The options, the names of those that were given, and the values that the command line has besides: where the
@@ -110,9 +99,6 @@ def parse_validate_options(
     Raises:
         UsageError: options that cannot work, alone or together.
         DataError: the args.yaml of the run folder to validate cannot be read.
-
-    Example:
-        >>> options, explicit, own = parse_validate_options(['--model', 'resnet18', '--data-dir', 'imagenet'])
     """
     parser = build_parser()
     args, explicit = parse_options(parser, argv)
