@@ -20,13 +20,7 @@ def panel_rows(
 ) -> list[PanelRow]:
     """A row an image: the map of its highest-scoring positive class, then those of its top-k negatives.
 
-    Args:
-        class_maps: of B images.
-        images: (B, C, H, W) in [0, 1].
-        target: (B,) class indices, or (B, n) values, one a class.
-        class_names: n names.
-        multi_label: probabilities are sigmoids instead of a softmax.
-        topk: how many negatives.
+    The arguments are those of `draw_cams`, with the images' class maps in place of model and inputs.
     """
     logits = class_maps.logits.float()
     probability = logits.sigmoid() if multi_label else logits.softmax(1)
@@ -55,7 +49,7 @@ def draw_cams(
     multi_label: bool = False,
     title: str = '',
 ) -> Image.Image:
-    """Draw the class activation maps of a batch.
+    """Draw the class activation maps of a batch: an RGB picture, a row an image.
 
     Args:
         model: in evaluation mode.
@@ -65,9 +59,6 @@ def draw_cams(
         class_names: a name a class.
         multi_label: several labels an image.
         title: over the picture.
-
-    Returns:
-        An RGB picture, a row an image.
     """
     with torch.no_grad():
         class_maps = model.class_maps(inputs)

@@ -20,23 +20,7 @@ ANCHORS = (
 
 
 def apply_colormap(values: Tensor) -> Tensor:
-    """Colours of values: dark violet for 0 over blue and green to yellow for 1, lightness growing all the way.
-
-    Args:
-        values: (H, W), or any other shape, of finite floats; those outside [0, 1] get the colour of the nearer end.
-
-    Returns:
-        (H, W, 3) uint8 sRGB colours on the device of the values.
-
-    Raises:
-        ValueError: a value is not finite; it has no colour.
-
-    Example:
-        >>> apply_colormap(torch.tensor([[0.0, 1.0]])).tolist()
-        [[[68, 1, 84], [253, 231, 37]]]
-    """
-    if not torch.isfinite(values).all():
-        raise ValueError('values with NaN or infinity have no colour: replace or mask them first.')
+    """(..., 3) uint8 sRGB colours of finite values: dark violet up to 0, over blue and green, to yellow from 1 on."""
     anchors = torch.tensor(ANCHORS, dtype=torch.float32, device=values.device)
     place = values.float().clamp(0, 1) * (len(ANCHORS) - 1)
     lower = place.long().clamp(max=len(ANCHORS) - 2)

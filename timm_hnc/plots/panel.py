@@ -66,33 +66,23 @@ class PanelRow:
         return [*([] if self.positive is None else [self.positive]), *self.negatives]
 
 
-@dataclass(eq=False)
 class _Layout:
     """Where the parts of a panel lie, in pixels. Only shapes decide it, never values: panels of two epochs align."""
 
-    cell_size: int
-    columns: int
-    pictures: list[tuple[int, int]]  # (height, width) of the pictures of each row
-    has_title: bool
-
-    @classmethod
-    def of(cls, rows: Sequence[PanelRow], cell_size: int, has_title: bool) -> '_Layout':
-        """The layout of rows: pictures keep the aspect of their image, the longer side as long as a cell."""
-        pictures = []
+    def __init__(self, rows: Sequence[PanelRow], cell_size: int, has_title: bool) -> None:
+        self.cell_size, self.has_title = cell_size, has_title
+        self.columns = 2 + max(len(row.negatives) for row in rows)
+        self.pictures: list[tuple[int, int]] = []  # (height, width) of each row's, the longer side as long as a cell
         for row in rows:
             height, width = row.image.shape[-2:]
             scale = cell_size / max(height, width)
-            pictures.append((max(1, round(height * scale)), max(1, round(width * scale))))
-        return cls(cell_size, 2 + max(len(row.negatives) for row in rows), pictures, has_title)
-
-    def __post_init__(self) -> None:
-        cell = self.cell_size
-        self.font_size = max(11, round(cell / 10.5))
+            self.pictures.append((max(1, round(height * scale)), max(1, round(width * scale))))
+        self.font_size = max(11, round(cell_size / 10.5))
         self.line = round(self.font_size * 1.25)
-        self.margin = max(8, cell // 10)
-        self.gap = max(6, cell // 13)
-        self.bar_width = max(6, cell // 14)
-        self.header = self.margin + (round(1.9 * self.line) if self.has_title else 0)
+        self.margin = max(8, cell_size // 10)
+        self.gap = max(6, cell_size // 13)
+        self.bar_width = max(6, cell_size // 14)
+        self.header = self.margin + (round(1.9 * self.line) if has_title else 0)
         # Room for the longest figure beside a colour bar, whatever the figures are.
         self.label_width = math.ceil(font_of('0', self.font_size).getlength('-1.2e-38'))
         width = self.left(self.columns) + self.bar_width + self.gap // 2 + self.label_width + self.margin
@@ -146,7 +136,7 @@ def draw_panel(rows: Sequence[PanelRow], title: str = '', cell_size: int = 160, 
         'RGB'
     """
     _check(rows, cell_size)
-    layout = _Layout.of(rows, cell_size, bool(title.strip()))
+    layout = _Layout(rows, cell_size, bool(title.strip()))
     panel = Image.new('RGB', layout.size, PAPER)
     draw = ImageDraw.Draw(panel)
     if layout.has_title:

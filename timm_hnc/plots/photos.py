@@ -43,11 +43,9 @@ def load_photos(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]:
     for path in paths:
         count += 1
         try:
-            photo = load_photo(path)
+            yield path, load_photo(path)
         except DataError as error:
             problems.append(error)
-            continue
-        yield path, photo
     if problems and len(problems) == count:
         raise problems[0]
     for problem in problems:
