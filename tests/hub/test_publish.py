@@ -17,7 +17,7 @@ from PIL import Image
 from running import NARROW, arguments, contents, result
 
 from timm_hnc.files.manifest import write_manifest
-from timm_hnc.hub.portable import data_name, portable_options, portable_result, without_folders
+from timm_hnc.hub.portable import data_name, portable, portable_options, portable_result
 
 PARTS = {'model.safetensors', 'config.json', 'README.md', 'args.yaml', 'summary.csv', 'result.json', 'cams.png'}
 
@@ -293,7 +293,7 @@ def test_names_of_data(options, name):
     ],
 )
 def test_words_lose_folders(word, expected):
-    assert without_folders([word]) == [expected]
+    assert portable(word) == expected
 
 
 def test_paths_in_lists_and_mappings_lose_folders():

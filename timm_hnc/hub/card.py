@@ -51,8 +51,8 @@ def render_card(facts: CardFacts) -> str:
     columns = [facts.baseline, facts.figures] if facts.baseline else [facts.figures]
     size = (facts.config.get('pretrained_cfg') or {}).get('input_size') or (3, 224, 224)
     return templates.get_template('card.md').render(
+        **vars(facts),
         metadata=_metadata(facts).to_yaml(),
-        repo_id=facts.repo_id,
         name=facts.repo_id.split('/')[-1],
         architecture=facts.config['architecture'],
         ours=facts.config['architecture'].startswith('cifar_'),
@@ -62,15 +62,8 @@ def render_card(facts: CardFacts) -> str:
         several_labels=facts.options.get('task') == 'multilabel',
         criterion=hnc.get('criterion'),
         hnc=_hnc_text(hnc),
-        has_maps=facts.has_maps,
         data=data_name(facts.options),
         table=figure_table(columns),
-        has_baseline=bool(facts.baseline),
-        command=facts.result.get('command'),
-        versions=facts.result.get('versions') or {},
-        device=facts.result.get('device'),
-        has_picture=facts.has_picture,
-        changes=facts.changes,
     )
 
 

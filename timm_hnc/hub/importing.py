@@ -17,17 +17,9 @@ from timm_hnc.files.tables import write_json
 from timm_hnc.weights.saving import save_pretrained
 
 # of PyTorch's ImageNet example, which the authors' code follows
-IMAGENET_EXAMPLE: dict[str, Any] = {
-    'input_size': (3, 224, 224),
-    'interpolation': 'bilinear',
-    'crop_pct': 0.875,
-    'crop_mode': 'center',
-    'mean': IMAGENET_DEFAULT_MEAN,
-    'std': IMAGENET_DEFAULT_STD,
-}
+_IMAGENET_EXAMPLE = {'crop_mode': 'center', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD}
 # of timm's own weights of the architecture
 _OF_OTHERS = {'tag', 'paper_ids', 'paper_name', 'origin_url', 'notes', 'description', 'license', 'pool_size'}
-_OF_OTHERS |= {'test_input_size', 'test_crop_pct', 'test_pool_size'}
 _WEIGHTS = Path('checkpoints', 'imported', 'model')
 
 
@@ -35,9 +27,9 @@ def import_checkpoint(
     file: Path,
     model_name: str,
     folder: Path,
-    num_classes: int | None = None,
-    hnc: dict[str, Any] | None = None,
-    data_config: dict[str, Any] | None = None,
+    num_classes: int | None,
+    hnc: dict[str, Any] | None,
+    data_config: dict[str, Any],
 ) -> None:
     """Make a run folder of a checkpoint, that validates and publishes like one of train.py.
 
@@ -50,7 +42,7 @@ def import_checkpoint(
         folder: the run folder, which must not exist.
         num_classes: of the classifier, the model's own if None.
         hnc: what the config's `hnc` block says of its training.
-        data_config: how its images are prepared; as in PyTorch's ImageNet example if None.
+        data_config: input size, crop and interpolation of its images; the rest is as in PyTorch's ImageNet example.
 
     Raises:
         UsageError: the folder exists, or there is no such architecture.
@@ -75,7 +67,7 @@ def import_checkpoint(
         raise DataError(f"checkpoint '{file}' is not of a '{model_name}': {first_lines(error)}") from error
     # what timm knows of its own weights of this architecture does not hold for these
     kept = {name: value for name, value in model.pretrained_cfg.items() if name not in _OF_OTHERS}
-    data_config = IMAGENET_EXAMPLE | (data_config or {})
+    data_config = _IMAGENET_EXAMPLE | data_config
     model.pretrained_cfg = kept | data_config
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     unfinished = folder.with_name(f'.{folder.name}.unfinished')

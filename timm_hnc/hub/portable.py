@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 # a path, behind what may stand in front of one: --option=, name=, the scheme of a model or data set
@@ -12,11 +12,6 @@ _PATH = re.compile(
     re.DOTALL,
 )
 _OF_THE_HUB = ('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
-
-
-def without_folders(words: Sequence[str]) -> list[str]:
-    """The words of a command line, of paths that lead elsewhere only the last part."""
-    return [_without_folder(word) for word in words]
 
 
 def _without_folder(word: str) -> str:
@@ -29,7 +24,7 @@ def _without_folder(word: str) -> str:
 
 
 def portable(content: Any) -> Any:
-    """Options or results, with every text in them cut as `without_folders` does."""
+    """Options, results or the words of a command line: of paths that lead elsewhere only the last part stays."""
     if isinstance(content, str):
         return _without_folder(content)
     if isinstance(content, Mapping):
@@ -48,16 +43,15 @@ def portable_result(result: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the command line is none.
     """
-    command = {'command': shlex.join(without_folders(shlex.split(result['command'])))} if result.get('command') else {}
+    command = {'command': shlex.join(portable(shlex.split(result['command'])))} if result.get('command') else {}
     return {**portable(result), **command}
 
 
 def data_name(options: Mapping[str, Any]) -> str:
     """What the data is called: a data set's name without its reader, or the last part of a folder."""
     name = str(options.get('dataset') or options.get('data_dir') or options.get('data') or '')
-    scheme, _, rest = name.partition('/')
-    if scheme in ('hfds', 'hfids') and is_hub_name(name):
-        return rest
+    if is_hub_name(name):
+        return name.partition('/')[2]
     return name.rstrip('/').rsplit('/', 1)[-1]
 
 

@@ -89,16 +89,7 @@ def push_run(
 ) -> str:
     """Publish the best weights of a run folder with its records.
 
-    Args:
-        run: run folder.
-        repo_id: user/name; made if it is missing.
-        baseline: run folder whose figures stand beside those of the run.
-        licence: identifier of the Hub's; that of the weights the run started from if None and they have one.
-        commit_message: of the commit.
-        **options: private, revision, create_pr and token, as for `push_to_hub`.
-
-    Returns:
-        Address of the commit or pull request.
+    Takes what `bundle_run` and `push_to_hub` take, and returns the address of the commit or pull request.
 
     Raises:
         UsageError: the name is not allowed, or there is no token.
@@ -176,10 +167,7 @@ def publish_folder(
     commit_message: str = 'Add model',
     token: str | None = None,
 ) -> str:
-    """Commit the files of a folder to a repository, all or none; arguments as of `push_to_hub`.
-
-    Returns:
-        Address of the commit or pull request.
+    """Commit the files of a folder to a repository, all or none; arguments and result as of `push_to_hub`.
 
     Raises:
         DataError: the Hub refuses or fails; the branch is as it was, or has the whole commit.
