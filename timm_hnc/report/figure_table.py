@@ -74,7 +74,7 @@ def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
         rows.append(
             FigureRow(
                 title,
-                ['' if value is None else _text(value) for value in values],
+                ['' if value is None else f'{value:.{_digits(value)}f}' for value in values],
                 [
                     '' if value is None or first is None or not place else f'{value - first:+.{_digits(value)}f}'
                     for place, value in enumerate(values)
@@ -88,10 +88,6 @@ def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
 def table_rows(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     """The figures in full, a row a run."""
     return [{'run': name, **run.figures} for name, run in zip(names_of_runs(runs), runs, strict=True)]
-
-
-def _text(value: float) -> str:
-    return f'{value:.{_digits(value)}f}'
 
 
 def _digits(value: float) -> int:

@@ -48,10 +48,7 @@ def check_weights_file(folder: Path) -> None:
 
 
 def find_weights(path: Path) -> Path | None:
-    """The folder with config.json and model.safetensors that a run folder, a checkpoint or the folder itself has.
-
-    Returns:
-        None where there is none, such as for a weights file.
+    """The folder with config.json and model.safetensors of a run folder or checkpoint, or the path itself; else None.
 
     Raises:
         DataError: they are not what the run wrote.
@@ -64,10 +61,7 @@ def find_weights(path: Path) -> Path | None:
 
 
 def check_architecture(folder: Path, what: str, model: str | None) -> str:
-    """What config.json says of weights: a name given beside them may repeat it, and not contradict it.
-
-    Returns:
-        The architecture.
+    """The architecture that config.json names; a name given beside the weights may repeat it, and not contradict it.
 
     Raises:
         DataError: the architectures differ, or config.json cannot be read.
