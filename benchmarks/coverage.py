@@ -113,13 +113,7 @@ def head_errors(model: Any, head: MapHead) -> dict[str, float]:
     errors = {}
     for dtype in ('float32', 'float64'):
         kind = getattr(torch, dtype)
-        for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None and not tensor.is_meta and tensor.is_floating_point():
-                        tensors[name] = (
-                            torch.nn.Parameter(tensor.to(kind)) if name in module._parameters else tensor.to(kind)
-                        )
+        model.to(kind)
         model.forward_features = lambda _, kind=kind: (
             [v.to(kind) for v in values] if len(values) > 1 else values[0].to(kind)
         )

@@ -60,11 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
-    """Do what is missing of a regime.
-
-    Returns:
-        The exit code: 1 if a run failed, the others go on.
-    """
+    """Do what is missing of a regime; the exit code: 1 if a run failed, the others go on."""
     regime = REGIMES[args.regime]
     rows = _rows(regime, args.rows)
     stage = Stage(regime, args.out / regime.key, args.data_dir, _flags(regime, args), extra)
@@ -120,10 +116,7 @@ def _check_complete(runs: Sequence[Run]) -> None:
 
 
 def table(args: argparse.Namespace) -> int:
-    """Write the tables.
-
-    Returns:
-        The exit code.
+    """Write the tables; the exit code.
 
     Raises:
         DataError: nothing is complete.
@@ -136,11 +129,7 @@ def table(args: argparse.Namespace) -> int:
 
 
 def figures(args: argparse.Namespace) -> int:
-    """Write figures.json of a run.
-
-    Returns:
-        The exit code.
-    """
+    """Write figures.json of a run; the exit code."""
     found = run_figures(args.run, REGIMES[args.regime], args.data_dir)
     path = args.run / 'figures.json'
     unfinished = path.with_suffix('.unfinished')
@@ -189,10 +178,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return table(args) if args.part == 'table' else figures(args)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(main))

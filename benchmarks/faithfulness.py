@@ -30,12 +30,13 @@ from pathlib import Path
 
 import torch
 from faithfulness.maps import MAPS, chosen_maps
-from faithfulness.measure import Sizes, measure_run
-from faithfulness.networks import NETWORKS, Training, plan, shared_flags
+from faithfulness.measure import measure_run
+from faithfulness.networks import NETWORKS, plan, shared_flags
 from faithfulness.photographs import measure_photographs
 from faithfulness.table import Measured, markdown, rows, write_csv
 from lite import MODEL
 from tables.execute import execute
+from tables.runs import Run
 
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.errors import DataError, UsageError
@@ -66,18 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     for part, jobs in ((train, os.cpu_count()), (measure, 1)):
         part.add_argument('--jobs', type=int, default=jobs, metavar='J', help=f'runs at a time (default: {jobs})')
         part.add_argument('--data', type=Path, required=True, metavar='DIR', help='folder of parquet files')
-        part.add_argument('--runs', type=Path, required=True, metavar='DIR', help='folder of run folders')
+        part.add_argument('--runs', type=Path, required=True, metavar='DIR', help='folder of runs')
         part.add_argument('--device', default='cpu', metavar='DEVICE', help='cpu or cuda (default: cpu)')
         part.add_argument('--only', nargs='+', default=[], choices=KEYS, metavar='KEY', help=f'of {", ".join(KEYS)}')
     return parser
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train what is missing, several runs at a time.
-
-    Returns:
-        The exit code: 1 if a run failed, the others go on.
-    """
+    """Train what is missing, several runs at a time; the exit code: 1 if a run failed, the others go on."""
     started = time.monotonic()
     shared = shared_flags(args.data.resolve(), args.epochs, args.images, args.device)
     failures = execute(plan(args.runs.resolve(), shared, args.only), args.jobs)
@@ -88,10 +85,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace) -> int:
-    """Measure what is there, several networks at a time, and write the table.
-
-    Returns:
-        The exit code: 1 if a run is missing or could not be measured, the others go on.
+    """Measure what is there, several networks at a time, and write the table; the exit code: 1 if a run is missing.
 
     Raises:
         DataError: nothing was measured, or the table cannot be written.
@@ -101,7 +95,8 @@ def measure(args: argparse.Namespace) -> int:
     for run in planned:
         if run not in finished:
             sys.stderr.write(f'faithfulness.py: {run.name}: has not been trained to its end.\n')
-    with ProcessPoolExecutor(args.jobs, get_context('spawn'), torch.set_num_threads, (_threads(args.jobs),)) as pool:
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ProcessPoolExecutor(args.jobs, get_context('spawn'), torch.set_num_threads, (threads,)) as pool:
         measured = list(pool.map(partial(_measured, args=args), finished))
     if args.photographs:
         values = measure_photographs(args.grids, chosen_maps(args.maps), args.device)
@@ -120,17 +115,12 @@ def measure(args: argparse.Namespace) -> int:
     return 1 if len(finished) < len(planned) else 0
 
 
-def _threads(jobs: int) -> int:
-    return max(1, (os.cpu_count() or 1) // jobs)
-
-
-def _measured(run: Training, args: argparse.Namespace) -> Measured:
+def _measured(run: Run, args: argparse.Namespace) -> Measured:
     started = time.monotonic()
     result = json.loads((run.folder / 'result.json').read_text())
-    sizes = Sizes(args.images, args.grids)
-    values = measure_run(run.folder, args.data.resolve(), sizes, chosen_maps(args.maps), args.device)
+    values = measure_run(run.folder, args.data.resolve(), args.images, args.grids, chosen_maps(args.maps), args.device)
     print(f'{run.name}: {time.monotonic() - started:.0f} s', flush=True)
-    return Measured(run.name, run.network.model, result['final']['top1'], values)
+    return Measured(run.cell.name, result['model'], result['final']['top1'], values)
 
 
 def _about(args: argparse.Namespace) -> str:
@@ -158,10 +148,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return train(args) if args.part == 'train' else measure(args)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(main))

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import io
 import logging
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from typing import Any
 
 import timm
 import torch
-from steps.measure import median_interval
+from steps.measure import median_interval, time_pairs
 from timm.data import resolve_model_data_config
 from timm.task import ClassificationEvaluator
 
@@ -67,25 +66,6 @@ def random_images(model: Any, count: int, args: argparse.Namespace) -> torch.Ten
     """Images of the size that the model is made for."""
     images = torch.randn(count, *resolve_model_data_config(model)['input_size'], device=args.device)
     return images.contiguous(memory_format=torch.channels_last) if args.channels_last else images
-
-
-def time_pairs(plain: Step, other: Step, pairs: int, args: argparse.Namespace) -> tuple[list[float], float]:
-    """Time of the other step over that of the plain one, a ratio a pair; and the plain one's median in seconds."""
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    for step in (plain, other):
-        step()
-    ratios, plain_seconds = [], []
-    for pair in range(pairs):
-        seconds = {}
-        for step in (plain, other) if pair % 2 else (other, plain):
-            start = clock()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[step] = clock() - start
-        ratios.append(seconds[other] / seconds[plain])
-        plain_seconds.append(seconds[plain])
-    return ratios, statistics.median(plain_seconds)
 
 
 def row(cells: tuple[str, ...], measured: tuple[list[float], float]) -> None:
@@ -152,7 +132,7 @@ def measure_pictures(args: argparse.Namespace) -> None:
         plain = torch.no_grad()(lambda model=model, images=images: model(images))
         # a backward pass a class takes long and is far from any limit
         pairs = args.pairs if kind.trainable else args.rival_pairs
-        row((name, kind.name, 'timm_hnc'), time_pairs(plain, ours(model, images, args.topk), pairs, args))
+        row((name, kind.name, 'timm_hnc'), time_pairs(plain, ours(model, images, args.topk), pairs, args.clock))
         if name in ('resnet18', 'resnet50'):
             measure_rivals(name, kind.name, (model, images, args.topk), plain, args)
 
@@ -168,7 +148,7 @@ def measure_rivals(name: str, kind: str, made_of: tuple, plain: Step, args: argp
         except ImportError as error:
             print(f'{rival} was not found: {error}', file=sys.stderr)
             continue
-        row((name, kind, rival), time_pairs(plain, step, pairs, args))
+        row((name, kind, rival), time_pairs(plain, step, pairs, args.clock))
 
 
 def measure_validation(args: argparse.Namespace) -> None:
@@ -194,7 +174,7 @@ def measure_validation(args: argparse.Namespace) -> None:
             one_pass(watched, on_batch=watched.before(lambda output, target: (output, target)))
             quality.quality.compute()
 
-        measured = time_pairs(one_pass, with_maps, args.passes, args)
+        measured = time_pairs(one_pass, with_maps, args.passes, args.clock)
         row((name, classes, size, str(int(size) * args.batches)), measured)
 
 
@@ -206,7 +186,7 @@ def measure_command(args: argparse.Namespace) -> None:
             validate([*args.command, *more])
         logging.disable(logging.INFO)
 
-    measured = time_pairs(command, lambda: command(f'--{args.measure}'), args.passes, args)
+    measured = time_pairs(command, lambda: command(f'--{args.measure}'), args.passes, args.clock)
     print(f'| command | plain (ms) | with --{args.measure} over it (median, 95 %) | runs |')
     print('|---|--:|---|--:|')
     row((f'`validate.py {" ".join(args.command)}`',), measured)
@@ -234,6 +214,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--measure', default='cam-metrics', choices=('cam-metrics', 'cam-boxes'), help='of --command')
     parser.add_argument('--command', nargs=argparse.REMAINDER, help='instead: validate.py with the options that follow')
     args = parser.parse_args()
+    args.clock = time.process_time if args.cpu_time else time.perf_counter
     if args.quick:
         args.pictures, args.batch_size, args.pairs, args.rival_pairs = ['resnet18', 'test_vit'], 2, 3, 2
         args.validated, args.batches, args.passes = ['cifar_resnet20:100:8'], 2, 3

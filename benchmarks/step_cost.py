@@ -55,7 +55,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     """What the command line asks for."""
     pairs = {} if args.pairs is None else {'pairs': args.pairs}
     if args.model is None:
-        return [Case(**{**vars(case), **pairs}) for case in PRESETS[args.preset]()]
+        return [Case(**{**vars(case), **pairs}) for case in PRESETS[args.preset]]
     fixed = {'batch_size': args.batch_size, 'model_kwargs': args.model_kwargs, **pairs}
     values = product(*(getattr(args, name) for name in _LISTS))
     return [Case(**dict(zip(_LISTS, chosen, strict=True)), **fixed) for chosen in values]

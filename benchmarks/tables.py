@@ -60,10 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing and write the table.
-
-    Returns:
-        The exit code.
+    """Run what is missing and write the table; the exit code.
 
     Raises:
         UsageError: options are wrong.
@@ -136,10 +133,6 @@ def write_report(table: Table, shared: Plan, about: str) -> dict[str, str]:
     return left_out
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(main))

@@ -1,6 +1,5 @@
 """What is measured of a trained network: accuracy, fit, flat maps, where they point, calibration, and attacks."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +29,18 @@ _BATCH = 50
 _BINS = 15  # of the calibration error, torchmetrics' default
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured; images are taken evenly from their split.
-
-    Args:
-        test: test images, all if None.
-        train: training images.
-        attacked: test images under attack.
-        grids: of four test images.
-    """
-
-    test: int | None = None
-    train: int = 1000
-    attacked: int = 500
-    grids: int = 200
-
-
-def run_figures(folder: Path, regime: Regime, data_dir: str, sizes: Sizes | None = None) -> dict[str, float]:
-    """Figures of a run's last epoch, computed in float32.
+def run_figures(
+    folder: Path, regime: Regime, data_dir: str, train: int = 1000, attacked: int = 500, grids: int = 200
+) -> dict[str, float]:
+    """Figures of a run's last epoch, computed in float32; images are taken evenly from their split.
 
     Args:
         folder: of the run.
         regime: data and network.
         data_dir: folder of parquet files.
-        sizes: how much is measured.
+        train: training images.
+        attacked: test images under attack.
+        grids: of four test images.
 
     Returns:
         In %: `accuracy` (mAP or top-1), `train_accuracy` on training images without augmentation and with the labels
@@ -64,16 +50,15 @@ def run_figures(folder: Path, regime: Regime, data_dir: str, sizes: Sizes | None
         own cell of a 2 x 2 grid, 25 by chance; NaN without grids). In units of logits `negative_peak`, the highest
         value of a negative map above its mean, of 5 negatives an image.
     """
-    sizes = sizes or Sizes()
     model = timm.create_model(f'local-dir:{folder / "last" / "model"}', pretrained=True).eval()
-    test = _evenly(_dataset(regime, data_dir, regime.test_split, model), sizes.test)
+    test = _dataset(regime, data_dir, regime.test_split, model)
     images, targets = _tensors(test)
     found, logits = _clean(model, test, images, targets)
-    some = _places(len(images), sizes.attacked)
+    some = _places(len(images), attacked)
     found |= _attacked(model, images[some], targets[some])
-    found['grid_pointing'] = _grid_pointing(model, images, targets, logits, sizes.grids)
-    train = _as_trained(_dataset(regime, data_dir, regime.train_split, model), folder, regime)
-    images, targets = _tensors(_evenly(train, sizes.train))
+    found['grid_pointing'] = _grid_pointing(model, images, targets, logits, grids)
+    seen = _as_trained(_dataset(regime, data_dir, regime.train_split, model), folder, regime)
+    images, targets = _tensors(Subset(seen, _places(len(seen), train)))
     return {**found, 'train_accuracy': _accuracy(_logits(model, images), targets)}
 
 
@@ -93,16 +78,12 @@ def _as_trained(dataset: Any, folder: Path, regime: Regime) -> Any:
     return NoisyLabels(dataset, LabelNoise.parse(options['label_noise']), regime.num_classes, options['seed'])
 
 
-def _evenly(dataset: Any, count: int | None) -> Subset:
-    return Subset(dataset, _places(len(dataset), count))
-
-
-def _places(length: int, count: int | None) -> list[int]:
-    count = min(count or length, length)
+def _places(length: int, count: int) -> list[int]:
+    count = min(count, length)
     return [index * length // count for index in range(count)]
 
 
-def _tensors(dataset: Subset) -> tuple[Tensor, Tensor]:
+def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     images, targets = zip(*DataLoader(dataset, _BATCH), strict=True)
     return torch.cat(images), torch.cat([torch.as_tensor(each) for each in targets])
 
@@ -122,7 +103,7 @@ def _accuracy(logits: Tensor, targets: Tensor) -> float:
 
 
 @torch.no_grad()
-def _clean(model: nn.Module, dataset: Subset, images: Tensor, targets: Tensor) -> tuple[dict[str, float], Tensor]:
+def _clean(model: nn.Module, dataset: Any, images: Tensor, targets: Tensor) -> tuple[dict[str, float], Tensor]:
     """Figures of images as they are, and the (N, n) logits."""
     cam_model, several, logits = CamModel(model).eval(), targets.ndim == 2, []
     num_classes: Any = model.num_classes
@@ -154,12 +135,12 @@ class _Energy:
         dataset: images with boxes, in the order in which the maps come.
     """
 
-    def __init__(self, dataset: Subset) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset, self.next, self.shares = dataset, 0, list[float]()
 
     def update(self, maps: Tensor, targets: Tensor) -> None:
         """Count the maps (B, n, h, w) of the classes (B, n) that are in the next images."""
-        source, geometry = BoxSource(self.dataset), InputGeometry(self.dataset.dataset.transform)  # type: ignore[attr-defined]
+        source, geometry = BoxSource(self.dataset), InputGeometry(self.dataset.transform)
         for index, image_maps in enumerate(maps, self.next):
             found, size = source[index], source.image_size(index)
             frame = geometry.frame(size) if size else None

@@ -75,32 +75,25 @@ class Regime:
         return int(self.flags[self.flags.index('--num-classes') + 1])
 
 
-def _hnc(key: str, label: str, form: str, weights: tuple[str, ...], topks: tuple[int, ...]) -> Row:
-    return Row(key, label, ('--hnc', form), weights, topks)
-
-
-def _forms(mse: tuple[str, ...], kd: tuple[str, ...], topks: tuple[int, ...]) -> tuple[Row, ...]:
-    """HNC in all its forms; the halves of mse are tried with its weights."""
-    return (
-        _hnc('mse', 'HNC mse', 'mse', mse, topks),
-        _hnc('kd', 'HNC kd', 'kd', kd, topks),
-        _hnc('var', 'HNC var: flat maps alone', 'var', mse, topks),
-        _hnc('logit', 'HNC logit: small logits alone, no maps', 'logit', mse, topks),
-        _hnc('auto', 'HNC mse, weight auto', 'mse', ('auto:0.03', 'auto:0.1', 'auto:0.3'), topks),
-        _hnc('follow', 'HNC mse, weight follows', 'mse', ('follow:0.03', 'follow:0.1', 'follow:0.3'), topks),
+def _forms(mse: tuple[str, ...], kd: tuple[str, ...], topks: tuple[int, ...], *more: str) -> tuple[Row, ...]:
+    """HNC in all its forms, with `more` flags; the halves of mse are tried with its weights."""
+    forms = (
+        ('mse', 'HNC mse', 'mse', mse),
+        ('kd', 'HNC kd', 'kd', kd),
+        ('var', 'HNC var: flat maps alone', 'var', mse),
+        ('logit', 'HNC logit: small logits alone, no maps', 'logit', mse),
+        ('auto', 'HNC mse, weight auto', 'mse', ('auto:0.03', 'auto:0.1', 'auto:0.3')),
+        ('follow', 'HNC mse, weight follows', 'mse', ('follow:0.03', 'follow:0.1', 'follow:0.3')),
     )
+    return tuple(Row(key, label, ('--hnc', form, *more), weights, topks) for key, label, form, weights in forms)
 
 
 def _single_label(mse: tuple[str, ...], kd: tuple[str, ...], topks: tuple[int, ...]) -> tuple[Row, ...]:
     return (
         Row(BASELINE, 'cross-entropy', ('--smoothing', '0')),
         Row('smoothing', 'label smoothing 0.1', ('--smoothing', '0.1')),
-        *(_unsmoothed(row) for row in _forms(mse, kd, topks)),
+        *_forms(mse, kd, topks, '--smoothing', '0'),
     )
-
-
-def _unsmoothed(row: Row) -> Row:
-    return Row(row.key, row.label, (*row.flags, '--smoothing', '0'), row.weights, row.topks)
 
 
 _FAST = ('--amp', '--amp-dtype', 'bfloat16', '--channels-last')

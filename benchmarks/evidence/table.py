@@ -63,11 +63,9 @@ def paired(values: Mapping[int, float], base: Mapping[int, float]) -> tuple[floa
 
 
 def results(regime: Regime, folder: Path) -> list[Result]:
-    """What is complete of a regime, in the order of its rows; a row of which nothing is has no runs.
+    """What is complete of a regime in the folder of its runs, or in what was kept of them, in the order of its rows.
 
-    Args:
-        regime: which.
-        folder: of its runs and its chosen.json, or what was kept of them.
+    A row of which nothing is complete has no runs.
     """
     chosen, found = read_choices(folder.with_name(regime.chosen_in or regime.key)), []
     for row in regime.rows:
@@ -84,12 +82,7 @@ def _figures(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def markdown(regime: Regime, found: Sequence[Result]) -> str:
-    """The table of a regime.
-
-    Args:
-        regime: which.
-        found: from `results`.
-    """
+    """The table of a regime, of what `results` found."""
     base = next(result for result in found if result.row.key == BASELINE)
     known = {name for result in found for figures in result.runs.values() for name in figures}
     names = [name for name in _HEADINGS if name in known]
@@ -144,13 +137,7 @@ def choices(regime: Regime, folder: Path) -> str:
 
 
 def keep(regime: Regime, folder: Path, kept: Path) -> None:
-    """Copy what shows how the figures of a regime came about.
-
-    Args:
-        regime: which.
-        folder: of its runs.
-        kept: folder of all regimes.
-    """
+    """Copy what shows how the figures of a regime came about to the folder of all that is kept."""
     target = kept / regime.key
     for name in ('runs', 'trials/runs'):
         for run in sorted((folder / name).glob('*/result.json')):
@@ -164,12 +151,7 @@ def keep(regime: Regime, folder: Path, kept: Path) -> None:
 
 
 def write(out: Path, kept: Path | None) -> str:
-    """The tables of all regimes in a folder; with `kept` the files too.
-
-    Args:
-        out: folder of regimes.
-        kept: where tables and files are copied to.
-    """
+    """The tables of all regimes in a folder; with `kept`, tables and files are copied there."""
     parts = []
     for key, regime in REGIMES.items():
         found = results(regime, out / key)

@@ -40,14 +40,10 @@ def _gradcam(found: Layers, classes: Tensor) -> Tensor:
 
 
 class Random:
-    """Independent values on the grid of our maps: what is left of a figure when a map knows nothing.
+    """Independent values on the grid of our maps: what is left of a figure when a map knows nothing."""
 
-    Args:
-        seed: of the values.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
 
     def __call__(self, cam_model: CamModel, images: Tensor, classes: Tensor) -> Tensor:
         """Maps (B, k, h, w)."""

@@ -1,9 +1,6 @@
 """Measuring one network: every figure of every map, an image or a grid of images each."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -27,19 +24,6 @@ _BATCH = 100
 _POOL = 16  # images looked at for every grid
 
 Values = dict[tuple[str, str], Tensor]  # by metric and map, (N,) of images or grids
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured.
-
-    Args:
-        images: for deletion, insertion and ROAD.
-        grids: for the grid pointing game.
-    """
-
-    images: int
-    grids: int
 
 
 def run_model(folder: Path, factor: int = 1) -> nn.Module:
@@ -75,17 +59,17 @@ def cifar_images(data: Path, model: nn.Module, count: int) -> tuple[Tensor, Tens
     return torch.cat(images), torch.cat([torch.as_tensor(each) for each in labels])
 
 
-def measure_run(folder: Path, data: Path, sizes: Sizes, maps: dict[str, Maps], device: str) -> Values:
-    """All figures of a run of train.py; GridPG is missing where too few images are recognised for a grid."""
+def measure_run(folder: Path, data: Path, count: int, grids: int, maps: dict[str, Maps], device: str) -> Values:
+    """All figures of a run of train.py on `count` images; GridPG is missing where too few are recognised for a grid."""
     model = run_model(folder)
-    images, labels = cifar_images(data, model, max(sizes.images, _POOL * sizes.grids))
-    evenly = torch.arange(sizes.images) * len(images) // sizes.images
+    images, labels = cifar_images(data, model, max(count, _POOL * grids))
+    evenly = torch.arange(count) * len(images) // count
     model = model.to(device)
     with torch.no_grad():
         logits = torch.cat([model(each.to(device)).cpu() for each in images.split(_BATCH)])
-    grids = make_grids(images, labels, logits, sizes.grids)
+    made = make_grids(images, labels, logits, grids)
     found = removal(model, images[evenly], maps, device)
-    return found | pointing(run_model(folder, factor=2).to(device), grids, maps, device)
+    return found | pointing(run_model(folder, factor=2).to(device), made, maps, device)
 
 
 def removal(model: nn.Module, images: Tensor, maps: dict[str, Maps], device: str) -> Values:
@@ -110,13 +94,10 @@ def pointing(model: nn.Module, grids: Grids, maps: dict[str, Maps], device: str)
     """GridPG, one figure a grid: the mean of its four cells."""
     cam_model = CamModel(model).eval()
     found: dict[tuple[str, str], list[Tensor]] = {}
-    for inputs, classes in _batches(grids, device) if len(grids.images) else ():
+    parts = zip(grids.images.split(_BATCH), grids.classes.split(_BATCH), strict=True)
+    for batch in parts if len(grids.images) else ():
+        inputs, classes = (part.to(device) for part in batch)
         for name, make in maps.items():
             shares = own_shares(make(cam_model, inputs, classes).detach()).mean(1)
             found.setdefault(('GridPG', name), []).append(shares.cpu())
     return {key: torch.cat(parts) for key, parts in found.items()}
-
-
-def _batches(grids: Grids, device: str) -> Iterator[tuple[Any, Any]]:
-    for images, classes in zip(grids.images.split(_BATCH), grids.classes.split(_BATCH), strict=True):
-        yield images.to(device), classes.to(device)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tables.plan import Cell
+from tables.runs import Plan, Run
+
 CLASSES = 100
 COLUMNS = ('img', 'fine_label')
 HNC = ('--hnc', 'kd', '--hnc-weight', '0.003', '--hnc-topk', '10')
@@ -29,6 +31,12 @@ class Network:
     kwargs: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     trainable: bool = True
+
+    def cell(self, hnc: bool) -> Cell:
+        """The network trained with cross-entropy, or with HNC."""
+        kwargs = ('--model-kwargs', *self.kwargs) if self.kwargs else ()
+        flags = ('--model', self.model, '--img-size', str(self.size), *kwargs, *self.flags, *(HNC if hnc else ()))
+        return Cell(self.key, '', f'{self.key}-{"hnc" if hnc else "ce"}', flags)
 
 
 # one trunk, so that only the head differs
@@ -55,62 +63,8 @@ NETWORKS = (
 )
 
 
-@dataclass(frozen=True)
-class Training:
-    """One run of train.py, as `tables.execute` takes it.
-
-    Args:
-        network: what is trained.
-        hnc: with HNC.
-        output: folder of all runs.
-        shared: flags of train.py that all runs share.
-    """
-
-    network: Network
-    hnc: bool
-    output: Path
-    shared: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Of the run folder."""
-        return f'{self.network.key}-{"hnc" if self.hnc else "ce"}'
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.output / self.name
-
-    @property
-    def next_step(self) -> str | None:
-        """'train', or None for a complete run."""
-        return None if (self.folder / 'result.json').is_file() else 'train'
-
-    def check_options(self) -> None:
-        """train.py itself names options that differ from those that a run began with."""
-
-    def command(self, step: str) -> list[str]:
-        """train.py and its flags."""
-        network = self.network
-        return [
-            *(str(ROOT / 'train.py'), '--model', network.model, '--img-size', str(network.size)),
-            *(('--model-kwargs', *network.kwargs) if network.kwargs else ()),
-            *network.flags,
-            *(HNC if self.hnc else ()),
-            *self.shared,
-            *('--output', str(self.output), '--experiment', self.name, '--resume', 'auto'),
-        ]
-
-
 def shared_flags(data: Path, epochs: int, images: int | None, device: str) -> tuple[str, ...]:
-    """Flags of train.py that all runs share: CIFAR-100, AdamW, padded crops and flips, bfloat16.
-
-    Args:
-        data: folder of CIFAR-100's parquet files.
-        epochs: of the schedule.
-        images: training images, and test images at most; all if None.
-        device: of train.py.
-    """
+    """Flags of train.py that all runs share: CIFAR-100, AdamW, padded crops and flips, bfloat16; all images if None."""
     limit = f'[:{images}]' if images else ''
     return (
         *('--dataset', f'hfds/{data}', '--input-key', COLUMNS[0], '--target-key', COLUMNS[1]),
@@ -120,17 +74,14 @@ def shared_flags(data: Path, epochs: int, images: int | None, device: str) -> tu
         *('--data-in-memory', '--train-crop-mode', 'pad', '--color-jitter', '0', '--smoothing', '0'),
         *('-b', '256', '--opt', 'adamw', '--lr', '0.002', '--weight-decay', '0.05', '--clip-grad', '1'),
         *('--epochs', str(epochs), '--sched-on-updates', '--warmup-epochs', '1', '--val-interval', str(epochs)),
-        *('--device', device, '--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--workers', '1', '--seed', '0'),
-        *('--cam-images', '0', '--no-report', '--checkpoint-hist', '1'),
+        *('--device', device, '--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--workers', '1'),
     )
 
 
-def plan(output: Path, shared: tuple[str, ...], only: Sequence[str] = ()) -> list[Training]:
+def plan(output: Path, flags: tuple[str, ...], only: Sequence[str] = ()) -> list[Run]:
     """Every network, trained with cross-entropy and, where its maps have gradients, with HNC."""
+    shared = Plan(output, flags)
     chosen = [network for network in NETWORKS if not only or network.key in only]
     return [
-        Training(network, hnc, output, shared)
-        for hnc in (False, True)
-        for network in chosen
-        if network.trainable or not hnc
+        Run(shared, network.cell(hnc), 0) for hnc in (False, True) for network in chosen if network.trainable or not hnc
     ]

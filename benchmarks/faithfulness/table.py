@@ -54,18 +54,8 @@ def rows(measured: Sequence[Measured]) -> list[dict[str, object]]:
             if name != 'ours' and (metric, 'ours') in each.values:
                 pairs.append((f'ours - {name}', each.values[metric, 'ours'] - values))
             for label, numbers in pairs:
-                mean, low, high = interval(numbers)
-                figures = {'n': len(numbers), 'mean': mean, 'low': low, 'high': high}
-                found.append(
-                    {
-                        'run': each.run,
-                        'model': each.model,
-                        'top1': each.top1,
-                        'maps': label,
-                        'metric': metric,
-                        **figures,
-                    }
-                )
+                figures = (each.run, each.model, each.top1, label, metric, len(numbers), *interval(numbers))
+                found.append(dict(zip(_FIELDS, figures, strict=True)))
     return found
 
 

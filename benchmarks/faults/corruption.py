@@ -15,17 +15,7 @@ def flip(content: bytes, at: int, bit: int) -> bytes:
 
 
 def corrupt(work: Path, flips: int, seed: int, extra: list[str]) -> bool:
-    """Damage a checkpoint in every way, one at a time.
-
-    Args:
-        work: folder for the run.
-        flips: damaged bytes a file that are looked for without starting a process.
-        seed: of their places.
-        extra: further options of train.py.
-
-    Returns:
-        Whether every one was seen.
-    """
+    """Damage every file of a checkpoint, one at a time, `flips` bits of each and its end; whether all was seen."""
     rng, log = random.Random(seed), work / 'log.txt'
     short = [*extra, '--epochs', '1']
     if start(command(work, 'damaged', short), log).wait():

@@ -3,10 +3,13 @@
 import statistics
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from steps.measure import time_pairs
 from timm.data import create_loader
 
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
@@ -47,18 +50,9 @@ def saving(repeats: int = 5) -> None:
 
 def keys(pairs: int = 30) -> None:
     """Time of an epoch of the digits' training loader with keys over one without, interleaved."""
-    ratios = []
-    loaders = [_loader(), _loader()]
-    use_keys(loaders[1], 0)
-    for pair in range(pairs + 1):
-        times = {}
-        for index in (0, 1) if pair % 2 else (1, 0):
-            started = time.process_time()
-            for _ in loaders[index]:
-                pass
-            times[index] = time.process_time() - started
-        if pair:
-            ratios.append(times[1] / times[0])
+    plain, keyed = _loader(), _loader()
+    use_keys(keyed, 0)
+    ratios, _ = time_pairs(lambda: deque(plain, maxlen=0), lambda: deque(keyed, maxlen=0), pairs, time.process_time)
     low, high = statistics.quantiles(ratios, n=20)[0], statistics.quantiles(ratios, n=20)[-1]
     print(
         f'CPU time of an epoch of images with keys over without: {statistics.median(ratios):.3f} '
@@ -66,7 +60,7 @@ def keys(pairs: int = 30) -> None:
     )
 
 
-def _loader() -> object:
+def _loader() -> Any:
     dataset = create_dataset('hnc/digits', None, 'train', num_classes=10)
     options = dict(input_size=(3, 64, 64), batch_size=64, is_training=True, num_workers=0)
     return create_loader(dataset, **options, device=torch.device('cpu'), auto_augment='rand-m9-mstd0.5-inc1')

@@ -20,16 +20,7 @@ _MODES = {'JPEG': ['RGB', 'L', 'CMYK'], 'PNG': ['RGB', 'L', 'P', 'RGBA', '1'], '
 
 
 def fuzz_images(work: Path, count: int, seed: int) -> bool:
-    """Read damaged images through the data set that train.py reads.
-
-    Args:
-        work: folder for them.
-        count: how many.
-        seed: of the damage.
-
-    Returns:
-        Whether every one ended well.
-    """
+    """Read so many damaged images through the data set that train.py reads; whether every one ended well."""
     found: Counter[str] = Counter()
     folder = work / 'images' / 'train'
     for name in ('a', 'b'):

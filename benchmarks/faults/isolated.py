@@ -28,13 +28,7 @@ class End:
 
 
 def isolated(action: Callable[[], int], log: Path, seconds: float) -> End:
-    """Do something in a forked process.
-
-    Args:
-        action: returns an exit code.
-        log: file for what it says.
-        seconds: after which it hangs.
-    """
+    """Do something that returns an exit code in a forked process; what takes more than so many seconds hangs."""
     child = os.fork()
     if child == 0:
         os.setsid()

@@ -42,18 +42,11 @@ class Count:
 
 
 def command(output: Path, name: str, extra: list[str]) -> list[str]:
-    """The quickstart's command line, with a checkpoint every few updates."""
+    """The quickstart's command line with `extra` options, and a checkpoint every few updates."""
     fixed = ['--checkpoint-interval', '4', '--log-interval', '1', '--no-report', '--cam-images', '0']
     place = ['--output', str(output), '--experiment', name, '--resume', 'auto']
-    return [
-        sys.executable,
-        str(ROOT / 'train.py'),
-        '-c',
-        str(ROOT / 'hparams' / 'quickstart.yaml'),
-        *fixed,
-        *extra,
-        *place,
-    ]
+    script = [sys.executable, str(ROOT / 'train.py'), '-c', str(ROOT / 'hparams' / 'quickstart.yaml')]
+    return [*script, *fixed, *extra, *place]
 
 
 def start(argv: list[str], log: Path) -> subprocess.Popen:
@@ -108,14 +101,7 @@ def runs_are_equal(run: Path, other: Path) -> bool:
 
 
 def kill_and_resume(work: Path, kills: int, seed: int, extra: list[str]) -> Count:
-    """Rounds of a run that is killed, until there were so many kills.
-
-    Args:
-        work: folder for runs and logs.
-        kills: at least so many.
-        seed: of the moments.
-        extra: further options of train.py.
-    """
+    """Rounds of a run with `extra` options that is killed at random moments, until there were so many kills."""
     rng, count, log = random.Random(seed), Count(), work / 'log.txt'
     started = time.monotonic()
     whole = start(command(work, 'undisturbed', extra), log)

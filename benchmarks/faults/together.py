@@ -46,14 +46,7 @@ class Together:
 
 
 def start_together(work: Path, rounds: int, seed: int, extra: list[str]) -> Together:
-    """Rounds of a run that is started several times at once, killed, and started several times again.
-
-    Args:
-        work: folder for runs and logs.
-        rounds: how many.
-        seed: of the moments.
-        extra: further options of train.py.
-    """
+    """Rounds of a run that is started several times at once, killed, and started several times again."""
     rng, count = random.Random(seed), Together()
     argv = command(work, 'together', ['--epochs', '2', '--workers', '2', *extra])
     whole = start(command(work, 'alone', ['--epochs', '2', '--workers', '2', *extra]), work / 'alone.txt')

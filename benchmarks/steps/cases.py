@@ -47,37 +47,25 @@ def _each(values: dict[str, list[Any]], **fixed: Any) -> list[Case]:
     return [Case(**fixed, **dict(zip(values, chosen, strict=True))) for chosen in product(*values.values())]
 
 
-def _limits() -> list[Case]:
-    return [*_each({'classes': [1000, 21843]}), Case(**CIFAR, classes=100, topk=10)]
-
-
-def _matrix() -> list[Case]:
-    """One thing at a time, around the limits; about 20 minutes on 2 cores without memory."""
-    few = {'pairs': 12}
-    return [
-        *_each({'topk': [1, 10]}, **few),
-        *_each({'topk': [1, 10]}, classes=10, **few),
-        Case(img_size=32, **few),
-        Case(img_size=384, pairs=8),
-        *_each({'classes': [1000, 21843]}, dtype='bfloat16', **few),
-        *_each({'classes': [10, 1000], 'dtype': ['float32', 'bfloat16']}, **CIFAR, topk=10, **few),
-        *_each({'classes': [1000, 21843]}, model='convnext_tiny', **few),
-        *_each({'classes': [1000, 21843]}, model='vit_small_patch16_224', model_kwargs=VIT, **few),
-        *_each({'classes': [1000, 21843]}, model='mobilenetv3_large_100', **few),
-        *_each({'dtype': ['float32', 'bfloat16']}, mode='compiled', **few),
-    ]
-
-
-def _gpu() -> list[Case]:
-    both = ['eager', 'compiled']
-    return [
-        *_each({'classes': [1000, 21843], 'mode': both}, batch_size=256, dtype='bfloat16'),
-        *_each({'mode': both}, **CIFAR, classes=100, topk=10, dtype='bfloat16'),
-    ]
-
-
+_FEW = {'pairs': 12}
+_BOTH = ['eager', 'compiled']
 PRESETS = {
-    'limits': _limits,
-    'matrix': _matrix,
-    'gpu': _gpu,
+    'limits': [*_each({'classes': [1000, 21843]}), Case(**CIFAR, classes=100, topk=10)],
+    # one thing at a time, around the limits; about 20 minutes on 2 cores without memory
+    'matrix': [
+        *_each({'topk': [1, 10]}, **_FEW),
+        *_each({'topk': [1, 10]}, classes=10, **_FEW),
+        Case(img_size=32, **_FEW),
+        Case(img_size=384, pairs=8),
+        *_each({'classes': [1000, 21843]}, dtype='bfloat16', **_FEW),
+        *_each({'classes': [10, 1000], 'dtype': ['float32', 'bfloat16']}, **CIFAR, topk=10, **_FEW),
+        *_each({'classes': [1000, 21843]}, model='convnext_tiny', **_FEW),
+        *_each({'classes': [1000, 21843]}, model='vit_small_patch16_224', model_kwargs=VIT, **_FEW),
+        *_each({'classes': [1000, 21843]}, model='mobilenetv3_large_100', **_FEW),
+        *_each({'dtype': ['float32', 'bfloat16']}, mode='compiled', **_FEW),
+    ],
+    'gpu': [
+        *_each({'classes': [1000, 21843], 'mode': _BOTH}, batch_size=256, dtype='bfloat16'),
+        *_each({'mode': _BOTH}, **CIFAR, classes=100, topk=10, dtype='bfloat16'),
+    ],
 }

@@ -93,6 +93,26 @@ def time_rounds(case: Case, variants: Sequence[str], device: str) -> dict[str, l
     return seconds
 
 
+def time_pairs(
+    plain: Callable[[], object], other: Callable[[], object], pairs: int, clock: Callable[[], float]
+) -> tuple[list[float], float]:
+    """Time of the other step over that of the plain one, a ratio a pair; and the plain one's median in seconds."""
+    for step in (plain, other):
+        step()
+    ratios, plain_seconds = [], []
+    for pair in range(pairs):
+        seconds = {}
+        for step in (plain, other) if pair % 2 else (other, plain):
+            start = clock()
+            step()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            seconds[step] = clock() - start
+        ratios.append(seconds[other] / seconds[plain])
+        plain_seconds.append(seconds[plain])
+    return ratios, statistics.median(plain_seconds)
+
+
 def _report_peak(case: Case, variant: str, device: str, queue: multiprocessing.Queue) -> None:
     step = build_step(build_model(case, device), variant, case, device)
     for _ in range(_WARM_UP):

@@ -12,16 +12,9 @@ _SHOWN = 12
 
 
 def trace(case: Case, variant: str, device: str, folder: Path) -> str:
-    """Profile some steps of cross-entropy and of a variant.
+    """A Markdown table of the operations in which a variant and cross-entropy differ most, in milliseconds a step.
 
-    Args:
-        case: what to run.
-        variant: 'mse', 'kd' or 'full'.
-        device: to run on.
-        folder: where the traces go, for chrome://tracing or Perfetto.
-
-    Returns:
-        A Markdown table of the operations that differ most, in milliseconds a step.
+    The traces go to the folder, for chrome://tracing or Perfetto.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = build_model(case, device)

@@ -18,13 +18,7 @@ _POLL = 0.2  # seconds between looks at the processes
 
 
 def command_line(run: Run, step: str, launcher: str = '') -> list[str]:
-    """The whole command of a step.
-
-    Args:
-        run: a run.
-        step: 'train' or 'test'.
-        launcher: what stands before the script, such as 'accelerate launch --num_processes 8'; Python if empty.
-    """
+    """The whole command of a step ('train' or 'test'); `launcher` is what stands before the script, Python if empty."""
     return [*(shlex.split(launcher) or [sys.executable]), *run.command(step)]
 
 

@@ -142,20 +142,9 @@ def make_cell(
     evaluation: Evaluation | None = None,
     figure: str = '',
 ) -> Cell:
-    """A cell.
+    """A cell of a recipe (in hparams/), a network and a loss (one of LOSSES), with weight and k of `hnc` or the preset.
 
-    Args:
-        preset: size of the runs.
-        recipe: name in hparams/.
-        network: name of the model, without what it is pretrained on.
-        loss: one of LOSSES.
-        row: key of its row.
-        column: key of its column.
-        hnc: weight and k, the preset's if None.
-        more: further flags of train.py, which `suffix` stands for in the name.
-        suffix: of the name.
-        evaluation: see `Cell`.
-        figure: see `Cell`.
+    `more` are further flags of train.py, which `suffix` stands for in the name; the rest is as in `Cell`.
     """
     name = f'{network}-{loss}'
     flags = ['-c', recipe_file(preset.recipe or recipe), '--model', _PRETRAINED.get(network, network), *preset.flags]
@@ -312,11 +301,7 @@ TABLES: dict[str, Callable[[Preset], Table]] = {
 
 
 def plan(name: str, preset_name: str) -> Table:
-    """The table of a name.
-
-    Args:
-        name: one of TABLES.
-        preset_name: one of PRESETS.
+    """The table of a name (of TABLES) at a size (of PRESETS).
 
     Raises:
         UsageError: the preset does not have the table.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tables.plan import MULTI_LABEL_METRICS, NETWORKS, Cell, Table
 from tables.runs import METRICS, Plan, Run
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError
+from timm_hnc.plots.figures import new_figure
 
 DASH = '-'
 HEADINGS = {
@@ -160,16 +161,8 @@ def draw_weights(table: Table, found: Found, path: Path) -> None:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use('Agg')
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise UsageError(
-            f'{path.name} needs matplotlib: pip install "timm_hnc[plots]" (the table is written).'
-        ) from error
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure = new_figure(6, 4)
+    axes = figure.subplots()
     for column, label in table.columns.items():
         points = [
             (float(row), values)
@@ -184,8 +177,7 @@ def draw_weights(table: Table, found: Found, path: Path) -> None:
         axes.axhline(statistics.mean(baseline), color='grey', linestyle=':', label='CE')
     axes.set(xscale='log', xlabel='weight of HNC (lambda)', ylabel='top-1 accuracy in %')
     axes.legend()
-    figure.savefig(path, dpi=150, bbox_inches='tight')
-    pyplot.close(figure)
+    figure.savefig(path, dpi=150)
 
 
 def _baseline(table: Table, found: Found, column: str) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 import yaml
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from evidence.figures import Sizes, _as_trained, run_figures
+from evidence.figures import _as_trained, run_figures
 from evidence.regimes import BASELINE, REGIMES, Row
 from evidence.runs import FIRST_SEED, Setting, Stage, choose, needed_trials, read_choices
 from evidence.table import markdown, paired, results, write
@@ -140,7 +140,7 @@ def test_figures_are_those_of_validate_py(tmp_path, capsys):
     begin = ['--lr', '0.1', '--warmup-epochs', '0', '--output', tmp_path, '--experiment', 'run']
     run = train(*SMALL, *data, *task, *begin)
     regime = replace(REGIMES['voc-short'], flags=tuple(task))
-    found = run_figures(run, regime, str(tmp_path / 'set'), Sizes(train=12, attacked=12, grids=1))
+    found = run_figures(run, regime, str(tmp_path / 'set'), train=12, attacked=12, grids=1)
     figures = ['--attack', 'fgsm', '--attack-eps', '1/255', '2/255', '--cam-metrics', '--cam-topk', '5', '--cam-boxes']
     argv = ['--checkpoint', run / 'last', *data, *task, *HERE, *figures]
     expected = validate(capsys, *argv)

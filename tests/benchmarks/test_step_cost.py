@@ -65,7 +65,7 @@ def test_a_trace_of_both_is_written_and_the_added_operations_are_named(tmp_path)
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_presets_name_models_that_are_there_and_no_case_twice(name):
-    cases = PRESETS[name]()
+    cases = PRESETS[name]
     assert len({case.describe() for case in cases}) == len(cases)
 
 
