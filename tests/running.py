@@ -186,9 +186,9 @@ def result_of(process: subprocess.CompletedProcess):
 
 
 def summary(run: Path) -> list[dict[str, float]]:
-    """The rows of summary.csv."""
+    """The rows of summary.csv, without their empty cells."""
     with (run / 'summary.csv').open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def result(run: Path) -> dict:

@@ -11,6 +11,7 @@ from running import (
     arguments,
     checkpoints,
     contents,
+    failure,
     forget_run,
     main_of,
     result,
@@ -137,6 +138,36 @@ def test_settings_that_were_changed_are_in_force(resume, images, tmp_path):
     train(*argv, '--lr', 0.25, '--stop-epoch', 2)
     train(*argv, '--lr', 0.25)
     assert [row['lr'] for row in summary(folder)] == [0.5, 0.25, 0.25]
+
+
+def test_figures_stand_under_their_own_names_though_a_resume_has_others(resume):
+    resume('--hnc', 'mse')
+    rows = summary(resume.folder)
+    assert rows[0].keys() < rows[1].keys()
+    assert rows[1].keys() - rows[0].keys() == {'train_criterion', 'train_hnc'}
+    assert result(resume.folder)['best_metric']['top1'] == max(row['eval_top1'] for row in rows)
+    resume('--hnc', 'none', '--stop-epoch', 3)
+    assert summary(resume.folder)[:2] == rows
+    assert summary(resume.folder)[2].keys() == rows[0].keys()
+
+
+def test_args_yaml_says_nothing_of_where_an_attempt_began(resume, images, tmp_path):
+    """It repeats the run under another name, and goes on with it, however often that was done before."""
+    resume('--start-epoch', 0, '--no-resume-opt', how=resume.folder)
+    written = arguments(resume.folder)
+    assert [written[name] for name in ('resume', 'start_epoch', 'no_resume_opt')] == ['', None, False]
+    argv = ['-c', resume.folder / 'args.yaml', '--output', tmp_path]
+    again = train(*argv, '--experiment', 'again')
+    assert [row['epoch'] for row in summary(again)] == [0, 1]
+    train(*argv, '--experiment', 'run', '--resume', resume.folder, '--stop-epoch', 3)
+    assert [row['epoch'] for row in summary(resume.folder)] == [0, 1, 2]
+
+
+def test_a_finished_run_is_not_gone_on_with_elsewhere(begun, images, tmp_path, capsys):
+    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--stop-epoch', 1, '--resume', begun, '--output', tmp_path]
+    code, line = failure(capsys, 'train', *argv, '--experiment', 'other')
+    assert (code, line.partition(':')[0]) == (2, 'nothing is left to train')
+    assert not (tmp_path / 'other' / 'result.json').exists()
 
 
 def test_the_patience_of_a_plateau_is_the_one_in_force(images, tmp_path):

@@ -17,7 +17,7 @@ from timm_hnc.training.epoch import learning_rate, settle, train_one_epoch
 from timm_hnc.training.outputs.pictures import CamPictures
 from timm_hnc.training.outputs.publishing import Publisher
 from timm_hnc.training.outputs.report_findings import Findings
-from timm_hnc.training.outputs.results import drop_rows, environment, figures_of, remove_results
+from timm_hnc.training.outputs.results import add_row, drop_rows, environment, figures_of, remove_results
 from timm_hnc.training.outputs.state import save_run
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.signals import RunStopped
@@ -95,9 +95,10 @@ def _add_row(run: Run, epoch: int, train: dict[str, float], evaluation: dict[str
     """An epoch to summary.csv and to the trackers."""
     figures = {f'train_{name}': value for name, value in train.items()}
     figures |= {f'eval_{name}': value for name, value in (evaluation or {}).items()}
-    run.accelerator.log({**figures, 'lr': lr}, step=epoch)
+    figures['lr'] = lr
+    run.accelerator.log(figures, step=epoch)
     if run.accelerator.is_main_process:
-        utils.update_summary(epoch, train, evaluation, str(run.folder / 'summary.csv'), lr=lr)
+        add_row(run.folder / 'summary.csv', {'epoch': epoch, **figures})
 
 
 def _title(run: Run, checkpoint: str) -> str:

@@ -107,9 +107,11 @@ def _train(
         _logger.info(f"Run '{folder}' is complete, {epochs}: its files stay as they are.")
         result = read_result(folder) if is_main else {}
     else:
+        _check_something_is_left(run)
         begin_part(run, checkpoint)
         if is_main:
-            _write_options(run, recorded)
+            own = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()
+            _write_options(run, recorded, own)
         accelerator.wait_for_everyone()
         start_trackers(accelerator, folder, options.tracking, flattened(run.options))
         with run.stop:
@@ -168,9 +170,21 @@ def _is_complete(run: Run, checkpoint: Path) -> bool:
     return newest and run.start_epoch >= run.num_epochs and (run.folder / 'result.json').is_file()
 
 
-def _write_options(run: Run, recorded: Mapping[str, Any]) -> None:
+def _check_something_is_left(run: Run) -> None:
+    if run.start_epoch >= run.num_epochs and not (run.folder / 'last').exists():
+        raise UsageError(
+            f'nothing is left to train: {run.num_epochs} epochs are done where the run goes on, and --epochs or '
+            '--stop-epoch asks for no more.'
+        )
+
+
+def _write_options(run: Run, recorded: Mapping[str, Any], resumed_here: bool) -> None:
+    """What repeats the run, or goes on with it: where an attempt at it began is no part of that."""
+    values = {**recorded, **flattened(run.options), 'start_epoch': None}
+    if resumed_here:
+        values |= {'no_resume_opt': False, 'resume': 'auto' if run.options.run.resume == 'auto' else ''}
     try:
-        (run.folder / 'args.yaml').write_text(dump_yaml({**recorded, **flattened(run.options)}))
+        (run.folder / 'args.yaml').write_text(dump_yaml(values))
         write_parts(run.folder, run.checkpoints.progress.parts)
     except OSError as error:
         raise DataError(f"run folder '{run.folder}' cannot be written: {error}. See --output.") from error

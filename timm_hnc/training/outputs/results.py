@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from timm.utils import trim_summary
 
+from timm_hnc.files.tables import write_csv
 from timm_hnc.report.run_files import VALIDATION
 from timm_hnc.version import __version__
 
@@ -30,6 +31,17 @@ def drop_rows(path: Path, start_epoch: int) -> None:
     shutil.copy(path, trimmed)
     trim_summary(str(trimmed), start_epoch)
     os.replace(trimmed, path)  # a run that is killed meanwhile has its rows
+
+
+def add_row(path: Path, row: dict[str, float]) -> None:
+    """Add an epoch to summary.csv; cells are empty where a resume has figures that the run had not before, or less."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline='') as file:
+            rows += csv.DictReader(file)
+    longer = path.with_name(f'.{path.name}.new')
+    write_csv(longer, [*rows, row])
+    os.replace(longer, path)
 
 
 @dataclass(frozen=True)
@@ -90,4 +102,5 @@ def figures_of(folder: Path, epoch: int) -> dict[str, float]:
     """Figures of an epoch's weights on the validation data, from summary.csv; empty where nothing was evaluated."""
     with (folder / 'summary.csv').open(newline='') as file:
         row = next((row for row in csv.DictReader(file) if int(row['epoch']) == epoch), {})
-    return {name.removeprefix('eval_'): float(value) for name, value in row.items() if name.startswith('eval_')}
+    figures = {name.removeprefix('eval_'): value for name, value in row.items() if name.startswith('eval_')}
+    return {name: float(value) for name, value in figures.items() if value}
