@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from unittest import mock
 
 import pytest
 import yaml
@@ -168,6 +169,21 @@ def test_a_finished_run_is_not_gone_on_with_elsewhere(begun, images, tmp_path, c
     code, line = failure(capsys, 'train', *argv, '--experiment', 'other')
     assert (code, line.partition(':')[0]) == (2, 'nothing is left to train')
     assert not (tmp_path / 'other' / 'result.json').exists()
+
+
+def test_weights_of_classes_are_those_of_the_options_in_force(images, tmp_path):
+    argv = ['--data-dir', images, *SMALL, '--epochs', 2, '--output', tmp_path, '--experiment', 'run', '--loss']
+    train(*argv, 'ce', '--stop-epoch', 1)
+    losses = []
+
+    def stop(run, publisher):
+        losses.append(run.loss)
+        return {}
+
+    train(*argv, 'cb-focal', '--resume', 'auto', '--loss-kwargs', 'beta=0.9')
+    with mock.patch('timm_hnc.training.run.fit', stop):
+        train(*argv, 'cb-focal', '--resume', 'auto', '--epochs', 3, '--loss-kwargs', 'beta=0')
+    assert losses[0].weight.tolist() == [1, 1, 1]
 
 
 def test_the_patience_of_a_plateau_is_the_one_in_force(images, tmp_path):

@@ -3,12 +3,15 @@
 import json
 import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from running import (
     SMALL,
+    WITH_REPORT,
     arguments,
     checkpoints,
     contents,
@@ -23,6 +26,7 @@ from running import (
 )
 
 from timm_hnc.files.manifest import write_manifest
+from timm_hnc.training.averages import Averages
 
 AUGMENTED = ['--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--mixup', 0.3, '--drop', 0.1, '--lr', 0.05]
 
@@ -42,7 +46,7 @@ def options(images, tmp_path):
         ('run folder', ['--opt', 'adamw', '--model-ema', '--model-ema-warmup']),
         ('auto', ['--sched-on-updates', '--warmup-epochs', 1, '--grad-accum-steps', 2, '--no-prefetcher']),
         ('run folder', ['--train-img-sizes', 24, 32, '--opt', 'lookahead_sgd']),
-        ('auto', ['--sched', 'plateau', '--patience-epochs', 0, '--warmup-epochs', 1]),
+        ('auto', ['--sched', 'plateau', '--patience-epochs', 0, '--warmup-epochs', 0, '--lr-noise', 0.0, 0.9]),
     ],
     ids=['hnc-ema', 'adamw-ema', 'updates-accumulation', 'sizes-lookahead', 'plateau'],
 )
@@ -58,6 +62,29 @@ def test_two_epochs_and_one_more_are_three(options, tmp_path, extra, how):
         train(*argv[:at], *argv[at + 2 :], '--resume', parts)
     assert run_differences(parts, whole) == []
     assert result(parts)['final'] == result(whole)['final']
+
+
+@pytest.mark.parametrize('lost', ['result.json', 'report.html'])
+def test_what_a_kill_at_the_end_left_out_is_made_up_for(images, tmp_path, lost):
+    argv = ['--data-dir', images, *WITH_REPORT, '--output', tmp_path, '--experiment', 'run']
+    folder = train(*argv)
+    before = result(folder)
+    (folder / lost).unlink()
+    train(*argv, '--resume', 'auto')
+    assert (folder / 'report.html').is_file()
+    assert {**result(folder), 'seconds': 0, 'command': ''} == {**before, 'seconds': 0, 'command': ''}
+
+
+def test_an_epoch_that_begins_anew_counts_none_of_its_images_twice(options, tmp_path):
+    argv = options('run', '--epochs', 2, '--lr', 1e-9, '--no-aug', '--checkpoint-interval', 3)
+    with mock.patch('timm_hnc.training.fit._add_row', side_effect=KeyboardInterrupt), suppress(KeyboardInterrupt):
+        train(*argv)
+    assert (tmp_path / 'run' / 'last').resolve().name.startswith('recovery-0-')
+    counts = []
+    compute = Averages.compute
+    with mock.patch.object(Averages, 'compute', lambda own, *args: counts.append(own.count) or compute(own, *args)):
+        train(*argv, '--resume', 'auto', '--start-epoch', 0)
+    assert counts == [56, 56]  # of 59 images, in batches of 8
 
 
 def test_auto_starts_anew_where_there_is_no_run_yet(options):

@@ -68,7 +68,8 @@ class ClassBalancedFocalLoss(FocalLoss):
         # 1 - beta^n, exact where beta is near 1
         effective = -torch.expm1(counts * math.log(beta)) if beta else torch.ones_like(counts)
         weight = (1 - beta) / effective
-        self.register_buffer('weight', (weight * len(weight) / weight.sum()).to(torch.get_default_dtype()))
+        weight = (weight * len(weight) / weight.sum()).to(torch.get_default_dtype())
+        self.register_buffer('weight', weight, persistent=False)  # follows from the data and the options of a run
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""

@@ -43,8 +43,9 @@ class WeightedSigmoidLoss(Loss):
             raise ValueError(f'class counts of {num_samples} samples: expected 0 to {num_samples} for each class.')
         self.reduction = reduction
         share = (counts / num_samples).to(torch.get_default_dtype())
-        self.register_buffer('present', (1 - share).exp())
-        self.register_buffer('absent', share.exp())
+        # they follow from the data of a run
+        self.register_buffer('present', (1 - share).exp(), persistent=False)
+        self.register_buffer('absent', share.exp(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch with (B, n) targets, a scalar."""

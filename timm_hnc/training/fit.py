@@ -11,13 +11,12 @@ from timm import utils
 
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
-from timm_hnc.files.tables import write_json
 from timm_hnc.report.page import write_report
 from timm_hnc.training.epoch import learning_rate, settle, train_one_epoch
 from timm_hnc.training.outputs.pictures import CamPictures
 from timm_hnc.training.outputs.publishing import Publisher
 from timm_hnc.training.outputs.report_findings import Findings
-from timm_hnc.training.outputs.results import add_row, drop_rows, environment, figures_of, remove_results
+from timm_hnc.training.outputs.results import add_row, drop_rows, environment, figures_of, remove_results, write_result
 from timm_hnc.training.outputs.state import save_run
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.signals import RunStopped
@@ -42,6 +41,7 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         if run.start_epoch < run.num_epochs:
             remove_results(run.folder)
     train_metrics: dict[str, float] = {}
+    hub_every, published = run.options.hub.hub_every, run.start_epoch
     for epoch in range(run.start_epoch, run.num_epochs):
         train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch))
         _synchronise_batch_norm(run, run.model)
@@ -62,8 +62,9 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         _log_epoch(run, epoch, metric)
         if signal := max(gather_object([run.stop.received])):
             raise RunStopped(signal, f'after epoch {epoch}.')
-        if run.options.hub.hub_every and done % run.options.hub.hub_every == 0 and done != run.num_epochs:
+        if hub_every and done // hub_every > published // hub_every and done != run.num_epochs:
             _publish_so_far(run, publisher, pictures, epoch)
+            published = done
     final = _show_best(run, pictures)
     result = _result(run, final, run.num_epochs) | {
         'train': train_metrics,
@@ -73,7 +74,9 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
     }
     run.data.skipped.stop()
     if run.accelerator.is_main_process:
-        write_json(run.folder / 'result.json', result)
+        if not train_metrics:  # killed behind its last checkpoint
+            result['train'] = figures_of(run.folder, run.num_epochs - 1, 'train')
+        write_result(run.folder, result)
         if not run.options.run.no_report:
             write_report([run.folder], run.folder / 'report.html')
     return result

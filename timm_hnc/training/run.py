@@ -167,7 +167,8 @@ def _no_checkpoint(resume: str) -> DataError:
 def _is_complete(run: Run, checkpoint: Path) -> bool:
     """Whether the newest checkpoint is the run's last, and what follows it was written."""
     newest = checkpoint == (run.folder / 'last').resolve()
-    return newest and run.start_epoch >= run.num_epochs and (run.folder / 'result.json').is_file()
+    wanted = ['result.json', *([] if run.options.run.no_report else ['report.html'])]
+    return newest and run.start_epoch >= run.num_epochs and all((run.folder / name).is_file() for name in wanted)
 
 
 def _check_something_is_left(run: Run) -> None:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from timm.utils import trim_summary
 
-from timm_hnc.files.tables import write_csv
+from timm_hnc.files.tables import write_csv, write_json
 from timm_hnc.report.run_files import VALIDATION
 from timm_hnc.version import __version__
 
@@ -98,9 +98,16 @@ def remove_results(folder: Path) -> None:
     shutil.rmtree(folder / 'report', ignore_errors=True)
 
 
-def figures_of(folder: Path, epoch: int) -> dict[str, float]:
-    """Figures of an epoch's weights on the validation data, from summary.csv; empty where nothing was evaluated."""
+def figures_of(folder: Path, epoch: int, data: str = 'eval') -> dict[str, float]:
+    """Figures of an epoch on the validation ('eval') or training data ('train') in summary.csv; empty without any."""
     with (folder / 'summary.csv').open(newline='') as file:
         row = next((row for row in csv.DictReader(file) if int(row['epoch']) == epoch), {})
-    figures = {name.removeprefix('eval_'): value for name, value in row.items() if name.startswith('eval_')}
+    figures = {name.partition('_')[2]: value for name, value in row.items() if name.startswith(f'{data}_')}
     return {name: float(value) for name, value in figures.items() if value}
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write result.json, whole or not at all."""
+    unfinished = folder / '.result.json.new'
+    write_json(unfinished, result)
+    os.replace(unfinished, folder / 'result.json')

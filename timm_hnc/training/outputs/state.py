@@ -78,6 +78,7 @@ def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
         state['scaler'] = run.accelerator.scaler.state_dict()
     if _has_history(run):
         state['scheduler'] = run.scheduler.lr_scheduler.state_dict()
+        state['rate_without_noise'] = run.scheduler.restore_lr
     torch.save(state, folder / 'training_state.pt')
 
 
@@ -98,8 +99,8 @@ def restore(run: Run, checkpoint: Path) -> None:
     progress = run.checkpoints.progress
     try:
         for name, module in _modules(run):
-            if name == 'hnc_weight' and name not in state:
-                continue  # the weight was a number so far
+            if name not in state and (name == 'hnc_weight' or not module.state_dict()):
+                continue  # the weight was a number so far, or the loss is new and has no state
             module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]
@@ -110,6 +111,7 @@ def restore(run: Run, checkpoint: Path) -> None:
             if _has_history(run) and 'scheduler' in state:
                 past = {name: value for name, value in state['scheduler'].items() if name not in _PLATEAU_SETTINGS}
                 run.scheduler.lr_scheduler.load_state_dict(past)
+                run.scheduler.restore_lr = state.get('rate_without_noise')
         if progress.updates_in_epoch and run.data.keys is not None:
             _restore_inside_epoch(run, state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -128,7 +130,7 @@ def _restore_inside_epoch(run: Run, state: dict[str, Any]) -> None:
         return
     own = state['buffers'][run.accelerator.process_index]
     for name, module in _modules(run):
-        for buffer, value in zip(_buffers(module).values(), own[name].values(), strict=True):
+        for buffer, value in zip(_buffers(module).values(), own[name].values(), strict=True) if name in own else ():
             buffer.copy_(value)
 
 
@@ -154,7 +156,7 @@ def start_schedule(run: Run) -> None:
     """Bring the learning rate to where the run starts."""
     resumed = run.start_epoch > 0 or run.start_update > 0
     if run.options.schedule.start_epoch is not None:
-        run.start_epoch, run.start_update = run.options.schedule.start_epoch, 0
+        run.start_epoch, run.start_update, run.averages = run.options.schedule.start_epoch, 0, Averages()
     if run.scheduler is None or not (run.start_epoch > 0 or run.start_update):
         return
     if _has_history(run) and resumed and not run.options.run.no_resume_opt:
