@@ -81,6 +81,8 @@ REFUSED = [
     ('--multilabel-threshold 0', '--multilabel-threshold 0.0'),
     ('--task multilabel --metrics-avg micro', '--metrics-avg micro: for --task classification only'),
     ('--task multilabel --real-labels r.json', '--real-labels r.json: for --task classification only'),
+    ('--valid-labels v.txt --cam-metrics', '--cam-metrics: not together with --valid-labels'),
+    ('--valid-labels v.txt --cam-boxes', '--cam-boxes: not together with --valid-labels'),
     ('--task multilabel --valid-labels v.txt', '--valid-labels v.txt: for --task classification only'),
 ]
 

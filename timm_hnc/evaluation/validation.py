@@ -106,6 +106,10 @@ class ValidateOptions:
         if self.maps.first and (compiled or self.evaluation.test_pool):
             other = '--torchcompile' if compiled else '--test-pool'
             raise UsageError(f'{flag_of(self.maps.first)}: not together with {other}.')
+        if self.maps.first and labels.valid_labels:
+            raise UsageError(
+                f'{flag_of(self.maps.first)}: not together with --valid-labels, the maps are of all classes of the model.'
+            )
         if self.maps.cam_boxes and self.data.is_streamed:
             raise UsageError(f'--cam-boxes: {self.data.dataset} is streamed, its images have no index.')
         for name in ('metrics_avg', 'real_labels', 'valid_labels') if self.task.multi_label else ():
