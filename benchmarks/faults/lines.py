@@ -29,7 +29,6 @@ _LEFT_ALONE |= {
     'workers',
     'worker_timeout',
     'aug_repeats',
-    'tta',
 }
 _WORDS = ['', '0', '-1', '1', '2', '3', '0.5', '1e9', '-0.1', 'nan', 'inf', 'x', 'true', 'None', '[]', '{}', 'a=b', '=']
 _WORDS += ['ä', '../..', '/dev/null', '8/255', '1/0', ' ', '\t', '9' * 30, "'", '%s', '{0}', 'a,b', '1 2']

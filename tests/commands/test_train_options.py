@@ -196,6 +196,7 @@ def test_unsupported_options_say_what_to_use(argv, advice):
 
 MULTILABEL = ['--task', 'multilabel']
 REFUSED = [
+    ('--tta 2', '--tta 2: no loader makes copies of an image'),
     ('--hnc mse --hnc-topk 0', '--hnc-topk 0: expected 1 or more'),
     ('--hnc mse --hnc-weight -1', '--hnc-weight -1.0: expected 0 or more'),
     ('--hnc mse --hnc-weight nan', '--hnc-weight nan'),

@@ -49,7 +49,6 @@ def evaluate(
     evaluator: ClassificationEvaluator,
     autocast: Autocast,
     distributed: bool = False,
-    tta: int = 0,
     on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     log_interval: int = 50,
 ) -> dict[str, float]:
@@ -61,7 +60,6 @@ def evaluate(
         evaluator: counts them; a fresh one a call.
         autocast: makes the mixed-precision context.
         distributed: sum the counts over processes.
-        tta: as timm's --tta: every so many consecutive outputs are one image's, and averaged.
         on_batch: changes (logits, target) before they are counted.
         log_interval: batches between two log lines.
 
@@ -79,8 +77,6 @@ def evaluate(
                 with autocast():
                     output = model(input)
                 output = output[0] if isinstance(output, (tuple, list)) else output
-                if tta > 1:
-                    output, target = output.unfold(0, tta, tta).mean(dim=2), target[::tta]
                 if on_batch is not None:
                     output, target = on_batch(output, target)
                 try:

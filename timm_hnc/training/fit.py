@@ -132,7 +132,6 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
         evaluator,
         run.accelerator.autocast,
         distributed=run.distributed,
-        tta=options.run.tta,
         log_interval=options.run.log_interval,
         on_batch=on_batch,
     )
@@ -171,7 +170,7 @@ def _evaluate_best(run: Run, model: Any) -> dict[str, float] | None:
     """Figures of the best weights; what the report shows of them goes to its folder."""
     if run.data.eval_loader is None:
         return None
-    if run.options.run.no_report or run.options.run.tta > 1:
+    if run.options.run.no_report:
         return evaluate_run(run, run.compiled(model))
     findings = Findings(run, model)
     final = findings.evaluate(partial(evaluate_run, run))

@@ -52,7 +52,7 @@ class RunOptions:
         allow_world_size_change: go on with another number of processes than the run had; no longer exact.
         eval_metric: metric of the best; map for several labels.
         val_interval: epochs between evaluations.
-        tta: augmented copies of an image at evaluation.
+        tta: copies of an image at evaluation; refused above 1, no loader makes them.
         log_interval: updates between log lines, and batches of the evaluation.
         checkpoint_interval: updates (500), or minutes (10m), between checkpoints.
         recovery_interval: updates between recovery checkpoints.
@@ -85,6 +85,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         check_range(self, 'val_interval', 'log_interval', 'checkpoint_hist', 'save_epochs', low=1)
         check_range(self, 'recovery_interval', 'cam_images', 'tta', low=0)
+        if self.tta > 1:
+            raise UsageError(f'--tta {self.tta}: no loader makes copies of an image, not in timm either: leave it out.')
         try:
             self.interval()
         except ValueError as error:
