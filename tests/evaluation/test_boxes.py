@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from image_data import png, square, write_cub
 from running import ROOT, SMALL, failure, result_of, run_script, train, validate
@@ -27,7 +27,7 @@ def write_objects(root, boxes):
     features = Features(
         {
             'image': ImageFeature(),
-            'label': Value('int64'),
+            'label': ClassLabel(names=['air', 'boat', 'car']),
             'things': {'bbox': List(List(Value('float32'))), 'category': List(Value('int64'))},
         }
     )
@@ -57,6 +57,18 @@ def test_boxes_of_both_kinds_of_data_sets(birds, tmp_path):
     assert len(BoxSource(objects, 'things')[1].boxes) == 0
     with pytest.raises(UsageError, match="no boxes 'objects' in the data set, its columns are image, label, things"):
         BoxSource(objects)
+
+
+def test_a_class_map_is_that_of_the_boxes_too(tmp_path):
+    name = write_objects(tmp_path / 'set', [[[1, 2, 10, 20]], [[3, 3, 5, 5], [1, 1, 9, 9]], [[2, 2, 7, 7]]])
+    for class_map in ({'car': 0, 'boat': 1, 'air': 2}, {0: 2, 1: 1, 2: 0}):
+        objects = create_dataset(name[1], name[3], 'train', 3, class_map=class_map)
+        source = BoxSource(objects, 'things')
+        labels = [source[index].labels.tolist() for index in range(3)]
+        assert labels == [[2], [1, 1], [0]]
+        assert [each[0] for each in labels] == [objects.reader[index][1] for index in range(3)]
+    del objects.reader.class_to_idx[0]
+    assert source[0].labels.tolist() == [-1]
 
 
 @pytest.mark.parametrize('box', [[5, 5, 5, 9], [-7, 1, 4, 4], [9, 2, 3, 8]])

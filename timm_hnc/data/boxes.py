@@ -18,7 +18,7 @@ class ImageBoxes:
 
     Args:
         boxes: (m, 4) x1, y1, x2, y2 in pixels.
-        labels: (m,) class indices.
+        labels: (m,) class indices, -1 for a class that the data set's class map leaves out.
     """
 
     boxes: Tensor
@@ -94,7 +94,12 @@ class BoxSource:
 
     def _of_column(self, index: int) -> tuple[Any, Any]:
         item = self.reader.dataset.select_columns([self.column])[index]
-        return get_field(item, f'{self.column}/bbox'), get_field(item, f'{self.column}/category')
+        boxes, categories = get_field(item, f'{self.column}/bbox'), get_field(item, f'{self.column}/category')
+        if self.reader.remap_class:
+            # by index or else by name, as timm's reader maps the target
+            classes, names = self.reader.class_to_idx, self.reader._source_names
+            categories = [classes.get(each, classes.get(names.get(each), -1)) for each in categories]
+        return boxes, categories
 
     def image_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of a stored image, None for one that cannot be decoded."""
