@@ -7,10 +7,10 @@ import pytest
 import timm
 import torch
 from attacked_network import EPS, LABELS, STEP, STEPS, Network, images
-from running import MODEL, SMALL, failure, train, validate
+from running import MODEL, NARROW, SMALL, failure, train, validate
 from safetensors.torch import load_file
 
-from timm_hnc import CamModel, HNCLoss, hnc_loss
+from timm_hnc import CamModel, HNCLoss, hnc_loss, save_pretrained
 from timm_hnc.attacks.attacks import Attack, attack, cross_entropy, normalized, sample_losses, with_hnc
 from timm_hnc.commands.options.validate_options import fraction
 from timm_hnc.errors import DataError
@@ -192,6 +192,17 @@ def test_a_model_without_a_gradient_is_refused_in_a_line(run, capsys, monkeypatc
     code, line = failure(capsys, 'validate', '--checkpoint', run, '--attack', 'fgsm', '--workers', '0', '-b', '8')
     assert code == 2
     assert '--attack: the loss has no gradient with respect to the images: there is nothing to attack along' in line
+
+
+def test_a_model_without_class_maps_is_attacked_along_a_loss_that_needs_none(images, tmp_path, capsys):
+    model = timm.create_model('test_resnet', num_classes=3, global_pool='max', **NARROW)
+    save_pretrained(model, tmp_path)
+    argv = ['--checkpoint', tmp_path, images, *HERE, '--img-size', '32', '--attack', 'fgsm', '--attack-eps', '8/255']
+    along_training = validate(capsys, *argv, '--attack-loss', 'train')
+    assert along_training == validate(capsys, *argv) | {'attack_loss': 'train'}
+    save_pretrained(model, tmp_path, hnc={'variant': 'mse', 'weight': 0.5, 'topk': 2})
+    code, line = failure(capsys, 'validate', *argv, '--attack-loss', 'train')
+    assert (code, '--attack-loss train: no exact class maps for' in line) == (2, True), line
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
 
-from timm_hnc.attacks.attacks import normalized
+from timm_hnc.attacks.attacks import cross_entropy, normalized
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.data.datasets import class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages
@@ -26,7 +27,7 @@ from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, t
 from timm_hnc.evaluation.map_pass import MapOptions, watch_maps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.precision import DeviceOptions
-from timm_hnc.evaluation.robustness import AttackOptions, robust_figures, threat_of
+from timm_hnc.evaluation.robustness import AttackOptions, Threat, robust_figures, threat_of
 from timm_hnc.evaluation.sources import Source, SourceOptions
 from timm_hnc.options import check_range, flag_of
 
@@ -206,6 +207,16 @@ def _place(model: Any, options: DeviceOptions, device: torch.device) -> Any:
     return Compilation(options.torchcompile, options.torchcompile_mode)(model)
 
 
+def _attacked(model: Any, threat: Threat | None) -> Any:
+    """The model as the attacked loss wants it."""
+    if threat is None or threat.loss is cross_entropy:
+        return model
+    try:
+        return CamModel(model)
+    except UnsupportedHead as error:
+        raise UsageError(f'--attack-loss train: {error}') from error
+
+
 def _evaluate(
     model: Any,
     loader: Any,
@@ -220,6 +231,7 @@ def _evaluate(
     inputs = partial(batches, loader, device, options.device.input_dtype, options.device.channels_last)
     evaluator = partial(create_evaluator, loader, device, task.multi_label, task.multilabel_threshold)
     threat = threat_of(options.attacks, source, options.loader.seed) if options.attacks.attack else None
+    attacked = _attacked(model, threat)
     watched = watch_maps(model, options.maps, loader, dataset, class_names(dataset, num_classes), task.multi_label)
     metrics = evaluate(
         watched or model,
@@ -232,7 +244,6 @@ def _evaluate(
     )
     more: dict[str, Any] = {'skipped_images': dataset.skipped_images.count}  # of one pass, attacks make more
     if threat is not None:
-        attacked = CamModel(model) if options.attacks.attack_loss == 'train' else model
         classifier = normalized(attacked, data_config['mean'], data_config['std'])
         try:
             robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
