@@ -6,7 +6,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from data_fixtures import images
-from running import NARROW, SMALL, clean_process, forget_run, summary, train, validate
+from running import NARROW, SMALL, clean_process, equal_tensors, forget_run, summary, train, validate
 from timm.utils import random_seed
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -81,6 +81,18 @@ def test_loaders_of_tensors_are_taken_as_they_are(tmp_path):
         right = (model(pixels).argmax(1) == labels).double().mean()
     assert figures['top1'] == pytest.approx(100 * float(right), abs=1e-4)
     assert figures['top1'] == pytest.approx(result['final']['top1'], abs=1e-4)
+
+
+def test_pooling_at_test_time_leaves_the_model_as_it_was():
+    forget_run()
+    model = timm.create_model('test_resnet', num_classes=3)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loader = DataLoader(TensorDataset(torch.zeros(2, 3, 192, 192), torch.arange(2)), batch_size=2)
+    options = {'device': 'cpu', 'img_size': 192, 'test_pool': True}
+    figures = timm_hnc.evaluate(model, loader, attack=['fgsm'], attack_eps=[0.0], **options)
+    assert figures['fgsm_0_top1'] == figures['top1'] == 50
+    assert equal_tensors(model.state_dict(), state)
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
 @pytest.mark.parametrize('task', [timm_hnc.train, timm_hnc.evaluate])

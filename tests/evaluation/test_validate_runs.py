@@ -270,6 +270,7 @@ def test_wrong_usage_has_exit_code_2(fails, run, weights, images, tmp_path):
         (['--model', 'nowhere:x', images], '--model'),
         (['--checkpoint', weights / 'plain.pth', '--model', 'resnet5O', images], 'needs its architecture'),
         (['--checkpoint', run, '--results-file', tmp_path / 'no' / 'r.csv'], 'its folder does not exist.'),
+        (['--checkpoint', run, '--test-pool', '--img-size', 64], "--test-pool: 'test_resnet' does not say"),
         (['--checkpoint', run, '-b', 0], '--batch-size 0: expected 1 or more.'),
         (['--checkpoint', run, '--model-kwargs', 'nothing=3'], 'timm cannot make'),
     ):

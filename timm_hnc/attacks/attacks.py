@@ -65,10 +65,9 @@ def normalized(model: Any, mean: Any = None, std: Any = None) -> Normalized:
         >>> classifier = normalized(timm.create_model('resnet18').eval())
         >>> autoattack.AutoAttack(classifier, norm='Linf', eps=8 / 255).run_standard_evaluation(images, labels)
     """
-    cfg = model.pretrained_cfg
-    device = next(model.parameters()).device
-    wrapper = Normalized(model, cfg['mean'] if mean is None else mean, cfg['std'] if std is None else std)
-    return wrapper.to(device)
+    mean = model.pretrained_cfg['mean'] if mean is None else mean
+    std = model.pretrained_cfg['std'] if std is None else std
+    return Normalized(model, mean, std).to(next(model.parameters()).device)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A validation pass from its options: figures of one model, on clean and attacked images, with its maps."""
 
 import logging
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -148,7 +149,10 @@ def measure(
     use_test_size, verbose = not evaluation.use_train_size, accelerator.is_main_process
     data_config = input_config(model, options.input, use_test_size=use_test_size, verbose=verbose)
     if evaluation.test_pool:
-        model, pooled = apply_test_time_pool(model, data_config)
+        # a copy, for timm takes the classifier out of the model that it is given
+        model, pooled = apply_test_time_pool(deepcopy(model), data_config)
+        if pooled and model.original_pool is None:
+            raise UsageError(f"--test-pool: '{source.name}' does not say over how many cells it pools (pool_size).")
         data_config = {**data_config, **({'crop_pct': 1.0} if pooled else {})}
     model = _place(model, options.device, accelerator.device)
     skipped = SkippedImages()
