@@ -15,6 +15,8 @@ from running import MODEL, NARROW, ROOT, SMALL, arguments, failure, result, resu
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from timm.data import ImageDataset, create_dataset, create_transform
 
+from timm_hnc import save_pretrained
+
 HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']
 TRANSFORM = create_transform((3, 32, 32), interpolation='bilinear', mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95)
 
@@ -249,6 +251,21 @@ def test_a_file_of_names_gives_a_row_each(run, images, tmp_path, capsys):
     assert len(rows) == 2
     assert {row['model'] for row in rows} == set(names)
     assert rows[0]['top1'] >= rows[1]['top1']
+
+
+def test_a_model_that_is_refused_leaves_the_others_their_figures(run, images, tmp_path, capsys):
+    names = [f'local-dir:{run / "model_best"}', f'local-dir:{tmp_path}']
+    save_pretrained(timm.create_model('test_resnet', num_classes=3, global_pool='max', **NARROW), tmp_path)
+    (tmp_path / 'models.txt').write_text('\n'.join(names))
+    (tmp_path / 'refused.txt').write_text('\n'.join(names[1:] * 2))
+    argv = [images, *HERE, '--img-size', '32', '--cam-metrics']
+    rows = validate(capsys, '--model', tmp_path / 'models.txt', *argv)
+    assert [row['model'] for row in rows] == names[:1]
+    code, line = failure(capsys, 'validate', '--model', tmp_path / 'refused.txt', *argv)
+    assert (code, 'no class maps to measure' in line) == (2, True), line
+    rows = ['--cam-classes-file', tmp_path / 'rows.csv']
+    code, line = failure(capsys, 'validate', '--model', tmp_path / 'models.txt', *argv, *rows)
+    assert (code, line) == (2, f'--cam-classes-file {tmp_path / "rows.csv"}: for one model, not 2.')
 
 
 def test_validate_py_is_a_command(run, tmp_path):

@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if file and not Path(file).parent.is_dir():
             raise UsageError(f'{flag_of(name)} {file}: its folder does not exist.')
     sources = find_sources(options.model, 'model' in explicit)
+    if len(sources) > 1 and options.maps.cam_classes_file:
+        raise UsageError(f'--cam-classes-file {options.maps.cam_classes_file}: for one model, not {len(sources)}.')
     options = replace(options, device=agreed_device(options.device, explicit))
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)
@@ -54,14 +56,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _validate_all(options: ValidateOptions, sources: list[Source], accelerator: Accelerator) -> list[dict[str, Any]]:
-    results = []
+    results: list[dict[str, Any]] = []
+    refused: UsageError | None = None
     for source in sources:
         try:
             result = validate(options, source, accelerator)
-        except DataError as error:
+        except (DataError, UsageError) as error:
             _logger.error(f'{source.model}: {error}')
+            refused = error if isinstance(error, UsageError) else refused
             continue
         results.append({**result, **({'checkpoint': source.checkpoint} if source.checkpoint else {})})
+    if refused is not None and not results:
+        raise refused  # the options are as wrong for every other model
     metric = 'map' if options.task.multi_label else 'top1'
     return sorted(results, key=lambda result: result[metric], reverse=True)
 
