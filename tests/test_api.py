@@ -95,6 +95,14 @@ def test_pooling_at_test_time_leaves_the_model_as_it_was():
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
+def test_a_loader_of_a_list_is_evaluated():
+    forget_run()
+    generator = torch.Generator().manual_seed(0)
+    pairs = [(torch.randn(3, 32, 32, generator=generator), number % 3) for number in range(4)]
+    figures = timm_hnc.evaluate(new_model(), DataLoader(pairs, batch_size=4), device='cpu')
+    assert (figures['top5'], figures['skipped_images']) == (100, 0)
+
+
 @pytest.mark.parametrize('task', [timm_hnc.train, timm_hnc.evaluate])
 def test_a_loader_is_not_read_by_several_processes(task, tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, 'num_processes', property(lambda accelerator: 2))

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from image_data import png, square, write_cub
-from running import ROOT, SMALL, failure, result_of, run_script, train, validate
+from running import NARROW, ROOT, SMALL, failure, forget_run, result_of, run_script, train, validate
+from timm.data import create_transform
+from torch.utils.data import DataLoader
 
+import timm_hnc
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
@@ -85,6 +89,19 @@ def test_boxes_that_end_outside(tmp_path, capsys):
     code, line = failure(capsys, *argv)
     assert code == 1
     assert 'sample 1 has the box [4.0, 4.0, 40.0, 9.0], which ends outside the image of 32 x 32 pixels' in line
+
+
+def test_boxes_need_the_order_of_the_images(birds):
+    data = create_dataset('hnc/cub200', str(birds), 'test', 3)
+    data.transform = create_transform((3, 32, 32))
+    forget_run()
+    with pytest.raises(UsageError, match='--cam-boxes: the loader shuffles or has a sampler of its own'):
+        timm_hnc.evaluate(
+            timm.create_model('test_resnet', num_classes=3, **NARROW),
+            DataLoader(data, 8, shuffle=True),
+            device='cpu',
+            cam_boxes=True,
+        )
 
 
 XML = '<annotation><size><width>32</width></size>{}</annotation>'

@@ -8,7 +8,9 @@ import pytest
 import timm
 import torch
 from running import main_of, validate
+from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from timm_hnc import CamModel, save_pretrained
 from timm_hnc.attacks.attacks import Attack, attack, normalized, sample_losses, with_hnc
@@ -17,6 +19,7 @@ from timm_hnc.commands.options.validate_options import fraction
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
+from timm_hnc.evaluation.loaders import sample_order
 from timm_hnc.files.tables import write_json
 from timm_hnc.losses import HNCLoss
 
@@ -155,6 +158,20 @@ def test_one_channel_and_a_damaged_image(tmp_path, capsys, images):
     save_pretrained(timm.create_model('test_resnet', num_classes=3, in_chans=4), tmp_path / 'four')
     assert run_command(main_of('cams'), [str(photo), '--checkpoint', str(tmp_path / 'four'), *out]) == 2
     assert 'the model has 4 input channels: photos have 1 or 3.' in capsys.readouterr().err
+
+
+def test_an_order_is_known_only_where_it_is_the_same_each_time():
+    data = list(range(5))
+    assert list(sample_order(DataLoader(data, 2))) == data
+    own = OrderedDistributedSampler(data, num_replicas=2, rank=1)
+    assert list(sample_order(DataLoader(data, 2, sampler=own))) == [1, 3, 0]
+    for loader in (
+        DataLoader(data, 2, shuffle=True),
+        DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, False)),
+        DataLoader(data, batch_sampler=[[4, 1], [0, 2]]),
+        DataLoader(data, batch_size=None),
+    ):
+        assert sample_order(loader) is None
 
 
 class Stream:

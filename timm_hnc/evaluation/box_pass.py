@@ -10,17 +10,25 @@ from timm_hnc.cam import ClassMaps
 from timm_hnc.data.boxes import BoxSource, check_inside
 from timm_hnc.data.input_geometry import InputGeometry
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.loaders import sample_order
 from timm_hnc.metrics.localization import Localization
 from timm_hnc.metrics.map_quality import present_classes
 
 
 class BoxPass:
-    """Compares the maps of the classes that are in an image with the boxes of their objects."""
+    """Compares the maps of the classes that are in an image with the boxes of their objects.
+
+    Raises:
+        UsageError: the loader does not say which samples it reads.
+    """
 
     def __init__(self, source: BoxSource, loader: Any, dataset: Any, num_classes: int) -> None:
         self.source = source
         self.geometry = InputGeometry(dataset.transform)
-        self.order = iter(loader.sampler)
+        order = sample_order(loader)
+        if order is None:
+            raise UsageError('--cam-boxes: the loader shuffles or has a sampler of its own: give its data set instead.')
+        self.order = order
         self.localization = Localization(num_classes)
 
     @torch.no_grad()

@@ -1,12 +1,14 @@
 """Validation data as batches."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from PIL import ImageMode
 from timm.data import create_loader
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from timm.data.distributed_sampler import OrderedDistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
@@ -101,6 +103,13 @@ def taken_as_it_is(data: Any, processes: int) -> bool:
             f'a DataLoader, and {processes} processes, each of which would read all of it: give its data set instead.'
         )
     return True
+
+
+def sample_order(loader: Any) -> Iterator[int] | None:
+    """Indices of the samples as a loader reads them; None where it may read them in another order each time."""
+    sampler, batches = loader.sampler, loader.batch_sampler
+    known = type(sampler) in (SequentialSampler, OrderedDistributedSampler)
+    return iter(sampler) if known and type(batches) is BatchSampler and batches.sampler is sampler else None
 
 
 def create_timed_loader(

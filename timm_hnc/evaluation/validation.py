@@ -110,7 +110,7 @@ class ValidateOptions:
             raise UsageError(f'{flag_of(self.maps.first)}: not together with {other}.')
         if self.maps.first and labels.valid_labels:
             raise UsageError(
-                f'{flag_of(self.maps.first)}: not together with --valid-labels, the maps are of all classes of the model.'
+                f'{flag_of(self.maps.first)}: not together with --valid-labels, the maps are of all classes.'
             )
         if self.maps.cam_boxes and self.data.is_streamed:
             raise UsageError(f'--cam-boxes: {self.data.dataset} is streamed, its images have no index.')
@@ -159,8 +159,8 @@ def measure(
     loader: Any = data
     if not taken_as_it_is(data, accelerator.num_processes):
         loader = _create_loader(data, options, data_config, num_classes, accelerator)
-    loader.dataset.skipped_images = skipped  # travels to the loader's workers
-    metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator)
+        loader.dataset.skipped_images = skipped  # travels to the loader's workers
+    metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped)
     count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
     count = accelerator.reduce(count, 'sum')
     skipped.stop()
@@ -229,6 +229,7 @@ def _evaluate(
     num_classes: int,
     source: Source,
     accelerator: Accelerator,
+    skipped: SkippedImages,
 ) -> dict[str, float]:
     device, distributed, task, dataset = accelerator.device, accelerator.num_processes > 1, options.task, loader.dataset
     labels = OtherLabels(options.labels, dataset, loader, distributed)
@@ -246,7 +247,7 @@ def _evaluate(
         on_batch=watched.before(labels) if watched else labels,
         log_interval=options.evaluation.log_freq,
     )
-    more: dict[str, Any] = {'skipped_images': dataset.skipped_images.count}  # of one pass, attacks make more
+    more: dict[str, Any] = {'skipped_images': skipped.count}  # of one pass, attacks make more
     if threat is not None:
         classifier = normalized(attacked, data_config['mean'], data_config['std'])
         try:

@@ -14,6 +14,7 @@ from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.evaluation.confusions import ConfusionPass
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
+from timm_hnc.evaluation.loaders import sample_order
 from timm_hnc.evaluation.map_pass import MapPass, QualityPass, WatchedMaps
 from timm_hnc.evaluation.robustness import Threat, robust_figures
 from timm_hnc.files.tables import write_both, write_csv, write_json
@@ -42,7 +43,7 @@ class Findings:
             _logger.info(f'No class maps in the report: {error}')
             return
         multi_label = run.options.task.multi_label
-        order = iter(run.data.eval_loader.sampler)
+        order = sample_order(run.data.eval_loader)
         self.examples = ExamplePass(partial(restored, run), names, multi_label, order)
         self.confusions = ConfusionPass(names)
         self.passes: list[MapPass] = [self.examples]
