@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import timm
@@ -20,6 +21,7 @@ from timm_hnc.data.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
 from timm_hnc.evaluation.loaders import sample_order
+from timm_hnc.evaluation.map_pass import CurvePass
 from timm_hnc.files.tables import write_json
 from timm_hnc.losses import HNCLoss
 
@@ -172,6 +174,16 @@ def test_an_order_is_known_only_where_it_is_the_same_each_time():
         DataLoader(data, batch_size=None),
     ):
         assert sample_order(loader) is None
+
+
+def test_curves_are_of_the_model_in_its_precision():
+    model = CamModel(timm.create_model('test_resnet', num_classes=3, output_stride=8)).eval()
+    types = []
+    model.model.fc.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    inputs, target = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    curves = CurvePass(model.model, 2, False, partial(torch.autocast, 'cpu', torch.bfloat16))
+    curves.update(model.class_maps(inputs), target, inputs, 0)
+    assert types[-6:] == [torch.bfloat16] * 6  # three points on each of two curves
 
 
 class Stream:

@@ -14,6 +14,7 @@ from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
+from timm_hnc.evaluation.evaluate import Autocast
 from timm_hnc.files.tables import write_csv
 from timm_hnc.metrics.deletion import CURVES, curve_areas
 from timm_hnc.metrics.map_quality import MapQuality
@@ -127,7 +128,7 @@ class WatchedMaps(nn.Module):
 
 
 def watch_maps(
-    model: Any, options: MapOptions, loader: Any, dataset: Any, class_names: list[str], multi_label: bool
+    model: Any, options: MapOptions, loader: Any, class_names: list[str], multi_label: bool, autocast: Autocast
 ) -> WatchedMaps | None:
     """The model with what the options measure of its maps; None where they measure nothing.
 
@@ -144,10 +145,10 @@ def watch_maps(
     if options.cam_metrics:
         passes.append(QualityPass(class_names, options.cam_topk, options.cam_classes_file))
     if options.cam_boxes:
-        source = BoxSource(dataset, options.boxes_key, options.boxes_format, options.boxes_dir)
-        passes.append(BoxPass(source, loader, dataset, len(class_names)))
+        source = BoxSource(loader.dataset, options.boxes_key, options.boxes_format, options.boxes_dir)
+        passes.append(BoxPass(source, loader, loader.dataset, len(class_names)))
     if options.cam_curves:
-        passes.append(CurvePass(model, options.cam_curves, multi_label))
+        passes.append(CurvePass(model, options.cam_curves, multi_label, autocast))
     return WatchedMaps(cam_model, passes, evaluation_sample_limit(loader))
 
 
@@ -181,8 +182,8 @@ class QualityPass:
 class CurvePass:
     """Deletion and insertion curves of the class that the model sees in an image (the highest logit), as in RISE."""
 
-    def __init__(self, model: nn.Module, steps: int, multi_label: bool) -> None:
-        self.model, self.steps, self.multi_label = model, steps, multi_label
+    def __init__(self, model: nn.Module, steps: int, multi_label: bool, autocast: Autocast) -> None:
+        self.model, self.steps, self.multi_label, self.autocast = model, steps, multi_label, autocast
         self.sums = torch.zeros(len(CURVES) + 1, dtype=torch.float64)
 
     @torch.no_grad()
@@ -190,9 +191,13 @@ class CurvePass:
         """Count a batch."""
         chosen, count = class_maps.logits.argmax(1), len(target) - padding
         maps = class_maps.maps(chosen[:, None]).squeeze(1)
-        areas = curve_areas(self.model, inputs, maps, chosen, self.steps, self.multi_label)
+        areas = curve_areas(self._logits, inputs, maps, chosen, self.steps, self.multi_label)
         areas = areas[:, :count].double().cpu()
         self.sums += torch.cat([areas.sum(1), torch.tensor([count], dtype=torch.float64)])
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        with self.autocast():
+            return self.model(inputs)
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean areas over all processes."""

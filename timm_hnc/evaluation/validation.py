@@ -237,12 +237,13 @@ def _evaluate(
     evaluator = partial(create_evaluator, loader, device, task.multi_label, task.multilabel_threshold)
     threat = threat_of(options.attacks, source, options.loader.seed) if options.attacks.attack else None
     attacked = _attacked(model, threat)
-    watched = watch_maps(model, options.maps, loader, dataset, class_names(dataset, num_classes), task.multi_label)
+    names, autocast = class_names(dataset, num_classes), accelerator.autocast
+    watched = watch_maps(model, options.maps, loader, names, task.multi_label, autocast)
     metrics = evaluate(
         watched or model,
         inputs(),
         evaluator(),
-        accelerator.autocast,
+        autocast,
         distributed,
         on_batch=watched.before(labels) if watched else labels,
         log_interval=options.evaluation.log_freq,
@@ -251,7 +252,7 @@ def _evaluate(
     if threat is not None:
         classifier = normalized(attacked, data_config['mean'], data_config['std'])
         try:
-            robust = robust_figures(classifier, inputs, evaluator, threat, accelerator.autocast, metrics, distributed)
+            robust = robust_figures(classifier, inputs, evaluator, threat, autocast, metrics, distributed)
         except ValueError as error:
             raise UsageError(f'--attack: {error}') from error
         more |= {'attack_space': options.attacks.attack_space, 'attack_loss': options.attacks.attack_loss}

@@ -1,9 +1,10 @@
 """Deletion and insertion curves (RISE, Petsiuk et al., BMVC 2018): does a map name the pixels that its score needs?"""
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5.0
@@ -12,7 +13,12 @@ CURVES = ('deletion', 'insertion')
 
 @torch.no_grad()
 def curve_areas(
-    model: nn.Module, inputs: Tensor, maps: Tensor, classes: Tensor, steps: int, multi_label: bool = False
+    model: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    steps: int,
+    multi_label: bool = False,
 ) -> Tensor:
     """Areas under the probability of a class while pixels are taken away, or brought back, in the order of its map.
 
