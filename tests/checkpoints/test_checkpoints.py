@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -30,6 +31,9 @@ def names(folder):
         (True, [1, 3, 2, 4], 0, {0, 2, 3}),
         (False, [5, 5, 5, 5], 0, {0, 1, 3}),  # of equals the earlier one stays in front
         (False, [0, 1, 2, 3], 3, {2, 3}),
+        (True, [math.nan, 2, 1, math.nan], 2, {1, 2, 3}),
+        (False, [math.nan, 1, math.nan, 2], 3, {1, 3}),
+        (False, [math.nan, math.nan, math.nan, 0], 3, {0, 3}),
     ],
 )
 def test_the_best_are_kept_and_the_last(folder, decreasing, metrics, best, kept):

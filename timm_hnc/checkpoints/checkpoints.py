@@ -10,6 +10,7 @@ A checkpoint is a folder `checkpoints/<name>/`, complete once it has that name:
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -126,8 +127,8 @@ class CheckpointFolder:
         ranking = [entry for entry in self.progress.ranking if entry[0] != name]
         if metric is not None:
             ranking.append((name, metric))
-        # the sort is stable: of equal metrics the earlier one stays in front
-        ranking.sort(key=lambda entry: entry[1] if self.decreasing else -entry[1])
+        # the sort is stable: of equal metrics the earlier one stays in front; NaN is worse than any number
+        ranking.sort(key=lambda entry: (math.isnan(entry[1]), entry[1] if self.decreasing else -entry[1]))
         self.progress.ranking = ranking[: self.keep]
         if milestone and name not in self.progress.milestones:
             self.progress.milestones.append(name)
