@@ -121,6 +121,26 @@ def test_without_validation_data_the_training_loss_ranks(images, tmp_path):
     assert list(result['best_metric']) == ['loss']
 
 
+def test_classes_are_counted_in_a_data_set_without_a_target_transform(images, tmp_path):
+    forget_run()
+    data = ImageFolder(str(images / 'train'))
+    result = timm_hnc.train(new_model(), data, loss='cb-focal', **OPTIONS, epochs=1, output=str(tmp_path))
+    assert result['epochs'] == 1
+
+
+@pytest.mark.parametrize('values', [{'loss': 'cb-focal'}, {'loss': 'bce', 'loss_class_weight': 'inv_freq'}])
+def test_counts_of_other_classes_than_the_models(images, tmp_path, values):
+    forget_run()
+    stats = tmp_path / 'stats.json'
+    stats.write_text('{"pos_counts": [5, 5, 5, 5], "num_samples": 20}')
+    with pytest.raises(UsageError, match=r'^--(class-stats|loss-class-weight) .*: 4 values for --num-classes 3\.$'):
+        timm_hnc.train(
+            new_model(),
+            ImageFolder(str(images / 'train')),
+            **{**OPTIONS, **values, 'class_stats': str(stats), 'output': str(tmp_path / 'runs')},
+        )
+
+
 @pytest.mark.parametrize(
     ('data', 'values', 'message'),
     [

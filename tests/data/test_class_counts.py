@@ -1,6 +1,7 @@
 """Counts of classes against counting while reading every image."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +117,16 @@ def test_torchvision_labels_as_a_tensor(kind):
         dataset.targets = torch.stack([dataset.targets, *(torch.full((5,), 9) for _ in range(7))], 1)
     dataset.target_transform = ClassIndex(3)
     assert class_counts(dataset, 3, False)[0].tolist() == [1, 1, 3]
+
+
+@pytest.mark.parametrize('labels', [[2, 0, 2, 1], [[0, 1, 1], [1, 0, 0]]])
+def test_labels_of_a_data_set_without_a_target_transform(labels):
+    several = isinstance(labels[0], list)
+    dataset = SimpleNamespace(targets=labels, target_transform=None)
+    for plain in (dataset, SimpleNamespace(targets=labels)):
+        assert class_counts(plain, 3, several)[0].tolist() == ([1, 1, 1] if several else [1, 1, 2])
+        with pytest.raises(DataError, match='--num-classes'):
+            class_counts(plain, 2, several)
 
 
 def test_labels_that_are_no_class_index(multi_label):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from loss_cases import LABELS, draw
 
+from timm_hnc.losses.factory import create_loss
 from timm_hnc.losses.guided_complement import GuidedComplementEntropyLoss
 
 
@@ -39,3 +40,5 @@ def test_the_image_class_does_not_swallow_the_others():
 def test_few_classes_are_refused(classes):
     with pytest.raises(ValueError, match=f'{classes} classes.*3 or more'):
         GuidedComplementEntropyLoss()(torch.zeros(2, classes), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=f'needs 3 classes or more, got {classes}'):
+        create_loss('guided-complement', num_classes=classes, num_features=2)

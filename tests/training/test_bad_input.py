@@ -74,6 +74,7 @@ def fails(tmp_path, capsys):
             "--dataset 'hnc/letters' is unknown: timm_hnc has hnc/digits, hnc/cub200, hnc/tiny-imagenet, hnc/coco.",
         ),
         ('--dataset hnc/digits --num-classes 10 --train-split test', "no split 'test': use train or validation"),
+        ('--aug-splits 3 --no-prefetcher', '--aug-splits 3: not together with --no-prefetcher'),
         ('--batch-size 0', '--batch-size 0: expected 1 or more.'),
         ('--epochs 0', '--epochs 0: expected 1 or more.'),
         ('--sync-bn', '--sync-bn: PyTorch synchronises batch statistics on accelerators only'),
@@ -123,6 +124,11 @@ def test_a_wrong_config_file_has_exit_code_2(fails, images, tmp_path, values, me
         ('--loss attention-consistency --mixup 0.2', '--loss attention-consistency: not together with --mixup'),
         ('--loss center --smoothing 0.1', '--smoothing 0.1: --loss center takes none.'),
         ('--loss cb-focal --dataset wds/x', 'wds/x is streamed, its classes cannot be counted: give --class-stats.'),
+        (
+            '--loss cb-focal --class-stats nowhere.json',
+            '--class-stats nowhere.json: [Errno 2] No such file',
+        ),
+        ('--loss guided-complement --num-classes 2', "--loss 'guided-complement' needs 3 classes or more, got 2."),
         ('--loss focal --loss-lr 0.1', '--loss-lr 0.1: --loss focal learns nothing of its own.'),
         ('--loss lmc --model convnext_atto --model-kwargs', "'convnext_atto' has a head of kind C"),
         ('--loss center --model vit_tiny_patch16_224 --model-kwargs', '--loss center: no trainable class maps'),
@@ -132,6 +138,15 @@ def test_losses_that_do_not_go_with_the_rest(fails, images, argv, message):
     code, line = fails('--data-dir', images, *argv.split())
     assert code == 2
     assert message in line
+
+
+@pytest.mark.parametrize('loss', ['cb-focal', 'weighted-sigmoid --task multilabel', 'db --task multilabel'])
+def test_counts_of_other_classes_are_told_before_the_data_is_looked_for(fails, tmp_path, loss):
+    stats = tmp_path / 'stats.json'
+    stats.write_text('{"pos_counts": [5, 5, 5, 5], "num_samples": 20}')
+    code, line = fails('--data-dir', tmp_path / 'nowhere', '--loss', *loss.split(), '--class-stats', stats)
+    assert code == 2
+    assert line == f'--class-stats {stats}: 4 values for --num-classes 3.'
 
 
 def test_no_data_named(fails):

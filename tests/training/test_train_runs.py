@@ -258,6 +258,11 @@ def test_random_choices_follow_from_the_seed(images, tmp_path):
     assert rows[0] == rows[1] != rows[2]
 
 
+def test_the_largest_seed_trains(images, tmp_path):
+    argv = ('--data-dir', images, *SMALL, '--seed', 2**32 - 1, '--output', tmp_path, '--experiment', 'run')
+    assert result(train(*argv))['epochs'] == 1
+
+
 def test_model_best_holds_the_moving_average_where_that_scored(images, tmp_path):
     folder = run(tmp_path, images, '--model-ema', '--model-ema-decay', 0.9, '--lr', 0.1, '--epochs', 2)
     state = torch.load((folder / 'model_best').resolve().parent / 'training_state.pt', weights_only=True)

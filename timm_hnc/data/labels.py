@@ -9,6 +9,7 @@ from torch import Tensor
 
 from timm_hnc.data.holdout import Selection
 from timm_hnc.data.noise import NoisyLabels
+from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, first_lines
 
 
@@ -42,10 +43,10 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
 
 
 def label_encoder(dataset: Any) -> Callable[[Any], Any]:
-    """What makes targets of labels, and checks them: the target transform of the innermost data set."""
+    """What makes targets of labels: the target transform of the innermost data set, where it has one."""
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
-    return dataset.target_transform
+    return getattr(dataset, 'target_transform', None) or (lambda label: label)
 
 
 def _table_labels(reader: Any) -> list[Any] | None:
@@ -77,8 +78,10 @@ def class_counts(dataset: Any, num_classes: int, multi_label: bool) -> tuple[Ten
     encode = label_encoder(dataset)
     if multi_label:
         counts = torch.zeros(num_classes, dtype=torch.float64)
+        multihot = LabelSet(num_classes, dense=True)
         for label in labels:
-            counts += encode(label)
+            counts += multihot(encode(label))
         return counts, len(labels)
-    indices = torch.tensor([encode(label) for label in labels], dtype=torch.long)
+    index = ClassIndex(num_classes)
+    indices = torch.tensor([index(encode(label)) for label in labels], dtype=torch.long)
     return torch.bincount(indices, minlength=num_classes).double(), len(labels)

@@ -41,6 +41,8 @@ class Loss(nn.Module):
     """Tasks in which it wants `class_counts` and `num_samples` of the training data."""
     soft_targets: ClassVar[bool] = False
     """It takes the targets of mixup and cutmix, and label smoothing."""
+    min_classes: ClassVar[int] = 1
+    """Classes that it needs."""
     needs_features: ClassVar[bool] = False
     """It uses `features(class_maps)`: for heads that are a mean over positions and one linear layer."""
     parameter_options: ClassVar[dict[str, float]] = {'weight_decay': 0.0, 'momentum': 0.0}

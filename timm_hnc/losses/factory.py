@@ -61,7 +61,8 @@ def create_loss(
         **options: of the loss, see `loss_options`.
 
     Raises:
-        ValueError: the loss, the task or an option is unknown, a value means nothing, or counts are missing.
+        ValueError: the loss, the task or an option is unknown, a value means nothing, counts are missing, or there are
+            too few classes.
 
     Example:
         >>> create_loss('lmc', num_classes=100, num_features=64, scale=30.0)
@@ -76,6 +77,8 @@ def create_loss(
         raise ValueError(f"loss '{name}' takes no label smoothing.")
     if task in kind.counts_for and (class_counts is None or num_samples is None):
         raise ValueError(f"loss '{name}' needs the class counts of the training data.")
+    if num_classes < kind.min_classes:
+        raise ValueError(f"loss '{name}' needs {kind.min_classes} classes or more, got {num_classes}.")
     allowed = loss_options(name)
     for option in options:
         if option not in allowed:

@@ -21,6 +21,8 @@ class GuidedComplementEntropyLoss(Loss):
         ValueError: alpha is negative.
     """
 
+    min_classes = 3
+
     def __init__(self, alpha: float = 0.2) -> None:
         super().__init__()
         self.alpha = at_least(0, alpha=alpha)
@@ -33,8 +35,8 @@ class GuidedComplementEntropyLoss(Loss):
         """
         logits = raised(logits)
         num_classes = logits.shape[1]
-        if num_classes < 3:
-            raise ValueError(f'{num_classes} classes: guided complement entropy needs 3 or more.')
+        if num_classes < self.min_classes:
+            raise ValueError(f'{num_classes} classes: guided complement entropy needs {self.min_classes} or more.')
         present = functional.one_hot(target, num_classes).bool()
         # a softmax over the absent classes alone; a finite number keeps 0 * log 0 out of the gradient
         absent = logits.masked_fill(present, torch.finfo(logits.dtype).min).log_softmax(1)

@@ -14,7 +14,7 @@ from timm.data import FastCollateMixup
 from timm.models import model_parameters
 from torch import Tensor
 
-from timm_hnc.data.loading.seeded_batches import seed_generators
+from timm_hnc.data.loading.seeded_batches import seed_generators, seed_process
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
@@ -63,7 +63,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     Raises:
         DataError: a loss or gradient is not finite, or no image can be read.
     """
-    utils.random_seed(run.options.loader.seed + _EPOCH_SEED_STRIDE * (epoch + 1), run.accelerator.process_index)
+    seed_process(run.options.loader.seed + _EPOCH_SEED_STRIDE * (epoch + 1), run.accelerator.process_index)
     _begin_epoch(run, epoch)
     run.task.train()
     run.optimizer.zero_grad()

@@ -1,11 +1,14 @@
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
 from timm.data import FastCollateMixup
+from timm.utils import random_seed
 from torch.utils.data import DataLoader, Dataset
 
-from timm_hnc.data.loading.seeded_batches import use_keys
+from timm_hnc.data.loading.seeded_batches import seed_process, use_keys
 
 
 class Draws(Dataset):
@@ -44,6 +47,17 @@ def test_workers_stay_and_give_what_fresh_ones_give(workers):
         torch.manual_seed(epoch)  # what was drawn before makes no difference
         assert read(*plain, epoch)[:2] == (indices, numbers)
         assert read(*loader_of(2), epoch, start=4)[:2] == (indices[8:], numbers[8:])
+
+
+@pytest.mark.parametrize('process', [0, 5])
+def test_a_process_takes_any_seed(process):
+    seed_process(42, process)
+    drawn = random.random(), np.random.rand(), torch.rand(()).item()
+    random_seed(42, process)  # timm's
+    assert drawn == (random.random(), np.random.rand(), torch.rand(()).item())
+    largest = 2**32 - 1
+    seed_process(largest + 100_003 * 90, process)
+    assert np.random.rand() == np.random.RandomState((100_003 * 90 + process - 1) % 2**32).rand()
 
 
 def test_kept_workers_begin_anew_after_a_pass_that_was_left():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm import utils
 from timm.data import FastCollateMixup
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -42,6 +43,11 @@ def mixed(*numbers: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
     return state
+
+
+def seed_process(seed: int, process: int = 0) -> None:
+    """Timm's `random_seed` of any seed: NumPy takes no more than 32 bits."""
+    utils.random_seed((seed + process) % 2**32)
 
 
 def seed_generators(*numbers: int, devices: bool = False) -> None:

@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 
 from timm_hnc.cam import CamModel
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder
+from timm_hnc.data.loading.seeded_batches import seed_process
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
@@ -154,7 +155,7 @@ def build_run(
         DataError: data or weights are missing or do not fit.
     """
     provided = provided or Provided()
-    utils.random_seed(options.loader.seed, accelerator.process_index)
+    seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
     num_classes = options.input.num_classes or model.num_classes
     data = create_run_data(options, provided.train_set, provided.eval_set, data_config, num_classes, accelerator)

@@ -11,17 +11,22 @@ from timm_hnc.options import flag_of
 from timm_hnc.training.setup.loss_options import LossOptions
 
 
-def timm_criterion_kwargs(options: LossOptions, soft_targets: bool = False, jsd_splits: int = 0) -> dict[str, Any]:
+def timm_criterion_kwargs(
+    options: LossOptions, soft_targets: bool = False, jsd_splits: int = 0, num_classes: int | None = None
+) -> dict[str, Any]:
     """The arguments of timm's `create_classification_loss`, without `multi_label`, which the task passes itself.
 
     Raises:
-        UsageError: a file of class weights or counts cannot be used.
+        UsageError: a file of class weights or counts cannot be used, or is of another number of classes.
     """
     stats = _read('class_stats', options.class_stats, lambda: load_class_stats(options.class_stats))
 
     def weights(kind: str, name: str) -> float | Tensor | None:
         value, power = getattr(options, name), options.loss_weight_power
-        return _read(name, value, lambda: resolve_class_weights(value, kind, class_stats=stats, power=power))
+        found = _read(name, value, lambda: resolve_class_weights(value, kind, class_stats=stats, power=power))
+        if isinstance(found, Tensor):
+            _check_length(name, value, found, num_classes)
+        return found
 
     names = ['bce_target_thresh', 'bce_sum', 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip', 'asl_reduction']
     names += ['poly_epsilon', 'poly_gamma', 'poly_alpha', 'twoway_tp', 'twoway_tn']
@@ -35,8 +40,26 @@ def timm_criterion_kwargs(options: LossOptions, soft_targets: bool = False, jsd_
         **{name: getattr(options, name) for name in names},
     }
     if options.loss == 'db' and stats is not None:
+        _check_length('class_stats', options.class_stats, stats[0], num_classes)
         kwargs['class_counts'], kwargs['num_samples'] = stats
     return kwargs
+
+
+def read_class_stats(options: LossOptions, num_classes: int | None) -> tuple[Tensor, int] | None:
+    """(n,) training samples of every class, and how many samples there are, from --class-stats, if it is given.
+
+    Raises:
+        UsageError: the file cannot be used, or is of another number of classes.
+    """
+    stats = _read('class_stats', options.class_stats, lambda: load_class_stats(options.class_stats))
+    if stats is not None:
+        _check_length('class_stats', options.class_stats, stats[0], num_classes)
+    return stats
+
+
+def _check_length(name: str, value: str | None, values: Tensor, num_classes: int | None) -> None:
+    if num_classes not in (None, len(values)):
+        raise UsageError(f'{flag_of(name)} {value}: {len(values)} values for --num-classes {num_classes}.')
 
 
 def _read(name: str, value: str | None, load: Callable[[], Any]) -> Any:

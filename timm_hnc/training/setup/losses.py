@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-import timm.loss
 import torch
 from torch.utils.data import Dataset
 
@@ -12,18 +11,22 @@ from timm_hnc.data.options import TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.factory import LOSSES, create_loss
+from timm_hnc.training.setup.criterion import read_class_stats
 from timm_hnc.training.setup.loss_options import LossOptions
 
 _logger = logging.getLogger(__name__)
 
 
-def loss_of(options: LossOptions, task: TaskOptions, **given: Any) -> Loss:
+def loss_of(options: LossOptions, task: TaskOptions, num_classes: int | None = None, **given: Any) -> Loss:
     """The loss that the options name, made as `given`, else for three classes and two features, to see what it is.
 
     Raises:
         UsageError: its settings are wrong.
     """
-    made: dict[str, Any] = dict(num_classes=3, num_features=2, class_counts=torch.ones(3), num_samples=3)
+    classes = num_classes or 3
+    made: dict[str, Any] = dict(
+        num_classes=classes, num_features=2, class_counts=torch.ones(classes), num_samples=classes
+    )
     made |= {'multi_label': task.multi_label, 'smoothing': options.smoothing} | given
     try:
         return create_loss(options.loss or '', **made, **options.loss_kwargs)
@@ -44,10 +47,10 @@ def create_run_loss(
         return None
     counts, num_samples = None, None
     if task.task in LOSSES[options.loss].counts_for:
-        stats = timm.loss.load_class_stats(options.class_stats)
+        stats = read_class_stats(options, num_classes)
         counts, num_samples = stats or class_counts(dataset, num_classes, task.multi_label)
     features = getattr(getattr(model.get_classifier(), 'weight', None), 'shape', (0, 0))[1]
-    given: dict[str, Any] = dict(num_classes=num_classes, class_counts=counts, num_samples=num_samples)
-    loss = loss_of(options, task, **given, num_features=features, smoothing=0.0 if smoothed else options.smoothing)
+    given: dict[str, Any] = dict(class_counts=counts, num_samples=num_samples, num_features=features)
+    loss = loss_of(options, task, num_classes, **given, smoothing=0.0 if smoothed else options.smoothing)
     _logger.info(f'Loss: {loss}' + (f'; {loss.export_note}' if loss.export_note else ''))
     return loss

@@ -4,14 +4,13 @@ import os
 
 from timm.loss import create_classification_loss
 from timm.task import ClassificationEvaluator
-from torch import Tensor
 
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.options import flag_of
-from timm_hnc.training.setup.criterion import timm_criterion_kwargs
+from timm_hnc.training.setup.criterion import read_class_stats, timm_criterion_kwargs
 from timm_hnc.training.setup.data_options import (
     AugmentationOptions,
     BatchOptions,
@@ -77,6 +76,7 @@ def check_mixing(
     mixup: MixupOptions,
     sizes: TrainSizeOptions,
     batches: BatchOptions,
+    loader: LoaderOptions,
 ) -> None:
     """Refuse augmented splits, repeats, sizes and mixing that do not go together."""
     splits = augmentation.aug_splits
@@ -84,6 +84,8 @@ def check_mixing(
         raise UsageError(f'--aug-splits {splits}: not together with --mixup or --cutmix.')
     if splits and task.multi_label:
         raise UsageError(f'--aug-splits {splits}: for --task classification only.')
+    if splits and loader.no_prefetcher:
+        raise UsageError(f"--aug-splits {splits}: not together with --no-prefetcher; timm's prefetcher joins them.")
     if model.split_bn and not (splits or augmentation.resplit):
         raise UsageError('--split-bn: needs --aug-splits of 2 or more, or --resplit.')
     if sizes.train_img_sizes is not None and batches.use_multi_epochs_loader:
@@ -122,7 +124,7 @@ def check_losses(
 ) -> None:
     """Refuse a loss that does not go with the task, the targets, the data or its own settings."""
     if loss.is_ours:
-        _check_own(loss, task, data, mixup)
+        _check_own(loss, task, data, mixup, num_classes)
     else:
         _check_timms(loss, task, mixup, augmentation, num_classes)
     if loss.loss_lr != LOSS_LR and not (loss.is_ours and list(loss_of(loss, task).parameters())):
@@ -135,7 +137,9 @@ def check_auto_weight(loss: LossOptions, hnc: HNCOptions) -> None:
         raise UsageError(f'--hnc-weight {hnc.hnc_weight}: --loss {loss.loss} is no function of logits; give a number.')
 
 
-def _check_own(loss: LossOptions, task: TaskOptions, data: DataOptions, mixup: MixupOptions) -> None:
+def _check_own(
+    loss: LossOptions, task: TaskOptions, data: DataOptions, mixup: MixupOptions, num_classes: int | None
+) -> None:
     name = loss.loss or ''
     kind = LOSSES[name]
     if task.task not in kind.tasks:
@@ -148,7 +152,9 @@ def _check_own(loss: LossOptions, task: TaskOptions, data: DataOptions, mixup: M
         raise UsageError(
             f'--loss {name}: {data.dataset} is streamed, its classes cannot be counted: give --class-stats.'
         )
-    loss_of(loss, task)
+    if task.task in kind.counts_for:
+        read_class_stats(loss, num_classes)
+    loss_of(loss, task, num_classes)
 
 
 def _check_timms(
@@ -163,17 +169,7 @@ def _check_timms(
         raise UsageError(f'--loss jsd: needs --aug-splits of 2 or more, got {augmentation.aug_splits}.')
     if name == 'db' and not loss.class_stats:
         raise UsageError('--loss db: needs --class-stats.')
-    kwargs = timm_criterion_kwargs(loss, mixup.active, augmentation.aug_splits)
-    for option, argument in (
-        ('loss_class_weight', 'class_weight'),
-        ('loss_pos_weight', 'pos_weight'),
-        ('class_stats', 'class_counts'),
-    ):
-        values = kwargs.get(argument)
-        if isinstance(values, Tensor) and num_classes not in (None, len(values)):
-            raise UsageError(
-                f'{flag_of(option)} {getattr(loss, option)}: {len(values)} values for --num-classes {num_classes}.'
-            )
+    kwargs = timm_criterion_kwargs(loss, mixup.active, augmentation.aug_splits, num_classes)
     try:
         create_classification_loss(multi_label=task.multi_label, **kwargs)
     except (ValueError, AssertionError) as error:

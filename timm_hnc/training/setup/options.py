@@ -158,7 +158,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check_label_noise(self.splits.label_noise, self.data, self.task)
         check_data_in_memory(self.data, self.batches, self.augmentation, self.sizes, self.loader)
-        check_mixing(self.task, self.model, self.augmentation, self.mixup, self.sizes, self.batches)
+        check_mixing(self.task, self.model, self.augmentation, self.mixup, self.sizes, self.batches, self.loader)
         check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
         check_auto_weight(self.loss, self.hnc)
         check_metric(self.task, self.run.eval_metric)
