@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from timm import utils
 from timm.data import FastCollateMixup
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.distributed import DistributedSampler
 
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
 
@@ -126,6 +128,25 @@ class _KeyedErasing:
         seed_generators(self.batches.seed, self.epoch, self.next, _OF_ERASING, devices=True)
         self.next += 1
         return self.erasing(input)
+
+
+def seed_shares(loader: Any, seed: int) -> None:
+    """Let the order of which each of several processes takes its share follow from a seed, the same in all of them.
+
+    Args:
+        loader: of timm's create_loader, whose own order follows from the epoch alone; it is changed in place.
+        seed: of the run.
+    """
+    sampler: Any = getattr(loader, 'loader', loader).batch_sampler
+    while hasattr(sampler, 'sampler'):
+        sampler = sampler.sampler
+    key = mixed(seed, _OF_ORDER) >> 2  # torch adds the epoch to it, and takes 64 bits
+    if isinstance(sampler, DistributedSampler):
+        sampler.seed = key
+    elif isinstance(sampler, RepeatAugSampler):
+        # it has no seed but the epoch
+        object.__setattr__(sampler, 'set_epoch', lambda epoch: RepeatAugSampler.set_epoch(sampler, key + epoch))
+        sampler.set_epoch(0)
 
 
 def use_keys(loader: Any, seed: int) -> KeyedBatches | None:

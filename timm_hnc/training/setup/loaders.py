@@ -8,6 +8,7 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from torch.utils.data import Dataset
 
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.loading.seeded_batches import seed_shares
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError
@@ -96,6 +97,7 @@ def create_train_loader(
         **_augmentation(augmentation),
         **_sizes(options.sizes, options.schedule.epochs, options.loader.seed),
     )
+    seed_shares(loader, options.loader.seed)
     if mode in CROPS and not augmentation.no_aug:
         _replace_crops(loader.dataset, mode, options.sizes.train_img_sizes, data_config['input_size'], interpolation)
     if len(loader) == 0:
