@@ -34,7 +34,10 @@ def order(images, monkeypatch):
                 part.set_epoch(epoch)
         keys.start = start
         batches = [batch.indices for batch in loader.batch_sampler]
-        return [[index[0] if isinstance(index, tuple) else index for index in batch] for batch in batches]
+        # scheduled sizes stand behind the indices
+        batches = [[index[0] if isinstance(index, tuple) else index for index in batch] for batch in batches]
+        assert [keys.samples(number) for number in range(start, start + len(batches))] == batches
+        return batches
 
     return read
 

@@ -93,7 +93,7 @@ class KeyedBatches:
     def samples(self, batch: int) -> list[int]:
         """Indices of a recent batch's samples, empty for one that is long past."""
         indices = self.recent.get(batch, [])
-        return [index[-1] if isinstance(index, tuple) else index for index in indices]
+        return [index[0] if isinstance(index, tuple) else index for index in indices]
 
     def __getattr__(self, name: str) -> Any:
         if name == 'batches' or name.startswith('__'):
