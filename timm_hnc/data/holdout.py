@@ -1,25 +1,75 @@
 """A share of the training data kept for validation (section 4.5 of the paper retains 10 %)."""
 
+import logging
 from typing import Any
 
 import numpy as np
+from timm.data import ImageDataset
 
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
 from timm_hnc.errors import DataError
 
+_logger = logging.getLogger(__name__)
+_ATTEMPTS = 10  # as many as timm's data sets make
+
 
 class Selection(WrappedDataset):
-    """Some samples of a data set."""
+    """Some samples of a data set; the next of them takes the place of one that cannot be read, and none of the others.
+
+    Args:
+        dataset: of samples accessed by index. If it is timm's, it skips no images itself from now on.
+        indices: of the samples.
+    """
 
     def __init__(self, dataset: Any, indices: np.ndarray) -> None:
         super().__init__(dataset)
         self.indices = indices
+        while hasattr(dataset, 'dataset'):
+            dataset = dataset.dataset
+        if isinstance(dataset, ImageDataset) and not isinstance(dataset.reader, _StrictReader):
+            dataset.reader = _StrictReader(dataset.reader)
 
     def __getitem__(self, index: int) -> Any:
-        return self.dataset[int(self.indices[index])]
+        """A sample of the data set.
+
+        Raises:
+            RuntimeError: too many in a row cannot be read.
+        """
+        for place in range(index, index + _ATTEMPTS):
+            sample = int(self.indices[place % len(self.indices)])
+            try:
+                return self.dataset[sample]
+            except _UnreadableImage as error:
+                _logger.warning(f'Skipped sample (index {sample}). {error}')
+        raise RuntimeError(f'Failed to load {_ATTEMPTS} consecutive samples')
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+class _UnreadableImage(Exception):
+    """An OSError that timm does not catch."""
+
+
+class _StrictReader:
+    """A reader whose errors come through timm's `ImageDataset`, which would read the image of the next index."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.reader[index]
+        except OSError as error:
+            raise _UnreadableImage(str(error)) from error
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'reader' or name.startswith('__'):
+            raise AttributeError(name)  # while it is unpickled
+        return getattr(self.reader, name)
 
 
 def split_off(dataset: Any, share: float, seed: int) -> tuple[Selection, Selection]:

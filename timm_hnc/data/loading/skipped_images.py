@@ -1,15 +1,19 @@
-"""Counting the images that timm skipped because they could not be decoded, in whatever process that happened."""
+"""Counting the images that were skipped because they could not be decoded, in whatever process that happened."""
 
 import logging
 import multiprocessing
 from typing import Any
 
-# timm's loggers, and how their warnings of an image begin
-_WARNINGS = {'timm.data.dataset': 'Skipped sample', 'timm.data.readers.reader_wds': 'Handling webdataset error'}
+# loggers, and how their warnings of an image begin
+_WARNINGS = {
+    'timm.data.dataset': 'Skipped sample',
+    'timm.data.readers.reader_wds': 'Handling webdataset error',
+    'timm_hnc.data.holdout': 'Skipped sample',
+}
 
 
 class SkippedImages(logging.Filter):
-    """Counts timm's warnings of skipped images across this process and its loader workers.
+    """Counts the warnings of skipped images across this process and its loader workers.
 
     timm tells of a skipped image only in its log. The count is shared memory; an object that travels to a worker with
     its data set listens there as well, however the worker was started.
