@@ -77,6 +77,8 @@ def fails(tmp_path, capsys):
         ('--aug-splits 3 --no-prefetcher', '--aug-splits 3: not together with --no-prefetcher'),
         ('--batch-size 0', '--batch-size 0: expected 1 or more.'),
         ('--epochs 0', '--epochs 0: expected 1 or more.'),
+        ('--device cudaa:7', "--device 'cudaa:7': expected a device of torch's, such as cpu, cuda or cuda:1."),
+        ('--device cuda:x --data-dir nowhere', "--device 'cuda:x': expected a device of torch's"),
         ('--sync-bn', '--sync-bn: PyTorch synchronises batch statistics on accelerators only'),
     ],
 )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, DynamoBackend
 from running import forget_run
 from torch import nn
@@ -177,6 +177,64 @@ def test_without_an_accelerator_it_says_that_it_trains_on_the_cpu(monkeypatch, c
     options, *_ = parse_train_options([])
     assert create_accelerator(options.device, options.processes, options.tracking).device.type == 'cpu'
     assert 'No accelerator here: training on the CPU.' in caplog.text
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Chooses a device where there are so many of CUDA; the indices that were made the current one."""
+    indices = []
+    monkeypatch.setattr('torch.accelerator.set_device_index', indices.append)
+
+    def choose(device, count=2):
+        monkeypatch.setattr('torch.accelerator.is_available', lambda *args: count > 0)
+        monkeypatch.setattr('torch.accelerator.device_count', lambda: count)
+        monkeypatch.setattr('torch.accelerator.current_accelerator', lambda *args: torch.device('cuda'))
+        assert agreed_device(DeviceOptions(device), frozenset(['device'])).device == device
+        return indices
+
+    return choose
+
+
+@pytest.mark.parametrize('device', ['cuda', 'cpu', 'cpu:0'])
+@pytest.mark.parametrize('count', [0, 2])
+def test_a_device_without_an_index_is_what_accelerate_takes(chosen, device, count):
+    assert chosen(device, count) == []
+
+
+def test_a_device_with_an_index_is_the_current_one_before_accelerate_looks(chosen, monkeypatch):
+    assert chosen('cuda:1') == [1]
+    assert chosen('cuda:0') == [1, 0]
+    # which is the one that Accelerate takes
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    assert PartialState(cpu=True).default_device.index is None
+
+
+def test_processes_of_a_launcher_have_their_own_devices(chosen, monkeypatch, caplog):
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    assert chosen('cuda') == []
+    assert not caplog.records
+    assert chosen('cuda:0') == []
+    assert [record.getMessage() for record in caplog.records] == [
+        '--device cuda:0: the launcher gives every process a device, the index is passed over.'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('device', 'count', 'message'),
+    [
+        ('cuda:2', 2, '--device cuda:2: this machine has cpu, cuda:0, cuda:1.'),
+        ('mps', 2, '--device mps: this machine has cpu, cuda:0, cuda:1.'),
+        ('meta', 1, '--device meta: this machine has cpu, cuda:0.'),
+        ('cuda:0', 0, '--device cuda:0: this machine has cpu.'),
+        ('xpu', 0, '--device xpu: this machine has cpu.'),
+        ('cudaa:7', 2, "--device 'cudaa:7': expected a device of torch's, such as cpu, cuda or cuda:1."),
+        ('', 2, "--device '': expected a device of torch's, such as cpu, cuda or cuda:1."),
+    ],
+)
+def test_devices_that_there_are_not(chosen, device, count, message):
+    with pytest.raises(UsageError, match=f'^{re.escape(message)}$'):
+        chosen(device, count)
+    assert chosen('cpu') == []
 
 
 def test_sync_bn_on_a_cpu_is_refused():

@@ -23,7 +23,7 @@ class DeviceOptions:
     """Device, number formats and compilation.
 
     Args:
-        device: device to run on.
+        device: device to run on; of several, one with its index, such as cuda:1.
         amp: mixed precision.
         amp_dtype: of --amp: float16 or bfloat16.
         model_dtype: without --amp: float32, float16, bfloat16 or float64 weights.
@@ -75,9 +75,12 @@ class DeviceOptions:
 def agreed_device(options: DeviceOptions, explicit: frozenset[str]) -> DeviceOptions:
     """The options with what the launcher asks for, and what the machine can do: precision and compilation.
 
+    The device that they name, where there are several, is the current one from now on: Accelerate takes that.
+
     Raises:
-        UsageError: command line and launcher contradict each other.
+        UsageError: there is no such device, or command line and launcher contradict each other.
     """
+    _choose_device(options.device)
     backend, mode = agreed_compilation(options.torchcompile, options.torchcompile_mode)
     options = replace(options, torchcompile=backend, torchcompile_mode=mode)
     precision = _agreed_precision(options, explicit)
@@ -86,6 +89,27 @@ def agreed_device(options: DeviceOptions, explicit: frozenset[str]) -> DeviceOpt
         precision = 'bf16'
     names = [name for name, accelerate_name in _ACCELERATE_NAMES.items() if precision == accelerate_name]
     return replace(options, amp=True, amp_dtype=names[0]) if names else options
+
+
+def _choose_device(text: str) -> None:
+    """Refuse a device that this machine does not have, and make one with an index the current one."""
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise UsageError(f"--device '{text}': expected a device of torch's, such as cpu, cuda or cuda:1.") from error
+    if device.type == 'cpu' or text == DeviceOptions.device:
+        return  # the default stands for whatever there is
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if here is not None else 0
+    if here is None or here.type != device.type or (device.index or 0) >= count:
+        names = ', '.join(['cpu', *(f'{here.type}:{index}' for index in range(count) if here is not None)])
+        raise UsageError(f'--device {text}: this machine has {names}.')
+    if device.index is None:
+        return
+    if int(os.environ.get('LOCAL_RANK') or -1) >= 0:
+        _logger.warning(f'--device {text}: the launcher gives every process a device, the index is passed over.')
+        return
+    torch.accelerator.set_device_index(device.index)
 
 
 def _agreed_precision(options: DeviceOptions, explicit: frozenset[str]) -> str:

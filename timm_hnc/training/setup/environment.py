@@ -43,17 +43,25 @@ class ProcessOptions:
         check_choice(self, 'dist_bn', ('', 'broadcast', 'reduce'))
 
 
-def create_accelerator(device: DeviceOptions, processes: ProcessOptions, tracking: TrackingOptions) -> Accelerator:
-    """The Accelerator that the options ask for, those with which the launcher agrees.
+def import_device_modules(processes: ProcessOptions) -> None:
+    """Import what makes the device known to torch.
 
     Raises:
-        UsageError: the launcher asks for what cannot be, or a package is missing.
+        UsageError: there is no such module.
     """
     for module in processes.device_modules or ():
         try:
             importlib.import_module(module)
         except (ImportError, ValueError, TypeError) as error:
             raise UsageError(f'--device-modules {module}: cannot be imported ({error}).') from error
+
+
+def create_accelerator(device: DeviceOptions, processes: ProcessOptions, tracking: TrackingOptions) -> Accelerator:
+    """The Accelerator that the options ask for, those with which the launcher agrees.
+
+    Raises:
+        UsageError: the launcher asks for what cannot be, or a package is missing.
+    """
     advice = {'tensorboard': 'pip install "timm_hnc[track]"', 'wandb': 'pip install wandb'}
     trackers = [package for package in advice if getattr(tracking, f'log_{package}')]
     for package in trackers:

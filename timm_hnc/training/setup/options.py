@@ -25,7 +25,7 @@ from timm_hnc.training.setup.data_options import (
     SplitOptions,
     TrainSizeOptions,
 )
-from timm_hnc.training.setup.environment import ProcessOptions
+from timm_hnc.training.setup.environment import ProcessOptions, import_device_modules
 from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions
 from timm_hnc.training.setup.losses import loss_of
 from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weights
@@ -207,11 +207,12 @@ def train_options(values: Mapping[str, Any], given: Collection[str] | None = Non
 
 
 def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOptions:
-    """The options with what the launcher asks for.
+    """The options with what the launcher asks for, on a device that is there.
 
     Raises:
-        UsageError: command line and launcher contradict each other.
+        UsageError: command line and launcher contradict each other, or there is no such device.
     """
+    import_device_modules(options.processes)
     batches, launcher = options.batches, int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS') or 1)
     if launcher not in (1, batches.grad_accum_steps):
         if 'grad_accum_steps' in explicit:
