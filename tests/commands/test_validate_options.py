@@ -56,6 +56,23 @@ def test_the_positional_folder_comes_first_as_in_timm():
     assert parse_validate_options(['--data-dir', '/other'])[0].data_dir == '/other'
 
 
+@pytest.mark.parametrize(
+    ('more', 'expected'),
+    [
+        ('', ('train', 0.1, 7)),
+        ('--holdout .1', ('train', 0.1, 7)),
+        ('--holdout .1 --seed 3', ('train', 0.1, 3)),
+        ('--split train --holdout .1', ('train', 0.1, 7)),
+        ('--split train', ('train', 0, 42)),
+    ],
+)
+def test_a_holdout_is_drawn_with_the_seed_of_the_run(tmp_path, more, expected):
+    """Another seed would validate on images that the run was trained on."""
+    (tmp_path / 'args.yaml').write_text('{data_dir: /data, val_split: train, holdout: 0.1, seed: 7}')
+    options, _ = parse_validate_options(['--checkpoint', str(tmp_path), *more.split()])
+    assert (options.split, options.holdout, options.seed) == expected
+
+
 REFUSED = [
     ('--torchscript', '--torchscript: use --torchcompile'),
     ('--fuser te', '--fuser: use --torchcompile'),

@@ -132,9 +132,11 @@ def run_data(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
     run = read_options(folder)
     found = {name: run[name] for name in _OF_A_RUN if name not in explicit and name in run}
     found['data_dir'] = run.get('data_dir')
-    if 'split' in explicit:
-        return found
-    found |= {'split': run['val_split']} if run.get('val_split') else {}
-    if run.get('holdout') and 'holdout' not in explicit:
+    if 'split' not in explicit and run.get('val_split'):
+        found['split'] = run['val_split']
+    if run.get('holdout') and 'holdout' in explicit:
+        # another seed would hold out images that the run was trained on
+        found |= {} if 'seed' in explicit else {'seed': run['seed']}
+    elif run.get('holdout') and 'split' not in explicit:
         found |= {'holdout': run['holdout'], 'seed': run['seed']}
     return found
