@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -135,7 +136,9 @@ def test_figures_of_validate_come_into_the_report(runs, capsys, tmp_path):
         for eps in (0.0, 0.05, 0.1)
     ]
     page = write_and_read([run], tmp_path)
-    assert 'units of the normalised input; all validation images' in page
+    # FGSM was measured twice, in each space on other images
+    told = re.findall(r'eps in ([^;<"]+); (\d+|all)', page)
+    assert sorted(told) == [('pixels of [0, 1]', '25'), *[('units of the normalised input', 'all')] * 2]
     assert 'deletion area' in page
 
 

@@ -173,12 +173,12 @@ def _units(space: str) -> str:
 
 
 def _robustness_table(run: RunFiles) -> list[dict[str, Any]]:
-    images = {row.get('attack'): row.get('images') for row in run.robustness}
+    images = {(str(row.get('attack')), str(row.get('space'))): row.get('images') for row in run.robustness}
     return [
         {
             'attack': attack.upper(),
             'units': _units(space),
-            'images': images.get(attack),
+            'images': images.get((attack, space)),
             'points': [(_eps(eps), f'{value:.2f}') for eps, value in points],
         }
         for (attack, space), points in attack_lines(run).items()
