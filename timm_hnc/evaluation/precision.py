@@ -131,6 +131,9 @@ def _agreed_precision(options: DeviceOptions, explicit: frozenset[str]) -> str:
 
 def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
     """Logging (the main process speaks, others warn), and the arithmetic that timm's scripts choose on CUDA."""
+    for handler in list(logging.root.handlers):
+        if isinstance(handler.formatter, utils.FormatterNoInfo):
+            logging.root.removeHandler(handler)  # timm adds another one at every call: each line would come twice
     utils.setup_default_logging(default_level=logging.INFO if accelerator.is_main_process else logging.WARNING)
     for name in ('httpx', 'httpx2', 'urllib3'):
         logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every request, signed addresses and all
