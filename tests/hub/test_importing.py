@@ -113,6 +113,18 @@ def test_an_import_that_fails_leaves_nothing_in_the_way(model, tmp_path, capsys,
     assert refused(capsys, *argv)[0] == 0
 
 
+def test_a_model_of_fixed_size_takes_images_of_its_own(tmp_path, capsys):
+    model = timm.create_model('test_vit3', num_classes=3)
+    write_checkpoint(tmp_path / 'a.pth', model)
+    argv = ['import', tmp_path / 'a.pth', '--model', 'test_vit3', '--num-classes', '3', '--out', tmp_path / 'run']
+    code, error = refused(capsys, *argv)
+    assert code == 2
+    assert '--img-size 224: Requested image size (224, 224), but the model requires (160, 160)' in error
+    assert len(error.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
+    assert refused(capsys, *argv, '--img-size', '160')[0] == 0
+
+
 def no_space(*args, **kwargs):
     raise SafetensorError('I/O error: No space left on device (os error 28)')
 

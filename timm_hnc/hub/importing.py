@@ -45,7 +45,7 @@ def import_checkpoint(
         data_config: input size, crop and interpolation of its images; the rest is as in PyTorch's ImageNet example.
 
     Raises:
-        UsageError: the folder exists, or there is no such architecture.
+        UsageError: the folder exists, there is no such architecture, or it takes no images of that size.
         DataError: the file cannot be read, or is of another architecture.
     """
     if not is_model(model_name):
@@ -81,8 +81,11 @@ def import_checkpoint(
         write_json(unfinished / 'result.json', {'model': model_name, 'imported_from': file.name, 'sha256': digest})
         unfinished.rename(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         raise DataError(f"run folder '{folder}' cannot be written: {first_lines(error)}") from error
+    except ValueError as error:  # timm's, of a model that takes images of one size
+        raise UsageError(f'--img-size {data_config["input_size"][-1]}: {first_lines(error)}') from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _create(model_name: str, num_classes: int | None) -> Any:
