@@ -17,7 +17,7 @@ from PIL import Image
 from running import NARROW, arguments, contents, result
 
 from timm_hnc.files.manifest import write_manifest
-from timm_hnc.hub.portable import data_name, portable, portable_options, portable_result
+from timm_hnc.hub.portable import data_name, is_hub_name, portable, portable_options, portable_result
 
 PARTS = {'model.safetensors', 'config.json', 'README.md', 'args.yaml', 'summary.csv', 'result.json', 'cams.png'}
 
@@ -264,6 +264,14 @@ timm_hnc.push_to_hub(model, 'alice/hooked')
 )
 def test_names_of_data(options, name):
     assert data_name(options) == name
+
+
+def test_a_folder_here_is_no_data_set_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name('hfds/data/voc2007')
+    (tmp_path / 'data' / 'voc2007').mkdir(parents=True)
+    assert not is_hub_name('hfds/data/voc2007')
+    assert data_name({'dataset': 'hfds/data/voc2007'}) == 'voc2007'
 
 
 @pytest.mark.parametrize(

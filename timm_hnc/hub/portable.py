@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # a path, behind what may stand in front of one: --option=, name=, the scheme of a model or data set
@@ -58,4 +59,6 @@ def data_name(options: Mapping[str, Any]) -> str:
 def is_hub_name(dataset: Any) -> bool:
     """Whether a data set's name is one of the Hub's, and no folder."""
     scheme, _, rest = str(dataset or '').partition('/')
-    return scheme in ('hfds', 'hfids') and not rest.startswith(('.', '/', '~')) and rest.count('/') <= 1
+    is_name = not rest.startswith(('.', '/', '~')) and rest.count('/') <= 1
+    # a folder goes before the Hub's data set of that name, as in the library that opens them
+    return scheme in ('hfds', 'hfids') and is_name and not Path(rest).is_dir()
