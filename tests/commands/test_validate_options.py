@@ -73,6 +73,15 @@ def test_a_holdout_is_drawn_with_the_seed_of_the_run(tmp_path, more, expected):
     assert (options.split, options.holdout, options.seed) == expected
 
 
+@pytest.mark.parametrize(
+    'place', ['', 'model_best', 'checkpoints/epoch-1', 'checkpoints/epoch-1/model/model.safetensors']
+)
+def test_weights_of_a_run_are_validated_on_its_data(tmp_path, place):
+    (tmp_path / 'args.yaml').write_text('{data_dir: /data, val_split: test}')
+    options, _ = parse_validate_options(['--checkpoint', str(tmp_path / place)])
+    assert (options.data_dir, options.split) == ('/data', 'test')
+
+
 REFUSED = [
     ('--torchscript', '--torchscript: use --torchcompile'),
     ('--fuser te', '--fuser: use --torchcompile'),

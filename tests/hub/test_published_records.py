@@ -202,8 +202,9 @@ def test_the_licence_of_the_weights_that_a_run_began_with(server, worker, images
     assert worker(*base).code == 0
     options = ['--epochs', '1', '--no-report', '--cam-images', '0', '--push-to-hub']
     train(worker, images, tmp_path, 'tuned', '--model', 'hf-hub:alice/base', *options, 'alice/tuned')
+    train(worker, images, tmp_path, 'older', '--model', 'hf_hub:alice/base', *options, 'alice/older')
     train(worker, images, tmp_path, 'own', *options, 'alice/own', '--hub-licence', 'mit')
-    for name, licence in (('base', 'cc-by-nc-4.0'), ('tuned', 'cc-by-nc-4.0'), ('own', 'mit')):
+    for name, licence in (*((name, 'cc-by-nc-4.0') for name in ('base', 'tuned', 'older')), ('own', 'mit')):
         files = server.files(f'alice/{name}')
         assert ModelCard(files['README.md'].decode()).data.license == licence, name
         assert json.loads(files['config.json'])['pretrained_cfg']['license'] == licence, name

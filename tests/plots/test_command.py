@@ -294,6 +294,26 @@ def test_probabilities_of_several_labels_are_sigmoids(weights, photos, tmp_path)
     assert probabilities(run, '--task', 'multilabel') == pytest.approx(sigmoids, abs=1e-5)
     (run / 'args.yaml').write_text('task: multilabel\n')
     assert probabilities(run) == probabilities(run / 'model_best') == pytest.approx(sigmoids, abs=1e-5)
+    epoch = run / 'checkpoints' / 'epoch-0'
+    shutil.copytree(run / 'model_best', epoch / 'model')
+    assert probabilities(epoch) == probabilities(run)
+    (tmp_path / 'best').symlink_to(epoch / 'model')
+    assert probabilities(tmp_path / 'best') == probabilities(run), 'in the run that the link leads to'
+    names = ['--class-names', tmp_path / 'names.txt']
+    (tmp_path / 'names.txt').write_text('ant\nbee\ncat\n')
+    file = epoch / 'model' / 'model.safetensors'
+    architecture = ['--model', 'test_resnet', '--num-classes', 3]
+    assert probabilities(file, *architecture, *names) == pytest.approx(sigmoids, abs=1e-5)
+
+
+def test_names_of_classes_by_their_numbers(weights, tmp_path):
+    """timm's configs may have them so."""
+    folder = shutil.copytree(weights[0] / 'model_best', tmp_path / 'weights')
+    config = json.loads((folder / 'config.json').read_text())
+    config['label_names'] = {'0': 'ant', '1': 'bee', '2': 'cat'}
+    (folder / 'config.json').write_text(json.dumps(config))
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    assert names_of(model) == CamModel(model).class_names == ['ant', 'bee', 'cat']
 
 
 def test_values_of_curves_and_losses(tmp_path):

@@ -12,12 +12,12 @@ from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.commands.options.parsing import KeyValues
 from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.files.options import read_options
+from timm_hnc.files.options import find_run, read_options
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
 from timm_hnc.plots.photo_cams import Subject, map_values, names_of, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.progress import progress
-from timm_hnc.weights.loading import reading
+from timm_hnc.weights.loading import WITH_WEIGHTS, reading
 from timm_hnc.weights.saving import check_architecture, find_weights
 
 
@@ -96,11 +96,8 @@ def _has_several_labels(args: argparse.Namespace, checkpoint: str | None) -> boo
     """Whether probabilities are sigmoids: as --task says, or a run folder."""
     if args.task:
         return args.task == 'multilabel'
-    path = Path(checkpoint or '').absolute()
-    for folder in (path, path.parent) if checkpoint else ():
-        if (folder / 'args.yaml').is_file():
-            return read_options(folder).get('task') == 'multilabel'
-    return False
+    run = find_run(Path(checkpoint)) if checkpoint else None
+    return run is not None and read_options(run).get('task') == 'multilabel'
 
 
 def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None) -> CamModel:
@@ -116,7 +113,7 @@ def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None)
     elif checkpoint:
         options['checkpoint_path'] = checkpoint
     else:
-        options['pretrained'] = args.pretrained or name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:'))
+        options['pretrained'] = args.pretrained or name.startswith(WITH_WEIGHTS)
     try:
         with reading(name):
             model = timm.create_model(name, **options)

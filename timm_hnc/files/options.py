@@ -26,6 +26,14 @@ def dump_yaml(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_DUMPER, default_flow_style=False)
 
 
+def find_run(path: Path) -> Path | None:
+    """The run folder that a path is or lies in, as its model_best and the weights of its checkpoints do; else None."""
+    path = path.absolute()
+    # RUN/checkpoints/epoch-0/model/model.safetensors has four folders
+    folders = (path, path.parent, *list(path.resolve().parents)[:4])
+    return next((folder for folder in folders if (folder / 'args.yaml').is_file()), None)
+
+
 def read_options(folder: Path) -> dict[str, Any]:
     """args.yaml of a run folder.
 

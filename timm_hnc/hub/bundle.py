@@ -21,6 +21,7 @@ from timm_hnc.files.tables import write_json
 from timm_hnc.hub.card import CardFacts, render_card
 from timm_hnc.hub.portable import data_name, portable, portable_options, portable_result
 from timm_hnc.report.run_files import numbers, read_figures, read_result
+from timm_hnc.weights.loading import WITH_WEIGHTS
 from timm_hnc.weights.saving import WEIGHTS, find_weights, save_pretrained
 
 _SEED = 0  # of the image that weights are tried with
@@ -129,7 +130,7 @@ def has_maps(model: Any) -> bool:
 def _set_licence(config: dict[str, Any], options: Mapping[str, Any], licence: str | None) -> str | None:
     """The licence, in the config as well: timm notes there that of its own weights, whether a run began with them."""
     inner = config.get('pretrained_cfg') or {}
-    began_with_weights = options.get('pretrained') or str(options.get('model')).startswith(('hf-hub:', 'local-dir:'))
+    began_with_weights = options.get('pretrained') or str(options.get('model')).startswith(WITH_WEIGHTS)
     licence = licence or (inner.get('license') if began_with_weights else None)
     inner.pop('license', None)
     if licence:

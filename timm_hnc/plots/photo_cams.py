@@ -41,7 +41,8 @@ def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
     Raises:
         DataError: there are fewer names than classes.
     """
-    found = list(class_names or model.pretrained_cfg.get('label_names') or ())
+    own = model.pretrained_cfg.get('label_names') or ()
+    found = list(class_names or (own.values() if isinstance(own, dict) else own))
     subset = None if found else infer_imagenet_subset(model)
     if subset:
         info = ImageNetInfo(subset)

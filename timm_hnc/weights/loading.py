@@ -18,6 +18,8 @@ from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.weights.hub_errors import explain, is_of_the_hub
 from timm_hnc.weights.saving import check_weights_file
 
+# names that weights come with, the second as older versions of timm write it
+WITH_WEIGHTS = ('hf-hub:', 'hf_hub:', 'local-dir:')
 # what a config may tell timm of where weights lie; none of them is needed in a repository that holds its own
 _PATHS = ('file', 'hf_hub_filename')
 # arguments of timm's that are no part of an architecture

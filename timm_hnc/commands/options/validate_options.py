@@ -24,7 +24,7 @@ from timm_hnc.evaluation.map_pass import MapOptions
 from timm_hnc.evaluation.robustness import AttackOptions
 from timm_hnc.evaluation.sources import SourceOptions
 from timm_hnc.evaluation.validation import EvaluationOptions, ValidateOptions
-from timm_hnc.files.options import read_options
+from timm_hnc.files.options import find_run, read_options
 from timm_hnc.options import grouped
 
 REFUSED = {
@@ -117,7 +117,7 @@ def run_data(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
     """Options by which a run folder is validated on its own validation data, unless other data is named.
 
     Args:
-        checkpoint: perhaps a run folder, or its model_best.
+        checkpoint: perhaps a run folder, or weights in one.
         explicit: names of the options that were given.
 
     Raises:
@@ -125,8 +125,7 @@ def run_data(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
     """
     if not checkpoint or {'data', 'data_dir', 'dataset'} & explicit:
         return {}
-    path = Path(checkpoint).absolute()
-    folder = next((each for each in (path, path.parent) if (each / 'args.yaml').is_file()), None)
+    folder = find_run(Path(checkpoint))
     if folder is None:
         return {}
     run = read_options(folder)
