@@ -18,7 +18,8 @@ from timm_hnc import CamModel, save_pretrained
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.console import main
 from timm_hnc.errors import DataError
-from timm_hnc.plots.curves import draw_curves, read_run
+from timm_hnc.plots.curves import curve_panels, draw_curves, read_run
+from timm_hnc.plots.figures import new_figure
 from timm_hnc.plots.loss_figure import example_maps, values_and_gradients
 from timm_hnc.plots.panel import draw_panel
 from timm_hnc.plots.photo_cams import Subject, names_of, photo_rows
@@ -241,11 +242,11 @@ def test_values_and_gradients_of_fig_3(variant):
         torch.testing.assert_close(gradient, slope)
 
 
-def write_run(folder, name, hnc='none', weight=None, epochs=3, **options):
+def write_run(folder, name, hnc='none', weight=None, epochs=3, top1=20, **options):
     (folder / name).mkdir(parents=True)
     args = {'model': 'm', 'epochs': epochs, 'hnc': hnc, 'hnc_weight': weight, **options}
     (folder / name / 'args.yaml').write_text(yaml.safe_dump(args))
-    rows = [f'{epoch},{2 - epoch / 3},{1 - epoch / 5},{20 + epoch}' for epoch in range(epochs)]
+    rows = [f'{epoch},{2 - epoch / 3},{1 - epoch / 5},{top1 + epoch}' for epoch in range(epochs)]
     (folder / name / 'summary.csv').write_text('\n'.join(['epoch,train_loss,eval_loss,eval_top1', *rows]) + '\n')
     return folder / name
 
@@ -265,6 +266,64 @@ def test_curves(tmp_path):
     buffer = io.BytesIO()
     picture.save(buffer, 'PNG')
     assert np.asarray(picture).std() > 10
+
+
+def lines_by_weight(folders):
+    """The lines of accuracy by weight, by what the legend calls them; a title of the panel."""
+    axis = new_figure(4, 4).subplots()
+    curve_panels([read_run(folder) for folder in folders])['accuracy by the weight of HNC, %'](axis)
+    handles, names = axis.get_legend_handles_labels()
+    return {name: line.get_xydata().tolist() for name, line in zip(names, handles, strict=True)}, axis
+
+
+def test_lines_by_weight_join_one_setting_of_hnc(tmp_path):
+    settings = [
+        ('mse', {}),
+        ('mse', {'hnc_topk': 10}),
+        ('mse', {'hnc_reduction': 'mean'}),
+        ('mse', {'hnc_alpha': 0.5}),
+        ('mse', {'hnc_start_epoch': 2}),
+        ('kd', {}),
+    ]
+    runs, expected = [write_run(tmp_path, 'ce', top1=8)], []
+    for number, (variant, changes) in enumerate(settings):
+        options = {'hnc_topk': 50, 'hnc_reduction': 'sum', 'hnc_alpha': 0.0, 'hnc_start_epoch': 0} | changes
+        for weight in (0.1, 1, 0.01):  # as Python may give it, a whole number
+            top1 = 10 * number + len(runs)
+            runs.append(write_run(tmp_path, f'run-{len(runs)}', variant, weight, top1=top1, **options))
+        top1 = [10 * number + 3 * number + place for place in (3, 1, 2)]
+        expected.append([[weight, value + 2] for weight, value in zip((0.01, 0.1, 1), top1, strict=True)])
+    lines, axis = lines_by_weight(runs)
+    assert set(lines.pop('CE')[0]) & {10}, 'top-1 of the last epoch'
+    assert list(lines.values()) == expected
+    all_four = 'k = {}, alpha = {}, reduction = {}, start epoch = {}'.format
+    assert list(lines) == [
+        f'HNC_mse, {all_four(50, 0.0, "sum", 0)}',
+        f'HNC_mse, {all_four(10, 0.0, "sum", 0)}',
+        f'HNC_mse, {all_four(50, 0.0, "mean", 0)}',
+        f'HNC_mse, {all_four(50, 0.5, "sum", 0)}',
+        f'HNC_mse, {all_four(50, 0.0, "sum", 2)}',
+        f'HNC_kd, {all_four(50, 0.0, "sum", 0)}',
+    ]
+    assert axis.get_title() == 'accuracy of the last epoch, %'
+    assert list(lines_by_weight(runs[:7])[0]) == ['HNC_mse, k = 50', 'HNC_mse, k = 10', 'CE']
+
+
+def test_seeds_are_one_point_and_another_training_is_none(tmp_path):
+    def run(weight, seed, top1, **options):
+        name = f'{weight}-{seed}-{"-".join(options)}'
+        return write_run(tmp_path, name, 'mse' if weight else 'none', weight, seed=seed, top1=top1, **options)
+
+    runs = [run(0.01, 0, 20), run(0.01, 1, 30), run(0.1, 0, 40), run(0.1, 1, 44), run(None, 0, 6), run(None, 1, 8)]
+    runs += [run(0.01, 2, 90, smoothing=0.1), run(0.05, 0, 90, opt='adamw'), run(0.1, 0, 90, img_size=64)]
+    runs += [run(1.0, 0, 50, output='elsewhere', workers=8)]
+    lines, axis = lines_by_weight(runs)
+    assert lines.pop('HNC_mse') == [[0.01, 27], [0.1, 44], [1.0, 52]]
+    assert {y for _, y in lines.pop('CE')} == {9}
+    assert not lines
+    [dots] = axis.collections
+    assert dots.get_offsets().tolist() == [[0.01, 22], [0.01, 32], [0.1, 42], [0.1, 46]]
+    assert axis.get_title() == 'accuracy of the last epoch, mean of seeds, %'
 
 
 def test_runs_that_cannot_be_drawn(tmp_path):

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from PIL import Image
 
 from timm_hnc.errors import DataError
 from timm_hnc.files.options import read_options
-from timm_hnc.plots.figures import COLOURS, as_image, new_figure, style_of
+from timm_hnc.plots.figures import as_image, new_figure, style_of
 
 Panel = Callable[[Any], None]  # draws on an axis of matplotlib
 # columns of summary.csv by what stands at the axis
@@ -24,8 +25,25 @@ PANELS = {
     'validation loss': 'eval_loss',
 }
 ACCURACIES = ('eval_top1', 'eval_map')
-# runs that differ in one of these cannot show what the weight of HNC does
-SHARED = ('model', 'dataset', 'data_dir', 'epochs', 'holdout', 'label_noise', 'loss', 'lr', 'batch_size')
+# settings of HNC beside its weight, and how a legend calls them: runs that differ in them stand on lines of their own
+SETTINGS = {
+    'hnc_topk': 'k',
+    'hnc_alpha': 'alpha',
+    'hnc_reduction': 'reduction',
+    'hnc_start_epoch': 'start epoch',
+}
+# options in which runs may differ that show what the weight of HNC does: any other is another training
+_MAY_DIFFER = frozenset(
+    {
+        *('hnc', 'hnc_weight', 'seed', *SETTINGS),
+        *('config', 'output', 'experiment', 'resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'data'),
+        *('allow_world_size_change', 'dataset_download', 'dataset_trust_remote_code', 'lr_base', 'lr_base_size'),
+        *('lr_base_scale', 'workers', 'worker_timeout', 'pin_mem', 'device', 'device_modules', 'synchronize_step'),
+        *('checkpoint_hist', 'checkpoint_interval', 'recovery_interval', 'save_epochs', 'save_images', 'cam_images'),
+        *('no_report', 'log_interval', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags'),
+        *('wandb_resume_id', 'push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -113,32 +131,55 @@ def _draw_lines(axis: Any, runs: Sequence[RunCurves], column: str, title: str) -
     label(axis, 'epoch', title)
 
 
-def _by_weight(runs: Sequence[RunCurves]) -> dict[str, list[tuple[float, float]]]:
-    """(weight, accuracy) points of each form of HNC that was run with several weights."""
-    points = defaultdict(list)
+def _by_weight(runs: Sequence[RunCurves]) -> dict[str, dict[float, list[float]]]:
+    """The accuracies of the seeds by weight, for each form and setting of HNC that was run with several weights."""
+    found: dict[tuple[Any, ...], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in _alike(runs):
-        accuracy = run.accuracy
-        weight = run.options.get('hnc_weight')
-        if run.options.get('hnc', 'none') != 'none' and accuracy is not None and isinstance(weight, float):
-            points[run.options['hnc']].append((weight, accuracy))
-    return {variant: sorted(each) for variant, each in points.items() if len({weight for weight, _ in each}) > 1}
+        variant, weight, accuracy = run.options.get('hnc', 'none'), run.options.get('hnc_weight'), run.accuracy
+        if variant != 'none' and accuracy is not None and isinstance(weight, (int, float)):
+            line = (variant, *(run.options.get(name) for name in SETTINGS))
+            found[line][weight].append(accuracy)
+    lines = {line: points for line, points in found.items() if len(points) > 1}
+    return {_name_of_line(line, list(lines)): dict(sorted(points.items())) for line, points in lines.items()}
+
+
+def _name_of_line(line: tuple[Any, ...], lines: Sequence[tuple[Any, ...]]) -> str:
+    """The form of HNC, and those of its settings in which the lines differ."""
+    told = [
+        f'{name} = {values[0]}'
+        for name, *values in zip(SETTINGS.values(), line[1:], *(other[1:] for other in lines), strict=True)
+        if len(set(values)) > 1
+    ]
+    return ', '.join([f'HNC_{line[0]}', *told])
 
 
 def _alike(runs: Sequence[RunCurves]) -> list[RunCurves]:
-    """The first run and those that are trained as it is, but for HNC."""
-    return [run for run in runs if all(run.options.get(name) == runs[0].options.get(name) for name in SHARED)]
+    """The first run and those that are trained as it is, but for HNC and the seed."""
+
+    def training(run: RunCurves) -> dict[str, Any]:
+        return {name: value for name, value in run.options.items() if name not in _MAY_DIFFER}
+
+    return [run for run in runs if training(run) == training(runs[0])]
 
 
-def _draw_weights(axis: Any, by_weight: dict[str, list[tuple[float, float]]], runs: Sequence[RunCurves]) -> None:
-    for number, (variant, points) in enumerate(by_weight.items()):
-        axis.plot(*zip(*points, strict=True), color=COLOURS[number], marker='o', label=f'HNC_{variant}')
-    for run in _alike(runs):
-        if run.options.get('hnc', 'none') == 'none' and run.accuracy is not None:
-            axis.axhline(run.accuracy, color='#555555', linestyle=':', label='CE')
-            break
+def _draw_weights(axis: Any, by_weight: dict[str, dict[float, list[float]]], runs: Sequence[RunCurves]) -> None:
+    seeds = [run.accuracy for run in _alike(runs) if run.options.get('hnc', 'none') == 'none']
+    plain = [accuracy for accuracy in seeds if accuracy is not None]
+    for number, (name, points) in enumerate(by_weight.items()):
+        style = style_of(number)
+        axis.plot(list(points), [mean(each) for each in points.values()], marker='o', label=name, **style)
+        single = [(weight, each) for weight, all_seeds in points.items() for each in all_seeds if len(all_seeds) > 1]
+        if single:
+            axis.scatter(*zip(*single, strict=True), s=12, color=style['color'], alpha=0.5)
+    if plain:
+        axis.axhline(mean(plain), color='#555555', linestyle=':', label='CE')
     axis.set_xscale('log')
-    axis.legend(fontsize=11)
-    label(axis, 'weight of HNC (lambda)', 'accuracy of the last epoch, %')
+    room = min(0.6, 0.07 * (len(by_weight) + 1))  # share of the height that the legend has for itself
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, low + (high - low) / (1 - room))
+    axis.legend(fontsize=9, loc='upper left')
+    several = len(plain) > 1 or any(len(each) > 1 for points in by_weight.values() for each in points.values())
+    label(axis, 'weight of HNC (lambda)', f'accuracy of the last epoch, {"mean of seeds, " if several else ""}%')
 
 
 def label(axis: Any, x: str, title: str) -> None:
