@@ -52,14 +52,7 @@ def import_checkpoint(
         raise UsageError(f"--model '{model_name}' is no model of timm's.")
     if folder.exists():
         raise UsageError(f"run folder '{folder}' exists already: choose another --out.")
-    if not file.is_file():
-        raise DataError(f"checkpoint '{file}' does not exist.")
-    try:
-        state = load_state_dict(str(file), use_ema=False, weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler meets
-        raise DataError(
-            f"checkpoint '{file}' cannot be read without executing code: {first_lines(error, 160)}"
-        ) from error
+    state = _read(file)
     model = _create(model_name, num_classes)
     try:
         model.load_state_dict(state)
@@ -86,6 +79,17 @@ def import_checkpoint(
         raise UsageError(f'--img-size {data_config["input_size"][-1]}: {first_lines(error)}') from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _read(file: Path) -> Any:
+    if not file.is_file():
+        raise DataError(f"checkpoint '{file}' does not exist.")
+    try:
+        return load_state_dict(str(file), use_ema=False, weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler meets
+        raise DataError(
+            f"checkpoint '{file}' cannot be read without executing code: {first_lines(error, 160)}"
+        ) from error
 
 
 def _create(model_name: str, num_classes: int | None) -> Any:
