@@ -103,6 +103,20 @@ def test_a_loader_of_a_list_is_evaluated():
     assert (figures['top5'], figures['skipped_images']) == (100, 0)
 
 
+def test_calls_of_one_process_each_have_their_own_precision(images, tmp_path):
+    forget_run()
+    model, data = new_model(), ImageFolder(str(images / 'train'))
+    options = {'workers': 0, 'device': 'cpu'}
+    plain = timm_hnc.evaluate(model, data, **options)['loss']
+    half = timm_hnc.evaluate(model, data, **options, amp=True, amp_dtype='bfloat16')['loss']
+    assert half != plain
+    for name, amp in (('half', True), ('plain', False)):
+        values = {**OPTIONS, 'amp': amp, 'amp_dtype': 'bfloat16', 'epochs': 1, 'output': str(tmp_path)}
+        result = timm_hnc.train(new_model(), data, **values, experiment=name)
+        assert result['precision'] == ('bf16' if amp else 'no')
+    assert timm_hnc.evaluate(model, data, **options)['loss'] == plain
+
+
 @pytest.mark.parametrize('task', [timm_hnc.train, timm_hnc.evaluate])
 def test_a_loader_is_not_read_by_several_processes(task, tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, 'num_processes', property(lambda accelerator: 2))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.precision import agreed_device, set_up_process
+from timm_hnc.evaluation.precision import agreed_device, renew_state, set_up_process
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import ValidateOptions, measure
 from timm_hnc.options import changed, grouped
@@ -78,6 +78,7 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     options = grouped(ValidateOptions, values) if options is None else changed(options, **values)
     options = replace(options, device=agreed_device(options.device, frozenset(values)))
     _check_loaders(data)
+    renew_state(options.device)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)
     return measure(plain, data, options, Source(name_of(plain)), accelerator)

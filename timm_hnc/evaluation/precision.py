@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from timm import utils
 from timm.layers import set_fast_norm
 
@@ -127,6 +128,19 @@ def _agreed_precision(options: DeviceOptions, explicit: frozenset[str]) -> str:
     if precision != 'no' and options.model_dtype not in (None, 'float32'):
         raise UsageError(f'--model-dtype {options.model_dtype} contradicts mixed precision ({precision}): drop one.')
     return precision
+
+
+def renew_state(options: DeviceOptions) -> None:
+    """Let Accelerate choose device and precision anew where an earlier call in this process chose others.
+
+    It keeps them for the life of the process: it refuses another precision, and passes over another device.
+    """
+    if not is_initialized():
+        return
+    state = AcceleratorState()
+    other_device = (state.device.type == 'cpu') != options.on_cpu
+    if other_device or state.mixed_precision != options.precision:
+        AcceleratorState._reset_state(reset_partial_state=other_device)
 
 
 def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:

@@ -16,7 +16,7 @@ from accelerate.utils import (
 )
 
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.precision import DeviceOptions, set_up_process
+from timm_hnc.evaluation.precision import DeviceOptions, renew_state, set_up_process
 from timm_hnc.options import check_choice
 from timm_hnc.training.outputs.results import TrackingOptions
 
@@ -67,6 +67,7 @@ def create_accelerator(device: DeviceOptions, processes: ProcessOptions, trackin
     for package in trackers:
         if find_spec(package) is None:
             raise UsageError(f'--log-{package} needs the package {package}: {advice[package]}.')
+    renew_state(device)
     accelerator = Accelerator(
         mixed_precision=device.precision,
         cpu=device.on_cpu,
