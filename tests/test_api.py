@@ -117,6 +117,18 @@ def test_calls_of_one_process_each_have_their_own_precision(images, tmp_path):
     assert timm_hnc.evaluate(model, data, **options)['loss'] == plain
 
 
+@pytest.mark.parametrize('loss', ['lmc', 'lgm'])
+def test_a_loss_that_makes_its_own_scores_ends_with_the_best_weights_too(images, tmp_path, loss):
+    forget_run()
+    model, data = new_model(), ImageFolder(str(images / 'train'))
+    values = {**OPTIONS, 'loss': loss, 'epochs': 2, 'lr': 0.1, 'warmup_epochs': 0, 'output': str(tmp_path)}
+    result = timm_hnc.train(model, data, data, **values, experiment='a')
+    best = weights(tmp_path / 'a')
+    assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
+    found = timm_hnc.evaluate(model, data, workers=0, device='cpu', img_size=32)
+    assert found['top1'] == pytest.approx(result['final']['top1'], abs=1e-4)
+
+
 @pytest.mark.parametrize('task', [timm_hnc.train, timm_hnc.evaluate])
 def test_a_loader_is_not_read_by_several_processes(task, tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, 'num_processes', property(lambda accelerator: 2))

@@ -187,6 +187,8 @@ def _show_best(run: Run, pictures: CamPictures) -> dict[str, float] | None:
     _load_best(run, model)
     final = _evaluate_best(run, model)
     pictures.draw('best', model, _title(run, run.checkpoints.progress.ranking[0][0]))
+    if model is run.export_copy and run.averaged_model is run.model:
+        run.model.load_state_dict(model.state_dict())  # what trained in place ends as what was saved
     return final
 
 
