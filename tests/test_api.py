@@ -6,13 +6,14 @@ import timm
 import torch
 from accelerate import Accelerator
 from data_fixtures import images
-from running import NARROW, SMALL, clean_process, equal_tensors, forget_run, summary, train, validate
+from running import NARROW, SMALL, arguments, clean_process, equal_tensors, forget_run, summary, train, validate
 from timm.utils import random_seed
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
 
 import timm_hnc
 from timm_hnc.errors import UsageError
+from timm_hnc.training import run
 from timm_hnc.training.setup.options import TrainOptions
 
 __all__ = ['clean_process', 'images']
@@ -25,6 +26,10 @@ def new_model():
     return timm.create_model('test_resnet', num_classes=3, **NARROW)
 
 
+def loader_of(size=4, images=25):
+    return DataLoader(TensorDataset(torch.randn(images, 3, 32, 32), torch.arange(images) % 3), batch_size=size)
+
+
 @pytest.fixture(scope='module')
 def command(images, tmp_path_factory):
     """A run of train.py."""
@@ -32,8 +37,8 @@ def command(images, tmp_path_factory):
     return train('--data-dir', images, *SMALL, *flags, '--output', tmp_path_factory.mktemp('runs'), '--experiment', 'a')
 
 
-def weights(run):
-    return safetensors.torch.load_file(run / 'model_best' / 'model.safetensors')
+def weights(folder):
+    return safetensors.torch.load_file(folder / 'model_best' / 'model.safetensors')
 
 
 @pytest.mark.parametrize('wrapped', [False, True])
@@ -167,17 +172,64 @@ def test_counts_of_other_classes_than_the_models(images, tmp_path, values):
         )
 
 
+def test_the_learning_rate_follows_the_batch_of_a_loader(tmp_path):
+    forget_run()
+    values = {name: value for name, value in OPTIONS.items() if name != 'batch_size'}
+    timm_hnc.train(new_model(), loader_of(), **values, epochs=1, output=str(tmp_path), experiment='a')
+    found = arguments(tmp_path / 'a')
+    assert (found['batch_size'], found['lr']) == (4, pytest.approx(0.1 * 4 / 256))
+
+
+def test_one_data_set_for_both_is_augmented_for_training_alone(images, tmp_path, monkeypatch):
+    forget_run()
+    runs, build_run = [], run.build_run
+    monkeypatch.setattr(run, 'build_run', lambda *given: runs.append(build_run(*given)) or runs[0])
+    data = ImageFolder(str(images / 'train'))
+    timm_hnc.train(new_model(), data, data, **OPTIONS, epochs=1, output=str(tmp_path))
+    trained, evaluated = (
+        str(loader.dataset.transform) for loader in (runs[0].data.train_loader, runs[0].data.eval_loader)
+    )
+    assert 'RandomResizedCrop' in trained
+    assert 'CenterCrop' in evaluated
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'split': 'test'}, '--split test: does nothing, the data is provided'),
+        ({'data_dir': 'here'}, '--data-dir here: does nothing'),
+        ({'checkpoint': 'x.pth'}, '--checkpoint x.pth: does nothing, the model is provided'),
+    ],
+)
+def test_an_evaluation_refuses_what_would_do_nothing(values, message):
+    with pytest.raises(UsageError, match=message):
+        timm_hnc.evaluate(new_model(), loader_of(), **values)
+
+
 @pytest.mark.parametrize(
     ('data', 'values', 'message'),
     [
         ([], {}, "data of type 'list': expected a data set with an attribute `transform`"),
         (ImageFolder, {'hnc_topk': 3}, '--hnc-topk 3: does nothing without --hnc'),
         (ImageFolder, {'hnc': 'mse', 'gp': 'max', 'batch_size': 0}, '--batch-size 0'),
+        (ImageFolder, {'label_noise': 'symmetric:0.9'}, '--label-noise symmetric:0.9: does nothing, the data sets are'),
+        (ImageFolder, {'holdout': 0.5}, '--holdout 0.5: does nothing'),
+        (ImageFolder, {'epoch_repeats': 2}, '--epoch-repeats 2: does nothing'),
+        (ImageFolder, {'target_key': 'label'}, '--target-key label: does nothing'),
+        (ImageFolder, {'drop': 0.5}, '--drop 0.5: does nothing, the model is provided'),
+        (ImageFolder, {'initial_checkpoint': 'nowhere.pth'}, '--initial-checkpoint nowhere.pth: does nothing'),
+        (ImageFolder, {'pretrained': True}, '--pretrained: does nothing'),
+        (ImageFolder, {'gp': 'max'}, '--gp max: does nothing'),
+        (ImageFolder, {'num_classes': 5}, '--num-classes 5: the model that is provided has 3'),
+        (loader_of, {'reprob': 0.5}, '--reprob 0.5: does nothing, the DataLoader that is provided makes the'),
+        (loader_of, {'scale': (0.5, 1.0)}, r'--scale \[0.5, 1.0\]: does nothing'),
+        (loader_of, {'batch_size': 128}, '--batch-size 128: the DataLoader that is provided makes batches of 4'),
+        (loader_of, {'batch_size': 4, 'mixup': 0.2}, 'the last batch of 25 images is odd'),
     ],
 )
 def test_wrong_use(images, data, values, message):
     forget_run()
-    data = data(str(images / 'train')) if data is ImageFolder else data
+    data = data(str(images / 'train')) if data is ImageFolder else data() if data is loader_of else data
     with pytest.raises(UsageError, match=message):
         timm_hnc.train(new_model(), data, **{**OPTIONS, **values})
     with pytest.raises(TypeError, match='no option of TrainOptions: epoch'):

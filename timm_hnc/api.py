@@ -1,5 +1,6 @@
 """Train and evaluate from Python: the loop and the validation pass of the commands, on what a notebook has."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from timm_hnc.options import changed, grouped
 from timm_hnc.training.run import train_run
 from timm_hnc.training.setup.build import Provided
 from timm_hnc.training.setup.options import TrainOptions, train_options
+from timm_hnc.training.setup.provided import OF_DATA, OF_MODEL, fitted_options, refuse_unused
 
 
 def train(
@@ -49,6 +51,9 @@ def train(
     options = train_options(values) if options is None else changed(options, **values)
     options = changed(options, model=name_of(plain), val_split=options.splits.val_split if eval_set is not None else '')
     _check_loaders(train_set, eval_set)
+    options = fitted_options(options, frozenset(values), plain, train_set)
+    if eval_set is train_set and not isinstance(eval_set, DataLoader):
+        eval_set = copy.copy(eval_set)  # each has a transform of its own
     outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set))
     if outcome.stopped is not None:
         raise KeyboardInterrupt(f"{outcome.stopped} It is saved in '{outcome.folder}': go on with resume='auto'.")
@@ -78,6 +83,8 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     options = grouped(ValidateOptions, values) if options is None else changed(options, **values)
     options = replace(options, device=agreed_device(options.device, frozenset(values)))
     _check_loaders(data)
+    refuse_unused(options, OF_DATA | {'split', 'num_samples', 'retry'}, 'the data is provided.')
+    refuse_unused(options, OF_MODEL | {'pretrained', 'checkpoint', 'use_ema', 'reparam'}, 'the model is provided.')
     renew_state(options.device)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)

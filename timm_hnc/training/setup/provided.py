@@ -1,0 +1,71 @@
+"""What options may say of a model and data that a caller brings, in place of those that options name."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import fields, replace
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from timm_hnc.data.options import DataOptions
+from timm_hnc.errors import UsageError
+from timm_hnc.options import flag_of, flattened
+from timm_hnc.training.setup.data_options import AugmentationOptions, BatchOptions, TrainSizeOptions
+from timm_hnc.training.setup.models import ModelOptions
+from timm_hnc.training.setup.options import TrainOptions
+
+
+def _names(*kinds: type[Any]) -> set[str]:
+    return {each.name for kind in kinds for each in fields(kind)}
+
+
+# what only those do that open data, make a model, or make the training batches
+OF_DATA = frozenset(_names(DataOptions) | {'target_key', 'target_format'})
+OF_MODEL = frozenset({'gp', 'model_kwargs'})
+_OF_SPLITS = frozenset({'train_split', 'train_num_samples', 'val_num_samples', 'epoch_repeats', 'label_noise'})
+_OF_TRAINED_MODEL = OF_MODEL | _names(ModelOptions) - {'model'}
+_OF_BATCHES = frozenset(
+    _names(AugmentationOptions, TrainSizeOptions) - {'no_aug', 'aug_splits'}
+    | {'data_in_memory', 'use_multi_epochs_loader', 'worker_seeding'}
+)
+
+
+def refuse_unused(options: Any, names: Iterable[str], why: str) -> None:
+    """Refuse options that would do nothing, unless they have their default.
+
+    Raises:
+        UsageError: with the first flag, its value and why.
+    """
+    values, defaults = flattened(options), flattened(type(options)())
+    for name in sorted(names):
+        if values[name] != defaults[name]:
+            value = '' if values[name] is True else f' {values[name]}'
+            raise UsageError(f'{flag_of(name)}{value}: does nothing, {why}')
+
+
+def fitted_options(options: TrainOptions, explicit: Collection[str], model: Any, train_set: Any) -> TrainOptions:
+    """The options of a run on a model and data that are provided, with the batch size of a loader.
+
+    Raises:
+        UsageError: some of them would do nothing, or do not go with the loader.
+    """
+    refuse_unused(options, OF_DATA | _OF_SPLITS, 'the data sets are provided.')
+    refuse_unused(options, _OF_TRAINED_MODEL, 'the model is provided.')
+    asked = options.input.num_classes
+    if asked not in (None, model.num_classes):
+        raise UsageError(f'--num-classes {asked}: the model that is provided has {model.num_classes}.')
+    if not isinstance(train_set, DataLoader):
+        return options
+    refuse_unused(options, _OF_BATCHES, 'the DataLoader that is provided makes the training batches.')
+    size, own = options.batches.batch_size, train_set.batch_size
+    if own is None:  # of a batch sampler
+        return options
+    if size != own and ('batch_size' in explicit or size != BatchOptions.batch_size):
+        raise UsageError(f'--batch-size {size}: the DataLoader that is provided makes batches of {own}.')
+    options = replace(options, batches=replace(options.batches, batch_size=own))
+    images = len(train_set.sampler) if hasattr(train_set.sampler, '__len__') else 0
+    if options.mixup.active and images % 2 and not train_set.drop_last:
+        raise UsageError(
+            f'--mixup and --cutmix mix pairs, and the last batch of {images} images is odd: give the DataLoader '
+            'drop_last=True.'
+        )
+    return options
