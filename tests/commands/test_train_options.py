@@ -12,7 +12,10 @@ from timm.loss import LOSS_TYPES, create_classification_loss
 from timm_hnc.commands.options import train_options
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.errors import UsageError
+from timm_hnc.options import changed, flattened
 from timm_hnc.training.setup.criterion import timm_criterion_kwargs
+from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions
+from timm_hnc.training.setup.options import TrainOptions
 
 FLAGS = read_flags(Path(__file__).parent / 'timm_train_flags.csv')
 
@@ -61,7 +64,7 @@ def test_defaults_pass_and_are_timms_and_ours():
     args, explicit = parse_train_options([])
     assert explicit == frozenset()
     plain = vars(build_parser().parse_args([]))
-    assert vars(args) == {name: plain[name] for name in vars(args)}
+    assert vars(args) == {name: plain[name] for name in vars(args)} | {'filled_in': FOLLOWING}
     assert (args.hnc, args.hnc_weight, args.hnc_topk, args.hnc_alpha) == ('none', None, 100, 0.0)
     assert (args.hnc_reduction, args.cam_images, args.log_tensorboard) == ('sum', 8, False)
     assert (args.task, args.target_format, args.multilabel_threshold, args.loss) == ('classification', None, 0.5, None)
@@ -81,6 +84,57 @@ def test_loss_defaults_are_those_of_timms_factory():
     ):
         assert getattr(args, name) == signature[name].default
     assert (args.twoway_tp, args.twoway_tn) == (signature['twoway_tp'].default, signature['twoway_tn'].default)
+
+
+FOLLOWING = ['eval_metric', 'hnc_weight', 'smoothing', 'val_split']
+
+
+@pytest.mark.parametrize(
+    ('first', 'then', 'expected'),
+    [
+        ('--hnc mse', '--hnc kd', {'hnc_weight': 0.0065}),
+        ('--hnc mse --hnc-weight 0.0007', '--hnc kd', {'hnc_weight': 0.0007}),
+        ('--hnc mse', '--hnc kd --hnc-weight 0.0007', {'hnc_weight': 0.0007}),
+        ('--hnc mse', '--hnc none', {'hnc_weight': None}),
+        ('--hnc none', '--hnc var', {'hnc_weight': 0.0007}),
+        ('', '--loss focal', {'smoothing': 0.0}),
+        ('--smoothing 0.1', '--loss focal', {'smoothing': 0.1}),
+        ('--loss focal', '--loss ce', {'smoothing': 0.1}),
+        ('', '--task multilabel', {'smoothing': 0.0, 'eval_metric': 'map'}),
+        ('--eval-metric loss', '--task multilabel', {'eval_metric': 'loss'}),
+        ('--holdout 0.1', '--holdout 0', {'val_split': 'validation'}),
+    ],
+)
+def test_what_follows_from_another_option_follows_it_again(first, then, expected, tmp_path):
+    run = options_of(first.split())
+    again, _ = parse_train_options(['-c', config(tmp_path, **flattened(run)), *then.split()])
+    assert {name: getattr(again, name) for name in expected} == expected
+    third, _ = parse_train_options(['-c', config(tmp_path, **vars(again))])
+    assert third == again, 'args.yaml repeats the run'
+    words = then.replace('--', '').replace('-', '_').split()
+    kinds = {'holdout': float, 'hnc_weight': float}
+    values = {name: kinds.get(name, str)(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+    other = flattened(changed(run, **values))
+    assert {name: other[name] for name in expected} == expected
+
+
+def test_groups_made_one_by_one_follow_too():
+    options = TrainOptions(hnc=HNCOptions('mse'), loss=LossOptions(smoothing=0.3))
+    other = changed(options, hnc='kd', loss='focal')
+    assert (other.hnc.hnc_weight, other.loss.smoothing) == (0.0065, 0.3)
+
+
+def test_another_value_written_into_args_yaml_counts(tmp_path):
+    run = flattened(options_of(['--hnc', 'mse']))
+    again, explicit = parse_train_options(['-c', config(tmp_path, **run | {'hnc_weight': 0.01}), '--hnc', 'kd'])
+    assert again.hnc_weight == 0.01
+    assert 'hnc_weight' in explicit
+
+
+def test_args_yaml_of_before_gives_all_its_values(tmp_path):
+    run = flattened(options_of(['--hnc', 'mse']))
+    del run['filled_in']
+    assert parse_train_options(['-c', config(tmp_path, **run), '--hnc', 'kd'])[0].hnc_weight == 0.0007
 
 
 TIMM_COMMANDS = {
@@ -111,7 +165,7 @@ def test_command_lines_written_for_timm_pass_and_come_back_from_args_yaml(comman
     argv = [word.strip('"') for word in command.split()]
     args, explicit = parse_train_options(argv)
     plain = vars(build_parser().parse_args(argv))
-    filled_in = {'data_dir', 'smoothing', 'eval_metric', 'loss', 'loss_pos_weight', 'grad_accum_steps'}
+    filled_in = {'data_dir', 'smoothing', 'eval_metric', 'loss', 'loss_pos_weight', 'grad_accum_steps', 'filled_in'}
     assert {key: value for key, value in vars(args).items() if plain[key] != value}.keys() <= filled_in
     assert explicit
     again, _ = parse_train_options(['-c', config(tmp_path, **vars(args))])

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -90,6 +90,7 @@ def parse_options(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
     former: Mapping[str, str] = MappingProxyType({}),
+    given: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> tuple[argparse.Namespace, frozenset[str]]:
     """Parse a command line; values of the file that `--config` names replace defaults, the command line wins.
 
@@ -97,6 +98,7 @@ def parse_options(
         parser: may have an option with the destination `config`; it is not changed.
         argv: the command line, that of the process if None.
         former: keys of the file that are passed over (`load_config`).
+        given: which values of the file somebody gave; the others are left to their defaults.
 
     Returns:
         The options, and the destinations that were given on the command line or in the file.
@@ -109,7 +111,7 @@ def parse_options(
     explicit = given_on_command_line(parser, argv)
     if not getattr(args, 'config', None):
         return args, explicit
-    values = load_config(parser, args.config, former)
+    values = given(load_config(parser, args.config, former))
     # a run's own args.yaml names the file it was made from, which is not read again
     values.pop('config', None)
     with _other_defaults(parser, values):

@@ -23,7 +23,7 @@ from timm_hnc.training.setup.environment import ProcessOptions
 from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, weight_or_share
 from timm_hnc.training.setup.models import ModelOptions
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
-from timm_hnc.training.setup.options import RunOptions
+from timm_hnc.training.setup.options import FilledIn, RunOptions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser, 'tracking', TrackingOptions)
     longer = {'train_batches_per_epoch': {'also': '--train-steps-per-epoch'}}
     add_flags(parser, 'several training sizes', TrainSizeOptions, longer)
+    # of a run's args.yaml alone
+    add_flags(parser, 'defaults', FilledIn, {'filled_in': {'nargs': '*', 'help': argparse.SUPPRESS}})
     _add_refused_flags(parser)
     return parser
 

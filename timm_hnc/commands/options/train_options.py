@@ -12,7 +12,7 @@ from timm_hnc.commands.options.shared import COMPILE_ADVICE, NAFLEX_ADVICE
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.errors import UsageError
 from timm_hnc.training.setup.loss_options import HNCOptions
-from timm_hnc.training.setup.options import TrainOptions, train_options
+from timm_hnc.training.setup.options import TrainOptions, given_values, train_options
 
 DISTILLATION_ADVICE = "train with a teacher in timm's own train.py (--hnc kd is a form of the HNC loss, without one)."
 
@@ -30,7 +30,7 @@ def parse_train_options(
         UsageError: options that cannot work, alone or together.
     """
     parser = build_parser()
-    args, explicit = parse_options(parser, argv, FORMER_FLAGS)
+    args, explicit = parse_options(parser, argv, FORMER_FLAGS, given_values)
     refuse(parser, args, explicit, _refused(args))
     given = given_on_command_line(parser, argv)
     if args.hnc == 'none' and 'hnc' in given:

@@ -29,7 +29,7 @@ _LEFT_OUT = frozenset(
         *('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'),
         # they stand in others once those are resolved: data_dir, loss, loss_pos_weight, drop_path, lr, the facts below
         *('data', 'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', 'device'),
-        *('lr_base', 'lr_base_size', 'lr_base_scale'),
+        *('lr_base', 'lr_base_size', 'lr_base_scale', 'filled_in'),
         *('no_resume_opt', 'start_epoch'),  # of one resume, and of no other
     }
 )

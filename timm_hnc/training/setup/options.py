@@ -14,7 +14,8 @@ from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.precision import DeviceOptions, agreed_device
 from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.factory import LOSSES
-from timm_hnc.options import check_range, grouped
+from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
+from timm_hnc.options import check_range, flattened, grouped
 from timm_hnc.training.checkpoint_interval import Interval
 from timm_hnc.training.outputs.publishing import HubOptions
 from timm_hnc.training.outputs.results import TrackingOptions
@@ -105,6 +106,17 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class FilledIn:
+    """Which of the options that follow from others nobody gave.
+
+    Args:
+        filled_in: their names; None of options that were made group by group, which do not tell.
+    """
+
+    filled_in: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """What a run trains, on what and how: a group a subject, all with the defaults of timm's train.py.
 
@@ -129,6 +141,7 @@ class TrainOptions:
         ema: averaged weights.
         run: the folder, and what is written into it.
         tracking: TensorBoard and Weights & Biases.
+        defaults: what follows from other options.
 
     Raises:
         UsageError: options contradict each other.
@@ -154,6 +167,7 @@ class TrainOptions:
     ema: EmaOptions = field(default_factory=EmaOptions)
     run: RunOptions = field(default_factory=RunOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    defaults: FilledIn = field(default_factory=FilledIn)
 
     def __post_init__(self) -> None:
         check_label_noise(self.splits.label_noise, self.data, self.task)
@@ -168,6 +182,22 @@ class TrainOptions:
             raise UsageError(
                 '--sync-bn: PyTorch synchronises batch statistics on accelerators only; leave it out here.'
             )
+
+    def changed(self, **values: Any) -> 'TrainOptions':
+        """The same options but for these; what was filled in follows from them.
+
+        Raises:
+            UsageError: a value cannot be used.
+            TypeError: there is no such option.
+
+        Example:
+            >>> train_options({'hnc': 'mse'}).changed(hnc='kd').hnc.hnc_weight
+            0.0065
+        """
+        kept = flattened(self)
+        if kept['filled_in'] is None:
+            kept['filled_in'] = list(_following(kept))
+        return train_options(kept | values, given_values(kept).keys() | values.keys())
 
     @property
     def needs_class_maps(self) -> bool:
@@ -195,15 +225,32 @@ def train_options(values: Mapping[str, Any], given: Collection[str] | None = Non
         >>> train_options({'model': 'resnet18', 'hnc': 'mse'}).hnc.hnc_weight
         0.0007
     """
-    values, given = dict(values), set(values if given is None else given)
+    given = set(values if given is None else given)
+    defaults = _following(values)
+    overruled = {'val_split'} if values.get('holdout') else set()
+    filled_in = [name for name in defaults if name not in given or name in overruled or values.get(name) is None]
+    return grouped(TrainOptions, {**values, **{name: defaults[name] for name in filled_in}, 'filled_in': filled_in})
+
+
+def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run but for those that were filled in; who writes another value into args.yaml gives it."""
+    defaults, filled_in = _following(values), values.get('filled_in')
+    if filled_in is None:
+        return dict(values)
+    followed = {name for name in filled_in if name in defaults and values.get(name) == defaults[name]}
+    return {name: value for name, value in values.items() if name not in followed}
+
+
+def _following(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that follow from others, where nobody gives them."""
     several = values.get('task') == 'multilabel'
-    if 'smoothing' not in given and (several or values.get('loss') in LOSSES):
-        values['smoothing'] = 0.0
-    if 'eval_metric' not in given and several:
-        values['eval_metric'] = 'map'
-    if values.get('holdout'):
-        values['val_split'] = values.get('train_split', SplitOptions.train_split)
-    return grouped(TrainOptions, values)
+    split = values.get('train_split', SplitOptions.train_split) if values.get('holdout') else SplitOptions.val_split
+    return {
+        'eval_metric': 'map' if several else RunOptions.eval_metric,
+        'hnc_weight': DEFAULT_WEIGHTS.get(values.get('hnc', 'none')),
+        'smoothing': 0.0 if several or values.get('loss') in LOSSES else LossOptions.smoothing,
+        'val_split': split,
+    }
 
 
 def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOptions:

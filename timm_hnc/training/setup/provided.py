@@ -1,6 +1,6 @@
 """What options may say of a model and data that a caller brings, in place of those that options name."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sized
 from dataclasses import fields, replace
 from typing import Any
 
@@ -62,7 +62,7 @@ def fitted_options(options: TrainOptions, explicit: Collection[str], model: Any,
     if size != own and ('batch_size' in explicit or size != BatchOptions.batch_size):
         raise UsageError(f'--batch-size {size}: the DataLoader that is provided makes batches of {own}.')
     options = replace(options, batches=replace(options.batches, batch_size=own))
-    images = len(train_set.sampler) if hasattr(train_set.sampler, '__len__') else 0
+    images = len(train_set.sampler) if isinstance(train_set.sampler, Sized) else 0
     if options.mixup.active and images % 2 and not train_set.drop_last:
         raise UsageError(
             f'--mixup and --cutmix mix pairs, and the last batch of {images} images is odd: give the DataLoader '
