@@ -316,7 +316,7 @@ def test_seeds_are_one_point_and_another_training_is_none(tmp_path):
 
     runs = [run(0.01, 0, 20), run(0.01, 1, 30), run(0.1, 0, 40), run(0.1, 1, 44), run(None, 0, 6), run(None, 1, 8)]
     runs += [run(0.01, 2, 90, smoothing=0.1), run(0.05, 0, 90, opt='adamw'), run(0.1, 0, 90, img_size=64)]
-    runs += [run(1.0, 0, 50, output='elsewhere', workers=8)]
+    runs += [run(1.0, 0, 50, output='elsewhere', workers=8, filled_in=['hnc_weight'])]
     lines, axis = lines_by_weight(runs)
     assert lines.pop('HNC_mse') == [[0.01, 27], [0.1, 44], [1.0, 52]]
     assert {y for _, y in lines.pop('CE')} == {9}

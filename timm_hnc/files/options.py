@@ -11,6 +11,23 @@ from timm_hnc.errors import DataError
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 _DUMPER = getattr(yaml, 'CSafeDumper', yaml.SafeDumper)
 
+# options by which runs are not told apart
+NOT_COMPARED = frozenset(
+    {
+        # they change neither weights nor figures
+        *('config', 'output', 'experiment', 'resume', 'stop_epoch', 'allow_world_size_change'),
+        *('dataset_download', 'dataset_trust_remote_code', 'worker_timeout', 'pin_mem'),
+        *('checkpoint_hist', 'checkpoint_interval', 'recovery_interval', 'save_epochs'),
+        *('log_interval', 'save_images', 'cam_images', 'no_report', 'synchronize_step', 'device_modules'),
+        *('log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id'),
+        *('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'),
+        # they stand in others once those are resolved: data_dir, loss, loss_pos_weight, drop_path, lr, the facts below
+        *('data', 'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', 'device'),
+        *('lr_base', 'lr_base_size', 'lr_base_scale', 'filled_in'),
+        *('no_resume_opt', 'start_epoch'),  # of one resume, and of no other
+    }
+)
+
 
 def load_yaml(text: str) -> Any:
     """What a YAML text of plain values says.

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from timm_hnc.errors import DataError
-from timm_hnc.files.options import read_options
+from timm_hnc.files.options import NOT_COMPARED, read_options
 from timm_hnc.plots.figures import as_image, new_figure, style_of
 
 Panel = Callable[[Any], None]  # draws on an axis of matplotlib
@@ -33,17 +33,7 @@ SETTINGS = {
     'hnc_start_epoch': 'start epoch',
 }
 # options in which runs may differ that show what the weight of HNC does: any other is another training
-_MAY_DIFFER = frozenset(
-    {
-        *('hnc', 'hnc_weight', 'seed', *SETTINGS),
-        *('config', 'output', 'experiment', 'resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'data'),
-        *('allow_world_size_change', 'dataset_download', 'dataset_trust_remote_code', 'lr_base', 'lr_base_size'),
-        *('lr_base_scale', 'workers', 'worker_timeout', 'pin_mem', 'device', 'device_modules', 'synchronize_step'),
-        *('checkpoint_hist', 'checkpoint_interval', 'recovery_interval', 'save_epochs', 'save_images', 'cam_images'),
-        *('no_report', 'log_interval', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags'),
-        *('wandb_resume_id', 'push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'),
-    }
-)
+_MAY_DIFFER = NOT_COMPARED | {'hnc', 'hnc_weight', 'seed', 'workers', *SETTINGS}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from timm_hnc.checkpoints.checkpoints import Progress, run_folder_of
 from timm_hnc.data.datasets import class_to_idx
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import DataError
-from timm_hnc.files.options import read_options
+from timm_hnc.files.options import NOT_COMPARED, read_options
 from timm_hnc.files.run_parts import Part
 from timm_hnc.options import flag_of, flattened
 from timm_hnc.training.setup.build import Run
@@ -17,22 +17,6 @@ from timm_hnc.training.setup.optimizer import LOSS_GROUP
 
 _logger = logging.getLogger(__name__)
 
-# options that are not compared
-_LEFT_OUT = frozenset(
-    {
-        # they change neither weights nor figures
-        *('config', 'output', 'experiment', 'resume', 'stop_epoch', 'allow_world_size_change'),
-        *('dataset_download', 'dataset_trust_remote_code', 'worker_timeout', 'pin_mem'),
-        *('checkpoint_hist', 'checkpoint_interval', 'recovery_interval', 'save_epochs'),
-        *('log_interval', 'save_images', 'cam_images', 'no_report', 'synchronize_step', 'device_modules'),
-        *('log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id'),
-        *('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'),
-        # they stand in others once those are resolved: data_dir, loss, loss_pos_weight, drop_path, lr, the facts below
-        *('data', 'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', 'device'),
-        *('lr_base', 'lr_base_size', 'lr_base_scale', 'filled_in'),
-        *('no_resume_opt', 'start_epoch'),  # of one resume, and of no other
-    }
-)
 # options that do nothing without another
 _NEEDS = {
     'amp_dtype': 'amp',
@@ -64,7 +48,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _compared(options: dict[str, Any]) -> dict[str, Any]:
     """Options that matter, as JSON keeps them: what was filled in and what was given are alike."""
-    left_out = _LEFT_OUT | {name for name, switch in _NEEDS.items() if not options.get(switch)}
+    left_out = NOT_COMPARED | {name for name, switch in _NEEDS.items() if not options.get(switch)}
     if not DataOptions(dataset=options.get('dataset') or '').is_streamed and not options.get('use_multi_epochs_loader'):
         left_out |= {'workers', 'worker_seeding'}  # of other data, all depends on the place of a sample alone
     kept = {name: value for name, value in options.items() if name not in left_out}
