@@ -48,9 +48,8 @@ def train(
         >>> result['final']['top1'], result['folder']
     """
     plain = model.model if isinstance(model, CamModel) else model
-    options = train_options(values) if options is None else options.changed(**values)
-    named = {'model': name_of(plain)} | ({'val_split': ''} if eval_set is None else {})
-    options = options.changed(**named)
+    named = values | {'model': name_of(plain)} | ({'val_split': ''} if eval_set is None else {})
+    options = train_options(named) if options is None else options.changed(**named)
     _check_loaders(train_set, eval_set)
     options = fitted_options(options, frozenset(values), plain, train_set)
     if eval_set is train_set and not isinstance(eval_set, DataLoader):

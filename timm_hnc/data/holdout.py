@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from timm.data import ImageDataset
 
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader
 from timm_hnc.errors import DataError
 
 _logger = logging.getLogger(__name__)
@@ -51,25 +51,14 @@ class _UnreadableImage(Exception):
     """An OSError that timm does not catch."""
 
 
-class _StrictReader:
+class _StrictReader(WrappedReader):
     """A reader whose errors come through timm's `ImageDataset`, which would read the image of the next index."""
-
-    def __init__(self, reader: Any) -> None:
-        self.reader = reader
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return self.reader[index]
+            return self.unchecked[index]
         except OSError as error:
             raise _UnreadableImage(str(error)) from error
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'reader' or name.startswith('__'):
-            raise AttributeError(name)  # while it is unpickled
-        return getattr(self.reader, name)
 
 
 def split_off(dataset: Any, share: float, seed: int) -> tuple[Selection, Selection]:

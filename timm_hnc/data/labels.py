@@ -31,7 +31,8 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
         labels, encode = sample_labels(dataset.dataset), label_encoder(dataset)
         return None if labels is None else [dataset.label(index, encode(label)) for index, label in enumerate(labels)]
     reader: Any = getattr(dataset, 'reader', None)
-    reader = getattr(reader, 'unchecked', reader)
+    while hasattr(reader, 'unchecked'):
+        reader = reader.unchecked
     if isinstance(getattr(reader, 'samples', None), list):
         return [sample[-1] for sample in reader.samples]
     if hasattr(reader, 'iter_targets'):

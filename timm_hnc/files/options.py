@@ -21,9 +21,11 @@ NOT_COMPARED = frozenset(
         *('log_interval', 'save_images', 'cam_images', 'no_report', 'synchronize_step', 'device_modules'),
         *('log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id'),
         *('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'),
-        # they stand in others once those are resolved: data_dir, loss, loss_pos_weight, drop_path, lr, the facts below
+        # they stand in others once those are resolved: data_dir, loss, loss_pos_weight, drop_path, lr; or are told as
+        # facts of a run, as its device is
         *('data', 'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', 'device'),
-        *('lr_base', 'lr_base_size', 'lr_base_scale', 'filled_in'),
+        *('lr_base', 'lr_base_size', 'lr_base_scale'),
+        'filled_in',  # what is filled in is compared by its value
         *('no_resume_opt', 'start_epoch'),  # of one resume, and of no other
     }
 )

@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import ImageDataset
 
 from timm_hnc.data.loading.loader_errors import is_of_a_worker
+from timm_hnc.data.loading.wrapped_dataset import WrappedReader
 from timm_hnc.errors import first_lines
 
 
@@ -32,7 +33,7 @@ def check_images(dataset: Any) -> None:
         dataset.loader = partial(_load, dataset.loader)
 
 
-class CheckedReader:
+class CheckedReader(WrappedReader):
     """A reader of timm that raises OSErrors for what cannot be used.
 
     Args:
@@ -42,7 +43,7 @@ class CheckedReader:
     """
 
     def __init__(self, reader: Any, mode: str | None = None, undecoded: bool = False) -> None:
-        self.unchecked = reader
+        super().__init__(reader)
         self.mode = mode
         self.undecoded = undecoded
 
@@ -64,14 +65,6 @@ class CheckedReader:
     def __iter__(self) -> Iterator[Any]:
         with decoding(RuntimeError):  # a reader's own words
             yield from self.unchecked
-
-    def __len__(self) -> int:
-        return len(self.unchecked)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'unchecked' or name.startswith('__'):
-            raise AttributeError(name)  # while it is unpickled
-        return getattr(self.unchecked, name)
 
     def image_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of a stored image, None for one that is skipped."""

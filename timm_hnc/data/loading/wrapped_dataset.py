@@ -5,6 +5,21 @@ from typing import Any
 from torch.utils.data import Dataset
 
 
+class WrappedReader:
+    """A reader of timm around another: what it does not have itself, the other has."""
+
+    def __init__(self, reader: Any) -> None:
+        self.unchecked = reader
+
+    def __len__(self) -> int:
+        return len(self.unchecked)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'unchecked' or name.startswith('__'):
+            raise AttributeError(name)  # while it is unpickled
+        return getattr(self.unchecked, name)
+
+
 class WrappedDataset(Dataset[Any]):
     """Passes on what timm's loader sets and what names of classes are read from."""
 
