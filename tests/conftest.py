@@ -5,6 +5,7 @@ import os
 
 import pytest
 from faulty_images import faulty_format
+from forks import fork_server
 
 __all__ = ['faulty_format']
 
@@ -16,6 +17,14 @@ os.environ.setdefault('MALLOC_TRIM_THRESHOLD_', str(2**30))
 os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')  # no processes of its own, which import torch first
 # it is for a power cut, which no test makes: a killed process leaves what it wrote; a busy disk takes 10 ms
 os.fsync = lambda file: None
+
+
+def pytest_configure(config):
+    """The process that hands out the tests starts the server, which imports while the others collect them."""
+    if not hasattr(config, 'workerinput') and not config.option.collectonly:
+        server = fork_server()
+        server.__enter__()
+        config.add_cleanup(lambda: server.__exit__(None, None, None))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +43,9 @@ LONG = (
 )
 
 
+TOGETHER = ('tests/hub/', 'tests/data/loading/')  # a server of each, and multiprocessing's forkserver
+
+
 def pytest_collection_modifyitems(items):
     """Files that take long come first: else one of the two processes waits for the other at the end."""
     places = {f'test_{name}.py': place for place, name in enumerate(LONG)}
@@ -42,13 +54,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A process takes a whole file, so that what a file shares is made once; of the Hub's tests, all files."""
+    """A process takes a whole file, so that what a file shares is made once; of some folders, all files."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition('::')[0]
-            return 'tests/hub' if file.startswith('tests/hub/') else file
+            return next((folder for folder in TOGETHER if file.startswith(folder)), file)
 
     return ByFile(config, log)
 

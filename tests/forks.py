@@ -1,30 +1,82 @@
 """Scripts in processes of their own that need not import torch, timm and timm_hnc first.
 
-Importing takes 3 seconds of a core, and many tests start processes. Here a server that has imported them and done
-nothing else forks itself (multiprocessing's forkserver); the fork becomes the script's process. Use a fresh interpreter
-(`fresh=True` of `running.run_script`) where starting it, torchrun or an import is what the test is about.
+Importing takes 3 seconds of a core, and many tests start processes. fork_server.py has imported them once; its forks
+become the scripts. Use a fresh interpreter (`fresh=True` of `running.run_script`) where starting it, torchrun or an
+import is what the test is about.
 """
 
-import gc
-import multiprocessing
-import multiprocessing.forkserver
+import json
 import os
-import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
+from contextlib import contextmanager
 from pathlib import Path
 
-from timm_hnc.commands.console import COMMANDS
+_FOLDER = 'TIMM_HNC_TESTS_FORKS'  # an environment variable: where the server waits
 
-_IMPORTED = [*(f'timm_hnc.commands.{module}' for module, _ in COMMANDS.values()), 'datasets']
-assert all(map(find_spec, _IMPORTED)), 'the server passes over what it cannot import, and every fork imports it anew'
-_context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(_IMPORTED)
+
+@contextmanager
+def fork_server():
+    """The server, for this process and those that it starts."""
+    folder = tempfile.mkdtemp()  # near the root: the path of a socket has 100 characters
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}
+    script = Path(__file__).with_name('fork_server.py')
+    pipe = {'stdin': subprocess.PIPE, 'start_new_session': True}
+    server = subprocess.Popen([sys.executable, script, folder], env=environment, **pipe)
+    os.environ[_FOLDER] = folder
+    try:
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.stdin.close()
+        server.wait()
+        shutil.rmtree(folder)
+        del os.environ[_FOLDER]
+
+
+def connect(path: str, seconds: float = 90) -> socket.socket:
+    """A connection to the socket of this path, which may be yet to come."""
+    end = time.monotonic() + seconds
+    while not os.path.exists(path):
+        assert time.monotonic() < end, f'nobody waits at {path}'
+        time.sleep(0.01)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    return connection
+
+
+class _Fork:
+    """A process of the server's.
+
+    Args:
+        imported: 'torch', or 'timm_hnc' with all that it imports.
+        request: the arguments of `fork_server.become`.
+    """
+
+    def __init__(self, imported: str, request: dict):
+        self._socket = connect(f'{os.environ[_FOLDER]}/{imported}')
+        self._answers = self._socket.makefile('rb', buffering=0)  # what is unread, select sees
+        self._exitcode = None
+        self._socket.sendall(json.dumps(request).encode() + b'\n')
+        self.pid = int(self._answers.readline())
+
+    def join(self, timeout: float = 0) -> int | None:
+        """The exit code, None while it runs."""
+        if self._exitcode is None and select.select([self._answers], [], [], timeout)[0]:
+            self._exitcode = int(self._answers.readline())
+            self._answers.close()
+            self._socket.close()
+        return self._exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.join() is None:
+            os.kill(self.pid, number)
 
 
 class Script:
@@ -35,23 +87,29 @@ class Script:
         environment: all variables.
         processes: 0 for one without a group.
         cwd: folder to work in.
+        imported: what it need not import: 'timm_hnc' and all that it imports, or 'torch' alone.
     """
 
-    def __init__(self, command: list[str], environment: dict[str, str], processes: int = 0, cwd: Path | None = None):
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        processes: int = 0,
+        cwd: Path | None = None,
+        imported: str = 'timm_hnc',
+    ):
         self.args = command
         self._folder = tempfile.TemporaryDirectory()
-        self._streams = [os.path.join(self._folder.name, name) for name in ('out', 'err')]
-        start_server(environment)
+        streams = {name: os.path.join(self._folder.name, name) for name in ('out', 'err')}
+        self._streams = list(streams.values())
+        request = {'command': command, 'cwd': str(cwd or Path.cwd()), **streams}
         variables = [environment | each for each in _groups(processes)]
-        ranks = [(command, each, str(cwd or Path.cwd()), *self._streams) for each in variables]
-        self.ranks = [_context.Process(target=_become, args=args) for args in ranks]
-        for rank in self.ranks:
-            rank.start()
+        self.ranks = [_Fork(imported, {**request, 'environment': each}) for each in variables]
         self.pid = self.ranks[0].pid
 
     def poll(self) -> int | None:
         """The exit code, None while a process runs. One that fails ends the others."""
-        codes = [rank.exitcode for rank in self.ranks]
+        codes = [rank.join() for rank in self.ranks]
         failed = next((code for code in codes if code), 0)
         if failed:
             self.kill()
@@ -76,7 +134,7 @@ class Script:
 
     def communicate(self, timeout: float = 150) -> tuple[str, str]:
         self.wait(timeout)
-        out, err = (Path(path).read_text() for path in self._streams)
+        out, err = (Path(path).read_text() if os.path.exists(path) else '' for path in self._streams)
         return out, err
 
     def kill(self) -> None:
@@ -84,19 +142,7 @@ class Script:
 
     def send_signal(self, number: int) -> None:
         for rank in self.ranks:
-            if rank.is_alive():
-                os.kill(rank.pid, number)
-
-
-def start_server(environment: dict[str, str]) -> None:
-    """The server reads variables as it starts (threads of OpenMP, settings of the Hub's client)."""
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in environment.items() if name != 'PYTHONPATH'})
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+            rank.send_signal(number)
 
 
 def _groups(processes: int) -> list[dict[str, str]]:
@@ -108,24 +154,3 @@ def _groups(processes: int) -> list[dict[str, str]]:
     shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': str(processes)}
     shared['LOCAL_WORLD_SIZE'] = shared['WORLD_SIZE']
     return [{**shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank)} for rank in range(processes)]
-
-
-def _become(command: list[str], environment: dict[str, str], cwd: str, out: str, err: str) -> None:
-    """Run the script in this process."""
-    os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # the default of a fresh interpreter, not that of the parent
-    for stream, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    os.fsync = lambda file: None  # as conftest.py says
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    if command[0] == '-m':
-        sys.argv = command[1:]
-        runpy.run_module(command[1], run_name='__main__', alter_sys=True)
-    else:
-        sys.argv = command
-        sys.path.insert(0, str(Path(command[0]).parent))
-        runpy.run_path(command[0], run_name='__main__')

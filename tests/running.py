@@ -41,6 +41,8 @@ SMALL = [
 WITH_REPORT = [word for word in SMALL if word != '--no-report']
 # Accelerate reads it anew at every look whether a package is there
 importlib.metadata.metadata = cache(importlib.metadata.metadata)
+# libyaml's reads a run's args.yaml ten times as fast
+yaml.SafeLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 # a loader of a failed run is collected late, and then waits this long for its workers
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.3
 _LAUNCHER = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')

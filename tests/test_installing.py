@@ -16,6 +16,7 @@ from zipfile import ZipFile
 
 import pytest
 from data_fixtures import images
+from forks import Script
 from packaging.requirements import Requirement
 from running import ROOT, SMALL, clean_process, train
 
@@ -26,7 +27,11 @@ NAME = 'timm_hnc'
 
 # `python -m MODULE ...` and Python of a user, in one process: importing takes longer than all the rest
 USED = """
-import importlib.resources, json, runpy, sys
+import json, sys
+
+sys.path[:] = json.loads(sys.argv.pop())
+
+import importlib.resources, runpy
 from pathlib import Path
 
 def command(module, *argv):
@@ -49,11 +54,15 @@ print('--result\\n' + json.dumps([timm_hnc.__file__, codes, typed, model.num_cla
 """
 
 
+def without_repository() -> dict[str, str]:
+    """The environment, with nothing of the repository on its path."""
+    return {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+
+
 def run(*command, cwd: Path) -> str:
-    """What a command prints, with nothing of the repository on its path."""
-    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    """What a command prints."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=350)
+    done = subprocess.run(words, cwd=cwd, env=without_repository(), capture_output=True, text=True, timeout=350)
     assert done.returncode == 0, f'{" ".join(words)}\n{done.stdout}\n{done.stderr}'
     return done.stdout
 
@@ -131,7 +140,13 @@ def test_a_wheel_does_without_the_repository(wheel, images, tmp_path):
     made = train('--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run')
     empty = tmp_path / 'empty'
     empty.mkdir()
-    printed = run(python, '-c', USED, made, tmp_path, cwd=empty)
+    (tmp_path / 'used.py').write_text(USED)
+    # in a process that has torch, with the path of the environment's interpreter
+    path = json.loads(run(python, '-c', 'import json, sys; print(json.dumps(sys.path[1:]))', cwd=empty))
+    words = [tmp_path / 'used.py', made, tmp_path, json.dumps(path)]
+    used = Script([str(word) for word in words], without_repository(), cwd=empty, imported='torch')
+    printed, errors = used.communicate(timeout=350)
+    assert used.returncode == 0, errors
     for command in ('timm-hnc COMMAND', 'timm-hnc push', 'python -m timm_hnc train'):
         assert f'usage: {command} ' in printed
     assert json.loads(printed.rpartition('--result\n')[2]) == [

@@ -18,7 +18,8 @@ from torch import nn
 from timm_hnc import CamModel, HNCLoss, HNCMultiLabelTask, HNCTask
 
 SMALL = MODELS['resnet']
-BOTH_TASKS = [(HNCTask, SMALL), (HNCMultiLabelTask, MODELS['vit'])]  # with running statistics and, sooner, without
+# with running statistics, and without
+BOTH_TASKS = [(HNCTask, SMALL), pytest.param(HNCMultiLabelTask, MODELS['vit'], marks=pytest.mark.slow)]
 BATCH = 4
 LABELS = torch.tensor([2, 0, 5, 2])
 LABEL_SETS = torch.tensor(

@@ -152,7 +152,10 @@ def test_channels_last(small, training):
 
 @pytest.mark.parametrize(
     ('name', 'backend'),
-    [(name, 'aot_eager' if name == 'vit_reg4' else 'eager') for name in REPRESENTATIVES if name != 'resnet'],
+    [
+        *[('swiftformer', 'eager'), ('vit_reg4', 'aot_eager'), ('resnetv2', 'eager')],
+        *[pytest.param(name, 'eager', marks=pytest.mark.slow) for name in ('twins', 'swin')],
+    ],
 )
 def test_compiled_without_graph_breaks(name, backend):
     small = MODELS[name]

@@ -236,7 +236,11 @@ def test_deterministic_algorithms_give_equal_bits():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize('small', [MODELS['resnet'], DETACHED_MODELS['convnext']], ids=['resnet', 'convnext'])
+@pytest.mark.parametrize(
+    'small',
+    [MODELS['resnet'], pytest.param(DETACHED_MODELS['convnext'], marks=pytest.mark.slow)],
+    ids=['resnet', 'convnext'],
+)
 def test_compiled_models_give_the_same_loss_and_gradients(small):
     model = small.make(num_classes=60).double().train()
     cam_model, target = CamModel(model), torch.tensor([3, 50])

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-from hub_server import WITHOUT_WAITING
-
-CLIENT = """
-import json, logging, sys, warnings
+HERE = str(Path(__file__).parent)
+CLIENT = (
+    f'import sys; sys.path.insert(0, {HERE!r})'
+    + """
+import json, logging, warnings
 import huggingface_hub
+from hub_waits import WAITS
 logging.disable(logging.CRITICAL)
 
 def outcome(name, kwargs):
@@ -28,6 +31,7 @@ for line in sys.stdin:
     print(json.dumps(outcome(*json.loads(line)) | {'waits': WAITS}, default=lambda x: getattr(x, '__dict__', str(x))))
     sys.stdout.flush()
 """
+)
 
 
 class Client:
@@ -43,7 +47,7 @@ class Client:
     """
 
     def __init__(self, environment):
-        command = [sys.executable, '-c', WITHOUT_WAITING + CLIENT]
+        command = [sys.executable, '-c', CLIENT]
         pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
         self.process = subprocess.Popen(command, env=environment, **pipes)
 

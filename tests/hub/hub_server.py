@@ -45,13 +45,6 @@ UPLOAD_REQUESTS = [
     ('POST', '/commit/'),
 ]
 FAULTS = ('cut', 'cut-upload', 'cut-body', 'cut-answer')
-# a script that starts with this does not wait between the client's attempts; WAITS lists the seconds it would have
-WITHOUT_WAITING = """
-import types, time, huggingface_hub.utils._http, huggingface_hub.file_download
-WAITS = []
-no_waiting = types.SimpleNamespace(**{**vars(time), 'sleep': WAITS.append})
-huggingface_hub.utils._http.time = huggingface_hub.file_download.time = no_waiting
-"""
 
 
 class Request(NamedTuple):

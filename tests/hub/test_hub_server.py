@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 
@@ -13,6 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from forks import Script
 from hub_client import Client
 from hub_server import UPLOAD_REQUESTS, HubServer, client_environment
 
@@ -330,8 +329,10 @@ tensors['old'] = old.get_classifier().weight.detach()
 safetensors.torch.save_file(tensors, {str(tmp_path / 'found.safetensors')!r})
 assert 'timm_hnc' not in sys.modules
 """
-    environment = client_environment(server, tmp_path / 'home')
-    subprocess.run([sys.executable, '-c', script], env=environment, check=True, timeout=100)
+    (tmp_path / 'plain.py').write_text(script)
+    plain = Script([str(tmp_path / 'plain.py')], client_environment(server, tmp_path / 'home'), imported='torch')
+    errors = plain.communicate()[1]
+    assert plain.returncode == 0, errors
     found = safetensors.torch.load_file(tmp_path / 'found.safetensors')
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

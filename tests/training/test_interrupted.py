@@ -74,13 +74,11 @@ def interrupted(at_update, monkeypatch, argv, epoch, update, action=interrupt):
         '--hnc mse --hnc-weight auto:0.2 --warmup-epochs 0 --model-ema --model-ema-decay 0.9 --mixup 0.3',
         '--workers 2 --opt adamw --mixup 0.3 --cutmix 0.5 --mixup-mode elem --model-ema --model-ema-warmup',
         '--grad-accum-steps 2 --sched-on-updates --warmup-epochs 1 --no-prefetcher --mixup 0.3 --clip-grad 1',
-        '--label-noise symmetric:0.2 --hnc kd --hnc-start-epoch 1 --workers 1 --drop-path 0.2 --model test_convnext'
-        ' --model-kwargs depths=(1,1,1,1) dims=(16,16,16,16)',
-        '--loss anchor --opt lookahead_sgd',
-        '--loss center --train-img-sizes 24 32',
+        '--label-noise symmetric:0.2 --hnc kd --hnc-start-epoch 1 --loss anchor --drop-path 0.2',
+        '--loss center --train-img-sizes 24 32 --opt lookahead_sgd',
         '--aug-splits 2 --jsd-loss --split-bn --sched plateau --patience-epochs 0',
     ],
-    ids=['hnc-ema', 'workers', 'accumulation', 'label-noise', 'anchor', 'center-sizes', 'augmix-plateau'],
+    ids=['hnc-ema', 'workers', 'accumulation', 'label-noise-anchor', 'center-sizes-lookahead', 'augmix-plateau'],
 )
 def test_killed_twice_inside_epochs_is_not_killed(options, monkeypatch, at_update, extra):
     argv = [*AUGMENTED, *extra.split(), '--epochs', 2, '--checkpoint-interval', 2]
@@ -168,8 +166,10 @@ def test_other_images_inside_an_epoch_are_refused(
     assert [row['epoch'] for row in summary(folder)] == [0, 1]
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
-@pytest.mark.parametrize('update', [4, 7], ids=['inside', 'at the end'])
+@pytest.mark.parametrize(
+    ('number', 'code', 'update'),  # inside an epoch, and at its end
+    [(signal.SIGTERM, 0, 4), (signal.SIGINT, 130, 4), (signal.SIGUSR1, 0, 4), (signal.SIGTERM, 0, 7)],
+)
 def test_a_signal_saves_and_says_how_to_go_on(
     options, undisturbed, monkeypatch, at_update, capsys, number, code, update
 ):

@@ -43,12 +43,10 @@ def options(images, tmp_path):
     ('how', 'extra'),
     [
         ('auto', ['--hnc', 'mse', '--model-ema', '--model-ema-decay', 0.9]),
-        ('run folder', ['--opt', 'adamw', '--model-ema', '--model-ema-warmup']),
-        ('auto', ['--sched-on-updates', '--warmup-epochs', 1, '--grad-accum-steps', 2, '--no-prefetcher']),
-        ('run folder', ['--train-img-sizes', 24, 32, '--opt', 'lookahead_sgd']),
-        ('auto', ['--sched', 'plateau', '--patience-epochs', 0, '--warmup-epochs', 0, '--lr-noise', 0.0, 0.9]),
+        ('run folder', ['--opt', 'adamw', '--sched', 'plateau', '--patience-epochs', 0, '--lr-noise', 0.0, 0.9]),
+        ('run folder', ['--sched-on-updates', '--warmup-epochs', 1, '--grad-accum-steps', 2, '--no-prefetcher']),
     ],
-    ids=['hnc-ema', 'adamw-ema', 'updates-accumulation', 'sizes-lookahead', 'plateau'],
+    ids=['hnc-ema', 'adamw-plateau', 'updates-accumulation'],
 )
 def test_two_epochs_and_one_more_are_three(options, tmp_path, extra, how):
     whole = train(*options('whole', *AUGMENTED, *extra, '--epochs', 3))
@@ -64,15 +62,15 @@ def test_two_epochs_and_one_more_are_three(options, tmp_path, extra, how):
     assert result(parts)['final'] == result(whole)['final']
 
 
-@pytest.mark.parametrize('lost', ['result.json', 'report.html'])
-def test_what_a_kill_at_the_end_left_out_is_made_up_for(images, tmp_path, lost):
+def test_what_a_kill_at_the_end_left_out_is_made_up_for(images, tmp_path):
     argv = ['--data-dir', images, *WITH_REPORT, '--output', tmp_path, '--experiment', 'run']
     folder = train(*argv)
     before = result(folder)
-    (folder / lost).unlink()
-    train(*argv, '--resume', 'auto')
-    assert (folder / 'report.html').is_file()
-    assert {**result(folder), 'seconds': 0, 'command': ''} == {**before, 'seconds': 0, 'command': ''}
+    for lost in ('result.json', 'report.html'):
+        (folder / lost).unlink()
+        train(*argv, '--resume', 'auto')
+        assert (folder / 'report.html').is_file()
+        assert {**result(folder), 'seconds': 0, 'command': ''} == {**before, 'seconds': 0, 'command': ''}
 
 
 def test_an_epoch_that_begins_anew_counts_none_of_its_images_twice(options, tmp_path):

@@ -127,13 +127,14 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('kind', DATA)
+@pytest.mark.parametrize(
+    ('kind', 'workers'),
+    [
+        *[('folder', 2), ('positional folder', 0), ('torch', 0), ('tar', 2), ('hfds', 0)],
+        *[('wds', 0), ('wds', 2), ('hfids', 0), ('hfids', 1)],  # one file, one worker
+    ],
+)
 def test_every_kind_of_data_trains_and_is_evaluated_alike(kind, workers, request, tmp_path, images, capsys):
-    if kind in ('positional folder', 'torch', 'hfds') and workers:
-        pytest.skip('read as a folder is')
-    if kind == 'hfids':
-        workers = min(workers, 1)  # one file, one worker
     options = [*DATA[kind](request.getfixturevalue), *SMALL, '--workers', workers, '--epochs', 2, '--cam-images', 1]
     folder = train(*options, '--output', tmp_path, '--experiment', 'run')
     figures = result(folder)
@@ -182,42 +183,32 @@ def test_every_loss_on_one_label_and_on_several(task, hnc, request, tmp_path):
 
 
 OPTIONS = [
-    '--mixup 0.4 --cutmix 1.0 --smoothing 0.1 --synchronize-step --pin-mem',
-    '--mixup 0.4 --cutmix 1.0 --smoothing 0.1 --no-prefetcher --no-ddp-bb --dist-bn broadcast',
-    '--mixup 0.4 --cutmix 1.0 --smoothing 0.1 --hnc mse',
-    '--mixup 0.4 --cutmix 1.0 --smoothing 0.1 --hnc kd --no-prefetcher',
-    '--cutmix-minmax 0.2 0.8 --mixup-mode elem --mixup-off-epoch 1 --epochs 2',
+    '--mixup 0.4 --cutmix 1.0 --smoothing 0.1 --synchronize-step --pin-mem --hnc mse',
+    '--mixup 0.4 --cutmix 1.0 --smoothing 0.1 --no-prefetcher --no-ddp-bb --dist-bn broadcast --hnc kd',
+    '--cutmix-minmax 0.2 0.8 --mixup-mode elem --mixup-off-epoch 1 --sched step --decay-epochs 1 --warmup-epochs 0'
+    ' --epochs 2 --min-lr 1e-4',
     '--reprob 0.5 --remode const --recount 2 --clip-grad 1.0 --train-crop-mode pad --hflip 0',
     '--reprob 0.5 --no-prefetcher --clip-grad 0.1 --clip-mode value --save-images --log-interval 3',
     '--aa rand-m9-mstd0.5-inc1 --vflip 0.5 --color-jitter-prob 0.5 --grayscale-prob 0.2 --gaussian-blur-prob 0.2',
-    '--aa original --train-crop-mode rkrc --channels-last --hnc kd',
-    '--no-aug --clip-grad 0.02 --clip-mode agc',
+    '--aa original --train-crop-mode rkrc --channels-last --hnc kd --drop 0.2 --drop-path 0.1',
+    '--no-aug --clip-grad 0.02 --clip-mode agc --opt lookahead_adamw --gp max',
     '--train-crop-mode rkrr --model-ema --model-ema-decay 0.5 --model-ema-warmup',
-    '--bce-loss --bce-target-thresh 0.2 --bce-sum',
-    '--loss poly --poly-epsilon 0.5 --hnc mse',
+    '--bce-loss --bce-target-thresh 0.2 --bce-sum --grad-checkpointing --fast-norm',
+    '--loss poly --poly-epsilon 0.5 --hnc mse --amp --amp-dtype bfloat16',
     '--aug-splits 3 --jsd-loss --split-bn --aa augmix-m5-w4-d2 --resplit --reprob 0.3',
     '--aug-splits 2 --split-bn --hnc mse',
     '--grad-accum-steps 3 --hnc mse --model-ema --model-ema-force-cpu',
-    '--amp --amp-dtype bfloat16 --hnc mse',
-    '--model-dtype bfloat16',
-    '--layer-decay 0.7 --opt adamw --lr-base-scale sqrt',
-    '--opt lookahead_adamw',
+    '--model-dtype bfloat16 --train-interpolation bilinear -vb 5',
+    '--layer-decay 0.7 --opt adamw --lr-base-scale sqrt --sched wsd --epochs 3 --decay-epochs 1 --warmup-epochs 1',
     '--opt adahessian',
     '--opt lamb --opt-betas 0.8 0.99 --opt-eps 1e-6 --sched-on-updates --epochs 2 --warmup-epochs 1 --in-chans 1',
     '--sched plateau --patience-epochs 0 --epochs 3 --warmup-epochs 0',
-    '--sched wsd --epochs 4 --decay-epochs 1 --warmup-epochs 1',
-    '--sched step --decay-epochs 1 --warmup-epochs 0 --epochs 2 --min-lr 1e-4',
-    '--sched cosine --cooldown-epochs 1 --warmup-prefix --warmup-epochs 1 --epochs 2',
-    '--train-img-sizes 24 32 --train-batch-sizes 10 6 --variable-batch-loss-scale linear --epochs 2',
+    '--train-img-sizes 24 32 --train-batch-sizes 10 6 --variable-batch-loss-scale linear --sched cosine'
+    ' --cooldown-epochs 1 --warmup-prefix --warmup-epochs 1 --epochs 2',
     '--train-img-sizes 24 32 --train-crop-mode pad --hnc mse',
-    '--epoch-repeats 2 --workers 1 --worker-seeding part',
-    '--use-multi-epochs-loader --workers 2 --epochs 2',
-    '--grad-checkpointing --fast-norm',
-    '--drop 0.2 --drop-path 0.1 --hnc kd',
+    '--epoch-repeats 2 --use-multi-epochs-loader --workers 1 --worker-seeding part --epochs 2',
     '--head-init-scale 0.1 --head-init-bias 0.5 --model test_efficientnet --model-kwargs --bn-momentum 0.2',
     '--input-size 3 32 48 --mean 0.5 --std 0.25 --crop-pct 0.9 --interpolation bicubic',
-    '--train-interpolation bilinear -vb 5',
-    '--gp max',
 ]
 
 

@@ -2,9 +2,7 @@ import logging
 
 import pytest
 import torch
-from forks import start_server
 from image_data import write_folder
-from running import subprocess_environment
 from torch.utils.data import DataLoader
 
 from timm_hnc.data.datasets import create_dataset
@@ -38,8 +36,7 @@ def dataset(tmp_path, skipped):
 
 @pytest.mark.parametrize(('workers', 'context'), [(0, None), (2, 'fork'), (1, 'forkserver')])
 def test_every_image_that_cannot_be_decoded_is_counted(dataset, skipped, workers, context):
-    if context == 'forkserver':  # its process is sent the data set, as one of 'spawn' is
-        start_server(subprocess_environment())
+    # a process of 'forkserver' is sent the data set, as one of 'spawn' is
     loader = DataLoader(dataset, batch_size=4, num_workers=workers, multiprocessing_context=context)
     batches = list(loader)
     assert sum(len(targets) for _, targets in batches) == 25

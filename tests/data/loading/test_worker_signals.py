@@ -7,8 +7,6 @@ import subprocess
 import sys
 
 import torch
-from forks import start_server
-from running import subprocess_environment
 from torch.utils.data import DataLoader, get_worker_info
 
 from timm_hnc.data.loading.worker_signals import outlive_signals
@@ -62,7 +60,6 @@ def test_only_the_process_that_reads_ends_them():
 
 
 def test_those_that_are_no_forks_of_it_are_of_no_group():
-    start_server(subprocess_environment())
     loader = loader_of('forkserver')  # its processes end with it
     for worker in workers_of(loader):
         assert os.getpgid(worker.pid) == worker.pid
