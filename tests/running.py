@@ -153,7 +153,7 @@ def subprocess_environment() -> dict[str, str]:
 
 
 def start_script(
-    *command, processes: int = 0, fresh: bool = False, cwd: Path | None = None
+    *command, processes: int = 0, fresh: bool = False, cwd: Path | None = None, imported: str = 'timm_hnc'
 ) -> Script | subprocess.Popen:
     """Start a Python script, alone or in several processes.
 
@@ -162,10 +162,11 @@ def start_script(
         processes: in a group; 0 for one without.
         fresh: an interpreter of its own, and torchrun for a group, rather than forks that have all imports done.
         cwd: folder to work in.
+        imported: what a fork need not import: 'timm_hnc' and all that it imports, or 'torch' alone.
     """
     words = [str(word) for word in command]
     if not fresh and words[0] != '-c':
-        return Script(words, subprocess_environment(), processes, cwd)
+        return Script(words, subprocess_environment(), processes, cwd, imported)
     launcher = [sys.executable]
     if processes:
         launcher += ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]

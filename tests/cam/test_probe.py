@@ -28,21 +28,18 @@ from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable, probe_hea
 ADVICE = "create it with global_pool='avg' (--gp avg)"
 KINDS = heads_table()
 PLAIN = [
-    *('resnet14t', 'darknet17', 'test_byobnet', 'ese_vovnet19b_slim', 'legacy_seresnet18', 'cspnext_tiny'),
-    *('nf_resnet26', 'test_efficientnet_gn', 'botnet26t_256', 'regnetx_002', 'coatnet_pico_rw_224', 'pvt_v2_b1'),
-    *('mobilevitv2_075', 'convnext_tiny_hnf', 'gcvit_xxtiny', 'hrnet_w18_small', 'densenetblur121d'),
-    *('samvit_base_patch16_224', 'swinv2_cr_tiny_224', 'focalnet_tiny_srf'),
-    *('resnetv2_18d', 'dla34', 'dpn48b', 'swin_s3_tiny_224', 'resmlp_12_224', 'vit_srelpos_small_patch16_224'),
-    *('vit_medium_patch16_gap_240', 'mvitv2_tiny', 'twins_pcpvt_small', 'vit_so150m_patch16_reg4_gap_256'),
-    *('efficientformer_l1', 'swiftformer_s'),
+    *('resnet14t', 'test_byobnet', 'ese_vovnet19b_slim', 'legacy_seresnet18', 'nf_resnet26', 'test_efficientnet_gn'),
+    *('botnet26t_256', 'coatnet_pico_rw_224', 'mobilevitv2_075', 'convnext_tiny_hnf', 'hrnet_w18_small'),
+    *('densenetblur121d', 'samvit_base_patch16_224', 'swinv2_cr_tiny_224', 'focalnet_tiny_srf', 'resnetv2_18d'),
+    *('dla34', 'dpn48b', 'resmlp_12_224', 'vit_medium_patch16_gap_240', 'mvitv2_tiny', 'efficientformer_l1'),
+    'swiftformer_s',
 ]
 DETACHED = [
-    *('levit_512_s8', 'repvit_m1_1', 'convnext_atto', 'convnext_atto_rms', 'hiera_tiny_224', 'test_vit4'),
-    *('mobilenetv3_small_050', 'resnet50_mlp', 'vgg13', 'efficientvit_b0', 'resnet50_clip'),
-    *('vit_pe_core_base_patch16_224', 'efficientvim_m1'),
+    *('levit_512_s8', 'repvit_m1_1', 'convnext_atto_rms', 'hiera_tiny_224', 'test_vit4', 'mobilenetv3_small_050'),
+    *('resnet50_mlp', 'vgg13', 'efficientvit_b0', 'resnet50_clip', 'efficientvim_m1'),
 ]
 FOR_PICTURES = [
-    *('pit_s_224', 'vit_xsmall_patch16_clip_224', 'mvitv2_small_cls', 'deit_small_distilled_patch16_224'),
+    *('pit_s_224', 'vit_xsmall_patch16_clip_224', 'deit_small_distilled_patch16_224'),
     'convit_tiny',  # test_detached_tail.py has the families that take longer
 ]
 REFUSED = ['vit_small_patch14_dinov2', 'qwen3_vit_88m_enc']
@@ -76,14 +73,14 @@ def test_the_table_is_whole():
     assert {kind for kind in KINDS.values() if kind.startswith('A')} == {'A1', 'A2', 'A3', 'A4', 'A5', 'A6'}
 
 
-@pytest.mark.parametrize('name', PLAIN + DETACHED + FOR_PICTURES + REFUSED)
+@pytest.mark.parametrize('name', PLAIN + DETACHED + FOR_PICTURES + REFUSED)  # the slow test below takes all
 def test_a_sample_of_timm(name):
     assert (name in PLAIN) == KINDS[name].startswith('A')
     assert (name in PLAIN + DETACHED) == expected(name)[1]
     assert found(name) == expected(name)
 
 
-@pytest.mark.parametrize('name', ['efficientvim_m4', 'efficientvim_m4_dist'])
+@pytest.mark.parametrize('name', ['efficientvim_m4_dist'])
 def test_states_of_any_number_are_no_tokens(name):
     assert found(name) == expected(name)
 

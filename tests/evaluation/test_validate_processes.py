@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import ROOT, SMALL, result_of, run_script, train, validate
+from running import SMALL, run_script, train, validate
 
 COMMANDS = Path(__file__).parents[1] / 'several_commands.py'
 
@@ -28,7 +28,8 @@ def test_figures_are_those_of_one_process(runs, shards, tmp_path, capsys, proces
         'one image': ['--checkpoint', str(runs / 'several'), '-b', '3', '--no-prefetcher'],
     }
     if processes == 2:  # there are two shards
-        options = {'streamed': ['--checkpoint', str(runs / 'one'), '--dataset', 'wds/x', '--data-dir', str(shards)]}
+        streamed = ['--checkpoint', str(runs / 'one'), '--dataset', 'wds/x', '--data-dir', str(shards)]
+        options = {'streamed': streamed, 'a batch that is not full': ['--checkpoint', str(runs / 'one'), '-b', '5']}
     common = ['--device', 'cpu', '--results-format', 'json']
     commands = []
     for name, argv in options.items():
@@ -45,11 +46,3 @@ def test_figures_are_those_of_one_process(runs, shards, tmp_path, capsys, proces
             continue
         assert found.pop('loss') == pytest.approx(expected.pop('loss'), abs=1e-6), name
         assert found == expected, name
-
-
-def test_validate_py_under_torchrun(runs, tmp_path, capsys):
-    argv = ['--checkpoint', runs / 'one', '--device', 'cpu', '--workers', '0', '-b', '5']
-    figures = result_of(run_script(ROOT / 'validate.py', *argv, processes=2, cwd=tmp_path))
-    expected = validate(capsys, *argv)
-    assert figures.pop('loss') == pytest.approx(expected.pop('loss'), abs=1e-6)
-    assert figures == expected

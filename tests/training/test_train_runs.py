@@ -357,7 +357,7 @@ def test_a_run_without_experiment_gets_a_folder_of_its_own(images, tmp_path):
 
 def test_train_py_is_a_command(images, tmp_path):
     command = [ROOT / 'train.py', '--data-dir', images, *SMALL, '--hnc', 'mse', '--output', 'out', '--experiment', 'a']
-    process = run_script(*command, fresh=True, cwd=tmp_path)
+    process = run_script(*command, imported='torch', cwd=tmp_path)
     assert result_of(process) == result(tmp_path / 'out' / 'a')
     assert 'No accelerator here' not in process.stderr, '--device cpu asks for it'
     assert 'Warning' not in process.stderr
