@@ -199,6 +199,8 @@ def test_one_data_set_for_both_is_augmented_for_training_alone(images, tmp_path,
         ({'split': 'test'}, '--split test: does nothing, the data is provided'),
         ({'data_dir': 'here'}, '--data-dir here: does nothing'),
         ({'checkpoint': 'x.pth'}, '--checkpoint x.pth: does nothing, the model is provided'),
+        ({'batch_size': 8}, '--batch-size 8: does nothing, the DataLoader that is provided makes them'),
+        ({'crop_border_pixels': 2}, '--crop-border-pixels 2: does nothing'),
     ],
 )
 def test_an_evaluation_refuses_what_would_do_nothing(values, message):
@@ -234,3 +236,9 @@ def test_wrong_use(images, data, values, message):
         timm_hnc.train(new_model(), data, **{**OPTIONS, **values})
     with pytest.raises(TypeError, match='no option of TrainOptions: epoch'):
         timm_hnc.train(new_model(), data, epoch=3)
+
+
+def test_a_loader_of_validation_batches_has_its_own_size(images):
+    forget_run()
+    with pytest.raises(UsageError, match='--validation-batch-size 2: does nothing, the DataLoader that is provided'):
+        timm_hnc.train(new_model(), loader_of(), loader_of(), **OPTIONS, validation_batch_size=2)

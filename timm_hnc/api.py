@@ -51,7 +51,7 @@ def train(
     named = values | {'model': name_of(plain)} | ({'val_split': ''} if eval_set is None else {})
     options = train_options(named) if options is None else options.changed(**named)
     _check_loaders(train_set, eval_set)
-    options = fitted_options(options, frozenset(values), plain, train_set)
+    options = fitted_options(options, frozenset(values), plain, train_set, eval_set)
     if eval_set is train_set and not isinstance(eval_set, DataLoader):
         eval_set = copy.copy(eval_set)  # each has a transform of its own
     outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set))
@@ -85,6 +85,10 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     _check_loaders(data)
     refuse_unused(options, OF_DATA | {'split', 'num_samples', 'retry'}, 'the data is provided.')
     refuse_unused(options, OF_MODEL | {'pretrained', 'checkpoint', 'use_ema', 'reparam'}, 'the model is provided.')
+    if isinstance(data, DataLoader):
+        refuse_unused(
+            options, {'batch_size', 'crop_border_pixels'}, 'the DataLoader that is provided makes the batches.'
+        )
     renew_state(options.device)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)

@@ -242,6 +242,10 @@ def test_a_folder_of_weights_gives_a_row_each_best_first(weights, images, tmp_pa
     assert [row['checkpoint'] for row in rows] == [str(folder / 'b.pth'), str(folder / 'a.pth')]
     assert rows[0]['top1'] >= rows[1]['top1']
     assert [row['top1'] for row in csv.DictReader((folder / 'r.csv').open())] == [str(row['top1']) for row in rows]
+    for name in 'ab':
+        torch.save({}, folder / f'{name}.pth')
+    code, lines = failure(capsys, 'validate', '--checkpoint', folder, *MODEL, images, *HERE)
+    assert (code, lines) == (1, 'none of 3 models could be evaluated; why, is said above.')
 
 
 def test_a_file_of_names_gives_a_row_each(run, images, tmp_path, capsys):

@@ -66,8 +66,9 @@ def _validate_all(options: ValidateOptions, sources: list[Source], accelerator: 
             refused = error if isinstance(error, UsageError) else refused
             continue
         results.append({**result, **({'checkpoint': source.checkpoint} if source.checkpoint else {})})
-    if refused is not None and not results:
-        raise refused  # the options are as wrong for every other model
+    if not results:
+        # options that were refused are as wrong for every other model
+        raise refused or DataError(f'none of {len(sources)} models could be evaluated; why, is said above.')
     metric = 'map' if options.task.multi_label else 'top1'
     return sorted(results, key=lambda result: result[metric], reverse=True)
 

@@ -42,7 +42,9 @@ def refuse_unused(options: Any, names: Iterable[str], why: str) -> None:
             raise UsageError(f'{flag_of(name)}{value}: does nothing, {why}')
 
 
-def fitted_options(options: TrainOptions, explicit: Collection[str], model: Any, train_set: Any) -> TrainOptions:
+def fitted_options(
+    options: TrainOptions, explicit: Collection[str], model: Any, train_set: Any, eval_set: Any
+) -> TrainOptions:
     """The options of a run on a model and data that are provided, with the batch size of a loader.
 
     Raises:
@@ -53,6 +55,8 @@ def fitted_options(options: TrainOptions, explicit: Collection[str], model: Any,
     asked = options.input.num_classes
     if asked not in (None, model.num_classes):
         raise UsageError(f'--num-classes {asked}: the model that is provided has {model.num_classes}.')
+    if isinstance(eval_set, DataLoader):
+        refuse_unused(options, {'validation_batch_size'}, 'the DataLoader that is provided makes the batches.')
     if not isinstance(train_set, DataLoader):
         return options
     refuse_unused(options, _OF_BATCHES, 'the DataLoader that is provided makes the training batches.')
