@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -266,6 +267,15 @@ def test_curves(tmp_path):
     buffer = io.BytesIO()
     picture.save(buffer, 'PNG')
     assert np.asarray(picture).std() > 10
+
+
+@pytest.mark.parametrize('length', [8, 60, 150])
+def test_curves_of_many_runs_have_room_beside_their_names(tmp_path, length):
+    runs = [write_run(tmp_path, f'{number}'.rjust(length, 'x'), top1=20 + number) for number in range(29)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # matplotlib warns where axes have no room
+        picture = curves_of(runs)
+    assert picture.width < 6000
 
 
 def lines_by_weight(folders):

@@ -1,6 +1,7 @@
 """Training curves of runs, and their accuracy by the weight of HNC (Fig. 4 of the paper)."""
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,12 +83,15 @@ def draw_curves(runs: Sequence[RunCurves]) -> Image.Image:
         UsageError: matplotlib is not installed.
     """
     panels = curve_panels(runs)
-    figure = new_figure(4.6 * len(panels), 4.2 + 0.22 * len(runs))
+    longest = 0.6 + 0.09 * max(len(run.label) for run in runs)  # inches of the legend's widest column
+    width = max(4.6 * len(panels), longest)
+    columns = max(1, min(3, len(runs), int(width / longest)))
+    figure = new_figure(width, 4.2 + 0.22 * math.ceil(len(runs) / columns))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, draw in zip(axes, panels.values(), strict=True):
         draw(axis)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=min(3, len(runs)), fontsize=11, frameon=False)
+    figure.legend(handles, labels, loc='outside lower center', ncols=columns, fontsize=11, frameon=False)
     return as_image(figure)
 
 
