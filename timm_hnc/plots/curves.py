@@ -83,7 +83,7 @@ def draw_curves(runs: Sequence[RunCurves]) -> Image.Image:
         UsageError: matplotlib is not installed.
     """
     panels = curve_panels(runs)
-    longest = 0.6 + 0.09 * max(len(run.label) for run in runs)  # inches of the legend's widest column
+    longest = 0.6 + 0.1 * max(len(run.label) for run in runs)  # inches of the legend's widest column
     width = max(4.6 * len(panels), longest)
     columns = max(1, min(3, len(runs), int(width / longest)))
     figure = new_figure(width, 4.2 + 0.22 * math.ceil(len(runs) / columns))
