@@ -199,7 +199,7 @@ def test_one_data_set_for_both_is_augmented_for_training_alone(images, tmp_path,
         ({'split': 'test'}, '--split test: does nothing, the data is provided'),
         ({'data_dir': 'here'}, '--data-dir here: does nothing'),
         ({'checkpoint': 'x.pth'}, '--checkpoint x.pth: does nothing, the model is provided'),
-        ({'batch_size': 8}, '--batch-size 8: does nothing, the DataLoader that is provided makes them'),
+        ({'batch_size': 8}, '--batch-size 8: does nothing, the DataLoader that is provided makes the batches'),
         ({'crop_border_pixels': 2}, '--crop-border-pixels 2: does nothing'),
     ],
 )
