@@ -23,7 +23,7 @@ import timm_hnc
 from timm_hnc.commands.console import COMMANDS
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.commands.options.validate_options import parse_validate_options
-from timm_hnc.losses.factory import LOSSES
+from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 
 __all__ = ['clean_process', 'images']
 EXTRAS = re.findall(r'^(\w+) = \[', (ROOT / 'pyproject.toml').read_text().split('optional-dependencies]')[1], re.M)
@@ -215,7 +215,7 @@ def test_every_page_loss_and_command_has_its_place():
     everything = '\n'.join(path.read_text() for path in PAGES)
     for path in (ROOT / 'docs').rglob('*.md'):
         assert f': {path.relative_to(ROOT / "docs").as_posix()}\n' in navigation
-    for name, kind in LOSSES.items():
+    for name, kind in (LOSSES | MAP_LOSSES).items():
         assert f'| `{name}` |' in losses
         assert f'::: {kind.__module__}.{kind.__name__}\n' in api
     assert all(re.search(rf'timm-hnc {name}\b', everything) for name in COMMANDS)

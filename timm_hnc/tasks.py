@@ -1,7 +1,7 @@
-"""timm's training tasks for losses on class maps, and with the HNC loss beside them (Eq. 7 and Eq. 9 of the paper)."""
+"""timm's training tasks for losses on class maps, and with HNC and others beside them (Eq. 7, Eq. 9 of the paper)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import check_trainable
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.auto_weight import AutoWeight
-from timm_hnc.losses.base import Loss
+from timm_hnc.losses.base import Loss, at_least
 from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
+from timm_hnc.losses.maps.base import MapLoss
 
 
 class ClassMapTask(ClassificationTask):
-    """Single-label classification by a criterion that may look at class maps (`timm_hnc.losses`).
+    """Single-label classification: a criterion that may look at class maps, and the losses on maps beside it.
 
     Args:
         cam_model: the model to train.
@@ -29,10 +30,14 @@ class ClassMapTask(ClassificationTask):
         device: of the task's tensors.
         dtype: of the task's tensors.
         verbose: log the losses in use.
+        map_losses: losses on class maps and their weights, by the names under which they are logged.
+        target_floor: the value that smoothing gives to absent classes in dense targets; by default from
+            criterion_kwargs: smoothing / n with soft targets (smoothing / 2 for several labels), else 0.
 
     Raises:
         TypeError: the model is no CamModel.
-        ValueError: the model's class maps cannot be trained on, or the criterion does not go with it.
+        ValueError: the model's class maps cannot be trained on, the criterion does not go with it, or a weight is
+            negative or not finite.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class ClassMapTask(ClassificationTask):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
+        map_losses: Mapping[str, tuple[MapLoss, float]] | None = None,
+        target_floor: float | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(cam_model, CamModel):
@@ -52,26 +59,48 @@ class ClassMapTask(ClassificationTask):
         if isinstance(criterion, Loss):
             check_classifier(cam_model, criterion)
         super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)
+        map_losses = map_losses or {}
+        self.map_weights = {name: at_least(0, **{name: weight}) for name, (_, weight) in map_losses.items()}
+        self.map_losses = nn.ModuleDict({name: map_loss for name, (map_loss, _) in map_losses.items()})
+        if target_floor is None:
+            given, classes = criterion_kwargs or {}, 2 if self.multi_label else cam_model.num_classes
+            target_floor = given.get('smoothing', 0.0) / classes if given.get('soft_targets') else 0.0
+        self.target_floor = target_floor
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """As `HNCTask.forward`: 'loss' to train on, and 'output' (B, n) logits."""
-        criterion, plain = self.criterion_and_maps(input, target)
-        return {'loss': criterion, 'output': plain.logits[: len(input)]}
+        """As `HNCTask.forward`: 'loss' to train on, 'output' (B, n) logits, and of several losses each, by name."""
+        images, target = self.views(input, target)
+        criterion, plain = self.criterion_and_maps(images, target)
+        loss, parts = self.with_map_losses(criterion, plain, target, images)
+        parts = {'criterion': criterion.detach(), **parts} if parts else {}
+        return {'loss': loss, 'output': plain.logits[: len(input)], **parts}
 
-    def criterion_and_maps(self, input: Tensor, target: Tensor) -> tuple[Tensor, ClassMaps]:
-        """The criterion of a batch, and the class maps of the classifier that is exported.
-
-        The maps are of twice the images where the criterion needs two views.
-        """
+    def views(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch and its targets, and behind it its mirror images where a loss needs two views."""
         if self.multi_label and (target.ndim != 2 or not target.is_floating_point()):
             raise ValueError(f'several labels need dense float targets (batch, classes), got {tuple(target.shape)}.')
+        if 'two_views' not in (getattr(each, 'needs', None) for each in (self.criterion, *self.map_losses.values())):
+            return input, target
+        return torch.cat([input, input.flip(-1)]), target.repeat(2, *[1] * (target.ndim - 1))
+
+    def criterion_and_maps(self, images: Tensor, target: Tensor) -> tuple[Tensor, ClassMaps]:
+        """The criterion of these views, and the class maps of the classifier that is exported."""
+        class_maps = self.trainable_module(images, return_class_maps=True)
         loss = self.criterion if isinstance(self.criterion, Loss) else None
-        if loss is not None and loss.needs == 'two_views':
-            input = torch.cat([input, input.flip(-1)])
-        class_maps = self.trainable_module(input, return_class_maps=True)
         if loss is None or loss.needs == 'logits':
             return self.criterion(class_maps.logits, target), class_maps
-        return loss(class_maps, target), loss.as_plain(class_maps)
+        of_batch = target[: len(target) // 2] if loss.needs == 'two_views' else target
+        return loss(class_maps, of_batch), loss.as_plain(class_maps)
+
+    def with_map_losses(
+        self, loss: Tensor, class_maps: ClassMaps, target: Tensor, images: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss with those on class maps added to it, and the value of each, for logging."""
+        parts = {}
+        for name, map_loss in self.map_losses.items():
+            value = map_loss(class_maps, target, self.target_floor, images)
+            loss, parts[name] = loss + self.map_weights[name] * value, value.detach()
+        return loss, parts
 
     def compile(  # type: ignore[override]  # timm's tasks give nn.Module's name to this
         self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any
@@ -108,7 +137,7 @@ class ClassMapTask(ClassificationTask):
 
 
 class HNCTask(ClassMapTask):
-    """Single-label classification: criterion + hnc_weight * HNC (Eq. 7).
+    """Single-label classification: criterion + hnc_weight * HNC (Eq. 7), and other losses on maps beside them.
 
     Args:
         cam_model: the model to train.
@@ -121,8 +150,7 @@ class HNCTask(ClassMapTask):
         device: of the task's tensors.
         dtype: of the task's tensors.
         verbose: log the losses in use.
-        target_floor: the value that smoothing gives to absent classes in dense targets; by default from
-            criterion_kwargs: smoothing / n with soft targets (smoothing / 2 for several labels), else 0.
+        **kwargs: `map_losses` and `target_floor`, as `ClassMapTask`.
 
     Attributes:
         hnc_joins: HNC is part of the loss; where it is not, its value is there all the same.
@@ -147,7 +175,6 @@ class HNCTask(ClassMapTask):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
-        target_floor: float | None = None,
         **kwargs: Any,
     ) -> None:
         hnc = hnc if hnc is not None else HNCLoss()
@@ -162,10 +189,6 @@ class HNCTask(ClassMapTask):
         self.hnc = hnc
         self.hnc_weight = hnc_weight
         self.hnc_joins = True
-        if target_floor is None:
-            given, classes = criterion_kwargs or {}, 2 if self.multi_label else cam_model.num_classes
-            target_floor = given.get('smoothing', 0.0) / classes if given.get('soft_targets') else 0.0
-        self.target_floor = target_floor
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Forward pass and losses.
@@ -175,21 +198,22 @@ class HNCTask(ClassMapTask):
             target: (B,) class indices, or (B, n) values, one a class.
 
         Returns:
-            'loss' to train on, 'output' (B, n) logits, and for logging the loss's parts 'criterion' and 'hnc', and the
-            'hnc_weight' that follows from them.
+            'loss' to train on, 'output' (B, n) logits, and for logging the loss's parts 'criterion', 'hnc' and those of
+            `map_losses` by name, and the 'hnc_weight' that follows from them.
         """
-        criterion, plain = self.criterion_and_maps(input, target)
-        views = len(plain.logits) // len(input)
+        images, target = self.views(input, target)
+        criterion, plain = self.criterion_and_maps(images, target)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
-            hnc = self.hnc(plain, target.repeat(views, *[1] * (target.ndim - 1)), self.target_floor)
-        parts = {'criterion': criterion.detach(), 'hnc': hnc.detach()}
+            hnc = self.hnc(plain, target, self.target_floor)
+        loss, others = self.with_map_losses(criterion, plain, target, images)
+        parts = {'criterion': criterion.detach(), 'hnc': hnc.detach(), **others}
         weight: float | AutoWeight | Tensor = self.hnc_weight
         if isinstance(weight, AutoWeight):
             value = weight.value
             if self.training and torch.is_grad_enabled() and self.hnc_joins:
                 value = weight.follow(self.criterion, self.hnc, plain, target, self.target_floor)
             weight = parts['hnc_weight'] = value.to(hnc.dtype)
-        loss = criterion + weight * hnc if self.hnc_joins else criterion
+        loss = loss + weight * hnc if self.hnc_joins else loss
         return {'loss': loss, 'output': plain.logits[: len(input)], **parts}
 
 

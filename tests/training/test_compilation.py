@@ -12,7 +12,7 @@ import timm_hnc.commands.train
 import timm_hnc.training.fit
 
 BATCHES = 3, 2  # of 16 images, to train on and to evaluate
-MARGIN = '--loss lmc'
+MARGIN = '--loss lmc --map-loss separability'
 # compiled in half the time of ResNet
 VIT = [
     *('--model', 'vit_tiny_patch16_224', '--gp', 'avg', '--model-kwargs', 'img_size=32', 'patch_size=8'),

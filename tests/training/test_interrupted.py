@@ -73,7 +73,8 @@ def interrupted(at_update, monkeypatch, argv, epoch, update, action=interrupt):
     [
         '--hnc mse --hnc-weight auto:0.2 --warmup-epochs 0 --model-ema --model-ema-decay 0.9 --mixup 0.3',
         '--workers 1 --opt adamw --mixup 0.3 --cutmix 0.5 --mixup-mode elem --model-ema --model-ema-warmup',
-        '--grad-accum-steps 2 --sched-on-updates --warmup-epochs 1 --no-prefetcher --mixup 0.3 --clip-grad 1',
+        '--grad-accum-steps 2 --sched-on-updates --warmup-epochs 1 --no-prefetcher --mixup 0.3 --clip-grad 1'
+        ' --map-loss separability',
         '--label-noise symmetric:0.2 --hnc kd --hnc-start-epoch 1 --loss anchor --drop-path 0.2',
         '--loss center --train-img-sizes 24 32 --opt lookahead_sgd',
         '--aug-splits 2 --jsd-loss --split-bn --sched plateau --patience-epochs 0',

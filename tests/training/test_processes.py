@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 TASKS = [  # in two processes, the first two of them in three as well
     '--hnc mse --hnc-weight auto --hnc-topk 1',
     '--hnc kd --hnc-weight 0.1 --hnc-reduction mean --grad-accum-steps 2 --clip-grad 0.5 --model-ema',
-    '--hnc mse --hnc-weight 0.1 --task multilabel --clip-grad 0.02 --clip-mode agc',
+    '--hnc mse --hnc-weight 0.1 --task multilabel --clip-grad 0.02 --clip-mode agc --map-loss separability consistency',
     '--loss ce',
     '--hnc mse --hnc-weight auto --hnc-topk 1 --torchcompile eager',  # the first one, compiled
 ]

@@ -29,6 +29,7 @@ from running import (
 
 import timm_hnc
 from timm_hnc.commands.options.train_flags import build_parser
+from timm_hnc.errors import UsageError
 
 
 def run(tmp_path, images, *argv, name='run'):
@@ -180,6 +181,23 @@ def test_every_loss_on_one_label_and_on_several(task, hnc, request, tmp_path):
         weight = {'mse': 0.0007, 'kd': 0.0065}[hnc]
         assert row['train_hnc'] > 0
         assert row['train_loss'] == pytest.approx(row['train_criterion'] + weight * row['train_hnc'], rel=1e-6)
+
+
+def test_losses_on_maps_are_added_to_the_criterion(images, tmp_path):
+    folder = run(tmp_path, images, '--map-loss', 'separability=0.5', 'consistency', '--hnc', 'mse', '--lr', 0.05)
+    [row] = summary(folder)
+    parts = [f'train_{name}' for name in ('loss', 'criterion', 'hnc', 'separability', 'consistency')]
+    assert list(row)[1:6] == parts
+    loss, criterion, hnc, separability, consistency = (row[part] for part in parts)
+    assert 0 < separability < 1
+    assert consistency > 0
+    expected = criterion + 0.0007 * hnc + 0.5 * separability + 0.6 * consistency
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert arguments(folder)['map_loss'] == ['separability=0.5', 'consistency=0.6']
+    # without HNC, on a model whose maps are for pictures only
+    argv = ['--data-dir', images, *SMALL, '--model', 'test_vit', '--model-kwargs', '--map-loss', 'separability']
+    with pytest.raises(UsageError, match="--map-loss separability: no trainable class maps for 'test_vit'"):
+        train(*argv)
 
 
 OPTIONS = [

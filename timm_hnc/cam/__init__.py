@@ -2,6 +2,6 @@
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.model import CamModel
-from timm_hnc.cam.negatives import topk_negatives
+from timm_hnc.cam.negatives import topk_negatives, topk_positives
 
-__all__ = ['CamModel', 'ClassMaps', 'topk_negatives']
+__all__ = ['CamModel', 'ClassMaps', 'topk_negatives', 'topk_positives']

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from timm_hnc.cam.classes import Classes, class_indices
-from timm_hnc.cam.negatives import topk_negatives
+from timm_hnc.cam.negatives import topk_negatives, topk_positives
 from timm_hnc.cam.selected import selected_scores
 
 
@@ -86,3 +86,7 @@ class ClassMaps:
     def topk_negatives(self, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
         """The k negative classes with the highest logits: indices and valid, see `timm_hnc.cam.topk_negatives`."""
         return topk_negatives(self.logits, target, k, target_floor)
+
+    def topk_positives(self, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The k present classes with the highest logits: indices and valid, see `timm_hnc.cam.topk_positives`."""
+        return topk_positives(self.logits, target, k, target_floor)

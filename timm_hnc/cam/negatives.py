@@ -1,4 +1,4 @@
-"""Choosing the top-k negative classes of every image (J'_> in section 3.2 of the paper)."""
+"""Choosing the top-k negative classes of every image (J'_> in section 3.2 of the paper), and the present ones."""
 
 import torch
 from torch import Tensor
@@ -55,8 +55,23 @@ def topk_negatives(logits: Tensor, target: Tensor, k: int, target_floor: float =
     """
     if k < 1:
         raise ValueError(f'k = {k}: at least one negative class must be chosen.')
+    return _topk(logits, negative_classes(target, logits.shape[1], target_floor), k)
+
+
+@torch.no_grad()
+def topk_positives(logits: Tensor, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The k present classes with the highest logits of every image; arguments, result and errors as `topk_negatives`.
+
+    Of class indices k' is 1: every image has one present class.
+    """
+    if k < 1:
+        raise ValueError(f'k = {k}: at least one present class must be chosen.')
     negative = negative_classes(target, logits.shape[1], target_floor)
-    if len(negative) != len(logits):
-        raise ValueError(f'target of {len(negative)} images: expected {len(logits)}, as there are logits.')
-    indices = logits.masked_fill(~negative, -torch.inf).topk(min(k, logits.shape[1]), dim=1).indices
-    return indices, negative.gather(1, indices)
+    return _topk(logits, ~negative, 1 if target.ndim == 1 else k)
+
+
+def _topk(logits: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    if len(candidates) != len(logits):
+        raise ValueError(f'target of {len(candidates)} images: expected {len(logits)}, as there are logits.')
+    indices = logits.masked_fill(~candidates, -torch.inf).topk(min(k, logits.shape[1]), dim=1).indices
+    return indices, candidates.gather(1, indices)

@@ -62,6 +62,8 @@ def render_card(facts: CardFacts) -> str:
         several_labels=facts.options.get('task') == 'multilabel',
         criterion=hnc.get('criterion'),
         hnc=_hnc_text(hnc),
+        map_losses=', '.join(facts.options.get('map_loss') or []),
+        teacher=facts.options.get('map_teacher'),
         data=data_name(facts.options),
         table=figure_table(columns),
     )

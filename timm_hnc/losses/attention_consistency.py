@@ -1,21 +1,19 @@
 """Attention consistency (Guo et al., CVPR 2019): what a network sees should move with the image."""
 
-from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
 from timm_hnc.losses.base import MULTI_LABEL, SINGLE_LABEL, Loss, Needs, at_least, raised
+from timm_hnc.losses.maps.consistency import ConsistencyLoss
 from timm_hnc.losses.weighted_sigmoid import Reduction, WeightedSigmoidLoss
 
 
 class AttentionConsistencyLoss(Loss):
-    """Criterion of images and mirror images + weight * the mean squared difference of their maps.
+    """Criterion of images and mirror images + weight * the mean squared difference of their maps (`ConsistencyLoss`).
 
-    The criterion is cross-entropy, or Eq. 8 of the HNC paper for several labels, as in its Table 4. The difference is
-    the mean over images, all classes and positions. It trains the features alone: the maps are made with the
-    classifier's weights as constants.
+    The criterion is cross-entropy, or Eq. 8 of the HNC paper for several labels, as in its Table 4.
 
     By default it is what the authors' code for MS-COCO does with images and mirror images: Eq. 8 summed over classes,
     and weight 0.6. Their code goes further: it takes every image and its mirror image in a second, smaller size (256
@@ -48,6 +46,7 @@ class AttentionConsistencyLoss(Loss):
     ) -> None:
         super().__init__()
         self.weight = at_least(0, weight=weight)
+        self.consistency = ConsistencyLoss()
         self.criterion: nn.Module = nn.CrossEntropyLoss()
         self.reduction = reduction
         if multi_label:
@@ -64,10 +63,6 @@ class AttentionConsistencyLoss(Loss):
             class_maps: of B images and behind them their mirror images.
             target: (B,) class indices or (B, n) label sets.
         """
-        # the bias is the same in both and falls out
-        detached = replace(class_maps, weight=class_maps.weight.detach(), bias=None)
-        maps, mirrored = raised(detached.maps()).chunk(2)
-        consistency = (maps.flip(-1) - mirrored).square().mean()
         weight = self.weight / (class_maps.num_classes if self.reduction == 'mean' else 1)
         both = target.repeat(2, *[1] * (target.ndim - 1))
-        return self.criterion(raised(class_maps.logits), both) + weight * consistency
+        return self.criterion(raised(class_maps.logits), both) + weight * self.consistency(class_maps, both)

@@ -12,6 +12,10 @@ from timm_hnc.losses.center import CenterLoss
 from timm_hnc.losses.focal import ClassBalancedFocalLoss, FocalLoss
 from timm_hnc.losses.guided_complement import GuidedComplementEntropyLoss
 from timm_hnc.losses.lgm import LargeMarginGaussianLoss
+from timm_hnc.losses.maps.base import MapLoss
+from timm_hnc.losses.maps.consistency import ConsistencyLoss
+from timm_hnc.losses.maps.separability import SeparabilityLoss
+from timm_hnc.losses.maps.teacher import TeacherLoss
 from timm_hnc.losses.margin import AdditiveAngularMarginLoss, ASoftmaxLoss, LargeMarginCosineLoss
 from timm_hnc.losses.max_entropy import MaxEntropyLoss
 from timm_hnc.losses.weighted_sigmoid import WeightedSigmoidLoss
@@ -29,6 +33,12 @@ LOSSES: dict[str, type[Loss]] = {
     'attention-consistency': AttentionConsistencyLoss,
     'guided-complement': GuidedComplementEntropyLoss,
     'max-entropy': MaxEntropyLoss,
+}
+# on class maps, beside any criterion
+MAP_LOSSES: dict[str, type[MapLoss]] = {
+    'separability': SeparabilityLoss,
+    'consistency': ConsistencyLoss,
+    'teacher': TeacherLoss,
 }
 
 

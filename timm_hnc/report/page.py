@@ -34,6 +34,8 @@ _ABOUT = {
     'hnc': 'HNC',
     'hnc_weight': 'weight of HNC',
     'hnc_topk': 'top-k of HNC',
+    'map_loss': 'losses on class maps',
+    'map_teacher': 'teacher',
     'label_noise': 'label noise',
     'epochs': 'epochs',
     'batch_size': 'batch size',
@@ -81,7 +83,8 @@ def render_report(runs: Sequence[RunFiles]) -> str:
 
 def _run(name: str, run: RunFiles) -> dict[str, Any]:
     options, result = run.curves.options, run.result
-    about = {title: options.get(key) for key, title in _ABOUT.items()}
+    values = {title: options.get(key) for key, title in _ABOUT.items()}
+    about = {title: ', '.join(value) if isinstance(value, list) else value for title, value in values.items()}
     if options.get('hnc', 'none') == 'none':
         about = {title: value for title, value in about.items() if not title.endswith('of HNC')}
     about |= {'best checkpoint': result.get('best_checkpoint'), 'seconds': result.get('seconds')}

@@ -9,7 +9,7 @@ from timm_hnc.commands.command_line import command_words
 from timm_hnc.commands.options.flags import Arguments, add_flags
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.shared import add_data_flags, add_device_flags, add_input_flags, add_loader_flags
-from timm_hnc.losses.factory import LOSSES
+from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.training.outputs.publishing import HubOptions
 from timm_hnc.training.outputs.results import TrackingOptions
 from timm_hnc.training.setup.data_options import (
@@ -20,7 +20,7 @@ from timm_hnc.training.setup.data_options import (
     TrainSizeOptions,
 )
 from timm_hnc.training.setup.environment import ProcessOptions
-from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, weight_or_share
+from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, MapLossOptions, weight_or_share
 from timm_hnc.training.setup.models import ModelOptions
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.options import FilledIn, RunOptions
@@ -38,6 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser, 'splits', SplitOptions, {'label_noise': {'metavar': 'TYPE:RATE'}})
     hnc: Arguments = {'hnc_topk': {'metavar': 'K'}, 'hnc_weight': {'type': weight_or_share, 'metavar': 'X'}}
     add_flags(parser, 'Homogeneous Negative CAM', HNCOptions, hnc)
+    names = ', '.join(f'{name} ({kind.default_weight:g})' for name, kind in MAP_LOSSES.items())
+    help = f'losses on class maps, added to the criterion; NAME=WEIGHT for another weight than its own: {names}'
+    maps: Arguments = {'map_loss': {'nargs': '*', 'metavar': 'NAME', 'help': help}}
+    add_flags(parser, 'losses on class maps', MapLossOptions, maps)
     add_flags(parser, 'Hugging Face Hub', HubOptions, {'push_to_hub': {'metavar': 'USER/NAME'}})
     _add_loss_flags(parser)
     paths = {name: {'metavar': 'PATH'} for name in ('pretrained_path', 'initial_checkpoint')}

@@ -21,11 +21,13 @@ from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import exported
+from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import Interval
 from timm_hnc.training.setup.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.losses import create_run_loss
+from timm_hnc.training.setup.map_losses import create_map_losses
 from timm_hnc.training.setup.models import create_model
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
 from timm_hnc.training.setup.options import TrainOptions, check_image_size
@@ -162,7 +164,8 @@ def build_run(
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
-    task = create_task(options, model, loss, accelerator, len(data.train_loader))
+    map_losses = create_map_losses(options, num_classes, data_config, accelerator)
+    task = create_task(options, model, loss, map_losses, accelerator, len(data.train_loader))
     task = compiled(task)  # inside DDP, whose hooks would break the graph
     optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr)
     task, optimizer = accelerator.prepare(task, optimizer)
@@ -218,7 +221,12 @@ def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: 
 
 
 def create_task(
-    options: TrainOptions, model: Any, loss: Loss | None, accelerator: Accelerator, batches_per_epoch: int
+    options: TrainOptions,
+    model: Any,
+    loss: Loss | None,
+    map_losses: dict[str, tuple[MapLoss, float]],
+    accelerator: Accelerator,
+    batches_per_epoch: int,
 ) -> Any:
     """The task that trains the model: timm's own for losses on logits, ours for those on class maps."""
     multi_label, mixed = options.task.multi_label, options.mixup.active
@@ -231,10 +239,11 @@ def create_task(
         arguments['threshold'] = options.task.multilabel_threshold
     if not options.needs_class_maps:
         return (MultiLabelClassificationTask if multi_label else ClassificationTask)(model, **arguments)
-    if not options.hnc.on:
-        return (ClassMapMultiLabelTask if multi_label else ClassMapTask)(CamModel(model), **arguments)
+    arguments['map_losses'] = map_losses
     if loss is not None and mixed:
         arguments['target_floor'] = options.loss.smoothing / (2 if multi_label else model.num_classes)
+    if not options.hnc.on:
+        return (ClassMapMultiLabelTask if multi_label else ClassMapTask)(CamModel(model), **arguments)
     kind = HNCMultiLabelTask if multi_label else HNCTask
     # a weight that follows does so until the first epoch after the warm-up ends, and for an epoch at least
     epochs = max(1, options.schedule.warmup_epochs + 1 - options.hnc.hnc_start_epoch)

@@ -1,13 +1,14 @@
-"""Options of the losses: the criterion, and HNC."""
+"""Options of the losses: the criterion, HNC, and others on class maps."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from timm_hnc.errors import UsageError
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.auto_weight import DEFAULT_SHARE, AutoWeight
-from timm_hnc.losses.factory import LOSSES
+from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flag_of
 
@@ -76,6 +77,44 @@ class HNCOptions:
             return 'without HNC'
         weight = self.hnc_weight if isinstance(self.hnc_weight, str) else f'{self.hnc_weight:g}'
         return f'HNC {self.hnc}, weight {weight}'
+
+
+@dataclass(frozen=True)
+class MapLossOptions:
+    """Losses on class maps beside the criterion.
+
+    Args:
+        map_loss: losses on class maps that are added to the criterion, NAME, or NAME=WEIGHT for another weight than its
+            own.
+        map_teacher: teacher of --map-loss teacher: a run folder, or a name of pretrained weights as timm takes it.
+    """
+
+    map_loss: Sequence[str] = ()
+    map_teacher: str = ''
+
+    def __post_init__(self) -> None:
+        found: dict[str, float] = {}
+        for word in self.map_loss:
+            name, _, weight = word.partition('=')
+            if name not in MAP_LOSSES:
+                raise UsageError(f'--map-loss {word}: expected one of {", ".join(MAP_LOSSES)}.')
+            if name in found:
+                raise UsageError(f'--map-loss {word}: {name} is given twice.')
+            value = weight_or_share(weight) if '=' in word else MAP_LOSSES[name].default_weight
+            if not isinstance(value, float) or not (math.isfinite(value) and value >= 0):
+                raise UsageError(f'--map-loss {word}: expected a weight of 0 or more behind the =.')
+            found[name] = value
+        if 'teacher' in found and not self.map_teacher:
+            raise UsageError('--map-loss teacher: needs --map-teacher.')
+        if self.map_teacher and 'teacher' not in found:
+            raise UsageError(f'--map-teacher {self.map_teacher}: does nothing without --map-loss teacher.')
+        object.__setattr__(self, 'map_loss', tuple(f'{name}={weight:.12g}' for name, weight in found.items()))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights by the names of the losses."""
+        pairs = (word.split('=') for word in self.map_loss)
+        return {name: float(weight) for name, weight in pairs}
 
 
 def weight_or_share(text: str) -> float | str:

@@ -63,8 +63,8 @@ class ModelOptions:
         check_range(self, 'drop', 'drop_path', 'drop_block', low=0, high=1)
 
 
-def check_model_name(name: str) -> None:
-    """Refuse a name that timm does not know.
+def check_model_name(name: str, flag: str = '--model') -> None:
+    """Refuse a name that timm does not know; `flag` gave it.
 
     Raises:
         UsageError: with the names that come nearest.
@@ -72,10 +72,10 @@ def check_model_name(name: str) -> None:
     try:
         source, architecture = parse_model_name(name)
     except ValueError as error:
-        raise UsageError(f'--model: {error}') from error
+        raise UsageError(f'{flag}: {error}') from error
     if not source and not is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise UsageError(f"--model '{name}' is no model of timm's." + (f' Near: {", ".join(near)}.' if near else ''))
+        raise UsageError(f"{flag} '{name}' is no model of timm's." + (f' Near: {", ".join(near)}.' if near else ''))
 
 
 def _arguments(options: ModelOptions, input: InputOptions) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from timm.task import ClassificationEvaluator
 
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
-from timm_hnc.losses.factory import LOSSES
+from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.options import flag_of
 from timm_hnc.training.setup.criterion import read_class_stats, timm_criterion_kwargs
@@ -17,7 +17,7 @@ from timm_hnc.training.setup.data_options import (
     MixupOptions,
     TrainSizeOptions,
 )
-from timm_hnc.training.setup.loss_options import LOSS_LR, HNCOptions, LossOptions
+from timm_hnc.training.setup.loss_options import LOSS_LR, HNCOptions, LossOptions, MapLossOptions
 from timm_hnc.training.setup.losses import loss_of
 from timm_hnc.training.setup.models import ModelOptions
 
@@ -135,6 +135,13 @@ def check_auto_weight(loss: LossOptions, hnc: HNCOptions) -> None:
     """Refuse a weight that follows from the gradient at the logits where the loss is no function of them."""
     if isinstance(hnc.hnc_weight, str) and loss.is_ours and LOSSES[loss.loss or ''].needs != 'logits':
         raise UsageError(f'--hnc-weight {hnc.hnc_weight}: --loss {loss.loss} is no function of logits; give a number.')
+
+
+def check_two_views(map_losses: MapLossOptions, augmentation: AugmentationOptions) -> None:
+    """Refuse losses on mirror images beside augmented splits, which are views already."""
+    for name in map_losses.weights:
+        if MAP_LOSSES[name].needs == 'two_views' and augmentation.aug_splits:
+            raise UsageError(f'--map-loss {name}: not together with --aug-splits.')
 
 
 def _check_own(

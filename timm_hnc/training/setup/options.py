@@ -27,7 +27,7 @@ from timm_hnc.training.setup.data_options import (
     TrainSizeOptions,
 )
 from timm_hnc.training.setup.environment import ProcessOptions, import_device_modules
-from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions
+from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, MapLossOptions
 from timm_hnc.training.setup.losses import loss_of
 from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weights
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
@@ -38,6 +38,7 @@ from timm_hnc.training.setup.option_checks import (
     check_losses,
     check_metric,
     check_mixing,
+    check_two_views,
 )
 
 
@@ -125,6 +126,7 @@ class TrainOptions:
         splits: which part of them trains.
         task: one label an image, or several.
         hnc: Homogeneous Negative CAM.
+        map_losses: other losses on class maps.
         hub: publishing.
         loss: the criterion.
         model: which, and where its weights start.
@@ -151,6 +153,7 @@ class TrainOptions:
     splits: SplitOptions = field(default_factory=SplitOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
     hnc: HNCOptions = field(default_factory=HNCOptions)
+    map_losses: MapLossOptions = field(default_factory=MapLossOptions)
     hub: HubOptions = field(default_factory=HubOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -175,6 +178,7 @@ class TrainOptions:
         check_mixing(self.task, self.model, self.augmentation, self.mixup, self.sizes, self.batches, self.loader)
         check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
         check_auto_weight(self.loss, self.hnc)
+        check_two_views(self.map_losses, self.augmentation)
         check_metric(self.task, self.run.eval_metric)
         if self.tracking.wandb_resume_id and not self.run.resume:
             raise UsageError(f'--wandb-resume-id {self.tracking.wandb_resume_id}: needs --resume.')
@@ -202,12 +206,16 @@ class TrainOptions:
     @property
     def needs_class_maps(self) -> bool:
         """Whether the losses look at class maps."""
-        return self.hnc.on or (self.loss.is_ours and LOSSES[self.loss.loss or ''].needs != 'logits')
+        of_ours = self.loss.is_ours and LOSSES[self.loss.loss or ''].needs != 'logits'
+        return self.hnc.on or of_ours or bool(self.map_losses.map_loss)
 
     @property
     def loss_flag(self) -> str:
         """The flag whose loss needs class maps."""
-        return f'--hnc {self.hnc.hnc}' if self.hnc.on else f'--loss {self.loss.loss}'
+        if self.hnc.on:
+            return f'--hnc {self.hnc.hnc}'
+        names = ' '.join(self.map_losses.weights)
+        return f'--map-loss {names}' if names else f'--loss {self.loss.loss}'
 
 
 def train_options(values: Mapping[str, Any], given: Collection[str] | None = None) -> TrainOptions:

@@ -1,0 +1,1 @@
+"""Losses on class maps that stand beside any criterion."""

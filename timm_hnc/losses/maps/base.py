@@ -1,0 +1,49 @@
+"""What every loss in this folder declares, so that tasks and train.py can use it without knowing it."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from timm_hnc.cam import ClassMaps
+
+MOST_PRESENT = 10
+"""Of more present classes of an image than that, a loss looks at those with the highest logits."""
+
+
+class MapLoss(nn.Module):
+    """A loss on class maps, beside a criterion: the mean over the images of a batch.
+
+    A subclass declares its needs and writes `forward`:
+
+    - `needs = 'class_maps'`: of the batch;
+    - `needs = 'two_views'`: of the batch and behind it its mirror images, 2 * B in all.
+
+    The result is a scalar in float32 or float64, whatever the type of the maps.
+    """
+
+    needs: ClassVar[Literal['class_maps', 'two_views']] = 'class_maps'
+    default_weight: ClassVar[float] = 1.0
+    """The weight beside the criterion where nobody gives one."""
+
+    def forward(
+        self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0, images: Tensor | None = None
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            class_maps: of all images.
+            target: of all images, (N,) class indices or (N, n) values, one a class.
+            target_floor: the value that smoothing gives to absent classes; a class is present above it.
+            images: all images, (N, C, H, W), for a loss that needs them.
+        """
+        raise NotImplementedError
+
+
+def mean_over_images(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean over a batch of the mean of an image's valid values; an image without any adds 0.
+
+    Args:
+        values: (B, k).
+        valid: (B, k) bool.
+    """
+    return (values.masked_fill(~valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)).mean()

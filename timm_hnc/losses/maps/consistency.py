@@ -1,0 +1,31 @@
+"""Attention consistency under mirroring (Guo et al., CVPR 2019): what a network sees should move with the image."""
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from timm_hnc.cam import ClassMaps
+from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.losses.maps.base import MapLoss
+
+
+class ConsistencyLoss(MapLoss):
+    """Mean squared difference of an image's maps, mirrored, and those of the mirror image.
+
+    The mean is over images, all classes and positions. It trains the features alone: the maps are made with the
+    classifier's weights as constants, as the authors' code does. Beside cross-entropy of both views with weight 0.6 it
+    is `AttentionConsistencyLoss`, which says what else that code does.
+    """
+
+    needs: ClassVar[Literal['class_maps', 'two_views']] = 'two_views'
+    default_weight: ClassVar[float] = 0.6
+
+    def forward(
+        self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0, images: Tensor | None = None
+    ) -> Tensor:
+        """The loss of a batch, a scalar; see `MapLoss.forward`."""
+        # the bias is the same in both and falls out
+        detached = replace(class_maps, weight=class_maps.weight.detach(), bias=None)
+        maps, mirrored = raised(detached.maps()).chunk(2)
+        return (maps.flip(-1) - mirrored).square().mean()
