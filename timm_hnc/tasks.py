@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import check_trainable
+from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss, at_least
@@ -67,11 +68,11 @@ class ClassMapTask(ClassificationTask):
             target_floor = given.get('smoothing', 0.0) / classes if given.get('soft_targets') else 0.0
         self.target_floor = target_floor
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
         """As `HNCTask.forward`: 'loss' to train on, 'output' (B, n) logits, and of several losses each, by name."""
         images, target = self.views(input, target)
         criterion, plain = self.criterion_and_maps(images, target)
-        loss, parts = self.with_map_losses(criterion, plain, target, images)
+        loss, parts = self.with_map_losses(criterion, plain, target, images, masks)
         parts = {'criterion': criterion.detach(), **parts} if parts else {}
         return {'loss': loss, 'output': plain.logits[: len(input)], **parts}
 
@@ -93,12 +94,14 @@ class ClassMapTask(ClassificationTask):
         return loss(class_maps, of_batch), loss.as_plain(class_maps)
 
     def with_map_losses(
-        self, loss: Tensor, class_maps: ClassMaps, target: Tensor, images: Tensor
+        self, loss: Tensor, class_maps: ClassMaps, target: Tensor, images: Tensor, masks: ObjectMasks | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A loss with those on class maps added to it, and the value of each, for logging."""
         parts = {}
+        if masks is not None and len(masks.classes) < len(target):
+            masks = masks.with_mirrored()
         for name, map_loss in self.map_losses.items():
-            value = map_loss(class_maps, target, self.target_floor, images)
+            value = map_loss(class_maps, target, self.target_floor, images, masks)
             loss, parts[name] = loss + self.map_weights[name] * value, value.detach()
         return loss, parts
 
@@ -190,12 +193,13 @@ class HNCTask(ClassMapTask):
         self.hnc_weight = hnc_weight
         self.hnc_joins = True
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
         """Forward pass and losses.
 
         Args:
             input: (B, C, H, W) images.
             target: (B,) class indices, or (B, n) values, one a class.
+            masks: where the objects are, for `map_losses` that need it.
 
         Returns:
             'loss' to train on, 'output' (B, n) logits, and for logging the loss's parts 'criterion', 'hnc' and those of
@@ -205,7 +209,7 @@ class HNCTask(ClassMapTask):
         criterion, plain = self.criterion_and_maps(images, target)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
             hnc = self.hnc(plain, target, self.target_floor)
-        loss, others = self.with_map_losses(criterion, plain, target, images)
+        loss, others = self.with_map_losses(criterion, plain, target, images, masks)
         parts = {'criterion': criterion.detach(), 'hnc': hnc.detach(), **others}
         weight: float | AutoWeight | Tensor = self.hnc_weight
         if isinstance(weight, AutoWeight):

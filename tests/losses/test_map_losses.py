@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from timm_hnc import CamModel, ClassMaps, HNCLoss, HNCMultiLabelTask, HNCTask, hnc_loss
 from timm_hnc.cam import topk_positives
+from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.losses.attention_consistency import AttentionConsistencyLoss
 from timm_hnc.losses.factory import MAP_LOSSES
 from timm_hnc.losses.maps.base import MOST_PRESENT
@@ -243,3 +244,79 @@ def test_a_teacher_is_no_part_of_what_trains_and_is_saved():
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     with pytest.raises(TypeError, match='a teacher needs the images'):
         losses['teacher'][0](task.trainable_module.class_maps(IMAGES), TARGETS['one label'])
+
+
+# --- boxes ---
+
+MASKS = ObjectMasks(
+    torch.tensor([[2, -1], [0, 4], [-1, -1], [3, 1]]), torch.rand(4, 2, *GRID, dtype=torch.float64).round(decimals=1)
+)
+
+
+def by_boxes(factors, loss):
+    """Energy and what lies outside, in loops."""
+    maps, total = scores_of(*factors).clamp(min=0), 0.0
+    for image, classes in enumerate(MASKS.classes.tolist()):
+        values = []
+        for slot, label in enumerate(classes):
+            if label < 0:
+                continue
+            cover, own = MASKS.cover[image, slot], maps[image, ..., label]
+            inside = sum(own[i, j] * cover[i, j] for i in range(GRID[0]) for j in range(GRID[1]))
+            beyond = sum((1 - cover[i, j]) * own[i, j] ** 2 for i in range(GRID[0]) for j in range(GRID[1]))
+            energy = 1 - inside / own.sum() if own.sum() > 0 else 1 + 0 * own.sum()
+            values.append(energy if loss == 'energy' else beyond / (1 - cover).sum())
+        total = total + sum(values) / max(1, len(values))
+    return total / len(MASKS.classes)
+
+
+@pytest.mark.parametrize('name', ['energy', 'outside'])
+def test_losses_with_boxes_and_their_gradients_are_those_of_loops(name):
+    factors = draw_factors()
+    loss = MAP_LOSSES[name]()
+    value, expected = loss(class_maps(*factors), LABELS, masks=MASKS), by_boxes(factors, name)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(value, factors), torch.autograd.grad(expected, factors), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    with pytest.raises(TypeError, match='a loss with boxes needs the masks'):
+        loss(class_maps(*factors), LABELS)
+
+
+@pytest.mark.parametrize(
+    ('values', 'cover', 'energy', 'outside'),
+    [
+        ([1, 2, 0], [1, 1, 0], 0.0, 0.0),
+        ([1, 2, 0], [0, 0, 1], 1.0, 2.5),
+        ([-1, 3, 1], [0, 1, 0.5], 1 - 3.5 / 4, 0.5 / 1.5),
+        ([-1, -2, -3], [1, 0, 0], 1.0, 0.0),
+        ([1, 2, 3], [1, 1, 1], 0.0, 0.0),
+    ],
+    ids=['inside', 'outside', 'in part', 'nothing positive', 'everywhere'],
+)
+def test_ends_of_the_losses_with_boxes(values, cover, energy, outside):
+    positions, maps = two_maps(values, [0, 0, 0])
+    masks = ObjectMasks(torch.tensor([[0]]), torch.tensor([[[cover]]], dtype=torch.float64))
+    for name, expected in (('energy', energy), ('outside', outside)):
+        value = MAP_LOSSES[name]()(maps, torch.tensor([0]), masks=masks)
+        assert value.item() == pytest.approx(expected)
+        assert torch.autograd.grad(value, positions)[0].isfinite().all()
+
+
+def test_masks_of_another_grid_and_of_mirror_images():
+    cover = torch.arange(16.0).reshape(1, 1, 4, 4) / 16
+    masks = ObjectMasks(torch.tensor([[0]]), cover)
+    assert masks.on((2, 2))[0, 0, 0, 0] == cover[0, 0, :2, :2].mean()
+    both = masks.with_mirrored()
+    assert both.classes.tolist() == [[0], [0]]
+    assert torch.equal(both.cover[1], cover[0].flip(-1))
+
+
+def test_a_task_gives_masks_to_the_losses_that_need_them():
+    torch.manual_seed(3)
+    masks = ObjectMasks(torch.tensor([[2], [0], [-1], [2]]), torch.rand(4, 1, 3, 2, dtype=torch.float64))
+    losses = {'energy': (MAP_LOSSES['energy'](), 0.5), 'consistency': (ConsistencyLoss(), 0.1)}
+    task = HNCTask(model_of(), hnc_weight=0.1, map_losses=losses, verbose=False).eval()
+    found = task(IMAGES, TARGETS['one label'], masks)
+    maps = model_of().class_maps(torch.cat([IMAGES, IMAGES.flip(-1)]))
+    expected = MAP_LOSSES['energy']()(maps, TARGETS['one label'].repeat(2), masks=masks.with_mirrored())
+    torch.testing.assert_close(found['energy'], expected, rtol=1e-9, atol=0)

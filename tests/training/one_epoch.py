@@ -16,6 +16,7 @@ from torch import nn
 
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
 from timm_hnc.commands.options.train_options import parse_train_options
+from timm_hnc.data.guidance import Slots
 from timm_hnc.training.epoch import train_one_epoch
 from timm_hnc.training.setup.build import build_run
 from timm_hnc.training.setup.environment import create_accelerator
@@ -28,7 +29,7 @@ class Batches(list):
     dataset = batch_sampler = sampler = SimpleNamespace()
 
 
-def batches(accelerator, multi_label: bool, count: int = 3, size: int = 6) -> Batches:
+def batches(accelerator, multi_label: bool, slots: Slots | None = None, count: int = 3, size: int = 6) -> Batches:
     generator = torch.Generator().manual_seed(7)
     whole = []
     for _ in range(count):
@@ -36,6 +37,10 @@ def batches(accelerator, multi_label: bool, count: int = 3, size: int = 6) -> Ba
         target = torch.randint(0, 3, (size,), generator=generator)
         if multi_label:
             target = torch.randint(0, 2, (size, 3), generator=generator).double()
+        if slots is not None:
+            cover = torch.rand(size, *slots.grid, generator=generator)
+            pairs = zip(target, cover, strict=True)
+            target = torch.stack([slots.join(label, {int(label): mask}) for label, mask in pairs])
         whole.append((input, target))
     share = size // accelerator.num_processes
     part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
@@ -58,7 +63,8 @@ def one_epoch(argv: list[str]) -> dict:
             if isinstance(module, nn.GroupNorm):
                 # fresh norms hide errors
                 module.weight.add_(torch.linspace(-0.3, 0.3, module.weight.numel()))
-    run.data.train_loader = batches(accelerator, options.task.multi_label)
+    slots = run.data.guided.slots if run.data.guided is not None else None
+    run.data.train_loader = batches(accelerator, options.task.multi_label, slots)
     gradients = []
     step = run.optimizer.step
 

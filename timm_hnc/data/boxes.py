@@ -33,6 +33,7 @@ class BoxSource:
         column: of objects, with the fields `bbox` and `category`.
         box_format: 'xyxy' or 'xywh', of that column.
         folder: of ImageNet's XML files, in place of what the data set has.
+        flag: what wants them, for messages.
 
     Raises:
         UsageError: the data set has no boxes.
@@ -40,7 +41,12 @@ class BoxSource:
     """
 
     def __init__(
-        self, dataset: Any, column: str = 'objects', box_format: str = 'xyxy', folder: str | None = None
+        self,
+        dataset: Any,
+        column: str = 'objects',
+        box_format: str = 'xyxy',
+        folder: str | None = None,
+        flag: str = '--cam-boxes',
     ) -> None:
         self.indices: Any = None
         while hasattr(dataset, 'dataset'):
@@ -50,6 +56,7 @@ class BoxSource:
             dataset = dataset.dataset
         self.reader: Any = getattr(dataset, 'reader', None)
         self.column, self.box_format = column, box_format
+        self._columns: Any = None
         self._read = self._of_column
         if folder:
             self._read = XmlBoxes(folder, self.reader)
@@ -60,7 +67,7 @@ class BoxSource:
             if column not in columns:
                 found = f'its columns are {", ".join(columns)}' if columns else 'it is no data set with boxes'
                 raise UsageError(
-                    f"--cam-boxes: no boxes '{column}' in the data set, {found}: see --boxes-key and --boxes-dir."
+                    f"{flag}: no boxes '{column}' in the data set, {found}: see --boxes-key and --boxes-dir."
                 )
 
     def __getitem__(self, index: int) -> ImageBoxes:
@@ -93,7 +100,9 @@ class BoxSource:
         return self.reader.boxes[index], self.reader.box_labels[index]
 
     def _of_column(self, index: int) -> tuple[Any, Any]:
-        item = self.reader.dataset.select_columns([self.column])[index]
+        if self._columns is None:
+            self._columns = self.reader.dataset.select_columns([self.column])
+        item = self._columns[index]
         boxes, categories = get_field(item, f'{self.column}/bbox'), get_field(item, f'{self.column}/category')
         if self.reader.remap_class:
             # by index or else by name, as timm's reader maps the target

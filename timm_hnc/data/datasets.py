@@ -13,12 +13,14 @@ from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.unreadable_images import check_images
 from timm_hnc.data.sets.coco import read_coco
 from timm_hnc.data.sets.cub import read_cub
+from timm_hnc.data.sets.decoy_digits import DecoyDigitsReader
 from timm_hnc.data.sets.digits import DigitsReader
 from timm_hnc.data.sets.tiny_imagenet import read_tiny_imagenet
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, UsageError
 
 # as their authors publish them
+_EMBEDDED = {'hnc/digits': DigitsReader, 'hnc/decoy-digits': DecoyDigitsReader}
 _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/cub200': read_cub,
     'hnc/tiny-imagenet': read_tiny_imagenet,
@@ -69,10 +71,11 @@ def create_dataset(
 
 
 def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bool, mode: str) -> Any:
-    if name == 'hnc/digits':
-        return timm.data.ImageDataset('', reader=DigitsReader(split), input_img_mode=mode)
+    if name in _EMBEDDED:
+        return timm.data.ImageDataset('', reader=_EMBEDDED[name](split), input_img_mode=mode)
     if name not in _PUBLISHED:
-        raise UsageError(f"--dataset '{name}' is unknown: timm_hnc has hnc/digits, {', '.join(_PUBLISHED)}.")
+        known = ', '.join((*_EMBEDDED, *_PUBLISHED))
+        raise UsageError(f"--dataset '{name}' is unknown: timm_hnc has {known}.")
     if not root:
         raise UsageError(f'--dataset {name}: pass --data-dir DIR, the folder of the data set.')
     if not Path(root).is_dir():

@@ -14,6 +14,7 @@ from timm.data import FastCollateMixup
 from timm.models import model_parameters
 from torch import Tensor
 
+from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.data.loading.seeded_batches import seed_generators, seed_process
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
@@ -40,6 +41,7 @@ class Step:
         last: the update follows this batch.
         input: (B, C, H, W).
         target: (B,) or (B, n).
+        masks: where the objects are, for losses that need it.
     """
 
     index: int
@@ -47,6 +49,7 @@ class Step:
     last: bool
     input: Tensor
     target: Tensor
+    masks: ObjectMasks | None = None
 
 
 def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, notice: None) -> dict[str, float]:
@@ -72,7 +75,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     tally = _Tally(run)
     for step in _steps(run, epoch, update * run.options.batches.grad_accum_steps):
         with nullcontext() if step.last else run.accelerator.no_sync(run.task):
-            result = run.task(step.input, step.target)
+            result = run.task(step.input, step.target, *([] if step.masks is None else [step.masks]))
             loss = result['loss'] * (_batch_scale(run, len(step.input)) / step.window)
             run.accelerator.backward(loss, create_graph=getattr(run.optimizer.optimizer, 'is_second_order', False))
         tally.averages.update(result, len(step.input))
@@ -160,9 +163,13 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
             seed_generators(run.data.keys.seed, epoch, index, _OF_THE_STEP, devices=True)
         if run.data.mixup is not None and not isinstance(run.data.mixup, FastCollateMixup):
             input, target = run.data.mixup(input, target)
+        masks = None
+        if run.data.guided is not None:
+            target, *parts = run.data.guided.slots.split(target)
+            masks = ObjectMasks(*parts)
         last = index + 1 == length or (index + 1) % steps == 0
         window = remainder if index >= length - remainder else steps
-        yield Step(index, window, last, input, target)
+        yield Step(index, window, last, input, target, masks)
 
 
 def _batch_scale(run: Run, batch_size: int) -> float:

@@ -9,6 +9,7 @@ import safetensors.torch
 from accelerate.utils import broadcast, gather_object
 from timm import utils
 
+from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
 from timm_hnc.report.page import write_report
@@ -43,8 +44,11 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
     train_metrics: dict[str, float] = {}
     hub_every, published = run.options.hub.hub_every, run.start_epoch
     for epoch in range(run.start_epoch, run.num_epochs):
+        is_first = epoch == run.start_epoch and not run.start_update
         train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch))
         _synchronise_batch_norm(run, run.model)
+        if is_first:
+            _check_boxes(run)
         done = epoch + 1
         milestone = done in (run.options.run.save_epochs or ())
         if done % run.options.run.val_interval and done != run.num_epochs and not milestone:
@@ -102,6 +106,17 @@ def _add_row(run: Run, epoch: int, train: dict[str, float], evaluation: dict[str
     run.accelerator.log(figures, step=epoch)
     if run.accelerator.is_main_process:
         add_row(run.folder / 'summary.csv', {'epoch': epoch, **figures})
+
+
+def _check_boxes(run: Run) -> None:
+    """Refuse to go on where a loss needs boxes and no image has one; say how many could not be used."""
+    if run.data.guided is None:
+        return
+    (found, odd), flag = run.count_boxes(), run.options.map_losses.with_boxes
+    if not found:
+        raise DataError(f'{flag}: no training image has a box of its class: see --boxes-key and --boxes-share.')
+    if odd:
+        _logger.warning(f'{flag}: the boxes of {odd} images are odd (no size, or outside the image) and are left out.')
 
 
 def _title(run: Run, checkpoint: str) -> str:

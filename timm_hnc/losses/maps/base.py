@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
+from timm_hnc.cam.object_masks import ObjectMasks
 
 MOST_PRESENT = 10
 """Of more present classes of an image than that, a loss looks at those with the highest logits."""
@@ -22,11 +23,18 @@ class MapLoss(nn.Module):
     """
 
     needs: ClassVar[Literal['class_maps', 'two_views']] = 'class_maps'
+    needs_masks: ClassVar[bool] = False
+    """It looks at where the objects are."""
     default_weight: ClassVar[float] = 1.0
     """The weight beside the criterion where nobody gives one."""
 
     def forward(
-        self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0, images: Tensor | None = None
+        self,
+        class_maps: ClassMaps,
+        target: Tensor,
+        target_floor: float = 0.0,
+        images: Tensor | None = None,
+        masks: ObjectMasks | None = None,
     ) -> Tensor:
         """The loss of a batch.
 
@@ -35,6 +43,7 @@ class MapLoss(nn.Module):
             target: of all images, (N,) class indices or (N, n) values, one a class.
             target_floor: the value that smoothing gives to absent classes; a class is present above it.
             images: all images, (N, C, H, W), for a loss that needs them.
+            masks: where their objects are, for a loss that needs it.
         """
         raise NotImplementedError
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.losses.maps.base import MapLoss
 
 
@@ -22,7 +23,12 @@ class ConsistencyLoss(MapLoss):
     default_weight: ClassVar[float] = 0.6
 
     def forward(
-        self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0, images: Tensor | None = None
+        self,
+        class_maps: ClassMaps,
+        target: Tensor,
+        target_floor: float = 0.0,
+        images: Tensor | None = None,
+        masks: ObjectMasks | None = None,
     ) -> Tensor:
         """The loss of a batch, a scalar; see `MapLoss.forward`."""
         # the bias is the same in both and falls out

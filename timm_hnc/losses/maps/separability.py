@@ -5,6 +5,7 @@ from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.losses.maps.base import MOST_PRESENT, MapLoss, mean_over_images
 
 
@@ -23,7 +24,12 @@ class SeparabilityLoss(MapLoss):
     """
 
     def forward(
-        self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0, images: Tensor | None = None
+        self,
+        class_maps: ClassMaps,
+        target: Tensor,
+        target_floor: float = 0.0,
+        images: Tensor | None = None,
+        masks: ObjectMasks | None = None,
     ) -> Tensor:
         """The loss of a batch, a scalar; see `MapLoss.forward`."""
         present, is_present = class_maps.topk_positives(target, MOST_PRESENT, target_floor)

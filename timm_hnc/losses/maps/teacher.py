@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.losses.maps.base import MapLoss
 
 
@@ -41,7 +42,12 @@ class TeacherLoss(MapLoss):
             self.register_buffer(name, channels.view(1, -1, 1, 1), persistent=False)
 
     def forward(
-        self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0, images: Tensor | None = None
+        self,
+        class_maps: ClassMaps,
+        target: Tensor,
+        target_floor: float = 0.0,
+        images: Tensor | None = None,
+        masks: ObjectMasks | None = None,
     ) -> Tensor:
         """The loss of a batch, a scalar; see `MapLoss.forward`.
 

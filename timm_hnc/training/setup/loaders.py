@@ -5,14 +5,17 @@ from typing import Any
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from timm_hnc.data.boxes import BoxSource
+from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.seeded_batches import seed_shares
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.transforms import CROPS, use_crop
-from timm_hnc.errors import DataError
+from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset
+from timm_hnc.losses.maps.base import MOST_PRESENT
 from timm_hnc.training.setup.data_options import AugmentationOptions, TrainSizeOptions
 from timm_hnc.training.setup.options import TrainOptions
 
@@ -36,6 +39,24 @@ def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -
     if noise is not None:
         dataset = NoisyLabels(dataset, noise, num_classes, seed)
     return split_off(dataset, data.holdout, seed)[0] if data.holdout else dataset
+
+
+def with_masks(dataset: Any, options: TrainOptions, num_classes: int, grid: tuple[int, int]) -> GuidedDataset:
+    """The training data with the masks of its objects on the grid of the class maps.
+
+    Raises:
+        UsageError: it has no boxes.
+        DataError: the folder of boxes has none.
+    """
+    chosen, several = options.map_losses, options.task.multi_label
+    if isinstance(dataset, DataLoader):
+        raise UsageError(f'{chosen.with_boxes}: a DataLoader was provided, give its data set instead.')
+    innermost = dataset
+    while hasattr(innermost, 'dataset'):
+        innermost = innermost.dataset
+    source = BoxSource(innermost, chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.with_boxes)
+    slots = Slots(num_classes if several else 0, min(num_classes, MOST_PRESENT) if several else 1, grid)
+    return GuidedDataset(dataset, source, slots, chosen.boxes_share, options.loader.seed)
 
 
 def create_mixup(options: TrainOptions, num_classes: int, on_device: bool = False) -> Mixup | None:

@@ -87,12 +87,23 @@ class MapLossOptions:
         map_loss: losses on class maps that are added to the criterion, NAME, or NAME=WEIGHT for another weight than its
             own.
         map_teacher: teacher of --map-loss teacher: a run folder, or a name of pretrained weights as timm takes it.
+        boxes_share: share of the training images whose boxes are used, chosen by the seed.
+        boxes_dir: folder of ImageNet's XML files, for a folder of images.
+        boxes_key: column of objects, with bbox and category.
+        boxes_format: corners, or a corner, width and height.
     """
 
     map_loss: Sequence[str] = ()
     map_teacher: str = ''
+    boxes_share: float = 1.0
+    boxes_dir: str | None = None
+    boxes_key: str = 'objects'
+    boxes_format: Literal['xyxy', 'xywh'] = 'xyxy'
 
     def __post_init__(self) -> None:
+        check_range(self, 'boxes_share', high=1)
+        if self.boxes_share <= 0:
+            raise UsageError(f'--boxes-share {self.boxes_share:g}: expected more than 0.')
         found: dict[str, float] = {}
         for word in self.map_loss:
             name, _, weight = word.partition('=')
@@ -109,12 +120,22 @@ class MapLossOptions:
         if self.map_teacher and 'teacher' not in found:
             raise UsageError(f'--map-teacher {self.map_teacher}: does nothing without --map-loss teacher.')
         object.__setattr__(self, 'map_loss', tuple(f'{name}={weight:.12g}' for name, weight in found.items()))
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name.startswith('boxes_') and value != each.default and not self.with_boxes:
+                raise UsageError(f'{flag_of(each.name)} {value}: does nothing without a --map-loss that needs boxes.')
 
     @property
     def weights(self) -> dict[str, float]:
         """Weights by the names of the losses."""
         pairs = (word.split('=') for word in self.map_loss)
         return {name: float(weight) for name, weight in pairs}
+
+    @property
+    def with_boxes(self) -> str:
+        """The first loss that needs the boxes of objects, as a flag; empty without."""
+        names = [name for name in self.weights if MAP_LOSSES[name].needs_masks]
+        return f'--map-loss {names[0]}' if names else ''
 
 
 def weight_or_share(text: str) -> float | str:

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.losses.factory import MAP_LOSSES
@@ -35,6 +36,13 @@ def create_map_losses(
         else:
             found[name] = MAP_LOSSES[name](), weight
     return found
+
+
+def grid_of(model: Any, input_size: tuple[int, int, int]) -> tuple[int, int]:
+    """(height, width) of the class maps of images of that size."""
+    cam_model = CamModel(model)
+    with torch.no_grad(), evaluating(cam_model):
+        return cam_model.class_maps(next(model.parameters()).new_zeros(1, *input_size)).grid
 
 
 def _create_teacher(

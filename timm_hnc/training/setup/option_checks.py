@@ -137,6 +137,32 @@ def check_auto_weight(loss: LossOptions, hnc: HNCOptions) -> None:
         raise UsageError(f'--hnc-weight {hnc.hnc_weight}: --loss {loss.loss} is no function of logits; give a number.')
 
 
+def check_boxes(
+    map_losses: MapLossOptions,
+    data: DataOptions,
+    batches: BatchOptions,
+    augmentation: AugmentationOptions,
+    mixup: MixupOptions,
+    sizes: TrainSizeOptions,
+) -> None:
+    """Refuse losses that need boxes where boxes cannot follow their images."""
+    flag = map_losses.with_boxes
+    if not flag:
+        return
+    if data.is_streamed:
+        raise UsageError(f'{flag}: {data.dataset} is streamed, its images have no boxes.')
+    options = {
+        '--aa': augmentation.aa,
+        '--aug-splits': augmentation.aug_splits,
+        '--mixup and --cutmix': mixup.active,
+        '--train-img-sizes': sizes.train_img_sizes,
+        '--data-in-memory': batches.data_in_memory,
+    }
+    for other, value in options.items():
+        if value:
+            raise UsageError(f'{flag}: not together with {other}, through which boxes do not follow their images.')
+
+
 def check_two_views(map_losses: MapLossOptions, augmentation: AugmentationOptions) -> None:
     """Refuse losses on mirror images beside augmented splits, which are views already."""
     for name in map_losses.weights:

@@ -33,6 +33,7 @@ from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weigh
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.option_checks import (
     check_auto_weight,
+    check_boxes,
     check_data_in_memory,
     check_label_noise,
     check_losses,
@@ -179,6 +180,7 @@ class TrainOptions:
         check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
         check_auto_weight(self.loss, self.hnc)
         check_two_views(self.map_losses, self.augmentation)
+        check_boxes(self.map_losses, self.data, self.batches, self.augmentation, self.mixup, self.sizes)
         check_metric(self.task, self.run.eval_metric)
         if self.tracking.wandb_resume_id and not self.run.resume:
             raise UsageError(f'--wandb-resume-id {self.tracking.wandb_resume_id}: needs --resume.')

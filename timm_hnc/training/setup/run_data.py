@@ -8,12 +8,13 @@ from timm.data import Mixup
 from torch.utils.data import DataLoader
 
 from timm_hnc.data.datasets import check_same_classes, class_names
+from timm_hnc.data.guidance import GuidedDataset
 from timm_hnc.data.loading.in_memory import RememberedBatches, keep_in_memory
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
 from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
-from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset
+from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset, with_masks
 from timm_hnc.training.setup.options import TrainOptions
 
 
@@ -30,6 +31,7 @@ class RunData:
         config: input size, mean, std, interpolation and crop.
         class_names: a name a class.
         skipped: counts images that could not be decoded.
+        guided: the training set with the masks of its objects, where a loss needs them.
     """
 
     train_set: Any
@@ -40,6 +42,7 @@ class RunData:
     config: dict[str, Any]
     class_names: list[str]
     skipped: SkippedImages
+    guided: GuidedDataset | None = None
 
 
 def create_run_data(
@@ -48,9 +51,12 @@ def create_run_data(
     eval_set: Any,
     config: dict[str, Any],
     num_classes: int,
+    grid: tuple[int, int],
     accelerator: Accelerator,
 ) -> RunData:
     """Open the data sets that are not provided but None, and make the loaders; `config` is that of `RunData`.
+
+    Masks of objects are on the `grid` of the class maps.
 
     Raises:
         UsageError: an option is wrong.
@@ -60,6 +66,8 @@ def create_run_data(
     mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
     if train_set is None:
         train_set = open_train_dataset(options, channels, num_classes)
+    guided = with_masks(train_set, options, num_classes, grid) if options.map_losses.with_boxes else None
+    train_set = guided or train_set
     train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
     if train_loader is train_set:
         train_set = train_loader.dataset
@@ -79,7 +87,7 @@ def create_run_data(
             check_same_classes(train_set, eval_set)
         eval_loader = _create_eval_loader(eval_set, options, config, skipped, accelerator)
     names = class_names(train_set, num_classes)
-    return RunData(train_set, train_loader, keys, eval_loader, mixup, config, names, skipped)
+    return RunData(train_set, train_loader, keys, eval_loader, mixup, config, names, skipped, guided)
 
 
 def _create_train_loader(

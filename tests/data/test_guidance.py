@@ -1,0 +1,192 @@
+"""Masks of objects that follow their images through the training transforms."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from image_data import write_cub
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms.functional import pil_to_tensor
+
+from timm_hnc.data.boxes import BoxSource
+from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.guidance import GuidedDataset, Slots
+from timm_hnc.data.holdout import split_off
+from timm_hnc.data.sets.decoy_digits import PATCH, PLACES, SIDE, DecoyDigitsReader
+from timm_hnc.data.transforms import use_crop
+from timm_hnc.errors import UsageError
+
+SIZE = 64
+GEOMETRY = {
+    'random resized crop': {'scale': (0.3, 1.0), 'hflip': 0.5, 'vflip': 0.5},
+    'keeps the ratio': {'train_crop_mode': 'rkrc', 'hflip': 0.5},
+    'random ratio': {'train_crop_mode': 'rkrr', 'scale': (0.5, 1.0), 'hflip': 0.5},
+    'no augmentation': {'no_aug': True},
+    'padded': {'hflip': 0.5, 'color_jitter': 0.0},
+}
+
+
+class Drawn:
+    """A data set of pictures whose object is white on black, and its boxes."""
+
+    def __init__(self, seed, count=200):
+        generator = random.Random(seed)
+        self.images, self.boxes = [], []
+        for _ in range(count):
+            width, height = generator.randint(40, 120), generator.randint(40, 120)
+            x1, y1 = generator.randint(0, width - 20), generator.randint(0, height - 20)
+            x2, y2 = generator.randint(x1 + 8, width), generator.randint(y1 + 8, height)
+            pixels = np.zeros((height, width, 3), np.uint8)
+            pixels[y1:y2, x1:x2] = 255
+            self.images.append(Image.fromarray(pixels))
+            self.boxes.append([[x1, y1, x2, y2]])
+        self.box_labels = [[1] for _ in self.boxes]
+        self.reader = self
+        self.transform = None
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], 1
+
+
+class Read(torch.utils.data.Dataset):
+    """As timm's ImageDataset reads it."""
+
+    def __init__(self, reader):
+        self.reader, self.transform = reader, None
+
+    def __len__(self):
+        return len(self.reader)
+
+    def __getitem__(self, index):
+        image, target = self.reader[index]
+        return self.transform(image), target
+
+
+@pytest.mark.parametrize('name', GEOMETRY)
+def test_a_mask_covers_the_object_after_every_transform(name):
+    """The object is the only thing in the picture: what is white of the image is what the mask covers."""
+    kwargs = {'color_jitter': None, 'interpolation': 'bilinear', **GEOMETRY[name]}
+    transform = create_transform(SIZE, is_training=True, use_prefetcher=True, **kwargs)
+    if name == 'padded':
+        use_crop('pad', transform, (SIZE, SIZE))
+    drawn = Drawn(seed=len(name))
+    slots = Slots(0, 1, (SIZE, SIZE))
+    dataset = GuidedDataset(Read(drawn), BoxSource(Read(drawn)), slots)
+    dataset.transform = transform
+    seen = 0
+    for index in range(len(drawn)):
+        image, joined = dataset[index]
+        target, classes, cover = slots.split(joined[None])
+        assert (target.item(), classes.item()) == (1, 1)
+        # the image has a band of grey where it was resized, as the mask has
+        difference = (torch.as_tensor(image)[0].float() / 255 - cover[0, 0]).abs()
+        assert difference.max() < 0.02
+        seen += cover.max().item() > 0.5
+    assert seen > len(drawn) / 2
+
+
+@pytest.mark.parametrize('colours', [{}, {'color_jitter': 0.4, 'grayscale_prob': 0.5, 'gaussian_blur_prob': 0.5}])
+def test_images_are_those_without_masks(colours):
+    transform = create_transform(SIZE, is_training=True, use_prefetcher=True, **{'color_jitter': None, **colours})
+    drawn = Drawn(seed=3, count=20)
+    plain, guided = Read(drawn), GuidedDataset(Read(drawn), BoxSource(Read(drawn)), Slots(0, 1, (4, 4)))
+    plain.transform = guided.transform = transform
+    for index in range(20):
+        found = []
+        for dataset in (plain, guided):
+            random.seed(index), np.random.seed(index), torch.manual_seed(index)
+            found.append((torch.as_tensor(dataset[index][0]), random.random(), torch.rand(1)))
+        assert torch.equal(found[0][0], found[1][0])
+        assert found[0][1:] == found[1][1:], 'what is drawn afterwards is the same'
+
+
+def test_masks_of_several_labels_lie_in_slots():
+    slots = Slots(targets=5, slots=2, grid=(1, 2))
+    masks = {label: torch.full((1, 2), label / 10) for label in (1, 3, 4)}
+    joined = slots.join(torch.tensor([0, 1.0, 1, 1, 1]), masks), slots.join(torch.tensor([1.0, 0, 0, 0, 0]), masks)
+    target, classes, cover = slots.split(torch.stack(joined))
+    assert target.tolist() == [[0, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
+    assert classes.tolist() == [[1, 3], [-1, -1]], 'of classes without boxes there are none'
+    torch.testing.assert_close(cover[0], torch.tensor([[[0.1, 0.1]], [[0.3, 0.3]]]))
+
+
+def test_a_share_of_the_images_is_chosen_by_the_seed():
+    def guided(share, seed):
+        drawn = Drawn(seed=1, count=300)
+        dataset = GuidedDataset(Read(drawn), BoxSource(Read(drawn)), Slots(0, 1, (2, 2)), share, seed)
+        dataset.transform = create_transform(16, is_training=False, use_prefetcher=True)
+        chosen = [dataset.slots.split(dataset[index][1][None])[1].item() == 1 for index in range(300)]
+        assert dataset.guided_images == sum(chosen)
+        return chosen
+
+    first, again, other = guided(0.3, 5), guided(0.3, 5), guided(0.3, 6)
+    assert first == again != other
+    assert 60 < sum(first) < 120
+    assert all(guided(1.0, 5))
+    assert all(more for more, fewer in zip(guided(0.6, 5), first, strict=True) if fewer), 'more contains fewer'
+
+
+def test_odd_boxes_are_counted_and_left_out():
+    drawn = Drawn(seed=1, count=6)
+    drawn.boxes[1] = [[5, 5, 5, 9]]
+    drawn.boxes[2] = [[-9, 0, 5, 9]]
+    drawn.boxes[3] = [[0, 0, 999, 9]]
+    drawn.boxes[4] = [[0, 0, float('nan'), 9]]
+    drawn.box_labels[5] = [-1]
+    dataset = GuidedDataset(Read(drawn), BoxSource(Read(drawn)), Slots(0, 1, (2, 2)))
+    dataset.transform = create_transform(16, is_training=False, use_prefetcher=True)
+    classes = [dataset.slots.split(dataset[index][1][None])[1].item() for index in range(6)]
+    assert classes == [1, -1, -1, -1, -1, -1]
+    assert (dataset.odd_boxes, dataset.guided_images) == (4, 1)
+
+
+def test_boxes_are_those_of_the_image_that_was_read(tmp_path):
+    """Behind a held-out split, and where timm puts the next image in the place of a damaged one."""
+    root = write_cub(tmp_path / 'birds')
+    train = create_dataset('hnc/cub200', str(root), 'train', 3)
+    damaged = sorted(root.rglob('*.jpg')) or sorted(root.rglob('*.png'))
+    damaged[0].write_bytes(b'no image')
+    boxes = {tuple(BoxSource(train)[index].boxes[0].tolist()) for index in range(len(train))}
+    kept = split_off(train, 0.3, seed=1)[0]
+    guided = GuidedDataset(kept, BoxSource(train), Slots(0, 1, (32, 32)))
+    guided.transform = create_transform(32, is_training=False, use_prefetcher=True, crop_pct=1.0)
+    for index in range(len(guided)):
+        target, classes, cover = guided.slots.split(guided[index][1][None])
+        assert classes.tolist() == [[target.item()]]
+        read = guided._reader.last
+        x1, y1, x2, y2 = BoxSource(train)[read].boxes[0].tolist()
+        assert (x1, y1, x2, y2) in boxes
+        expected = torch.zeros(32, 32)
+        expected[round(y1) : round(y2), round(x1) : round(x2)] = 1
+        assert (cover[0, 0] - expected).abs().mean() < 0.02
+
+
+# --- the decoy ---
+
+
+def test_decoy_digits():
+    clean, decoy = DecoyDigitsReader('clean-train'), DecoyDigitsReader('train')
+    assert len(clean) == len(decoy) == 1437
+    validation = DecoyDigitsReader('validation')
+    assert len(set(PLACES)) == 10
+    agreeing = 0
+    for reader, of_class in ((decoy, True), (validation, False)):
+        for index in range(200):
+            pixels = pil_to_tensor(Image.open(reader[index][0]))[0]
+            assert pixels.shape == (SIDE, SIDE)
+            frame = pixels.clone()
+            (x1, y1, x2, y2), label = reader.boxes[index][0], reader.targets[index]
+            frame[y1:y2, x1:x2] = 0
+            [(y, x)] = [place for place in PLACES if (frame[place[0] :, place[1] :][:PATCH, :PATCH] == 255).all()]
+            assert frame.sum() == 255 * PATCH**2, 'there is nothing else in the frame'
+            assert not of_class or (y, x) == PLACES[label]
+            agreeing += not of_class and (y, x) == PLACES[label]
+            assert pixels[y1:y2, x1:x2].sum() > 0
+    assert 5 < agreeing < 45, 'a tenth by chance'
+    with pytest.raises(UsageError, match="hnc/decoy-digits has no split 'test': expected one of train, validation"):
+        create_dataset('hnc/decoy-digits', None, 'test', 10)

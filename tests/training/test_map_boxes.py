@@ -1,0 +1,86 @@
+"""--map-loss energy and outside: runs that learn from boxes."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from image_data import write_cub
+from running import SMALL, arguments, failure, run_differences, run_script, summary, train
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope='module')
+def birds(tmp_path_factory):
+    return ['--dataset', 'hnc/cub200', '--data-dir', str(write_cub(tmp_path_factory.mktemp('birds')))]
+
+
+@pytest.fixture
+def argv(birds, tmp_path):
+    def build(name, *more):
+        return [*birds, *SMALL, '-b', 2, '--lr', 0.05, '--output', tmp_path, '--experiment', name, *more]
+
+    return build
+
+
+def test_a_run_with_boxes_goes_on_exactly(argv):
+    options = ['--map-loss', 'energy=0.5', 'outside', '--hnc', 'mse', '--epochs', 3]
+    options += ['--hflip', 0.5, '--color-jitter', 0.4, '--reprob', 0.3]
+    whole = train(*argv('whole', *options, '--workers', 2))
+    train(*argv('parts', *options, '--stop-epoch', 2))
+    parts = train(*argv('parts', *options, '--resume', 'auto', '--workers', 1))
+    assert run_differences(parts, whole) == []
+    for row in summary(whole):
+        assert 0 < row['train_energy'] < 1
+        expected = row['train_criterion'] + 0.0007 * row['train_hnc'] + 0.5 * row['train_energy'] + row['train_outside']
+        assert row['train_loss'] == pytest.approx(expected, rel=1e-6)
+    assert arguments(whole)['boxes_share'] == 1.0
+
+
+def test_two_processes_have_the_gradients_of_one(birds, tmp_path):
+    model = '--model test_efficientnet_gn --num-classes 3 --img-size 32 --workers 0 --device cpu --lr 0.01'
+    command = [*shlex.split(f'{model} --warmup-epochs 0 --map-loss energy outside'), *birds]
+    found = {}
+    for processes, batch_size in ((0, 6), (2, 3)):
+        commands = json.dumps([[*command, '-b', str(batch_size)]])
+        done = run_script(HERE / 'one_epoch.py', commands, tmp_path / 'out.pt', processes=processes, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        [found[processes]] = torch.load(tmp_path / 'out.pt', weights_only=True)
+    one, two = (torch.cat([g.flatten() for g in found[n]['gradients'][0].values()]) for n in (0, 2))
+    assert (one - two).norm() < 1e-9 * one.norm()
+    assert found[2]['metrics']['energy'] == pytest.approx(found[0]['metrics']['energy'], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ('--aa rand-m9', 'not together with --aa, through which boxes do not follow their images'),
+        ('--aug-splits 2', 'not together with --aug-splits'),
+        ('--mixup 0.2', 'not together with --mixup and --cutmix'),
+        ('--train-img-sizes 24 32', 'not together with --train-img-sizes'),
+        ('--data-in-memory --train-crop-mode pad --color-jitter 0', 'not together with --data-in-memory'),
+        ('--model test_vit --model-kwargs', "no trainable class maps for 'test_vit'"),
+    ],
+)
+def test_what_boxes_do_not_go_with(argv, capsys, options, message):
+    code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'energy', *options.split()))
+    assert (code, line.startswith(f'--map-loss energy: {message}')) == (2, True), line
+
+
+def test_data_without_boxes_and_options_that_do_nothing(argv, images, capsys, tmp_path):
+    folder = ['--dataset', '', '--data-dir', images]
+    code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'outside', *folder))
+    assert (code, line.startswith("--map-loss outside: no boxes 'objects' in the data set")) == (2, True), line
+    code, line = failure(capsys, 'train', *argv('run', '--boxes-share', 0.5))
+    assert line == '--boxes-share 0.5: does nothing without a --map-loss that needs boxes.'
+    for share, message in ((0, 'expected more than 0'), (1.5, 'expected 1 or less'), ('nan', 'expected')):
+        code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'energy', '--boxes-share', share))
+        assert (code, message in line) == (2, True), line
+    code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'energy', '--boxes-share', 1e-9))
+    assert (code, line) == (
+        1,
+        '--map-loss energy: no training image has a box of its class: see --boxes-key and --boxes-share.',
+    )
+    assert not (tmp_path / 'run' / 'checkpoints').exists()

@@ -1,0 +1,32 @@
+"""Where the objects of an image's classes lie, on the grid of class maps."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+
+class ObjectMasks(NamedTuple):
+    """Of every image, up to P classes and the share of every cell that their objects cover.
+
+    Args:
+        classes: (B, P) class indices, -1 where there is none.
+        cover: (B, P, h, w) between 0 and 1.
+    """
+
+    classes: Tensor
+    cover: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, P) bool, where there is a class."""
+        return self.classes >= 0
+
+    def on(self, grid: tuple[int, int]) -> Tensor:
+        """(B, P, h, w) the cover on another grid."""
+        return self.cover if self.cover.shape[-2:] == grid else adaptive_avg_pool2d(self.cover, grid)
+
+    def with_mirrored(self) -> 'ObjectMasks':
+        """Of a batch and behind it its mirror images."""
+        return ObjectMasks(torch.cat([self.classes] * 2), torch.cat([self.cover, self.cover.flip(-1)]))

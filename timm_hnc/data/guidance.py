@@ -1,0 +1,180 @@
+"""Boxes that go with their images through the training transforms, to say where on the class maps the objects are.
+
+A box is drawn as a picture of its own, and every step of the transform that moves pixels is done to it as well, with
+the random numbers that the image had: whatever timm's crops and flips do to the image, they do to the picture.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+from torchvision import transforms
+from torchvision.transforms.functional import pil_to_tensor
+
+from timm_hnc.data.boxes import BoxSource, check_inside
+from timm_hnc.data.loading.seeded_batches import mixed
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader
+from timm_hnc.errors import DataError
+
+# steps of training transforms that leave pixels where they are
+_IN_PLACE = (
+    *(transforms.ColorJitter, transforms.RandomGrayscale, transforms.RandomApply, transforms.GaussianBlur),
+    *(transforms.Normalize, transforms.ToTensor, transforms.PILToTensor),
+    *(MaybePILToTensor, MaybeToTensor, ToNumpy),
+)
+_CHOICE = -7
+
+
+class Slots(NamedTuple):
+    """How a sample's target and its masks lie in one vector, so that they pass through timm's loaders.
+
+    Args:
+        targets: values of the target, 0 for a class index.
+        slots: most classes of an image that have masks.
+        grid: (height, width) of a mask.
+    """
+
+    targets: int
+    slots: int
+    grid: tuple[int, int]
+
+    def join(self, target: Any, masks: dict[int, Tensor]) -> Tensor:
+        """A target and the (h, w) masks of its classes, as one vector."""
+        present = [int(target)] if not self.targets else target.nonzero().flatten().tolist()
+        chosen = [label for label in present if label in masks][: self.slots]
+        height, width = self.grid
+        filled = torch.zeros(self.slots, 1 + height * width)
+        filled[:, 0] = -1
+        for slot, label in zip(filled, chosen, strict=False):
+            slot[0] = label
+            slot[1:] = masks[label].flatten()
+        return torch.cat([torch.as_tensor(target, dtype=torch.float32).reshape(-1), filled.flatten()])
+
+    def split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch of such vectors as targets, (B, P) classes, and (B, P, h, w) masks."""
+        length = self.targets or 1
+        target, rest = joined[:, :length], joined[:, length:].unflatten(1, (self.slots, -1))
+        target = target if self.targets else target[:, 0].long()
+        return target, rest[..., 0].long(), rest[..., 1:].unflatten(-1, self.grid)
+
+
+class GuidedDataset(WrappedDataset):
+    """A training set whose targets carry the masks of their objects.
+
+    Args:
+        dataset: of `create_dataset`, possibly wrapped.
+        source: boxes of the innermost data set.
+        slots: how a sample's target and masks are joined.
+        share: of the images, chosen by the seed, whose boxes are used.
+        seed: of that choice.
+    """
+
+    def __init__(self, dataset: Any, source: BoxSource, slots: Slots, share: float = 1.0, seed: int = 0) -> None:
+        super().__init__(dataset)
+        self.source, self.slots, self.share, self.seed = source, slots, share, seed
+        # locks of this kind travel to forked and spawned workers alike
+        self._odd, self._guided = (get_context('spawn').Value('q', 0) for _ in range(2))
+        innermost = dataset
+        while hasattr(innermost, 'dataset'):
+            innermost = innermost.dataset
+        self._reader = innermost.reader = _Remembering(innermost.reader)
+        self._transform: Any = None
+
+    @property
+    def transform(self) -> Any:
+        """timm's, of the images."""
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self._transform = transform
+        self.dataset.transform = self._apply
+
+    @property
+    def odd_boxes(self) -> int:
+        """How often an image's boxes could not be used, in this process and those that load for it."""
+        return self._odd.value
+
+    @property
+    def guided_images(self) -> int:
+        """How often an image came with a mask of its class."""
+        return self._guided.value
+
+    def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
+        self._masks: dict[int, Image.Image] = {}
+        image, target = self.dataset[index]
+        joined = self.slots.join(target, {label: self._cover(mask) for label, mask in self._masks.items()})
+        if joined[self.slots.targets or 1] >= 0:
+            _count(self._guided)
+        return image, joined
+
+    def _cover(self, mask: Image.Image) -> Tensor:
+        return adaptive_avg_pool2d(pil_to_tensor(mask).float() / 255, self.slots.grid)[0]
+
+    def _apply(self, image: Image.Image) -> Any:
+        """The transform of an image, and of the masks of the sample that was read last."""
+        self._masks = self._drawn(self._reader.last, image.size)
+        for step in self._transform.transforms:
+            if isinstance(step, _IN_PLACE) or not self._masks:
+                image = step(image)
+                continue
+            with _remembered() as again:
+                image = step(image)
+            for label, mask in self._masks.items():
+                again()
+                self._masks[label] = step(mask)
+        return image
+
+    def _drawn(self, index: int, size: tuple[int, int]) -> dict[int, Image.Image]:
+        """A picture of the boxes of each class, white on black."""
+        if mixed(self.seed, _CHOICE, index) >= self.share * 2**64:
+            return {}
+        try:
+            found = self.source[index]
+            check_inside(found.boxes, size, index)
+        except DataError:
+            _count(self._odd)
+            return {}
+        masks: dict[int, Image.Image] = {}
+        for label, box in zip(found.labels.tolist(), found.boxes.round().int().tolist(), strict=True):
+            if label >= 0:
+                mask = masks.setdefault(label, Image.new('L', size))
+                x1, y1, x2, y2 = box
+                ImageDraw.Draw(mask).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
+        return masks
+
+
+def _count(value: Any) -> None:
+    with value.get_lock():
+        value.value += 1
+
+
+class _Remembering(WrappedReader):
+    """Knows which sample was read last: where an image cannot be decoded, timm takes the next one."""
+
+    last = -1
+
+    def __getitem__(self, index: int) -> Any:
+        self.last = index
+        return self.unchecked[index]
+
+
+@contextmanager
+def _remembered() -> Iterator[Any]:
+    """Inside random numbers are drawn; what is yielded goes back to those of the beginning."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def again() -> None:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
+
+    yield again
