@@ -15,9 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 from torchvision import transforms
-from torchvision.transforms.functional import pil_to_tensor
 
 from timm_hnc.data.boxes import BoxSource, check_inside
 from timm_hnc.data.loading.seeded_batches import mixed
@@ -117,7 +115,8 @@ class GuidedDataset(WrappedDataset):
         return image, joined
 
     def _cover(self, mask: Image.Image) -> Tensor:
-        return adaptive_avg_pool2d(pil_to_tensor(mask).float() / 255, self.slots.grid)[0]
+        height, width = self.slots.grid
+        return torch.from_numpy(np.asarray(mask.resize((width, height), Image.Resampling.BOX)) / np.float32(255))
 
     def _apply(self, image: Image.Image) -> Any:
         """The transform of an image, and of the masks of the sample that was read last."""
@@ -170,11 +169,10 @@ class _Remembering(WrappedReader):
 @contextmanager
 def _remembered() -> Iterator[Any]:
     """Inside random numbers are drawn; what is yielded goes back to those of the beginning."""
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    state = random.getstate(), torch.get_rng_state()
 
     def again() -> None:
         random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])
+        torch.set_rng_state(state[1])
 
     yield again
