@@ -85,6 +85,7 @@ class GuidedDataset(WrappedDataset):
             innermost = innermost.dataset
         self._reader = innermost.reader = _Remembering(innermost.reader)
         self._transform: Any = None
+        self._masks: dict[int, Image.Image] = {}  # of the sample that is being read
 
     @property
     def transform(self) -> Any:
@@ -107,7 +108,6 @@ class GuidedDataset(WrappedDataset):
         return self._guided.value
 
     def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
-        self._masks: dict[int, Image.Image] = {}
         image, target = self.dataset[index]
         joined = self.slots.join(target, {label: self._cover(mask) for label, mask in self._masks.items()})
         if joined[self.slots.targets or 1] >= 0:
