@@ -20,7 +20,8 @@ class DecoyDigitsReader(DigitsReader):
     """timm's reader protocol over scikit-learn's digits on a black frame with a patch, 24 x 24 pixels.
 
     In `train` the place of the patch is that of the image's class in PLACES, in `validation` it is random (the same
-    every time), and the splits that begin with `clean-` have none. `boxes` are those of the digits.
+    every time), and the splits that begin with `clean-` have none. `boxes` are those of the digits, `places` indices
+    of PLACES.
 
     Raises:
         UsageError: no such split, or scikit-learn is not installed.
@@ -34,9 +35,10 @@ class DecoyDigitsReader(DigitsReader):
         digits = self.images
         self.images = np.zeros((len(digits), SIDE, SIDE), np.uint8)
         self.images[:, _INNER : _INNER + 8, _INNER : _INNER + 8] = digits
-        random = np.random.default_rng(0).integers(len(PLACES), size=len(self))
-        for position, target, drawn in zip(self.indices, self.targets, random, strict=True):
-            y, x = PLACES[target if own == 'train' else drawn]
+        drawn = np.random.default_rng(0).integers(len(PLACES), size=len(self)).tolist()
+        self.places = self.targets if own == 'train' else drawn
+        for position, place in zip(self.indices, self.places, strict=True):
+            y, x = PLACES[place]
             if not clean:
                 self.images[position, y : y + PATCH, x : x + PATCH] = 255
         self.boxes = [[[_INNER, _INNER, _INNER + 8, _INNER + 8]] for _ in self.targets]
