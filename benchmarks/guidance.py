@@ -38,6 +38,7 @@ RECIPE = (
     *('--train-crop-mode', 'pad', '--hflip', '0', '--color-jitter', '0', '--smoothing', '0', '-b', '64'),
     *('--epochs', '25', '--opt', 'adamw', '--lr', '0.01', '--weight-decay', '0.01', '--sched-on-updates'),
     *('--warmup-epochs', '1', '--workers', '0', '--device', 'cpu', '--val-interval', '25'),
+    *('--amp', '--amp-dtype', 'bfloat16', '--channels-last'),
 )
 HNC = ('--hnc', 'mse', '--hnc-weight', '0.01', '--hnc-topk', '9')
 ROWS = {
