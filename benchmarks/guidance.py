@@ -17,23 +17,25 @@ from pathlib import Path
 import timm
 import torch
 from evidence.table import paired
+from PIL import Image
 from tables.execute import execute
 from tables.plan import Cell
 from tables.runs import Plan, Run
 from timm.data import create_transform
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.data.sets.decoy_digits import PLACES
+from timm_hnc.data.sets.decoy_digits import PLACES, DecoyDigitsReader
 from timm_hnc.losses.maps.boxes import EnergyLoss
+from timm_hnc.plots.cams import draw_cams
 
-SIDE = 72
 # a position of its maps sees 25 pixels: from inside the box of the digit no patch
 NETWORK = ('--model', 'cifar_resnet20', '--model-kwargs', 'layers=(1,1,1)', '--in-chans', '1', '--num-classes', '10')
-DATA = ('--dataset', 'hnc/decoy-digits', '--img-size', str(SIDE), '--mean', '0.5', '--std', '0.5', '--crop-pct', '1')
+DATA = ('--dataset', 'hnc/decoy-digits', '--img-size', '72', '--mean', '0.5', '--std', '0.5', '--crop-pct', '1')
 RECIPE = (
     *('--train-crop-mode', 'pad', '--hflip', '0', '--color-jitter', '0', '--smoothing', '0', '-b', '64'),
     *('--epochs', '25', '--opt', 'adamw', '--lr', '0.01', '--weight-decay', '0.01', '--sched-on-updates'),
@@ -50,6 +52,7 @@ ROWS = {
     'energy+mse': ('--map-loss', 'energy', *HNC),
     'outside+mse': ('--map-loss', 'outside', *HNC),
 }
+SHOWN = ('ce', 'outside+mse')
 FIGURES = {
     'anywhere': 'patch anywhere',
     'contradicting': "patch at another class's place",
@@ -73,30 +76,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f'guidance.py: {name}: {message}\n')
     text = table({cell.name: {run.seed: figures(run) for run in plan.finished(cell)} for cell in cells})
     (args.out / 'decoy.md').write_text(text)
+    shown = [run for cell in cells if cell.name in SHOWN for run in plan.finished(cell)[:1]]
+    if shown:
+        picture(shown).save(args.out / 'decoy_cams.png')
     print(text)
     return 1 if failures else 0
+
+
+def picture(runs: Sequence[Run]) -> Image.Image:
+    """Maps of the same validation digits by several runs, one below the other."""
+    parts = []
+    for run in runs:
+        model = last_model(run)
+        images, targets, _ = digits('validation', model)
+        pixels = (images[:4] * 0.5 + 0.5).expand(-1, 3, -1, -1)
+        parts.append(draw_cams(model, images[:4], pixels, targets[:4], list('0123456789'), title=run.cell.name))
+    whole = Image.new('RGB', (max(part.width for part in parts), sum(part.height for part in parts)), 'white')
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    return whole
+
+
+def last_model(run: Run) -> CamModel:
+    """The last weights of a run."""
+    return CamModel(timm.create_model(f'local-dir:{run.folder / "last" / "model"}', pretrained=True)).eval()
+
+
+def digits(split: str, model: CamModel) -> tuple[Tensor, Tensor, DecoyDigitsReader]:
+    """All images of a split as the model wants them, their classes, and what else is known of them."""
+    side = model.pretrained_cfg['input_size'][-1]
+    dataset = create_dataset('hnc/decoy-digits', None, split, 10, input_img_mode='L')
+    dataset.transform = create_transform((1, side, side), mean=(0.5,), std=(0.5,), crop_pct=1.0)
+    images, targets = next(iter(DataLoader(dataset, len(dataset))))
+    return images, targets, dataset.reader
 
 
 @torch.no_grad()
 def figures(run: Run) -> dict[str, float]:
     """Percent of validation digits, with the last weights of a run."""
-    name = f'local-dir:{run.folder / "last" / "model"}'
-    model = CamModel(timm.create_model(name, pretrained=True)).eval()
+    model = last_model(run)
     found: dict[str, float] = {}
     for split, key in (('validation', 'anywhere'), ('clean-validation', 'without')):
-        dataset = create_dataset('hnc/decoy-digits', None, split, 10, input_img_mode='L')
-        transform = create_transform((1, SIDE, SIDE), mean=(0.5,), std=(0.5,), crop_pct=1.0)
-        dataset.transform = transform
-        images, targets = next(iter(DataLoader(dataset, len(dataset))))
+        images, targets, reader = digits(split, model)
         maps = model.class_maps(images)
         right = maps.logits.argmax(1) == targets
         found[key] = 100 * right.float().mean().item()
         if split == 'validation':
-            contradicting = torch.tensor(dataset.reader.places) != targets
+            contradicting = torch.tensor(reader.places) != targets
             found['contradicting'] = 100 * right[contradicting].float().mean().item()
-            cover = torch.zeros(len(targets), 1, SIDE, SIDE)
-            scale = SIDE / dataset.reader.images.shape[-1]
-            x1, y1, x2, y2 = (round(each * scale) for each in dataset.reader.boxes[0][0])
+            cover = torch.zeros_like(images)
+            scale = images.shape[-1] / reader.images.shape[-1]
+            x1, y1, x2, y2 = (round(each * scale) for each in reader.boxes[0][0])
             cover[..., y1:y2, x1:x2] = 1
             energy = EnergyLoss()(maps, targets, masks=ObjectMasks(targets[:, None], cover))
             found['energy'] = 100 * (1 - energy.item())
