@@ -31,7 +31,7 @@ GEOMETRY = {
 class Drawn:
     """A data set of pictures whose object is white on black, and its boxes."""
 
-    def __init__(self, seed, count=200):
+    def __init__(self, seed, count=200):  # 1,000 in all five tests of geometry
         generator = random.Random(seed)
         self.images, self.boxes = [], []
         for _ in range(count):
@@ -117,16 +117,16 @@ def test_masks_of_several_labels_lie_in_slots():
 
 def test_a_share_of_the_images_is_chosen_by_the_seed():
     def guided(share, seed):
-        drawn = Drawn(seed=1, count=300)
+        drawn = Drawn(seed=1, count=150)
         dataset = GuidedDataset(Read(drawn), BoxSource(Read(drawn)), Slots(0, 1, (2, 2)), share, seed)
         dataset.transform = create_transform(16, is_training=False, use_prefetcher=True)
-        chosen = [dataset.slots.split(dataset[index][1][None])[1].item() == 1 for index in range(300)]
+        chosen = [dataset.slots.split(dataset[index][1][None])[1].item() == 1 for index in range(150)]
         assert dataset.guided_images == sum(chosen)
         return chosen
 
     first, again, other = guided(0.3, 5), guided(0.3, 5), guided(0.3, 6)
     assert first == again != other
-    assert 60 < sum(first) < 120
+    assert 25 < sum(first) < 65
     assert all(guided(1.0, 5))
     assert all(more for more, fewer in zip(guided(0.6, 5), first, strict=True) if fewer), 'more contains fewer'
 
@@ -176,7 +176,7 @@ def test_decoy_digits():
     assert len(set(PLACES)) == 10
     agreeing = 0
     for reader, of_class in ((decoy, True), (validation, False)):
-        for index in range(200):
+        for index in range(80):
             pixels = pil_to_tensor(Image.open(reader[index][0]))[0]
             assert pixels.shape == (SIDE, SIDE)
             frame = pixels.clone()
@@ -187,6 +187,6 @@ def test_decoy_digits():
             assert not of_class or (y, x) == PLACES[label]
             agreeing += not of_class and (y, x) == PLACES[label]
             assert pixels[y1:y2, x1:x2].sum() > 0
-    assert 5 < agreeing < 45, 'a tenth by chance'
+    assert 1 <= agreeing < 24, 'a tenth by chance'
     with pytest.raises(UsageError, match="hnc/decoy-digits has no split 'test': expected one of train, validation"):
         create_dataset('hnc/decoy-digits', None, 'test', 10)
