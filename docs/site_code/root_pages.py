@@ -16,7 +16,7 @@ PAGES = {
     'CHANGELOG.md': 'changelog.md',
     'benchmarks/README.md': 'benchmarks.md',
 }
-PICTURES = ('benchmarks/results/quickstart_cams.png',)
+PICTURES = ('benchmarks/results/quickstart_cams.png', 'benchmarks/results/decoy_cams.png')
 _SOURCES = {page: source for source, page in PAGES.items()}
 _LINK = re.compile(r'(?<=\]\()(?!\w+:|#)([^)#\s]+)')
 
