@@ -2,6 +2,7 @@
 
 import gc
 import os
+from contextlib import ExitStack
 
 import pytest
 from faulty_images import faulty_format
@@ -22,9 +23,9 @@ os.fsync = lambda file: None
 def pytest_configure(config):
     """The process that hands out the tests starts the server, which imports while the others collect them."""
     if not hasattr(config, 'workerinput') and not config.option.collectonly:
-        server = fork_server()
-        server.__enter__()
-        config.add_cleanup(lambda: server.__exit__(None, None, None))
+        stack = ExitStack()
+        stack.enter_context(fork_server())
+        config.add_cleanup(stack.close)
 
 
 @pytest.fixture(autouse=True)

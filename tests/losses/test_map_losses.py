@@ -320,3 +320,15 @@ def test_a_task_gives_masks_to_the_losses_that_need_them():
     maps = model_of().class_maps(torch.cat([IMAGES, IMAGES.flip(-1)]))
     expected = MAP_LOSSES['energy']()(maps, TARGETS['one label'].repeat(2), masks=masks.with_mirrored())
     torch.testing.assert_close(found['energy'], expected, rtol=1e-9, atol=0)
+
+
+def test_no_loss_reads_a_number_from_the_device():
+    """Tensors without data refuse to be read; tests/test_tasks.py says so of HNC."""
+    teacher = teacher_of(output_stride=8).to('meta')
+    losses = {name: kind(teacher, MEAN, STD) if name == 'teacher' else kind() for name, kind in MAP_LOSSES.items()}
+    weighted = {name: (loss, 1.0) for name, loss in losses.items()}
+    task = ClassMapTask(model_of().to('meta'), cross_entropy, map_losses=weighted, verbose=False).train()
+    masks = ObjectMasks(torch.tensor([[2], [0], [5], [-1]], device='meta'), torch.rand(4, 1, 3, 2, device='meta'))
+    result = task(IMAGES.to('meta'), TARGETS['one label'].to('meta'), masks)
+    result['loss'].backward()
+    assert set(result) == {'loss', 'output', 'criterion', *MAP_LOSSES}

@@ -19,8 +19,8 @@ from timm_hnc.data.sets.tiny_imagenet import read_tiny_imagenet
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, UsageError
 
-# as their authors publish them
 _EMBEDDED = {'hnc/digits': DigitsReader, 'hnc/decoy-digits': DecoyDigitsReader}
+# as their authors publish them
 _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/cub200': read_cub,
     'hnc/tiny-imagenet': read_tiny_imagenet,

@@ -5,8 +5,7 @@ the random numbers that the image had: whatever timm's crops and flips do to the
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from torchvision import transforms
 
 from timm_hnc.data.boxes import BoxSource, check_inside
 from timm_hnc.data.loading.seeded_batches import mixed
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader, innermost
 from timm_hnc.errors import DataError
 
 # steps of training transforms that leave pixels where they are
@@ -80,10 +79,8 @@ class GuidedDataset(WrappedDataset):
         self.source, self.slots, self.share, self.seed = source, slots, share, seed
         # locks of this kind travel to forked and spawned workers alike
         self._odd, self._guided = (get_context('spawn').Value('q', 0) for _ in range(2))
-        innermost = dataset
-        while hasattr(innermost, 'dataset'):
-            innermost = innermost.dataset
-        self._reader = innermost.reader = _Remembering(innermost.reader)
+        read = innermost(dataset)
+        self._reader = read.reader = _Remembering(read.reader)
         self._transform: Any = None
         self._masks: dict[int, Image.Image] = {}  # of the sample that is being read
 
@@ -125,8 +122,8 @@ class GuidedDataset(WrappedDataset):
             if isinstance(step, _IN_PLACE) or not self._masks:
                 image = step(image)
                 continue
-            with _remembered() as again:
-                image = step(image)
+            again = _generators()
+            image = step(image)
             for label, mask in self._masks.items():
                 again()
                 self._masks[label] = step(mask)
@@ -145,9 +142,10 @@ class GuidedDataset(WrappedDataset):
         masks: dict[int, Image.Image] = {}
         for label, box in zip(found.labels.tolist(), found.boxes.round().int().tolist(), strict=True):
             if label >= 0:
-                mask = masks.setdefault(label, Image.new('L', size))
+                if label not in masks:
+                    masks[label] = Image.new('L', size)
                 x1, y1, x2, y2 = box
-                ImageDraw.Draw(mask).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
+                ImageDraw.Draw(masks[label]).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
         return masks
 
 
@@ -166,13 +164,12 @@ class _Remembering(WrappedReader):
         return self.unchecked[index]
 
 
-@contextmanager
-def _remembered() -> Iterator[Any]:
-    """Inside random numbers are drawn; what is yielded goes back to those of the beginning."""
+def _generators() -> Callable[[], None]:
+    """What goes back to the random numbers of now, of the generators that timm's transforms draw from."""
     state = random.getstate(), torch.get_rng_state()
 
     def again() -> None:
         random.setstate(state[0])
         torch.set_rng_state(state[1])
 
-    yield again
+    return again

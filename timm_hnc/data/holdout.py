@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from timm.data import ImageDataset
 
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader, innermost
 from timm_hnc.errors import DataError
 
 _logger = logging.getLogger(__name__)
@@ -24,10 +24,9 @@ class Selection(WrappedDataset):
     def __init__(self, dataset: Any, indices: np.ndarray) -> None:
         super().__init__(dataset)
         self.indices = indices
-        while hasattr(dataset, 'dataset'):
-            dataset = dataset.dataset
-        if isinstance(dataset, ImageDataset) and not isinstance(dataset.reader, _StrictReader):
-            dataset.reader = _StrictReader(dataset.reader)
+        read = innermost(dataset)
+        if isinstance(read, ImageDataset) and not isinstance(read.reader, _StrictReader):
+            read.reader = _StrictReader(read.reader)
 
     def __getitem__(self, index: int) -> Any:
         """A sample of the data set.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from timm_hnc.data.holdout import Selection
+from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, first_lines
@@ -45,9 +46,7 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
 
 def label_encoder(dataset: Any) -> Callable[[Any], Any]:
     """What makes targets of labels: the target transform of the innermost data set, where it has one."""
-    while hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
-    return getattr(dataset, 'target_transform', None) or (lambda label: label)
+    return getattr(innermost(dataset), 'target_transform', None) or (lambda label: label)
 
 
 def _table_labels(reader: Any) -> list[Any] | None:

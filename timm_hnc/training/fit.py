@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import safetensors.torch
+import torch
 from accelerate.utils import broadcast, gather_object
 from timm import utils
 
@@ -110,9 +111,11 @@ def _add_row(run: Run, epoch: int, train: dict[str, float], evaluation: dict[str
 
 def _check_boxes(run: Run) -> None:
     """Refuse to go on where a loss needs boxes and no image has one; say how many could not be used."""
-    if run.data.guided is None:
+    guided, flag = run.data.guided, run.options.map_losses.with_boxes
+    if guided is None:
         return
-    (found, odd), flag = run.count_boxes(), run.options.map_losses.with_boxes
+    counts = torch.tensor([guided.guided_images, guided.odd_boxes], device=run.accelerator.device)
+    found, odd = run.accelerator.reduce(counts, 'sum').tolist()
     if not found:
         raise DataError(f'{flag}: no training image has a box of its class: see --boxes-key and --boxes-share.')
     if odd:

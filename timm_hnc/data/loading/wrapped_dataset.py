@@ -20,6 +20,13 @@ class WrappedReader:
         return getattr(self.unchecked, name)
 
 
+def innermost(dataset: Any) -> Any:
+    """The data set inside all that is wrapped around it."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return dataset
+
+
 class WrappedDataset(Dataset[Any]):
     """Passes on what timm's loader sets and what names of classes are read from."""
 

@@ -1,6 +1,6 @@
 """What every loss in this folder declares, so that tasks and train.py can use it without knowing it."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -11,10 +11,20 @@ MOST_PRESENT = 10
 """Of more present classes of an image than that, a loss looks at those with the highest logits."""
 
 
+class MapBatch(NamedTuple):
+    """What a loss may look at; the arguments of `MapLoss.forward`."""
+
+    class_maps: ClassMaps
+    target: Tensor
+    target_floor: float
+    images: Tensor | None
+    masks: ObjectMasks | None
+
+
 class MapLoss(nn.Module):
     """A loss on class maps, beside a criterion: the mean over the images of a batch.
 
-    A subclass declares its needs and writes `forward`:
+    A subclass declares its needs and writes `of_batch`:
 
     - `needs = 'class_maps'`: of the batch;
     - `needs = 'two_views'`: of the batch and behind it its mirror images, 2 * B in all.
@@ -36,7 +46,7 @@ class MapLoss(nn.Module):
         images: Tensor | None = None,
         masks: ObjectMasks | None = None,
     ) -> Tensor:
-        """The loss of a batch.
+        """The loss of a batch, a scalar.
 
         Args:
             class_maps: of all images.
@@ -44,7 +54,14 @@ class MapLoss(nn.Module):
             target_floor: the value that smoothing gives to absent classes; a class is present above it.
             images: all images, (N, C, H, W), for a loss that needs them.
             masks: where their objects are, for a loss that needs it.
+
+        Raises:
+            TypeError: images or masks are not there for a loss that needs them.
         """
+        return self.of_batch(MapBatch(class_maps, target, target_floor, images, masks))
+
+    def of_batch(self, batch: MapBatch) -> Tensor:
+        """What `forward` returns."""
         raise NotImplementedError
 
 

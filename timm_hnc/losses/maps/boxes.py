@@ -4,10 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
-from timm_hnc.cam.object_masks import ObjectMasks
-from timm_hnc.losses.maps.base import MapLoss, mean_over_images
+from timm_hnc.losses.maps.base import MapBatch, MapLoss, mean_over_images
 
 
 class BoxLoss(MapLoss):
@@ -18,19 +16,9 @@ class BoxLoss(MapLoss):
 
     needs_masks: ClassVar[bool] = True
 
-    def forward(
-        self,
-        class_maps: ClassMaps,
-        target: Tensor,
-        target_floor: float = 0.0,
-        images: Tensor | None = None,
-        masks: ObjectMasks | None = None,
-    ) -> Tensor:
-        """The loss of a batch, a scalar; see `MapLoss.forward`.
-
-        Raises:
-            TypeError: the masks are not there.
-        """
+    def of_batch(self, batch: MapBatch) -> Tensor:
+        """The loss of a batch, a scalar; see `MapLoss.forward`."""
+        class_maps, masks = batch.class_maps, batch.masks
         if masks is None:
             raise TypeError('a loss with boxes needs the masks of their objects.')
         positive = raised(class_maps.maps(masks.classes.clamp(min=0))).relu()

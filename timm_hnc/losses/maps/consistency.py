@@ -5,10 +5,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
-from timm_hnc.cam.object_masks import ObjectMasks
-from timm_hnc.losses.maps.base import MapLoss
+from timm_hnc.losses.maps.base import MapBatch, MapLoss
 
 
 class ConsistencyLoss(MapLoss):
@@ -22,16 +20,9 @@ class ConsistencyLoss(MapLoss):
     needs: ClassVar[Literal['class_maps', 'two_views']] = 'two_views'
     default_weight: ClassVar[float] = 0.6
 
-    def forward(
-        self,
-        class_maps: ClassMaps,
-        target: Tensor,
-        target_floor: float = 0.0,
-        images: Tensor | None = None,
-        masks: ObjectMasks | None = None,
-    ) -> Tensor:
+    def of_batch(self, batch: MapBatch) -> Tensor:
         """The loss of a batch, a scalar; see `MapLoss.forward`."""
         # the bias is the same in both and falls out
-        detached = replace(class_maps, weight=class_maps.weight.detach(), bias=None)
+        detached = replace(batch.class_maps, weight=batch.class_maps.weight.detach(), bias=None)
         maps, mirrored = raised(detached.maps()).chunk(2)
         return (maps.flip(-1) - mirrored).square().mean()

@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
-from timm_hnc.cam.object_masks import ObjectMasks
-from timm_hnc.losses.maps.base import MOST_PRESENT, MapLoss, mean_over_images
+from timm_hnc.losses.maps.base import MOST_PRESENT, MapBatch, MapLoss, mean_over_images
 
 
 class SeparabilityLoss(MapLoss):
@@ -23,15 +21,9 @@ class SeparabilityLoss(MapLoss):
     present class alone, and adds a term between the two layers. Ours are the exact maps of the last layer.
     """
 
-    def forward(
-        self,
-        class_maps: ClassMaps,
-        target: Tensor,
-        target_floor: float = 0.0,
-        images: Tensor | None = None,
-        masks: ObjectMasks | None = None,
-    ) -> Tensor:
+    def of_batch(self, batch: MapBatch) -> Tensor:
         """The loss of a batch, a scalar; see `MapLoss.forward`."""
+        class_maps, target, target_floor, *_ = batch
         present, is_present = class_maps.topk_positives(target, MOST_PRESENT, target_floor)
         absent, is_absent = class_maps.topk_negatives(target, 1, target_floor)
         maps = raised(class_maps.maps(torch.cat([present, absent], 1)).flatten(2)).relu()

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from timm.task import DistillationTeacher
+from timm.data import resolve_data_config
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 
-from timm_hnc.cam import CamModel, ClassMaps
+from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.detached_functions import raised
-from timm_hnc.cam.object_masks import ObjectMasks
-from timm_hnc.losses.maps.base import MapLoss
+from timm_hnc.losses.maps.base import MapBatch, MapLoss
 
 
 class TeacherLoss(MapLoss):
@@ -29,36 +28,27 @@ class TeacherLoss(MapLoss):
         std: likewise.
     """
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, teacher: CamModel, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        first = next(teacher.parameters())
-        timms = DistillationTeacher(teacher.model, device=first.device, dtype=first.dtype)
-        self._teacher = timms, teacher.eval().requires_grad_(False)
-        for name, values in (('mean', mean), ('std', std)):
-            channels = torch.tensor(values, device=first.device, dtype=first.dtype)
-            self.register_buffer(name, channels.view(1, -1, 1, 1), persistent=False)
+        self._teacher = (teacher.eval().requires_grad_(False),)
+        # timm's DistillationTeacher compares both normalisations at every step, which waits for the device
+        own = resolve_data_config({}, model=teacher.model)
+        ours = [torch.tensor(values, dtype=torch.float64) for values in (mean, std)]
+        theirs = [torch.tensor(own[name], dtype=torch.float64) for name in ('mean', 'std')]
+        like = next(teacher.parameters())
+        for name, values in (('scale', ours[1] / theirs[1]), ('shift', (ours[0] - theirs[0]) / theirs[1])):
+            self.register_buffer(name, values.view(1, -1, 1, 1).to(like.device, like.dtype), persistent=False)
 
-    def forward(
-        self,
-        class_maps: ClassMaps,
-        target: Tensor,
-        target_floor: float = 0.0,
-        images: Tensor | None = None,
-        masks: ObjectMasks | None = None,
-    ) -> Tensor:
-        """The loss of a batch, a scalar; see `MapLoss.forward`.
-
-        Raises:
-            TypeError: the images are not there.
-        """
+    def of_batch(self, batch: MapBatch) -> Tensor:
+        """The loss of a batch, a scalar; see `MapLoss.forward`."""
+        class_maps, images, [teacher] = batch.class_maps, batch.images, self._teacher
         if images is None:
             raise TypeError('a teacher needs the images.')
-        timms, teacher = self._teacher
         with torch.no_grad():
-            maps = teacher.head.class_maps(teacher.model, timms.normalize_input(images, self.mean, self.std))
+            maps = teacher.head.class_maps(teacher.model, images * self.scale + self.shift)
             predicted = maps.logits.argmax(1, keepdim=True)
             expected = raised(maps.maps(predicted)).relu()
             if maps.grid != class_maps.grid:

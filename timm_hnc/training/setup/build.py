@@ -110,13 +110,6 @@ class Run:
         count = torch.tensor(self.data.skipped.count, device=self.accelerator.device)
         return self.skipped_images_before + int(self.accelerator.reduce(count, 'sum'))
 
-    def count_boxes(self) -> tuple[int, int]:
-        """Training images that came with a mask, and those whose boxes were left out; all processes call it."""
-        guided = self.data.guided
-        counts = [guided.guided_images, guided.odd_boxes] if guided is not None else [0, 0]
-        found, odd = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), 'sum').tolist()
-        return found, odd
-
     @property
     def distributed(self) -> bool:
         """Whether there are several processes."""
@@ -167,7 +160,7 @@ def build_run(
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
     num_classes = options.input.num_classes or model.num_classes
-    grid = grid_of(model, data_config['input_size']) if options.map_losses.with_boxes else (1, 1)
+    grid = grid_of(model, data_config['input_size']) if options.map_losses.with_boxes else None
     data = create_run_data(options, provided.train_set, provided.eval_set, data_config, num_classes, grid, accelerator)
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)

@@ -11,6 +11,7 @@ from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.seeded_batches import seed_shares
+from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError, UsageError
@@ -51,10 +52,7 @@ def with_masks(dataset: Any, options: TrainOptions, num_classes: int, grid: tupl
     chosen, several = options.map_losses, options.task.multi_label
     if isinstance(dataset, DataLoader):
         raise UsageError(f'{chosen.with_boxes}: a DataLoader was provided, give its data set instead.')
-    innermost = dataset
-    while hasattr(innermost, 'dataset'):
-        innermost = innermost.dataset
-    source = BoxSource(innermost, chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.with_boxes)
+    source = BoxSource(innermost(dataset), chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.with_boxes)
     slots = Slots(num_classes if several else 0, min(num_classes, MOST_PRESENT) if several else 1, grid)
     return GuidedDataset(dataset, source, slots, chosen.boxes_share, options.loader.seed)
 

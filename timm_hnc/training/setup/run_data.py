@@ -51,12 +51,12 @@ def create_run_data(
     eval_set: Any,
     config: dict[str, Any],
     num_classes: int,
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None,
     accelerator: Accelerator,
 ) -> RunData:
     """Open the data sets that are not provided but None, and make the loaders; `config` is that of `RunData`.
 
-    Masks of objects are on the `grid` of the class maps.
+    With a `grid`, that of the class maps, the training images come with the masks of their objects.
 
     Raises:
         UsageError: an option is wrong.
@@ -66,7 +66,7 @@ def create_run_data(
     mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
     if train_set is None:
         train_set = open_train_dataset(options, channels, num_classes)
-    guided = with_masks(train_set, options, num_classes, grid) if options.map_losses.with_boxes else None
+    guided = with_masks(train_set, options, num_classes, grid) if grid is not None else None
     train_set = guided or train_set
     train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
     if train_loader is train_set:
