@@ -7,16 +7,17 @@ import pytest
 import torch
 from image_data import write_cub
 from PIL import Image
-from timm.data import create_transform
+from timm.data import ImageDataset, create_transform
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.object_pictures import DrawnBoxes, Masks
 from timm_hnc.data.sets.decoy_digits import PATCH, PLACES, SIDE, DecoyDigitsReader
 from timm_hnc.data.transforms import use_crop
-from timm_hnc.errors import UsageError
+from timm_hnc.errors import DataError, UsageError
 
 SIZE = 64
 GEOMETRY = {
@@ -67,6 +68,10 @@ class Read(torch.utils.data.Dataset):
         return self.transform(image), target
 
 
+def boxes_of(dataset):
+    return DrawnBoxes(BoxSource(dataset))
+
+
 @pytest.mark.parametrize('name', GEOMETRY)
 def test_a_mask_covers_the_object_after_every_transform(name):
     """The object is the only thing in the picture: what is white of the image is what the mask covers."""
@@ -76,7 +81,7 @@ def test_a_mask_covers_the_object_after_every_transform(name):
         use_crop('pad', transform, (SIZE, SIZE))
     drawn = Drawn(seed=len(name))
     slots = Slots(0, 1, (SIZE, SIZE))
-    dataset = GuidedDataset(Read(drawn), BoxSource(Read(drawn)), slots)
+    dataset = GuidedDataset(Read(drawn), boxes_of(Read(drawn)), slots)
     dataset.transform = transform
     seen = 0
     for index in range(len(drawn)):
@@ -94,7 +99,7 @@ def test_a_mask_covers_the_object_after_every_transform(name):
 def test_images_are_those_without_masks(colours):
     transform = create_transform(SIZE, is_training=True, use_prefetcher=True, **{'color_jitter': None, **colours})
     drawn = Drawn(seed=3, count=20)
-    plain, guided = Read(drawn), GuidedDataset(Read(drawn), BoxSource(Read(drawn)), Slots(0, 1, (4, 4)))
+    plain, guided = Read(drawn), GuidedDataset(Read(drawn), boxes_of(Read(drawn)), Slots(0, 1, (4, 4)))
     plain.transform = guided.transform = transform
     for index in range(20):
         found = []
@@ -118,7 +123,7 @@ def test_masks_of_several_labels_lie_in_slots():
 def test_a_share_of_the_images_is_chosen_by_the_seed():
     def guided(share, seed):
         drawn = Drawn(seed=1, count=150)
-        dataset = GuidedDataset(Read(drawn), BoxSource(Read(drawn)), Slots(0, 1, (2, 2)), share, seed)
+        dataset = GuidedDataset(Read(drawn), boxes_of(Read(drawn)), Slots(0, 1, (2, 2)), share, seed)
         dataset.transform = create_transform(16, is_training=False, use_prefetcher=True)
         chosen = [dataset.slots.split(dataset[index][1][None])[1].item() == 1 for index in range(150)]
         assert dataset.guided_images == sum(chosen)
@@ -138,11 +143,11 @@ def test_odd_boxes_are_counted_and_left_out():
     drawn.boxes[3] = [[0, 0, 999, 9]]
     drawn.boxes[4] = [[0, 0, float('nan'), 9]]
     drawn.box_labels[5] = [-1]
-    dataset = GuidedDataset(Read(drawn), BoxSource(Read(drawn)), Slots(0, 1, (2, 2)))
+    dataset = GuidedDataset(Read(drawn), boxes_of(Read(drawn)), Slots(0, 1, (2, 2)))
     dataset.transform = create_transform(16, is_training=False, use_prefetcher=True)
     classes = [dataset.slots.split(dataset[index][1][None])[1].item() for index in range(6)]
     assert classes == [1, -1, -1, -1, -1, -1]
-    assert (dataset.odd_boxes, dataset.guided_images) == (4, 1)
+    assert (dataset.odd_images, dataset.guided_images) == (4, 1)
 
 
 def test_boxes_are_those_of_the_image_that_was_read(tmp_path):
@@ -153,7 +158,7 @@ def test_boxes_are_those_of_the_image_that_was_read(tmp_path):
     damaged[0].write_bytes(b'no image')
     boxes = {tuple(BoxSource(train)[index].boxes[0].tolist()) for index in range(len(train))}
     kept = split_off(train, 0.3, seed=1)[0]
-    guided = GuidedDataset(kept, BoxSource(train), Slots(0, 1, (32, 32)))
+    guided = GuidedDataset(kept, boxes_of(train), Slots(0, 1, (32, 32)))
     guided.transform = create_transform(32, is_training=False, use_prefetcher=True, crop_pct=1.0)
     for index in range(len(guided)):
         target, classes, cover = guided.slots.split(guided[index][1][None])
@@ -164,6 +169,104 @@ def test_boxes_are_those_of_the_image_that_was_read(tmp_path):
         expected = torch.zeros(32, 32)
         expected[round(y1) : round(y2), round(x1) : round(x2)] = 1
         assert (cover[0, 0] - expected).abs().mean() < 0.02
+
+
+# --- masks ---
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """Images of 20 x 10, of which those of class 1 have masks of other kinds, and what a mask of them is worth."""
+    kinds = {
+        'grey': Image.new('L', (20, 10)),
+        'two-colours': Image.new('1', (20, 10)),
+        'numbered': Image.new('P', (20, 10)),
+        'deep': Image.new('I;16', (20, 10)),
+    }
+    others = {
+        'black': Image.new('L', (20, 10)),
+        'coloured': Image.new('RGB', (20, 10), 'white'),
+        'small': Image.new('L', (10, 10), 255),
+    }
+    for mask in kinds.values():
+        mask.paste(1, (0, 0, 5, 10))
+    for name in (*kinds, *others, 'damaged', 'none'):
+        path = tmp_path / 'images' / 'train' / 'b' / f'{name}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (20, 10)).save(path)
+    for name, mask in (kinds | others).items():
+        path = tmp_path / 'masks' / 'train' / 'b' / f'{name}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask.save(path)
+    (tmp_path / 'masks' / 'train' / 'b' / 'damaged.png').write_bytes(b'no image')
+    return tmp_path
+
+
+def masks_of(masked, folder='masks', grey=False):
+    """(mean of the left quarter, of the rest) by name, None without an object, 'odd' for what cannot be used."""
+    reader, found = ImageDataset(str(masked / 'images' / 'train')).reader, {}
+    masks = Masks(reader, str(masked / folder), None, grey)
+    for index in range(len(reader)):
+        name = reader.filename(index, basename=True).removesuffix('.jpg')
+        try:
+            pictures = masks.read(index, (20, 10))
+        except DataError:
+            found[name] = 'odd'
+            continue
+        values = [np.asarray(picture, float) for picture in pictures.values()]
+        found[name] = (values[0][:, :5].mean(), values[0][:, 5:].mean()) if values else None
+    return found
+
+
+def test_masks_of_a_folder_have_the_names_of_the_images(masked):
+    object_is_left = dict.fromkeys(['grey', 'two-colours', 'numbered', 'deep'], (255, 0))
+    expected = object_is_left | {'black': None, 'none': None, 'coloured': 'odd', 'small': 'odd', 'damaged': 'odd'}
+    assert masks_of(masked) == expected
+    assert masks_of(masked, 'masks/train') == expected, 'the folder of the split may be left out'
+    greys = masks_of(masked, grey=True)
+    assert (greys['grey'], greys['two-colours']) == ((1, 0), (255, 0)), 'a grey is a share'
+    assert (greys['numbered'], greys['deep']) == ('odd', 'odd')
+
+
+def test_a_mask_belongs_to_the_class_of_its_image(masked):
+    dataset = ImageDataset(str(masked / 'images' / 'train'))
+    masks = Masks(dataset.reader, str(masked / 'masks'), None)
+    guided = GuidedDataset(dataset, masks, Slots(0, 1, (1, 4)))
+    guided.transform = create_transform((10, 20), is_training=False, use_prefetcher=True, crop_pct=1.0)
+    covers = []
+    for index in range(len(guided)):
+        target, classes, cover = guided.slots.split(guided[index][1][None])
+        if classes.item() >= 0:
+            assert classes.item() == target.item() == 0
+            covers.append(cover.flatten().tolist())
+    assert covers == [[1, 0, 0, 0]] * 4
+    assert (guided.guided_images, guided.odd_images) == (4, 3)
+
+
+def test_masks_of_a_column():
+    datasets = pytest.importorskip('datasets')
+    mask = Image.new('L', (6, 6))
+    mask.paste(255, (0, 0, 3, 6))
+    images = [Image.new('RGB', (6, 6))] * 2
+    columns = datasets.Features({'image': datasets.Image(), 'mask': datasets.Image()})
+    reader = Read(None)
+    reader.dataset = datasets.Dataset.from_dict({'image': images, 'mask': [mask, None]}, features=columns)
+    masks = Masks(reader, None, 'mask')
+    [picture] = masks.read(0, (6, 6)).values()
+    assert np.array_equal(picture, mask)
+    assert masks.read(1, (6, 6)) == {}
+    with pytest.raises(UsageError, match="--masks-key: no column 'masks' in the data set, its columns are image, mask"):
+        Masks(reader, None, 'masks')
+    with pytest.raises(UsageError, match=r'--masks-key: no column .* in the data set, it has none'):
+        Masks(Read(None), None, 'masks')
+
+
+def test_masks_that_are_not_there(masked):
+    (masked / 'empty').mkdir()
+    with pytest.raises(DataError, match=r'--masks-dir .*: no .png files in it'):
+        Masks(ImageDataset(str(masked / 'images' / 'train')).reader, str(masked / 'empty'), None)
+    with pytest.raises(UsageError, match='--masks-dir: the images of the data set have no names, see --masks-key'):
+        Masks(Read(None), str(masked / 'masks'), None)
 
 
 # --- the decoy ---

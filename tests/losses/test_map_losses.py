@@ -254,7 +254,7 @@ MASKS = ObjectMasks(
 
 
 def by_boxes(factors, loss):
-    """Energy and what lies outside, in loops."""
+    """Energy, what lies outside, and the distance from the masks, in loops."""
     maps, total = scores_of(*factors).clamp(min=0), 0.0
     for image, classes in enumerate(MASKS.classes.tolist()):
         values = []
@@ -265,12 +265,15 @@ def by_boxes(factors, loss):
             inside = sum(own[i, j] * cover[i, j] for i in range(GRID[0]) for j in range(GRID[1]))
             beyond = sum((1 - cover[i, j]) * own[i, j] ** 2 for i in range(GRID[0]) for j in range(GRID[1]))
             energy = 1 - inside / own.sum() if own.sum() > 0 else 1 + 0 * own.sum()
-            values.append(energy if loss == 'energy' else beyond / (1 - cover).sum())
+            top = own.max() if own.max() > 0 else 1.0
+            shares = [own[i, j] / top - cover[i, j] for i in range(GRID[0]) for j in range(GRID[1])]
+            apart = sum(share.abs() for share in shares) / len(shares)
+            values.append({'energy': energy, 'outside': beyond / (1 - cover).sum(), 'target-maps': apart}[loss])
         total = total + sum(values) / max(1, len(values))
     return total / len(MASKS.classes)
 
 
-@pytest.mark.parametrize('name', ['energy', 'outside'])
+@pytest.mark.parametrize('name', ['energy', 'outside', 'target-maps'])
 def test_losses_with_boxes_and_their_gradients_are_those_of_loops(name):
     factors = draw_factors()
     loss = MAP_LOSSES[name]()
@@ -283,20 +286,20 @@ def test_losses_with_boxes_and_their_gradients_are_those_of_loops(name):
 
 
 @pytest.mark.parametrize(
-    ('values', 'cover', 'energy', 'outside'),
+    ('values', 'cover', 'energy', 'outside', 'apart'),
     [
-        ([1, 2, 0], [1, 1, 0], 0.0, 0.0),
-        ([1, 2, 0], [0, 0, 1], 1.0, 2.5),
-        ([-1, 3, 1], [0, 1, 0.5], 1 - 3.5 / 4, 0.5 / 1.5),
-        ([-1, -2, -3], [1, 0, 0], 1.0, 0.0),
-        ([1, 2, 3], [1, 1, 1], 0.0, 0.0),
+        ([1, 2, 0], [1, 1, 0], 0.0, 0.0, 0.5 / 3),
+        ([1, 2, 0], [0, 0, 1], 1.0, 2.5, 2.5 / 3),
+        ([-1, 3, 1], [0, 1, 0.5], 1 - 3.5 / 4, 0.5 / 1.5, (1 / 6) / 3),
+        ([-1, -2, -3], [1, 0, 0], 1.0, 0.0, 1 / 3),
+        ([1, 2, 3], [1, 1, 1], 0.0, 0.0, 1 / 3),
     ],
     ids=['inside', 'outside', 'in part', 'nothing positive', 'everywhere'],
 )
-def test_ends_of_the_losses_with_boxes(values, cover, energy, outside):
+def test_ends_of_the_losses_with_boxes(values, cover, energy, outside, apart):
     positions, maps = two_maps(values, [0, 0, 0])
     masks = ObjectMasks(torch.tensor([[0]]), torch.tensor([[[cover]]], dtype=torch.float64))
-    for name, expected in (('energy', energy), ('outside', outside)):
+    for name, expected in (('energy', energy), ('outside', outside), ('target-maps', apart)):
         value = MAP_LOSSES[name]()(maps, torch.tensor([0]), masks=masks)
         assert value.item() == pytest.approx(expected)
         assert torch.autograd.grad(value, positions)[0].isfinite().all()

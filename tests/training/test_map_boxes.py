@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_data import write_cub
+from PIL import Image
 from running import SMALL, arguments, failure, run_differences, run_script, summary, train
 
 HERE = Path(__file__).parent
@@ -56,7 +57,7 @@ def test_two_processes_have_the_gradients_of_one(birds, tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ('--aa rand-m9', 'not together with --aa, through which boxes do not follow their images'),
+        ('--aa rand-m9', 'not together with --aa, through which objects do not follow their images'),
         ('--aug-splits 2', 'not together with --aug-splits'),
         ('--mixup 0.2', 'not together with --mixup and --cutmix'),
         ('--train-img-sizes 24 32', 'not together with --train-img-sizes'),
@@ -81,6 +82,59 @@ def test_data_without_boxes_and_options_that_do_nothing(argv, images, capsys, tm
     code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'energy', '--boxes-share', 1e-9))
     assert (code, line) == (
         1,
-        '--map-loss energy: no training image has a box of its class: see --boxes-key and --boxes-share.',
+        '--map-loss energy: no training image has boxes of its class: see --boxes-dir, --boxes-key and --boxes-share.',
     )
     assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+@pytest.fixture
+def masked(images, tmp_path):
+    """A folder of images, and masks for all of them but one."""
+    source = Path(images)
+    names = [path for path in sorted(source.rglob('*')) if path.suffix in ('.png', '.jpg')]
+    for path in names[1:]:
+        with Image.open(path) as image:
+            mask = Image.new('1', image.size)
+        mask.paste(1, (0, 0, mask.width // 2, mask.height))
+        (tmp_path / 'masks' / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        mask.save((tmp_path / 'masks' / path.relative_to(source)).with_suffix('.png'))
+    return ['--dataset', '', '--data-dir', images, '--masks-dir', str(tmp_path / 'masks')]
+
+
+def test_a_run_with_masks_goes_on_exactly(argv, masked):
+    options = ['--map-loss', 'target-maps', 'energy=0.5', '--epochs', 2, '--hflip', 0.5, *masked]
+    whole = train(*argv('whole', *options, '--workers', 1))
+    train(*argv('parts', *options, '--stop-epoch', 1))
+    parts = train(*argv('parts', *options, '--resume', 'auto'))
+    assert run_differences(parts, whole) == []
+    for row in summary(whole):
+        assert (0 < row['train_energy'] < 1, 0 < row['train_target-maps'] < 1) == (True, True)
+
+
+def test_masks_that_do_nothing_or_cannot_be_used(argv, masked, images, capsys, tmp_path):
+    folder = tmp_path / 'masks'
+    for flags, message in (
+        (['--masks-key', 'mask'], '--masks-key mask: does nothing without a --map-loss that needs boxes.'),
+        (['--map-loss', 'energy', '--masks-grey'], '--masks-grey: does nothing without --masks-dir or --masks-key.'),
+        (
+            ['--map-loss', 'energy', '--masks-dir', folder, '--masks-key', 'mask'],
+            '--masks-dir: not together with --masks-key.',
+        ),
+        (
+            ['--map-loss', 'energy', '--masks-key', 'mask', '--boxes-dir', folder],
+            '--masks-key: not together with --boxes-dir.',
+        ),
+        (
+            ['--map-loss', 'energy', '--masks-key', 'mask', '--task', 'multilabel'],
+            '--masks-key: for one class an image; of several, give boxes.',
+        ),
+    ):
+        code, line = failure(capsys, 'train', *argv('run', '--dataset', '', '--data-dir', images, *flags))
+        assert (code, line) == (2, message)
+    for path in folder.rglob('*.png'):
+        Image.new('RGB', (32, 32)).save(path)
+    code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'outside', *masked))
+    assert (code, line.startswith('--map-loss outside: no training image has masks of its class, ')) == (1, True), line
+    assert line.endswith(
+        'are odd (another size than the image, colours, or damaged): see --masks-dir, --masks-key and --boxes-share.'
+    )

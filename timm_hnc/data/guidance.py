@@ -1,7 +1,7 @@
-"""Boxes that go with their images through the training transforms, to say where on the class maps the objects are.
+"""Objects that go with their images through the training transforms, to say where on the class maps they are.
 
-A box is drawn as a picture of its own, and every step of the transform that moves pixels is done to it as well, with
-the random numbers that the image had: whatever timm's crops and flips do to the image, they do to the picture.
+The objects of a class are a picture of their own, and every step of the transform that moves pixels is done to it as
+well, with the random numbers that the image had: whatever timm's crops and flips do to the image, they do to it.
 """
 
 import random
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
 from torch import Tensor
 from torchvision import transforms
 
-from timm_hnc.data.boxes import BoxSource, check_inside
 from timm_hnc.data.loading.seeded_batches import mixed
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader, innermost
+from timm_hnc.data.object_pictures import ANY_CLASS, ObjectPictures
 from timm_hnc.errors import DataError
 
 # steps of training transforms that leave pixels where they are
@@ -46,6 +46,8 @@ class Slots(NamedTuple):
     def join(self, target: Any, masks: dict[int, Tensor]) -> Tensor:
         """A target and the (h, w) masks of its classes, as one vector."""
         present = [int(target)] if not self.targets else target.nonzero().flatten().tolist()
+        if ANY_CLASS in masks:
+            masks = dict.fromkeys(present, masks[ANY_CLASS])
         chosen = [label for label in present if label in masks][: self.slots]
         height, width = self.grid
         filled = torch.zeros(self.slots, 1 + height * width)
@@ -68,13 +70,13 @@ class GuidedDataset(WrappedDataset):
 
     Args:
         dataset: of `create_dataset`, possibly wrapped.
-        source: boxes of the innermost data set.
+        source: objects of the innermost data set.
         slots: how a sample's target and masks are joined.
-        share: of the images, chosen by the seed, whose boxes are used.
+        share: of the images, chosen by the seed, whose objects are used.
         seed: of that choice.
     """
 
-    def __init__(self, dataset: Any, source: BoxSource, slots: Slots, share: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, dataset: Any, source: ObjectPictures, slots: Slots, share: float = 1.0, seed: int = 0) -> None:
         super().__init__(dataset)
         self.source, self.slots, self.share, self.seed = source, slots, share, seed
         # locks of this kind travel to forked and spawned workers alike
@@ -95,8 +97,8 @@ class GuidedDataset(WrappedDataset):
         self.dataset.transform = self._apply
 
     @property
-    def odd_boxes(self) -> int:
-        """How often an image's boxes could not be used, in this process and those that load for it."""
+    def odd_images(self) -> int:
+        """How often an image's objects could not be used, in this process and those that load for it."""
         return self._odd.value
 
     @property
@@ -117,7 +119,7 @@ class GuidedDataset(WrappedDataset):
 
     def _apply(self, image: Image.Image) -> Any:
         """The transform of an image, and of the masks of the sample that was read last."""
-        self._masks = self._drawn(self._reader.last, image.size)
+        self._masks = self._read(self._reader.last, image.size)
         for step in self._transform.transforms:
             if isinstance(step, _IN_PLACE) or not self._masks:
                 image = step(image)
@@ -129,24 +131,14 @@ class GuidedDataset(WrappedDataset):
                 self._masks[label] = step(mask)
         return image
 
-    def _drawn(self, index: int, size: tuple[int, int]) -> dict[int, Image.Image]:
-        """A picture of the boxes of each class, white on black."""
+    def _read(self, index: int, size: tuple[int, int]) -> dict[int, Image.Image]:
         if mixed(self.seed, _CHOICE, index) >= self.share * 2**64:
             return {}
         try:
-            found = self.source[index]
-            check_inside(found.boxes, size, index)
+            return self.source.read(index, size)
         except DataError:
             _count(self._odd)
             return {}
-        masks: dict[int, Image.Image] = {}
-        for label, box in zip(found.labels.tolist(), found.boxes.round().int().tolist(), strict=True):
-            if label >= 0:
-                if label not in masks:
-                    masks[label] = Image.new('L', size)
-                x1, y1, x2, y2 = box
-                ImageDraw.Draw(masks[label]).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
-        return masks
 
 
 def _count(value: Any) -> None:

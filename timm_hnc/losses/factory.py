@@ -13,7 +13,7 @@ from timm_hnc.losses.focal import ClassBalancedFocalLoss, FocalLoss
 from timm_hnc.losses.guided_complement import GuidedComplementEntropyLoss
 from timm_hnc.losses.lgm import LargeMarginGaussianLoss
 from timm_hnc.losses.maps.base import MapLoss
-from timm_hnc.losses.maps.boxes import EnergyLoss, OutsideLoss
+from timm_hnc.losses.maps.boxes import EnergyLoss, OutsideLoss, TargetMapsLoss
 from timm_hnc.losses.maps.consistency import ConsistencyLoss
 from timm_hnc.losses.maps.separability import SeparabilityLoss
 from timm_hnc.losses.maps.teacher import TeacherLoss
@@ -39,6 +39,7 @@ LOSSES: dict[str, type[Loss]] = {
 MAP_LOSSES: dict[str, type[MapLoss]] = {
     'energy': EnergyLoss,
     'outside': OutsideLoss,
+    'target-maps': TargetMapsLoss,
     'separability': SeparabilityLoss,
     'consistency': ConsistencyLoss,
     'teacher': TeacherLoss,

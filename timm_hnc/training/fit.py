@@ -110,16 +110,20 @@ def _add_row(run: Run, epoch: int, train: dict[str, float], evaluation: dict[str
 
 
 def _check_boxes(run: Run) -> None:
-    """Refuse to go on where a loss needs boxes and no image has one; say how many could not be used."""
+    """Refuse to go on where a loss needs boxes or masks and no image has one; say how many could not be used."""
     guided, flag = run.data.guided, run.options.map_losses.with_boxes
     if guided is None:
         return
-    counts = torch.tensor([guided.guided_images, guided.odd_boxes], device=run.accelerator.device)
+    kind = guided.source.kind
+    counts = torch.tensor([guided.guided_images, guided.odd_images], device=run.accelerator.device)
     found, odd = run.accelerator.reduce(counts, 'sum').tolist()
     if not found:
-        raise DataError(f'{flag}: no training image has a box of its class: see --boxes-key and --boxes-share.')
+        why = f', {odd} are odd ({guided.source.odd})' if odd else ''
+        raise DataError(
+            f'{flag}: no training image has {kind} of its class{why}: see --{kind}-dir, --{kind}-key and --boxes-share.'
+        )
     if odd:
-        _logger.warning(f'{flag}: the boxes of {odd} images are odd (no size, or outside the image) and are left out.')
+        _logger.warning(f'{flag}: the {kind} of {odd} images are odd ({guided.source.odd}) and are left out.')
 
 
 def _title(run: Run, checkpoint: str) -> str:

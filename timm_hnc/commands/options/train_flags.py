@@ -40,7 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser, 'Homogeneous Negative CAM', HNCOptions, hnc)
     names = ', '.join(f'{name} ({kind.default_weight:g})' for name, kind in MAP_LOSSES.items())
     help = f'losses on class maps, added to the criterion; NAME=WEIGHT for another weight than its own: {names}'
-    maps: Arguments = {'map_loss': {'nargs': '*', 'metavar': 'NAME', 'help': help}, 'boxes_dir': {'metavar': 'DIR'}}
+    maps: Arguments = {
+        'map_loss': {'nargs': '*', 'metavar': 'NAME', 'help': help},
+        'boxes_dir': {'metavar': 'DIR'},
+        'masks_dir': {'metavar': 'DIR'},
+        'masks_key': {'metavar': 'KEY'},
+    }
     add_flags(parser, 'losses on class maps', MapLossOptions, maps)
     add_flags(parser, 'Hugging Face Hub', HubOptions, {'push_to_hub': {'metavar': 'USER/NAME'}})
     _add_loss_flags(parser)

@@ -1,4 +1,4 @@
-"""Losses that want the map of a present class on its object: for images whose objects have boxes."""
+"""Losses that want the map of a present class on its object: for images whose objects have boxes or masks."""
 
 from typing import ClassVar
 
@@ -66,3 +66,20 @@ class OutsideLoss(BoxLoss):
         outside = 1 - cover
         area = outside.sum((-2, -1))
         return (outside * positive.square()).sum((-2, -1)) / area.masked_fill(area == 0, 1.0)
+
+
+class TargetMapsLoss(BoxLoss):
+    r"""Mean distance of a map from where the object is, both between 0 and 1: GALS (Petryk et al., CVPR 2022).
+
+    .. math::
+        \frac{1}{hw} \sum_{i,j} \Big| \max(M, 0)(i, j) \Big/ \max_{k,l} M(k, l) - B(i, j) \Big|
+
+    with B the share of a cell that lies in a box or mask of the class, or a grey map of CLIP, SAM or a person's hand.
+    The gradient goes through the maximum, as the authors' does. A map without a positive part stands for 0 and has no
+    gradient. Theirs is GradCAM's map, from which they take its minimum as well.
+    """
+
+    def of_maps(self, positive: Tensor, cover: Tensor) -> Tensor:
+        """(B, P) losses; see `BoxLoss.of_maps`."""
+        highest = positive.amax((-2, -1), keepdim=True)
+        return (positive / highest.masked_fill(highest == 0, 1.0) - cover).abs().mean((-2, -1))

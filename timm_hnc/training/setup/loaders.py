@@ -13,6 +13,7 @@ from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.seeded_batches import seed_shares
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.noise import NoisyLabels
+from timm_hnc.data.object_pictures import DrawnBoxes, Masks, ObjectPictures
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset
@@ -46,13 +47,20 @@ def with_masks(dataset: Any, options: TrainOptions, num_classes: int, grid: tupl
     """The training data with the masks of its objects on the grid of the class maps.
 
     Raises:
-        UsageError: it has no boxes.
-        DataError: the folder of boxes has none.
+        UsageError: it has no boxes or masks.
+        DataError: the folder of boxes or masks has none.
     """
     chosen, several = options.map_losses, options.task.multi_label
     if isinstance(dataset, DataLoader):
         raise UsageError(f'{chosen.with_boxes}: a DataLoader was provided, give its data set instead.')
-    source = BoxSource(innermost(dataset), chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.with_boxes)
+    inner = innermost(dataset)
+    if chosen.with_masks:
+        if several:
+            raise UsageError(f'{chosen.with_masks}: for one class an image; of several, give boxes.')
+        source: ObjectPictures = Masks(inner.reader, chosen.masks_dir, chosen.masks_key, chosen.masks_grey)
+    else:
+        boxes = BoxSource(inner, chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.with_boxes)
+        source = DrawnBoxes(boxes)
     slots = Slots(num_classes if several else 0, min(num_classes, MOST_PRESENT) if several else 1, grid)
     return GuidedDataset(dataset, source, slots, chosen.boxes_share, options.loader.seed)
 

@@ -87,10 +87,13 @@ class MapLossOptions:
         map_loss: losses on class maps that are added to the criterion, NAME, or NAME=WEIGHT for another weight than its
             own.
         map_teacher: teacher of --map-loss teacher: a run folder, or a name of pretrained weights as timm takes it.
-        boxes_share: share of the training images whose boxes are used, chosen by the seed.
+        boxes_share: share of the training images whose boxes or masks are used, chosen by the seed.
         boxes_dir: folder of ImageNet's XML files, for a folder of images.
         boxes_key: column of objects, with bbox and category.
         boxes_format: corners, or a corner, width and height.
+        masks_dir: instead of boxes, folder of PNG masks with the images' own folders and names.
+        masks_key: instead of boxes, column of mask images.
+        masks_grey: greys of masks are shares, 255 is all; otherwise what is not 0 is the object.
     """
 
     map_loss: Sequence[str] = ()
@@ -99,6 +102,9 @@ class MapLossOptions:
     boxes_dir: str | None = None
     boxes_key: str = 'objects'
     boxes_format: Literal['xyxy', 'xywh'] = 'xyxy'
+    masks_dir: str | None = None
+    masks_key: str | None = None
+    masks_grey: bool = False
 
     def __post_init__(self) -> None:
         check_range(self, 'boxes_share', high=1)
@@ -122,8 +128,14 @@ class MapLossOptions:
         object.__setattr__(self, 'map_loss', tuple(f'{name}={weight:.12g}' for name, weight in found.items()))
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name.startswith('boxes_') and value != each.default and not self.with_boxes:
+            if each.name.startswith(('boxes_', 'masks_')) and value != each.default and not self.with_boxes:
                 raise UsageError(f'{flag_of(each.name)} {value}: does nothing without a --map-loss that needs boxes.')
+        if self.masks_grey and not self.with_masks:
+            raise UsageError('--masks-grey: does nothing without --masks-dir or --masks-key.')
+        others = {'--masks-key': self.masks_dir and self.masks_key, '--boxes-dir': self.with_masks and self.boxes_dir}
+        for other, given in others.items():
+            if given:
+                raise UsageError(f'{self.with_masks}: not together with {other}.')
 
     @property
     def weights(self) -> dict[str, float]:
@@ -136,6 +148,11 @@ class MapLossOptions:
         """The first loss that needs the boxes of objects, as a flag; empty without."""
         names = [name for name in self.weights if MAP_LOSSES[name].needs_masks]
         return f'--map-loss {names[0]}' if names else ''
+
+    @property
+    def with_masks(self) -> str:
+        """The flag that names masks, which stand in for boxes; empty without."""
+        return '--masks-dir' if self.masks_dir else '--masks-key' if self.masks_key else ''
 
 
 def weight_or_share(text: str) -> float | str:

@@ -160,7 +160,7 @@ def check_boxes(
     }
     for other, value in options.items():
         if value:
-            raise UsageError(f'{flag}: not together with {other}, through which boxes do not follow their images.')
+            raise UsageError(f'{flag}: not together with {other}, through which objects do not follow their images.')
 
 
 def check_two_views(map_losses: MapLossOptions, augmentation: AugmentationOptions) -> None:
