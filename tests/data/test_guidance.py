@@ -126,7 +126,7 @@ def test_a_share_of_the_images_is_chosen_by_the_seed():
         dataset = GuidedDataset(Read(drawn), boxes_of(Read(drawn)), Slots(0, 1, (2, 2)), share, seed)
         dataset.transform = create_transform(16, is_training=False, use_prefetcher=True)
         chosen = [dataset.slots.split(dataset[index][1][None])[1].item() == 1 for index in range(150)]
-        assert dataset.guided_images == sum(chosen)
+        assert dataset.guided_images.value == sum(chosen)
         return chosen
 
     first, again, other = guided(0.3, 5), guided(0.3, 5), guided(0.3, 6)
@@ -147,7 +147,7 @@ def test_odd_boxes_are_counted_and_left_out():
     dataset.transform = create_transform(16, is_training=False, use_prefetcher=True)
     classes = [dataset.slots.split(dataset[index][1][None])[1].item() for index in range(6)]
     assert classes == [1, -1, -1, -1, -1, -1]
-    assert (dataset.odd_images, dataset.guided_images) == (4, 1)
+    assert (dataset.odd_images.value, dataset.guided_images.value) == (4, 1)
 
 
 def test_boxes_are_those_of_the_image_that_was_read(tmp_path):
@@ -240,7 +240,7 @@ def test_a_mask_belongs_to_the_class_of_its_image(masked):
             assert classes.item() == target.item() == 0
             covers.append(cover.flatten().tolist())
     assert covers == [[1, 0, 0, 0]] * 4
-    assert (guided.guided_images, guided.odd_images) == (4, 3)
+    assert (guided.guided_images.value, guided.odd_images.value) == (4, 3)
 
 
 def test_masks_of_a_column():

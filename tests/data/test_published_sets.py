@@ -80,7 +80,7 @@ def test_a_missing_index_file_is_named(cub, tmp_path, name):
             '',
             'images.txt. has no line for image 2 of image_class_labels.txt',
         ),
-        ('image_class_labels', '1 1\n', '1 9\n', 'image 1 is of class 9, which classes.txt lacks'),
+        ('image_class_labels', '1 1\n', '1 9\n', r"image_class_labels.txt', line 1: '1 9' is not what"),
         ('image_class_labels', '1 1\n', '1 blue\n', r"image_class_labels.txt', line 1: '1 blue' is not what"),
         ('image_class_labels', '2 1\n', '1 1\n', r"image_class_labels.txt', line 2: 1 is there a second time"),
         ('train_test_split', '2 1\n', '', 'train_test_split.txt. has no line for image 2 of images.txt'),

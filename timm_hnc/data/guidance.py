@@ -68,6 +68,9 @@ class Slots(NamedTuple):
 class GuidedDataset(WrappedDataset):
     """A training set whose targets carry the masks of their objects.
 
+    `odd_images` and `guided_images` count how often an image's objects could not be used, and how often an image came
+    with a mask of its class, in this process and those that load for it.
+
     Args:
         dataset: of `create_dataset`, possibly wrapped.
         source: objects of the innermost data set.
@@ -80,7 +83,7 @@ class GuidedDataset(WrappedDataset):
         super().__init__(dataset)
         self.source, self.slots, self.share, self.seed = source, slots, share, seed
         # locks of this kind travel to forked and spawned workers alike
-        self._odd, self._guided = (get_context('spawn').Value('q', 0) for _ in range(2))
+        self.odd_images, self.guided_images = (get_context('spawn').Value('q', 0) for _ in range(2))
         read = innermost(dataset)
         self._reader = read.reader = _Remembering(read.reader)
         self._transform: Any = None
@@ -96,21 +99,11 @@ class GuidedDataset(WrappedDataset):
         self._transform = transform
         self.dataset.transform = self._apply
 
-    @property
-    def odd_images(self) -> int:
-        """How often an image's objects could not be used, in this process and those that load for it."""
-        return self._odd.value
-
-    @property
-    def guided_images(self) -> int:
-        """How often an image came with a mask of its class."""
-        return self._guided.value
-
     def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
         image, target = self.dataset[index]
         joined = self.slots.join(target, {label: self._cover(mask) for label, mask in self._masks.items()})
         if joined[self.slots.targets or 1] >= 0:
-            _count(self._guided)
+            _count(self.guided_images)
         return image, joined
 
     def _cover(self, mask: Image.Image) -> Tensor:
@@ -137,7 +130,7 @@ class GuidedDataset(WrappedDataset):
         try:
             return self.source.read(index, size)
         except DataError:
-            _count(self._odd)
+            _count(self.odd_images)
             return {}
 
 

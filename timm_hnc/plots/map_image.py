@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d, interpolate
+from torch.nn.functional import interpolate
 
 from timm_hnc.plots.colormap import apply_colormap
 
@@ -13,9 +13,8 @@ MAP_WEIGHT = 0.6  # the rest is the grey image: less hides the level of a map, m
 
 
 def as_colour(image: Tensor) -> Tensor:
-    """(3, H, W) in double precision on the CPU; pixels that are not finite become black and are striped later."""
+    """(3, H, W) in double precision on the CPU."""
     image = image.detach().cpu().double()
-    image = torch.where(torch.isfinite(image), image, 0)
     return image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
 
 
@@ -34,50 +33,25 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(maps[None], size, mode='bicubic', antialias=True, align_corners=False)[0]
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h, w) bool to ``size``: when shrinking, a pixel is marked if any pixel under it is."""
-    rows, columns = size
-    smaller = min(rows, mask.shape[0]), min(columns, mask.shape[1])
-    shrunk = adaptive_max_pool2d(mask[None, None].double(), smaller)
-    return interpolate(shrunk, size, mode='nearest-exact')[0, 0] > 0
-
-
 def shared_scale(maps: Sequence[Tensor]) -> tuple[float, float] | None:
-    """The lowest and highest finite value of several maps, None if there is none; equal if only rounding parts them."""
-    flat = [map_.detach().cpu().double().flatten() for map_ in maps]
-    values = torch.cat(flat) if flat else torch.zeros(0)
-    values = values[torch.isfinite(values)]
-    if not len(values):
+    """The lowest and highest value of several maps, None if there is none; equal if only rounding parts them."""
+    if not maps:
         return None
+    values = torch.cat([map_.detach().cpu().double().flatten() for map_ in maps])
     low, high = values.min().item(), values.max().item()
     # The rounding of a float32 sum over some thousand features is no structure: stretched over the whole scale it
     # would make a perfectly flat map look like noise.
     return (low, low) if high - low <= 1e-6 * max(abs(low), abs(high)) else (low, high)
 
 
-def map_over_image(map_: Tensor, grey: Tensor, scale: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
-    """(H, W, 3) uint8 of a map blended over the grey image (H, W), and the (H, W) mask of where it is not finite."""
-    map_ = map_.detach().cpu().double()
-    broken = ~torch.isfinite(map_)
-    size = (grey.shape[0], grey.shape[1])
-    if scale is None or broken.all():
-        return blend(torch.zeros_like(grey), grey), torch.ones_like(grey, dtype=torch.bool)
-    # Under a striped place stands the map's mean, which bends the values around it the least.
-    filled = torch.where(broken, map_[~broken].mean(), map_)
-    low, high = scale
-    values = (filled - low) / (high - low) if high > low else torch.full_like(filled, 0.5)
-    return blend(resize(values[None], size)[0], grey), resize_mask(broken, size)
+def map_over_image(map_: Tensor, grey: Tensor, scale: tuple[float, float]) -> Tensor:
+    """(H, W, 3) uint8 of a map blended over the grey image (H, W)."""
+    map_, (low, high) = map_.detach().cpu().double(), scale
+    values = (map_ - low) / (high - low) if high > low else torch.full_like(map_, 0.5)
+    return blend(resize(values[None], (grey.shape[0], grey.shape[1]))[0], grey)
 
 
 def blend(values: Tensor, grey: Tensor) -> Tensor:
     """(H, W, 3) uint8 colours of values in [0, 1] over a grey image, both (H, W)."""
     mixed = MAP_WEIGHT * apply_colormap(values) + (1 - MAP_WEIGHT) * 255 * grey[..., None]
     return mixed.round().clamp(0, 255).to(torch.uint8)
-
-
-def striped(picture: Tensor, broken: Tensor, period: int) -> Tensor:
-    """An (H, W, 3) picture with stripes of so many pixels where ``broken`` (H, W)."""
-    height, width = broken.shape
-    diagonal = torch.arange(height)[:, None] + torch.arange(width)
-    stripes = torch.where(diagonal // period % 2 == 0, 30, 235).to(torch.uint8)
-    return torch.where(broken[..., None], stripes[..., None], picture)

@@ -9,19 +9,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from timm_hnc.plots.lettering import Colour, font_of, format_ends, format_probability, format_value, write
-from timm_hnc.plots.map_image import (
-    as_colour,
-    as_grey,
-    blend,
-    map_over_image,
-    resize,
-    resize_mask,
-    shared_scale,
-    striped,
-)
+from timm_hnc.plots.map_image import as_colour, as_grey, as_picture, blend, map_over_image, resize, shared_scale
 
 MAX_NEGATIVES = 4
-MIN_CELL_SIZE = 32
+CELL = 160  # longer side of a picture in pixels
 INK, FAINT, LINE, EMPTY, PAPER = (20, 20, 20), (95, 95, 95), (150, 150, 150), (242, 242, 242), (255, 255, 255)
 
 Box = tuple[int, int, int, int]
@@ -69,19 +60,16 @@ class PanelRow:
 class _Layout:
     """Where the parts of a panel lie, in pixels. Only shapes decide it, never values: panels of two epochs align."""
 
-    def __init__(self, rows: Sequence[PanelRow], cell_size: int, has_title: bool) -> None:
-        self.cell_size, self.has_title = cell_size, has_title
+    font_size, line, margin, gap, bar_width = 15, 19, 16, 12, 11
+
+    def __init__(self, rows: Sequence[PanelRow], has_title: bool) -> None:
+        self.has_title = has_title
         self.columns = 2 + max(len(row.negatives) for row in rows)
         self.pictures: list[tuple[int, int]] = []  # (height, width) of each row's, the longer side as long as a cell
         for row in rows:
             height, width = row.image.shape[-2:]
-            scale = cell_size / max(height, width)
+            scale = CELL / max(height, width)
             self.pictures.append((max(1, round(height * scale)), max(1, round(width * scale))))
-        self.font_size = max(11, round(cell_size / 10.5))
-        self.line = round(self.font_size * 1.25)
-        self.margin = max(8, cell_size // 10)
-        self.gap = max(6, cell_size // 13)
-        self.bar_width = max(6, cell_size // 14)
         self.header = self.margin + (round(1.9 * self.line) if has_title else 0)
         # Room for the longest figure beside a colour bar, whatever the figures are.
         self.label_width = math.ceil(font_of('0', self.font_size).getlength('-1.2e-38'))
@@ -90,7 +78,7 @@ class _Layout:
 
     def left(self, column: int) -> int:
         """Left edge of a column; of the colour bar for the column after the last."""
-        return self.margin + column * (self.cell_size + self.gap)
+        return self.margin + column * (CELL + self.gap)
 
     def band(self, row: int) -> int:
         """Height of the part of a row that holds pictures: at least three lines, for the figures of the colour bar."""
@@ -104,39 +92,37 @@ class _Layout:
     def box(self, row: int, column: int) -> Box:
         """(left, top, right, bottom) of a picture, centred in its column."""
         height, width = self.pictures[row]
-        left = self.left(column) + (self.cell_size - width) // 2
+        left = self.left(column) + (CELL - width) // 2
         top = self.top(row) + (self.band(row) - height) // 2
         return left, top, left + width, top + height
 
 
-def draw_panel(rows: Sequence[PanelRow], title: str = '', cell_size: int = 160, labelled: bool = True) -> Image.Image:
+def draw_panel(rows: Sequence[PanelRow], title: str = '', labelled: bool = True) -> Image.Image:
     """Draw images with their positive map and their top negative maps, as in Fig. 1 and Fig. 5 of the paper.
 
     A row is an image, then its positive map, then its negative maps by rank, each over the grey image with the class's
     name and probability below. All maps of a row share one colour scale, from their lowest to their highest value,
-    which the bar at its end shows: a flat, low negative map looks flat and low. What is not finite is striped.
+    which the bar at its end shows: a flat, low negative map looks flat and low.
 
     Args:
         rows: the images, at least one.
         title: a line above everything, none if empty.
-        cell_size: longer side of a picture in pixels, at least 32.
         labelled: the classes of the images are known; else maps are headed by rank, not as positive and negative.
 
     Returns:
-        The panel, an RGB image. Its size depends only on the shapes in ``rows``, ``cell_size`` and whether there is a
-        title.
+        The panel, an RGB image. Its size depends only on the shapes in ``rows`` and whether there is a title.
 
     Raises:
         TypeError: an image is not of a floating type.
-        ValueError: no rows, a cell size too small, an image or map of the wrong shape, or more than 4 negatives.
+        ValueError: an image is of the wrong shape.
 
     Example:
         >>> dog, cat = Cell(torch.rand(4, 4), 'dog', 0.93), Cell(torch.rand(4, 4), 'cat', 0.05)
         >>> draw_panel([PanelRow(torch.rand(3, 32, 32), dog, [cat])], title='epoch 10').mode
         'RGB'
     """
-    _check(rows, cell_size)
-    layout = _Layout(rows, cell_size, bool(title.strip()))
+    _check(rows)
+    layout = _Layout(rows, bool(title.strip()))
     panel = Image.new('RGB', layout.size, PAPER)
     draw = ImageDraw.Draw(panel)
     if layout.has_title:
@@ -147,18 +133,14 @@ def draw_panel(rows: Sequence[PanelRow], title: str = '', cell_size: int = 160, 
     if not labelled:
         maps = ['top 1', *(f'top {rank + 1}' for rank in ranks)]
     for column, text in enumerate(['image', *maps]):
-        centre = layout.left(column) + cell_size // 2
-        write(draw, (centre, layout.header), text, layout.font_size, cell_size, FAINT, 'ma')
+        centre = layout.left(column) + CELL // 2
+        write(draw, (centre, layout.header), text, layout.font_size, CELL, FAINT, 'ma')
     for index, row in enumerate(rows):
         _draw_row(panel, layout, index, row)
     return panel
 
 
-def _check(rows: Sequence[PanelRow], cell_size: int) -> None:
-    if not rows:
-        raise ValueError('no rows: a panel needs at least one image.')
-    if cell_size < MIN_CELL_SIZE:
-        raise ValueError(f'cell_size {cell_size}: expected at least {MIN_CELL_SIZE} pixels.')
+def _check(rows: Sequence[PanelRow]) -> None:
     for index, row in enumerate(rows):
         if row.image.ndim != 3 or 0 in row.image.shape:
             raise ValueError(
@@ -168,19 +150,12 @@ def _check(rows: Sequence[PanelRow], cell_size: int) -> None:
             raise TypeError(
                 f'image of row {index} of type {row.image.dtype}: expected floats in [0, 1], divide by 255.'
             )
-        if len(row.negatives) > MAX_NEGATIVES:
-            raise ValueError(f'{len(row.negatives)} negatives in row {index}: expected at most {MAX_NEGATIVES}.')
-        for cell in row.cells:
-            if cell.map.ndim != 2 or 0 in cell.map.shape:
-                raise ValueError(f'map of "{cell.name}" of shape {tuple(cell.map.shape)}: expected (height, width).')
 
 
 def _draw_row(panel: Image.Image, layout: _Layout, index: int, row: PanelRow) -> None:
     draw = ImageDraw.Draw(panel)
-    size, box = layout.pictures[index], layout.box(index, 0)
-    finite = torch.isfinite(row.image).all(0).cpu()
-    colour = resize(as_colour(row.image), size).clamp(0, 1)
-    _paste(panel, box, (255 * colour.permute(1, 2, 0)).round().to(torch.uint8), resize_mask(~finite, size), layout)
+    colour = resize(as_colour(row.image), layout.pictures[index]).clamp(0, 1)
+    panel.paste(as_picture(colour), layout.box(index, 0)[:2])
 
     grey = as_grey(colour)
     scale = row.scale or shared_scale([cell.map for cell in row.cells])
@@ -189,32 +164,13 @@ def _draw_row(panel: Image.Image, layout: _Layout, index: int, row: PanelRow) ->
     if row.positive is None:
         _draw_empty(draw, layout, index)
     for column, cell in enumerate([row.positive, *row.negatives], start=1):
-        if cell is not None:
-            box = layout.box(index, column)
-            _paste(panel, box, *map_over_image(cell.map, grey, scale), layout)
+        if cell is not None and scale is not None:
+            picture = map_over_image(cell.map, grey, scale)
+            panel.paste(Image.fromarray(picture.numpy()), layout.box(index, column)[:2])
             _write_line(draw, layout, index, column, cell.name, INK)
             _write_line(draw, layout, index, column, format_probability(cell.probability), FAINT, line=1)
-    if row.cells:
+    if scale is not None:
         _draw_bar(panel, layout, index, scale)
-
-
-def _paste(panel: Image.Image, box: Box, picture: Tensor, broken: Tensor, layout: _Layout) -> None:
-    """Put an (H, W, 3) picture in its place; where ``broken`` (H, W) it is striped, with a word on why."""
-    if broken.any():
-        picture = striped(picture, broken, max(3, layout.cell_size // 26))
-    panel.paste(Image.fromarray(picture.numpy()), box[:2])
-    if broken.any():
-        _write_tag(ImageDraw.Draw(panel), box, 'not finite', layout)
-
-
-def _write_tag(draw: ImageDraw.ImageDraw, box: Box, text: str, layout: _Layout) -> None:
-    """A word on a white plate in the lower left corner of a picture, if it fits in."""
-    font, (left, top, right, bottom) = font_of(text, layout.font_size), box
-    pad = layout.font_size // 3
-    width, height = math.ceil(font.getlength(text)) + 2 * pad, layout.line
-    if width <= right - left and height <= bottom - top:
-        draw.rectangle((left, bottom - height, left + width, bottom - 1), PAPER)
-        draw.text((left + pad, bottom - height // 2), text, INK, font, 'lm')
 
 
 def _draw_empty(draw: ImageDraw.ImageDraw, layout: _Layout, index: int) -> None:
@@ -226,28 +182,24 @@ def _draw_empty(draw: ImageDraw.ImageDraw, layout: _Layout, index: int) -> None:
 def _write_line(
     draw: ImageDraw.ImageDraw, layout: _Layout, index: int, column: int, text: str, colour: Colour, line: int = 0
 ) -> None:
-    x = layout.left(column) + layout.cell_size // 2
+    x = layout.left(column) + CELL // 2
     baseline = layout.top(index) + layout.band(index) + layout.gap // 3 + layout.font_size + line * layout.line
-    write(draw, (x, baseline), text, layout.font_size, layout.cell_size, colour, 'ms')
+    write(draw, (x, baseline), text, layout.font_size, CELL, colour, 'ms')
 
 
-def _draw_bar(panel: Image.Image, layout: _Layout, index: int, scale: tuple[float, float] | None) -> None:
+def _draw_bar(panel: Image.Image, layout: _Layout, index: int, scale: tuple[float, float]) -> None:
     draw = ImageDraw.Draw(panel)
     left, top = layout.left(layout.columns), layout.top(index)
     height, width = layout.band(index), layout.bar_width
     values = torch.linspace(1, 0, height, dtype=torch.float64)[:, None].expand(-1, width)
-    if scale is not None and scale[0] == scale[1]:
+    if scale[0] == scale[1]:
         values = torch.full_like(values, 0.5)
     # Over mid-grey, as the maps lie over the image: a colour in a cell is then found on the bar.
     colours = blend(values, torch.full_like(values, 0.5))
-    broken = torch.full((height, width), scale is None)
-    box = (left, top, left + width, top + height)
-    _paste(panel, box, colours, broken, layout)
+    panel.paste(Image.fromarray(colours.numpy()), (left, top))
     draw.rectangle((left, top, left + width - 1, top + height - 1), outline=LINE)
     x, font = left + width + layout.gap // 2, font_of('0', layout.font_size)
-    if scale is None:
-        draw.text((x, top + height // 2), 'n/a', INK, font, 'lm')
-    elif scale[0] == scale[1]:
+    if scale[0] == scale[1]:
         draw.text((x, top + height // 2), format_value(scale[0]), INK, font, 'lm')
     else:
         low, high = format_ends(*scale)

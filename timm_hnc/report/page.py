@@ -16,14 +16,13 @@ from timm_hnc.errors import UsageError
 from timm_hnc.plots.curves import Panel, curve_panels, label
 from timm_hnc.plots.figures import as_image, new_figure, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
-from timm_hnc.plots.map_image import as_colour, as_grey, as_picture, map_over_image, resize, shared_scale, striped
-from timm_hnc.plots.panel import Cell
+from timm_hnc.plots.map_image import as_colour, as_grey, as_picture, map_over_image, resize, shared_scale
+from timm_hnc.plots.panel import CELL, Cell
 from timm_hnc.progress import progress
 from timm_hnc.report.examples import Example
 from timm_hnc.report.figure_table import figure_table
 from timm_hnc.report.run_files import RunFiles, attack_lines, names_of_runs, of_this_version, read_run_files
 
-CELL = 160  # longer side of a picture in pixels
 SHOWN_CONFUSIONS = 10
 _ABOUT = {
     'model': 'model',
@@ -115,14 +114,13 @@ def _example(example: Example) -> dict[str, Any]:
         'sample': example.sample,
         'loss': f'{example.loss:.3g}',
         'scale': format_ends(*span) if span and span[0] < span[1] else None,
-        'cells': [_cell(cell, as_grey(colour), span, cell is row.positive) for cell in row.cells],
+        'cells': [_cell(cell, as_grey(colour), span, cell is row.positive) for cell in row.cells if span],
     }
 
 
-def _cell(cell: Cell, grey: torch.Tensor, span: tuple[float, float] | None, present: bool) -> dict[str, Any]:
-    picture, broken = map_over_image(cell.map, grey, span)
+def _cell(cell: Cell, grey: torch.Tensor, span: tuple[float, float], present: bool) -> dict[str, Any]:
     return {
-        'picture': _as_uri(Image.fromarray(striped(picture, broken, 6).numpy())),
+        'picture': _as_uri(Image.fromarray(map_over_image(cell.map, grey, span).numpy())),
         'name': cell.name,
         'probability': format_probability(cell.probability),
         'present': present,

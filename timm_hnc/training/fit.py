@@ -115,7 +115,7 @@ def _check_boxes(run: Run) -> None:
     if guided is None:
         return
     kind = guided.source.kind
-    counts = torch.tensor([guided.guided_images, guided.odd_images], device=run.accelerator.device)
+    counts = torch.tensor([guided.guided_images.value, guided.odd_images.value], device=run.accelerator.device)
     found, odd = run.accelerator.reduce(counts, 'sum').tolist()
     if not found:
         why = f', {odd} are odd ({guided.source.odd})' if odd else ''

@@ -17,6 +17,7 @@ from torchvision.transforms import RandomCrop
 
 from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.data.loading.seeded_batches import Batch, KeyedBatches, mixed
+from timm_hnc.data.loading.wrapped_dataset import Wrapper
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.progress import progress
 
@@ -101,8 +102,10 @@ class InMemoryBatches:
         return torch.where(backwards, places.flip(1), places)
 
 
-class RememberedBatches:
+class RememberedBatches(Wrapper):
     """What a loader of unchanging batches, whose transform draws nothing, yields: kept from its first pass on."""
+
+    inside = 'loader'
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
@@ -117,14 +120,6 @@ class RememberedBatches:
             self._kept = kept
         else:
             yield from self._kept
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'loader' or name.startswith('__'):
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
 
 def _decode(dataset: Dataset[Any], like: DataLoader[Any], device: torch.device) -> tuple[Tensor, Tensor]:

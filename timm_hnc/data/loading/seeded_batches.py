@@ -19,7 +19,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper
 
 _REMEMBERED = 64  # batches whose samples can be named; more than loaders fetch ahead
 _OF_ERASING = -1
@@ -64,8 +64,10 @@ def seed_generators(*numbers: int, devices: bool = False) -> None:
         torch.default_generator.manual_seed(seed >> 1)
 
 
-class KeyedBatches:
+class KeyedBatches(Wrapper):
     """A batch sampler that says where its samples stand, and can begin at any batch."""
+
+    inside = 'batches'
 
     def __init__(self, batches: Any, seed: int) -> None:
         self.batches, self.seed = batches, seed
@@ -81,9 +83,6 @@ class KeyedBatches:
                 self.recent.popitem(last=False)
             yield Batch(self.seed, self.epoch, number, list(batch))
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def set_epoch(self, epoch: int) -> None:
         """The epoch that comes next."""
         self.epoch = epoch
@@ -95,11 +94,6 @@ class KeyedBatches:
         indices = self.recent.get(batch, [])
         return [index[0] if isinstance(index, tuple) else index for index in indices]
 
-    def __getattr__(self, name: str) -> Any:
-        if name == 'batches' or name.startswith('__'):
-            raise AttributeError(name)  # while it is unpickled
-        return getattr(self.batches, name)
-
 
 class _KeyedDataset(WrappedDataset):
     def __getitems__(self, batch: Batch) -> list[Any]:
@@ -108,11 +102,6 @@ class _KeyedDataset(WrappedDataset):
 
     def __getitem__(self, index: Any) -> Any:
         return self.dataset[index]
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'dataset' or name.startswith('__'):
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
 
 class _KeyedErasing:

@@ -6,8 +6,8 @@ Damaged ones, on which Pillow raises whatever its parsing of them ends in: timm 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -60,7 +60,8 @@ class CheckedReader(WrappedReader):
         with decoding(), file:
             image = _open(file)
             image.load()
-            return _Decoded(image.convert(self.mode) if self.mode else image), *rest
+            image = image.convert(self.mode) if self.mode else image
+            return SimpleNamespace(read=lambda: image), *rest
 
     def __iter__(self) -> Iterator[Any]:
         with decoding(RuntimeError):  # a reader's own words
@@ -93,14 +94,6 @@ def decoding(*others: type[Exception]) -> Iterator[None]:
         if type(error) in others or is_of_a_worker(error):
             raise
         raise OSError(f'{type(error).__name__}: {first_lines(error)}') from error
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    image: Image.Image
-
-    def read(self) -> Image.Image:
-        return self.image
 
 
 def _load(loader: Callable[[str], Any], path: str) -> Any:

@@ -5,19 +5,27 @@ from typing import Any
 from torch.utils.data import Dataset
 
 
-class WrappedReader:
-    """A reader of timm around another: what it does not have itself, the other has."""
+class Wrapper:
+    """Something around another thing, its attribute `inside`: what it does not have itself, the other has."""
+
+    inside = 'dataset'
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.inside))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.inside or name.startswith('__'):
+            raise AttributeError(name)  # while it is unpickled
+        return getattr(getattr(self, self.inside), name)
+
+
+class WrappedReader(Wrapper):
+    """A reader of timm around another."""
+
+    inside = 'unchecked'
 
     def __init__(self, reader: Any) -> None:
         self.unchecked = reader
-
-    def __len__(self) -> int:
-        return len(self.unchecked)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'unchecked' or name.startswith('__'):
-            raise AttributeError(name)  # while it is unpickled
-        return getattr(self.unchecked, name)
 
 
 def innermost(dataset: Any) -> Any:
@@ -27,14 +35,11 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
-class WrappedDataset(Dataset[Any]):
+class WrappedDataset(Wrapper, Dataset[Any]):
     """Passes on what timm's loader sets and what names of classes are read from."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     @property
     def transform(self) -> Any:
@@ -44,8 +49,3 @@ class WrappedDataset(Dataset[Any]):
     @transform.setter
     def transform(self, transform: Any) -> None:
         self.dataset.transform = transform
-
-    @property
-    def reader(self) -> Any:
-        """The data set's reader, or the data set where it is its own."""
-        return getattr(self.dataset, 'reader', self.dataset)

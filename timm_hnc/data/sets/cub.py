@@ -32,18 +32,12 @@ def read_cub(root: str, split: str) -> FileReader:
     folder = Path(root)
     folder = folder / 'CUB_200_2011' if (folder / 'CUB_200_2011').is_dir() else folder
     names = _read(folder / 'classes.txt', str)
-    paths = _read(folder / 'images.txt', str)
-    classes = _read(folder / 'image_class_labels.txt', int, paths)
-    in_training = _read(folder / 'train_test_split.txt', {'0': False, '1': True}.__getitem__, paths)
     index_of = {number: index for index, number in enumerate(sorted(names))}
-    unknown = next((image for image in paths if classes[image] not in index_of), None)
-    if unknown is not None:
-        raise DataError(
-            f"'{folder / 'image_class_labels.txt'}': image {unknown} is of class {classes[unknown]}, "
-            f'which classes.txt lacks: {REMEDY}.'
-        )
+    paths = _read(folder / 'images.txt', str)
+    labels = _read(folder / 'image_class_labels.txt', lambda text: index_of[int(text)], paths)
+    in_training = _read(folder / 'train_test_split.txt', {'0': False, '1': True}.__getitem__, paths)
     chosen = [image for image in paths if in_training[image] == SPLITS[split]]
-    targets = [index_of[classes[image]] for image in chosen]
+    targets = [labels[image] for image in chosen]
     boxes = None
     if (folder / 'bounding_boxes.txt').is_file():
         known = _read(folder / 'bounding_boxes.txt', _box, paths)
