@@ -13,6 +13,7 @@ import yaml
 from tables.plan import MULTI_LABEL_METRICS, ROOT, Cell
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.files.options import dump_yaml
 from timm_hnc.options import flattened
 
 METRICS = ('top1', 'top5')
@@ -196,7 +197,8 @@ class Run:
         Raises:
             DataError: with the first that differs.
         """
-        recorded, planned = self.recorded(), self.plan.options(self.cell)
+        planned = yaml.safe_load(dump_yaml(self.plan.options(self.cell)))  # tuples are lists in a file
+        recorded = self.recorded()
         for name in sorted(set(recorded) & set(planned) - _ELSEWHERE):
             if recorded[name] != planned[name]:
                 raise DataError(

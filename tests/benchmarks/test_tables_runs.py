@@ -12,6 +12,9 @@ import pytest
 from running import ROOT, subprocess_environment, summary
 from table_runs import finish, report, row_of, script, small_plan
 from tables.execute import execute
+from tables.runs import Plan
+
+from timm_hnc.files.options import dump_yaml
 
 
 def test_steps_of_a_run(tmp_path):
@@ -74,6 +77,15 @@ def test_a_run_under_way_elsewhere_is_left_alone(tmp_path, launcher):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert 'under way' in execute([run], jobs=1, launcher=launcher)[run.name]
     assert execute([run], jobs=1, launcher=launcher) == {}
+
+
+def test_options_with_tuples_are_those_that_a_run_wrote(tmp_path, monkeypatch):
+    _, shared, (run,) = small_plan(tmp_path, rows=['ce'])
+    options = shared.options(run.cell) | {'model_kwargs': {'img_scale': (1.0, 1.0)}}
+    monkeypatch.setattr(Plan, 'options', lambda self, cell: options)
+    run.folder.mkdir(parents=True)
+    (run.folder / 'args.yaml').write_text(dump_yaml(options))
+    run.check_options()
 
 
 def test_runs_of_other_options_are_neither_gone_on_with_nor_reported(tmp_path, launcher):
