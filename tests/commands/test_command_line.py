@@ -178,7 +178,7 @@ def test_explicit_options_are_those_that_argparse_itself_stores(parser, argv, ex
             given_on_command_line(parser, argv)
     else:
         assert parse_options(parser, argv)[1] == explicit
-        assert given_on_command_line(parser, argv) == explicit
+        assert given_on_command_line(parser, argv).keys() == explicit
 
 
 def test_a_parser_without_config_option(tmp_path):

@@ -180,20 +180,14 @@ class _Attacked:
                 # tensors that were made in inference mode cannot have gradients, their copies can
                 target, images = target.clone(), self.classifier.restore(raised(input.clone()))
                 found = attack(self.classifier, images, target, self.attack, self._loss, scale, generator)
-                self._look(images, found, scale)
+                self.seen += len(images)
+                if self.attack.eps:
+                    self.without_gradient += int((found == images).flatten(1).all(1).sum())
                 yield self.classifier.normalize(found).to(input.dtype), target
 
     def _loss(self, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         with self.autocast():
             return self.threat.loss(model, images, target)
-
-    def _look(self, images: Tensor, found: Tensor, scale: Tensor | float) -> None:
-        change = (found - images).abs()
-        if (change > self.attack.eps * scale + _ROUNDING).any():
-            raise RuntimeError(f'an attacked image differs by {change.max():g}, more than eps = {self.attack.eps:g}.')
-        self.seen += len(images)
-        if self.attack.eps:
-            self.without_gradient += int((change.flatten(1).amax(1) == 0).sum())
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-import torch.distributed
+from accelerate.utils import gather_object
 from timm.task import MultiLabelClassificationEvaluator
 from torch import Tensor
 from torch.nn import functional
@@ -35,44 +35,24 @@ class MultiLabelEvaluator(MultiLabelClassificationEvaluator):
         *(f'{name}_top{TOP}' for name in _FIGURES),
     )
 
-    def reset(self) -> None:
-        """Forget all that was counted."""
-        super().reset()
-        self.hits: Tensor | None = None
-
-    @torch.no_grad()
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Count a batch of (B, n) logits and targets."""
-        before = len(self.outputs)
-        super().update(output, target)
-        if len(self.outputs) == before:
-            return  # nothing but the sampler's padding
-        scores, present = self.outputs[-1], self.targets[-1]
-        highest = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
-        likely = scores.sigmoid() >= self.threshold
-        predicted = torch.stack([likely, likely & functional.one_hot(highest, scores.shape[1]).sum(1).bool()])
-        # (2 ways to predict, [true positives, predicted, present], n)
-        hits = torch.stack([(predicted & present).sum(1), predicted.sum(1), present.sum(0).expand(2, -1)], 1)
-        self.hits = hits if self.hits is None else self.hits + hits
-
     def compute(self, distributed: bool = False) -> Any:
         """The figures, over all processes if they are several."""
         metrics = super().compute(distributed=distributed)
-        hits = self.hits
-        if distributed:
-            hits = self._of_all_processes()
-        for suffix, way in zip(('', f'_top{TOP}'), hits if hits is not None else torch.zeros(2, 3, 1), strict=True):
+        hits = sum(map(self._hits, self.outputs, self.targets), torch.zeros(2, 3, 1, dtype=torch.long))
+        if distributed:  # a process that had nothing but padding has zeros of one class
+            hits = sum(gather_object([hits]), torch.zeros(2, 3, 1, dtype=torch.long))
+        for suffix, way in zip(('', f'_top{TOP}'), hits, strict=True):
             metrics.update({f'{name}{suffix}': value for name, value in _figures(way.double()).items()})
         return metrics
 
-    def _of_all_processes(self) -> Tensor:
-        sizes = torch.tensor(0 if self.hits is None else self.hits.shape[-1], device=self.device)
-        torch.distributed.all_reduce(sizes, torch.distributed.ReduceOp.MAX)
-        # a process may have had nothing but padding
-        hits = torch.zeros(2, 3, int(sizes), dtype=torch.long) if self.hits is None else self.hits
-        hits = hits.to(self.device)
-        torch.distributed.all_reduce(hits)
-        return hits.cpu()
+    def _hits(self, scores: Tensor, present: Tensor) -> Tensor:
+        """(2 ways to predict, [true positives, predicted, present], n) of a batch."""
+        highest = (
+            functional.one_hot(scores.topk(min(TOP, scores.shape[1]), dim=1).indices, scores.shape[1]).sum(1).bool()
+        )
+        likely = scores.sigmoid() >= self.threshold
+        predicted = torch.stack([likely, likely & highest])
+        return torch.stack([(predicted & present).sum(1), predicted.sum(1), present.sum(0).expand(2, -1)], 1)
 
 
 def _figures(hits: Tensor) -> dict[str, float]:

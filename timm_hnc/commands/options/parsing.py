@@ -3,8 +3,7 @@
 import argparse
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -107,35 +106,24 @@ def parse_options(
         UsageError: the file is refused (`load_config`).
         SystemExit: argparse's own, for `--help` and for what it refuses.
     """
-    args = parser.parse_args(argv)
-    explicit = given_on_command_line(parser, argv)
+    args, own = parser.parse_args(argv), given_on_command_line(parser, argv)
     if not getattr(args, 'config', None):
-        return args, explicit
+        return args, frozenset(own)
     values = given(load_config(parser, args.config, former))
     # a run's own args.yaml names the file it was made from, which is not read again
     values.pop('config', None)
-    with _other_defaults(parser, values):
-        return parser.parse_args(argv), explicit.union(values)
+    return argparse.Namespace(**vars(args) | values | own), frozenset(own | values)
 
 
-def given_on_command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> frozenset[str]:
-    """The destinations that a command line sets itself, defaults and config files left aside."""
-    untouched = object()
-    shown = [action.dest for action in parser._actions if action.default is not argparse.SUPPRESS]
-    with _other_defaults(parser, dict.fromkeys(shown, untouched)):
-        return frozenset(dest for dest, value in vars(parser.parse_args(argv)).items() if value is not untouched)
-
-
-@contextmanager
-def _other_defaults(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> Iterator[None]:
-    """Let a parser have other defaults inside: a copy of it takes longer than all of the parsing."""
-    former = [(action, action.default) for action in parser._actions]
-    for action, default in former:
-        action.default = values.get(action.dest, default)
+def given_on_command_line(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a command line sets itself, defaults and config files left aside."""
+    defaults = [(action, action.default) for action in parser._actions]
+    for action, _ in defaults:  # a copy of the parser takes longer than all of the parsing
+        action.default = argparse.SUPPRESS
     try:
-        yield
+        return vars(parser.parse_args(argv))
     finally:
-        for action, default in former:
+        for action, default in defaults:
             action.default = default
 
 

@@ -35,7 +35,7 @@ def parse_train_options(
     given = given_on_command_line(parser, argv)
     if args.hnc == 'none' and 'hnc' in given:
         # a recipe run with `--hnc none`, for comparison: the recipe's own HNC settings go with it
-        dropped = {each.name for each in fields(HNCOptions) if each.name != 'hnc'} - given
+        dropped = {each.name for each in fields(HNCOptions) if each.name != 'hnc'} - given.keys()
         for name in dropped:
             setattr(args, name, parser.get_default(name))
         explicit -= dropped
