@@ -11,7 +11,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.losses.factory import create_loss
-from timm_hnc.options import changed, flattened
+from timm_hnc.options import flattened
 from timm_hnc.training.setup.models import check_model_name, create_model
 from timm_hnc.training.setup.options import check_class_maps
 
@@ -53,7 +53,7 @@ def test_there_are_recipes_for_the_paper_and_for_a_start():
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipe_parses_and_builds_its_model(recipe):
     options, *_ = parse_train_options(['-c', str(recipe)])
-    options = changed(options, pretrained=False)
+    options = options.changed(pretrained=False)
     check_model_name(options.model.model)
     check_class_maps(options)
     with torch.device('meta'):

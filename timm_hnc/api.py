@@ -14,7 +14,7 @@ from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.precision import agreed_device, renew_state, set_up_process
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import ValidateOptions, measure
-from timm_hnc.options import changed, grouped
+from timm_hnc.options import flattened, grouped
 from timm_hnc.training.run import train_run
 from timm_hnc.training.setup.build import Provided
 from timm_hnc.training.setup.options import TrainOptions, train_options
@@ -80,7 +80,7 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
         >>> timm_hnc.evaluate(model, eval_set, batch_size=64, cam_metrics=True)['top1']
     """
     plain = model.model if isinstance(model, CamModel) else model
-    options = grouped(ValidateOptions, values) if options is None else changed(options, **values)
+    options = grouped(ValidateOptions, values if options is None else flattened(options) | values)
     options = replace(options, device=agreed_device(options.device, frozenset(values)))
     _check_loaders(data)
     refuse_unused(options, OF_DATA | {'split', 'num_samples', 'retry'}, 'the data is provided.')

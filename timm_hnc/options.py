@@ -1,7 +1,7 @@
 """Options: frozen dataclasses, each beside what it drives. An option has one name: as field, as flag, and in YAML."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -73,14 +73,3 @@ def flattened(options: Any) -> dict[str, Any]:
     groups = [getattr(options, name) for name in get_type_hints(type(options))]
     values = {each.name: getattr(group, each.name) for group in groups for each in fields(group)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def changed(options: Groups, **values: Any) -> Groups:
-    """The same options but for these; where some follow from others, by the method of their class that sees to it.
-
-    Raises:
-        UsageError: a value cannot be used.
-        TypeError: there is no such option.
-    """
-    own: Callable[..., Groups] | None = getattr(options, 'changed', None)
-    return own(**values) if own else grouped(type(options), flattened(options) | values)

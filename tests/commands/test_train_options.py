@@ -12,7 +12,7 @@ from timm.loss import LOSS_TYPES, create_classification_loss
 from timm_hnc.commands.options import train_options
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.errors import UsageError
-from timm_hnc.options import changed, flattened
+from timm_hnc.options import flattened
 from timm_hnc.training.setup.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions
 from timm_hnc.training.setup.options import TrainOptions
@@ -114,13 +114,13 @@ def test_what_follows_from_another_option_follows_it_again(first, then, expected
     words = then.replace('--', '').replace('-', '_').split()
     kinds = {'holdout': float, 'hnc_weight': float}
     values = {name: kinds.get(name, str)(value) for name, value in zip(words[::2], words[1::2], strict=True)}
-    other = flattened(changed(run, **values))
+    other = flattened(run.changed(**values))
     assert {name: other[name] for name in expected} == expected
 
 
 def test_groups_made_one_by_one_follow_too():
     options = TrainOptions(hnc=HNCOptions('mse'), loss=LossOptions(smoothing=0.3))
-    other = changed(options, hnc='kd', loss='focal')
+    other = options.changed(hnc='kd', loss='focal')
     assert (other.hnc.hnc_weight, other.loss.smoothing) == (0.0065, 0.3)
 
 
