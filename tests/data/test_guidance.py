@@ -14,6 +14,7 @@ from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.object_pictures import DrawnBoxes, Masks
 from timm_hnc.data.sets.decoy_digits import PATCH, PLACES, SIDE, DecoyDigitsReader
 from timm_hnc.data.transforms import use_crop
@@ -169,6 +170,14 @@ def test_boxes_are_those_of_the_image_that_was_read(tmp_path):
         expected = torch.zeros(32, 32)
         expected[round(y1) : round(y2), round(x1) : round(x2)] = 1
         assert (cover[0, 0] - expected).abs().mean() < 0.02
+
+
+def test_labels_are_those_that_are_left(tmp_path):
+    """Frequencies of classes leave out what is held out, with boxes as without."""
+    kept = split_off(create_dataset('hnc/cub200', str(write_cub(tmp_path / 'birds')), 'train', 3), 0.4, seed=1)[0]
+    guided = GuidedDataset(kept, boxes_of(kept), Slots(0, 1, (2, 2)))
+    assert sample_labels(guided) == sample_labels(kept)
+    assert len(sample_labels(guided)) == len(kept)
 
 
 # --- masks ---

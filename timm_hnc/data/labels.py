@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from timm_hnc.data.holdout import Selection
-from timm_hnc.data.loading.wrapped_dataset import innermost
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, innermost
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, first_lines
@@ -31,6 +31,8 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
     if isinstance(dataset, NoisyLabels):
         labels, encode = sample_labels(dataset.dataset), label_encoder(dataset)
         return None if labels is None else [dataset.label(index, encode(label)) for index, label in enumerate(labels)]
+    if isinstance(dataset, WrappedDataset):
+        return sample_labels(dataset.dataset)
     reader: Any = getattr(dataset, 'reader', None)
     while hasattr(reader, 'unchecked'):
         reader = reader.unchecked
