@@ -69,7 +69,7 @@ def write_csv(found: Sequence[dict[str, object]], path: Path) -> None:
 
 
 def markdown(measured: Sequence[Measured], found: Sequence[dict[str, object]], about: str) -> str:
-    """Two tables: the figures, and what ours is better by."""
+    """Two tables: the figures, and what ours is better by, where there is more than ours."""
     by_key = {(row['run'], row['maps'], row['metric']): row for row in found}
     head = [f'{metric} {"↓" if metric in LOWER_IS_BETTER else "↑"}' for metric in METRICS]
     lines = [about, '', f'| network | top-1 | maps | {" | ".join(head)} |', f'|---|--:|---|{"---|" * len(METRICS)}']
@@ -78,6 +78,8 @@ def markdown(measured: Sequence[Measured], found: Sequence[dict[str, object]], a
         for name in each.maps:
             cells = [_cell(by_key.get((each.run, name, metric))) for metric in METRICS]
             lines.append(f'| {each.run} | {top1} | {name} | {" | ".join(cells)} |')
+    if all(len(each.maps) == 1 for each in measured):
+        return '\n'.join(lines) + '\n'
     lines += [
         '',
         'Differences, image by image; **bold** where the interval leaves out 0 and ours is better, _italic_ worse.',
