@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 from faithfulness.alternatives import ALTERNATIVES
 from faithfulness.grids import make_grids, own_shares
 from faithfulness.road import _TOLERANCE, impute
+from faithfulness.table import Measured, markdown, rows
 
 from timm_hnc import CamModel, create_model
 
@@ -80,3 +81,16 @@ def test_every_alternative_is_exact(name):
     if name == 'all':
         assert isinstance(model, CamModel)
         torch.testing.assert_close(maps, model.class_maps(images).maps(classes), rtol=1e-9, atol=1e-9)
+
+
+def test_a_table_has_differences_where_there_is_more_than_ours():
+    ours = {('deletion', 'ours'): torch.tensor([0.1, 0.3])}
+    both = ours | {('deletion', 'random'): torch.tensor([0.4, 0.5])}
+    for values, row in (
+        (ours, '| A1-ce | 19.2 | ours | 0.200 (0.100 to 0.300) |'),
+        (both, '| A1-ce | random | **-0.250 (-0.300 to -0.200)** |'),
+    ):
+        measured = [Measured('A1-ce', 'cifar_resnet20', 19.2, values)]
+        table = markdown(measured, rows(measured), 'about')
+        assert row in table
+        assert ('ours minus' in table) == (len(values) == 2)
