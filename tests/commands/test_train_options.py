@@ -270,7 +270,10 @@ REFUSED = [
     ('--hnc mse --hnc-weight automatic', '--hnc-weight automatic: expected a number, auto'),
     ('--hnc-weight auto', '--hnc-weight auto:0.1: does nothing without --hnc.'),
     ('--hnc mse --hnc-weight auto --loss center', '--hnc-weight auto:0.1: --loss center is no function of logits'),
-    ('--map-loss overlap', '--map-loss overlap: expected one of energy, outside, target-maps, sep'),
+    (
+        '--map-loss overlap',
+        '--map-loss overlap: expected one of energy, outside, target-maps, separability, consistency, teacher.',
+    ),
     ('--map-loss separability=x', '--map-loss separability=x: expected a weight of 0 or more behind the =.'),
     ('--map-loss separability=', '--map-loss separability=: expected a weight'),
     ('--map-loss separability=-1', '--map-loss separability=-1: expected a weight'),

@@ -15,7 +15,7 @@ from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.labels import sample_labels
-from timm_hnc.data.object_pictures import DrawnBoxes, Masks
+from timm_hnc.data.object_pictures import DrawnBoxes, MaskColumn, MaskFolder, Masks
 from timm_hnc.data.sets.decoy_digits import PATCH, PLACES, SIDE, DecoyDigitsReader
 from timm_hnc.data.transforms import use_crop
 from timm_hnc.errors import DataError, UsageError
@@ -185,7 +185,7 @@ def test_labels_are_those_that_are_left(tmp_path):
 
 @pytest.fixture
 def masked(tmp_path):
-    """Images of 20 x 10, of which those of class 1 have masks of other kinds, and what a mask of them is worth."""
+    """A folder of images of 20 x 10, named after the masks that lie in another: of their left quarter, or odd."""
     kinds = {
         'grey': Image.new('L', (20, 10)),
         'two-colours': Image.new('1', (20, 10)),
@@ -214,7 +214,7 @@ def masked(tmp_path):
 def masks_of(masked, folder='masks', grey=False):
     """(mean of the left quarter, of the rest) by name, None without an object, 'odd' for what cannot be used."""
     reader, found = ImageDataset(str(masked / 'images' / 'train')).reader, {}
-    masks = Masks(reader, str(masked / folder), None, grey)
+    masks = Masks(MaskFolder(reader, str(masked / folder)), grey)
     for index in range(len(reader)):
         name = reader.filename(index, basename=True).removesuffix('.jpg')
         try:
@@ -239,7 +239,7 @@ def test_masks_of_a_folder_have_the_names_of_the_images(masked):
 
 def test_a_mask_belongs_to_the_class_of_its_image(masked):
     dataset = ImageDataset(str(masked / 'images' / 'train'))
-    masks = Masks(dataset.reader, str(masked / 'masks'), None)
+    masks = Masks(MaskFolder(dataset.reader, str(masked / 'masks')))
     guided = GuidedDataset(dataset, masks, Slots(0, 1, (1, 4)))
     guided.transform = create_transform((10, 20), is_training=False, use_prefetcher=True, crop_pct=1.0)
     covers = []
@@ -257,25 +257,30 @@ def test_masks_of_a_column():
     mask = Image.new('L', (6, 6))
     mask.paste(255, (0, 0, 3, 6))
     images = [Image.new('RGB', (6, 6))] * 2
-    columns = datasets.Features({'image': datasets.Image(), 'mask': datasets.Image()})
+    kinds = datasets.Features({'image': datasets.Image(), 'mask': datasets.Image(), 'name': datasets.Value('string')})
+    columns = {'image': images, 'mask': [mask, None], 'name': ['a', 'b']}
     reader = Read(None)
-    reader.dataset = datasets.Dataset.from_dict({'image': images, 'mask': [mask, None]}, features=columns)
-    masks = Masks(reader, None, 'mask')
+    reader.dataset = datasets.Dataset.from_dict(columns, features=kinds)
+    masks = Masks(MaskColumn(reader, 'mask'))
     [picture] = masks.read(0, (6, 6)).values()
     assert np.array_equal(picture, mask)
     assert masks.read(1, (6, 6)) == {}
-    with pytest.raises(UsageError, match="--masks-key: no column 'masks' in the data set, its columns are image, mask"):
-        Masks(reader, None, 'masks')
+    with pytest.raises(DataError, match='the mask of sample 0 is damaged'):
+        Masks(MaskColumn(reader, 'name')).read(0, (6, 6))
+    with pytest.raises(
+        UsageError, match="--masks-key: no column 'masks' in the data set, its columns are image, mask, name"
+    ):
+        MaskColumn(reader, 'masks')
     with pytest.raises(UsageError, match=r'--masks-key: no column .* in the data set, it has none'):
-        Masks(Read(None), None, 'masks')
+        MaskColumn(Read(None), 'masks')
 
 
 def test_masks_that_are_not_there(masked):
     (masked / 'empty').mkdir()
     with pytest.raises(DataError, match=r'--masks-dir .*: no .png files in it'):
-        Masks(ImageDataset(str(masked / 'images' / 'train')).reader, str(masked / 'empty'), None)
+        MaskFolder(ImageDataset(str(masked / 'images' / 'train')).reader, str(masked / 'empty'))
     with pytest.raises(UsageError, match='--masks-dir: the images of the data set have no names, see --masks-key'):
-        Masks(Read(None), str(masked / 'masks'), None)
+        MaskFolder(Read(None), str(masked / 'masks'))
 
 
 # --- the decoy ---

@@ -10,12 +10,13 @@ from datasets import Image as ImageFeature
 from image_data import png, square, write_cub
 from running import NARROW, ROOT, SMALL, failure, forget_run, result_of, run_script, train, validate
 from timm.data import create_transform
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import timm_hnc
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
 from timm_hnc.errors import DataError, UsageError
 
 HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']
@@ -54,6 +55,8 @@ def test_boxes_of_both_kinds_of_data_sets(birds, tmp_path):
     held = split_off(cub, 0.3, seed=1)[1]
     assert BoxSource(held)[0].boxes.tolist() == BoxSource(cub)[held.indices[0]].boxes.tolist()
     assert BoxSource(held).image_size(0) == (32, 32)
+    within = Subset(WrappedDataset(Subset(held, [1, 0])), [1])
+    assert BoxSource(within)[0].boxes.tolist() == BoxSource(held)[0].boxes.tolist()
     name = write_objects(tmp_path / 'set', [[[1, 2, 10, 20]], [], [[3, 3, 5, 5], [1, 1, 9, 9]]])
     objects = create_dataset(name[1], name[3], 'train', 3)
     assert BoxSource(objects, 'things')[2].boxes.tolist() == [[3, 3, 5, 5], [1, 1, 9, 9]]

@@ -71,7 +71,8 @@ def fails(tmp_path, capsys):
         ('--opt-kwargs nothing=3', '--opt sgd cannot be made with these options'),
         (
             '--dataset hnc/letters',
-            "--dataset 'hnc/letters' is unknown: timm_hnc has hnc/digits, hnc/decoy-digits, hnc/cub200, hnc/tiny",
+            "--dataset 'hnc/letters' is unknown: timm_hnc has hnc/digits, hnc/decoy-digits, hnc/cub200, "
+            'hnc/tiny-imagenet, hnc/coco.',
         ),
         ('--dataset hnc/digits --num-classes 10 --train-split test', "no split 'test': use train or validation"),
         ('--aug-splits 3 --no-prefetcher', '--aug-splits 3: not together with --no-prefetcher'),

@@ -1,5 +1,6 @@
 """Pictures of where the objects of an image lie, white on black: drawn from boxes, or read as masks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from timm_hnc.data.boxes import BoxSource, check_inside
+from timm_hnc.data.loading.unreadable_images import decoding
 from timm_hnc.errors import DataError, UsageError
 
 ANY_CLASS = -1
@@ -68,62 +70,85 @@ class Masks:
     """Masks of the one object of every image; an image without one, or with a black one, has no object.
 
     Args:
-        reader: of a timm data set.
-        folder: of PNG files with the images' own folders and names.
-        column: instead, of images in a set of Hugging Face's `datasets`.
+        stored: the mask of a sample, or None: a `MaskFolder` or `MaskColumn`.
         grey: greys are shares and white is all; otherwise whatever is not 0 is the object.
-
-    Raises:
-        UsageError: the data set has no such column, or no names.
-        DataError: the folder has no such files.
     """
 
     kind, odd = 'masks', 'another size than the image, colours, or damaged'
 
-    def __init__(self, reader: Any, folder: str | None, column: str | None, grey: bool = False) -> None:
-        self.reader, self.grey = reader, grey
-        self.folders: list[Path] = []
-        self._column, self._columns = column, None
-        if column:
-            table: Any = getattr(reader, 'dataset', None)
-            names = getattr(table, 'column_names', None) or ()
-            if column not in names:
-                found = f'its columns are {", ".join(names)}' if names else 'it has none'
-                raise UsageError(f"--masks-key: no column '{column}' in the data set, {found}.")
-            self._columns = table.select_columns([column])
-        elif folder:
-            if not next(Path(folder).rglob('*.png'), None):
-                raise DataError(f"--masks-dir '{folder}': no .png files in it or in its folders.")
-            # the images' own folder, such as train, may be part of the path or not
-            root = getattr(reader, 'root', None)
-            self.folders = [Path(folder, Path(root).name)] if root else []
-            self.folders.append(Path(folder))
-            self._name(0)
+    def __init__(self, stored: Callable[[int], Image.Image | None], grey: bool = False) -> None:
+        self.stored, self.grey = stored, grey
 
     def read(self, index: int, size: tuple[int, int]) -> dict[int, Image.Image]:
         """See `ObjectPictures.read`."""
         try:
-            mask = self._open(index)
-            if mask is None:
-                return {}
-            mask.load()
-        except (OSError, SyntaxError, ValueError) as error:
+            with decoding():
+                mask = self.stored(index)
+                if mask is None:
+                    return {}
+                mask.load()
+        except OSError as error:
             raise DataError(f'the mask of sample {index} is damaged: {error}') from error
         if mask.size != size or mask.mode not in (_GREYS if self.grey else _NUMBERED):
             raise DataError(f'the mask of sample {index} is {mask.size} and {mask.mode}, expected {size} and grey.')
         mask = mask.convert('L') if self.grey else Image.fromarray((np.asarray(mask) != 0).astype(np.uint8) * 255)
         return {ANY_CLASS: mask} if mask.getbbox() else {}
 
-    def _open(self, index: int) -> Image.Image | None:
-        if self._columns is not None:
-            found: Image.Image | None = self._columns[index][self._column]
-            return found
+
+class MaskFolder:
+    """PNG files with the images' own folders and names.
+
+    Args:
+        reader: of a timm data set.
+        folder: of the files.
+
+    Raises:
+        UsageError: the images have no names.
+        DataError: the folder has no such files.
+    """
+
+    def __init__(self, reader: Any, folder: str) -> None:
+        self.reader = reader
+        if not next(Path(folder).rglob('*.png'), None):
+            raise DataError(f"--masks-dir '{folder}': no .png files in it or in its folders.")
+        try:
+            self._name(0)
+        except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+            raise UsageError('--masks-dir: the images of the data set have no names, see --masks-key.') from error
+        # the images' own folder, such as train, may be part of the path or not
+        root = getattr(reader, 'root', None)
+        self.folders = [*([Path(folder, Path(root).name)] if root else []), Path(folder)]
+
+    def __call__(self, index: int) -> Image.Image | None:
+        """The mask of a sample, None where there is no file."""
         paths = (folder / self._name(index) for folder in self.folders)
         path = next((path for path in paths if path.is_file()), None)
         return None if path is None else Image.open(path)
 
     def _name(self, index: int) -> Path:
-        try:
-            return Path(self.reader.filename(index)).with_suffix('.png')
-        except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
-            raise UsageError('--masks-dir: the images of the data set have no names, see --masks-key.') from error
+        return Path(self.reader.filename(index)).with_suffix('.png')
+
+
+class MaskColumn:
+    """A column of images in a set of Hugging Face's `datasets`.
+
+    Args:
+        reader: of a timm data set.
+        column: its name.
+
+    Raises:
+        UsageError: the data set has no such column.
+    """
+
+    def __init__(self, reader: Any, column: str) -> None:
+        table: Any = getattr(reader, 'dataset', None)
+        names = getattr(table, 'column_names', None) or ()
+        if column not in names:
+            found = f'its columns are {", ".join(names)}' if names else 'it has none'
+            raise UsageError(f"--masks-key: no column '{column}' in the data set, {found}.")
+        self.column, self.table = column, table.select_columns([column])
+
+    def __call__(self, index: int) -> Image.Image | None:
+        """The mask of a sample, None where the cell is empty."""
+        found: Image.Image | None = self.table[index][self.column]
+        return found

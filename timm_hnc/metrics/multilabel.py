@@ -6,7 +6,6 @@ import torch
 from accelerate.utils import gather_object
 from timm.task import MultiLabelClassificationEvaluator
 from torch import Tensor
-from torch.nn import functional
 
 TOP = 3
 _FIGURES = ('c_p', 'c_r', 'c_f1', 'o_p', 'o_r', 'o_f1')
@@ -47,11 +46,9 @@ class MultiLabelEvaluator(MultiLabelClassificationEvaluator):
 
     def _hits(self, scores: Tensor, present: Tensor) -> Tensor:
         """(2 ways to predict, [true positives, predicted, present], n) of a batch."""
-        highest = (
-            functional.one_hot(scores.topk(min(TOP, scores.shape[1]), dim=1).indices, scores.shape[1]).sum(1).bool()
-        )
         likely = scores.sigmoid() >= self.threshold
-        predicted = torch.stack([likely, likely & highest])
+        highest = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
+        predicted = torch.stack([likely, likely & torch.zeros_like(likely).scatter_(1, highest, True)])
         return torch.stack([(predicted & present).sum(1), predicted.sum(1), present.sum(0).expand(2, -1)], 1)
 
 

@@ -49,7 +49,7 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch))
         _synchronise_batch_norm(run, run.model)
         if is_first:
-            _check_boxes(run)
+            _check_objects(run)
         done = epoch + 1
         milestone = done in (run.options.run.save_epochs or ())
         if done % run.options.run.val_interval and done != run.num_epochs and not milestone:
@@ -109,9 +109,9 @@ def _add_row(run: Run, epoch: int, train: dict[str, float], evaluation: dict[str
         add_row(run.folder / 'summary.csv', {'epoch': epoch, **figures})
 
 
-def _check_boxes(run: Run) -> None:
+def _check_objects(run: Run) -> None:
     """Refuse to go on where a loss needs boxes or masks and no image has one; say how many could not be used."""
-    guided, flag = run.data.guided, run.options.map_losses.with_boxes
+    guided, flag = run.data.guided, run.options.map_losses.needs_objects
     if guided is None:
         return
     kind = guided.source.kind

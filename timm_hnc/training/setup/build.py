@@ -160,7 +160,7 @@ def build_run(
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
     num_classes = options.input.num_classes or model.num_classes
-    grid = grid_of(model, data_config['input_size']) if options.map_losses.with_boxes else None
+    grid = grid_of(model, data_config['input_size']) if options.map_losses.needs_objects else None
     data = create_run_data(options, provided.train_set, provided.eval_set, data_config, num_classes, grid, accelerator)
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)

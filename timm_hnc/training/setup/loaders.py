@@ -13,12 +13,13 @@ from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.seeded_batches import seed_shares
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.noise import NoisyLabels
-from timm_hnc.data.object_pictures import DrawnBoxes, Masks, ObjectPictures
+from timm_hnc.data.object_pictures import DrawnBoxes, MaskColumn, MaskFolder, Masks, ObjectPictures
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset
 from timm_hnc.losses.maps.base import MOST_PRESENT
 from timm_hnc.training.setup.data_options import AugmentationOptions, TrainSizeOptions
+from timm_hnc.training.setup.loss_options import MapLossOptions
 from timm_hnc.training.setup.options import TrainOptions
 
 
@@ -52,17 +53,21 @@ def with_masks(dataset: Any, options: TrainOptions, num_classes: int, grid: tupl
     """
     chosen, several = options.map_losses, options.task.multi_label
     if isinstance(dataset, DataLoader):
-        raise UsageError(f'{chosen.with_boxes}: a DataLoader was provided, give its data set instead.')
-    inner = innermost(dataset)
-    if chosen.with_masks:
-        if several:
-            raise UsageError(f'{chosen.with_masks}: for one class an image; of several, give boxes.')
-        source: ObjectPictures = Masks(inner.reader, chosen.masks_dir, chosen.masks_key, chosen.masks_grey)
-    else:
-        boxes = BoxSource(inner, chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.with_boxes)
-        source = DrawnBoxes(boxes)
+        raise UsageError(f'{chosen.needs_objects}: a DataLoader was provided, give its data set instead.')
+    source = _objects(innermost(dataset), chosen, several)
     slots = Slots(num_classes if several else 0, min(num_classes, MOST_PRESENT) if several else 1, grid)
     return GuidedDataset(dataset, source, slots, chosen.boxes_share, options.loader.seed)
+
+
+def _objects(dataset: Any, chosen: MapLossOptions, several: bool) -> ObjectPictures:
+    if chosen.masks_flag and several:
+        raise UsageError(f'{chosen.masks_flag}: for one class an image; of several, give boxes.')
+    reader = getattr(dataset, 'reader', None)
+    if chosen.masks_dir:
+        return Masks(MaskFolder(reader, chosen.masks_dir), chosen.masks_grey)
+    if chosen.masks_key:
+        return Masks(MaskColumn(reader, chosen.masks_key), chosen.masks_grey)
+    return DrawnBoxes(BoxSource(dataset, chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.needs_objects))
 
 
 def create_mixup(options: TrainOptions, num_classes: int, on_device: bool = False) -> Mixup | None:

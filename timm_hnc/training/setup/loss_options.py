@@ -128,14 +128,14 @@ class MapLossOptions:
         object.__setattr__(self, 'map_loss', tuple(f'{name}={weight:.12g}' for name, weight in found.items()))
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name.startswith(('boxes_', 'masks_')) and value != each.default and not self.with_boxes:
+            if each.name.startswith(('boxes_', 'masks_')) and value != each.default and not self.needs_objects:
                 raise UsageError(f'{flag_of(each.name)} {value}: does nothing without a --map-loss that needs boxes.')
-        if self.masks_grey and not self.with_masks:
+        if self.masks_grey and not self.masks_flag:
             raise UsageError('--masks-grey: does nothing without --masks-dir or --masks-key.')
-        others = {'--masks-key': self.masks_dir and self.masks_key, '--boxes-dir': self.with_masks and self.boxes_dir}
+        others = {'--masks-key': self.masks_dir and self.masks_key, '--boxes-dir': self.masks_flag and self.boxes_dir}
         for other, given in others.items():
             if given:
-                raise UsageError(f'{self.with_masks}: not together with {other}.')
+                raise UsageError(f'{self.masks_flag}: not together with {other}.')
 
     @property
     def weights(self) -> dict[str, float]:
@@ -144,13 +144,13 @@ class MapLossOptions:
         return {name: float(weight) for name, weight in pairs}
 
     @property
-    def with_boxes(self) -> str:
-        """The first loss that needs the boxes of objects, as a flag; empty without."""
+    def needs_objects(self) -> str:
+        """The first loss that needs to know where objects are, as a flag; empty without."""
         names = [name for name in self.weights if MAP_LOSSES[name].needs_masks]
         return f'--map-loss {names[0]}' if names else ''
 
     @property
-    def with_masks(self) -> str:
+    def masks_flag(self) -> str:
         """The flag that names masks, which stand in for boxes; empty without."""
         return '--masks-dir' if self.masks_dir else '--masks-key' if self.masks_key else ''
 

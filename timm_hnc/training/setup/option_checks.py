@@ -137,7 +137,7 @@ def check_auto_weight(loss: LossOptions, hnc: HNCOptions) -> None:
         raise UsageError(f'--hnc-weight {hnc.hnc_weight}: --loss {loss.loss} is no function of logits; give a number.')
 
 
-def check_boxes(
+def check_objects(
     map_losses: MapLossOptions,
     data: DataOptions,
     batches: BatchOptions,
@@ -145,8 +145,8 @@ def check_boxes(
     mixup: MixupOptions,
     sizes: TrainSizeOptions,
 ) -> None:
-    """Refuse losses that need boxes where boxes cannot follow their images."""
-    flag = map_losses.with_boxes
+    """Refuse losses that need objects where boxes and masks cannot follow their images."""
+    flag = map_losses.needs_objects
     if not flag:
         return
     if data.is_streamed:

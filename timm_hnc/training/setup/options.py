@@ -33,12 +33,12 @@ from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weigh
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.option_checks import (
     check_auto_weight,
-    check_boxes,
     check_data_in_memory,
     check_label_noise,
     check_losses,
     check_metric,
     check_mixing,
+    check_objects,
     check_two_views,
 )
 
@@ -180,7 +180,7 @@ class TrainOptions:
         check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
         check_auto_weight(self.loss, self.hnc)
         check_two_views(self.map_losses, self.augmentation)
-        check_boxes(self.map_losses, self.data, self.batches, self.augmentation, self.mixup, self.sizes)
+        check_objects(self.map_losses, self.data, self.batches, self.augmentation, self.mixup, self.sizes)
         check_metric(self.task, self.run.eval_metric)
         if self.tracking.wandb_resume_id and not self.run.resume:
             raise UsageError(f'--wandb-resume-id {self.tracking.wandb_resume_id}: needs --resume.')

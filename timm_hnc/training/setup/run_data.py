@@ -67,7 +67,7 @@ def create_run_data(
     if train_set is None:
         train_set = open_train_dataset(options, channels, num_classes)
     guided = with_masks(train_set, options, num_classes, grid) if grid is not None else None
-    train_set = guided or train_set
+    train_set = train_set if guided is None else guided
     train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
     if train_loader is train_set:
         train_set = train_loader.dataset
