@@ -12,7 +12,7 @@ FLOORS = (
     ('cam', 'models'),
     ('losses', 'data'),
     ('tasks',),
-    ('metrics', 'attacks', 'plots', 'weights'),
+    ('metrics', 'attacks', 'plots', 'weights', 'export'),
     ('evaluation',),
     ('checkpoints', 'report'),
     ('hub',),

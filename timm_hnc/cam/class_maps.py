@@ -73,7 +73,7 @@ class ClassMaps:
             ValueError: a tensor is no (B, k) integers.
         """
         if classes is not None:
-            classes = class_indices(classes, len(self.positions), self.num_classes, self.positions.device)
+            classes = class_indices(classes, self.positions.shape[0], self.num_classes, self.positions.device)
         if classes is None:
             maps = torch.matmul(self.weight.to(self.positions.dtype), self.positions.transpose(1, 2))
         else:
@@ -82,6 +82,21 @@ class ClassMaps:
             bias = self.bias if classes is None else self.bias[classes]
             maps = maps + bias.to(maps.dtype)[..., None]
         return maps.unflatten(-1, self.grid)
+
+    def contrast(self, classes: Classes, others: Classes) -> Tensor:
+        """Why these classes and not the others: maps whose means are the differences of the logits.
+
+        Args:
+            classes: (B, k), or as `maps` takes them.
+            others: the same; k or 1 of either.
+
+        Returns:
+            (B, k, h, w) differences of the maps.
+
+        Raises:
+            IndexError, TypeError, ValueError: as `maps`.
+        """
+        return self.maps(classes) - self.maps(others)
 
     def topk_negatives(self, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
         """The k negative classes with the highest logits: indices and valid, see `timm_hnc.cam.topk_negatives`."""

@@ -21,7 +21,7 @@ def class_indices(classes: Classes, batch: int, num_classes: int, device: torch.
     integers = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
     if integers and not classes.ndim:
         classes = classes.expand(batch, 1)
-    if not integers or classes.ndim != 2 or len(classes) != batch:
+    if not integers or classes.ndim != 2 or classes.shape[0] != batch:
         found = f'{str(classes.dtype).removeprefix("torch.")} of shape {tuple(classes.shape)}'
         raise ValueError(
             f'classes are {found}: expected ({batch}, k) class indices, k an image (one an image: classes[:, None]).'

@@ -87,7 +87,7 @@ class CamModel(nn.Module):
             raise ValueError(f'images of shape {tuple(x.shape)}: expected (batch, channels, height, width).')
         height, width = x.shape[-2:]
         cell = cell_size(self.model)
-        if min(height, width) < cell:
+        if height < cell or width < cell:
             raise ValueError(
                 f'images of {height} x {width} pixels are smaller than one cell of the maps, {cell} x {cell} pixels.'
             )

@@ -27,7 +27,8 @@ def selected_scores(positions: Tensor, weight: Tensor, classes: Tensor, logits: 
         (B, k, L), in the type of the positions (under autocast, in autocast's).
     """
     _, length, features = positions.shape
-    if one_product_is_cheaper(classes.shape[1], length, features, len(weight)):
+    exporting = torch.compiler.is_exporting()  # its sizes are no numbers, and comparing them would make them constants
+    if not exporting and one_product_is_cheaper(classes.shape[1], length, features, len(weight)):
         return product_scores(positions, weight, classes)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return gathered_scores(positions, weight, classes)

@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--against', metavar='PATH', help='a second checkpoint, drawn above each row of the first')
     add('--class-names', metavar='FILE', help='text file, a name a line')
     add('--topk', type=int, default=MAX_NEGATIVES, metavar='K', help='classes behind the first')
+    add('--contrast', action='store_true', help='behind the first: its map minus that of each of these classes')
     add('--task', choices=('classification', 'multilabel'), help='softmax or sigmoid; a run knows its own')
     add('--title', default='', metavar='TEXT', help='over the picture')
     return parser
@@ -42,6 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _draw(args: argparse.Namespace) -> Rows:
     if not 0 <= args.topk <= MAX_NEGATIVES:
         raise UsageError(f'--topk {args.topk}: expected 0 to {MAX_NEGATIVES}.')
+    if args.contrast and not args.topk:
+        raise UsageError('--contrast: needs --topk of 1 or more, the classes that the first is compared with.')
     photos = find_photos(args.photos)
     names = _read_names(args.class_names) if args.class_names else None
     checkpoints = _find_checkpoints(args)
@@ -51,8 +54,9 @@ def _draw(args: argparse.Namespace) -> Rows:
         caption = _caption(checkpoint or args.model) if len(checkpoints) > 1 else ''
         names_of_classes = names_of(model.model, names)
         subjects.append(Subject(model, caption, names_of_classes, _has_several_labels(args, checkpoint)))
-    drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk)
-    save_picture(draw_panel([row for _, row in drawn], args.title, labelled=False), args.out)
+    drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk, args.contrast)
+    panel = draw_panel([row for _, row in drawn], args.title, labelled=False, contrast=args.contrast)
+    save_picture(panel, args.out)
     return [value for photo, row in drawn for value in map_values(photo, row)]
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     'train': ('train', 'train a timm model, with or without HNC'),
     'validate': ('validate', 'evaluate weights: accuracy, maps, attacks'),
     'push': ('push', 'publish the best weights of a run to the Hugging Face Hub'),
+    'export': ('export', 'write a model with its class maps as one file (ONNX, torch.export)'),
     'import': ('import_', 'make a run folder of a checkpoint file'),
     'cams': ('cams', 'draw class activation maps of photographs'),
     'curves': ('curves', 'draw training curves of runs'),

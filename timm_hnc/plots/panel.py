@@ -97,7 +97,7 @@ class _Layout:
         return left, top, left + width, top + height
 
 
-def draw_panel(rows: Sequence[PanelRow], title: str = '', labelled: bool = True) -> Image.Image:
+def draw_panel(rows: Sequence[PanelRow], title: str = '', labelled: bool = True, contrast: bool = False) -> Image.Image:
     """Draw images with their positive map and their top negative maps, as in Fig. 1 and Fig. 5 of the paper.
 
     A row is an image, then its positive map, then its negative maps by rank, each over the grey image with the class's
@@ -108,6 +108,7 @@ def draw_panel(rows: Sequence[PanelRow], title: str = '', labelled: bool = True)
         rows: the images, at least one.
         title: a line above everything, none if empty.
         labelled: the classes of the images are known; else maps are headed by rank, not as positive and negative.
+        contrast: the maps behind the first are the first minus that of a class.
 
     Returns:
         The panel, an RGB image. Its size depends only on the shapes in ``rows`` and whether there is a title.
@@ -131,7 +132,7 @@ def draw_panel(rows: Sequence[PanelRow], title: str = '', labelled: bool = True)
     ranks = range(1, layout.columns - 1)
     maps = ['positive', *(f'negative {rank}' for rank in ranks)]
     if not labelled:
-        maps = ['top 1', *(f'top {rank + 1}' for rank in ranks)]
+        maps = ['top 1', *(f'{"top 1 - " if contrast else ""}top {rank + 1}' for rank in ranks)]
     for column, text in enumerate(['image', *maps]):
         centre = layout.left(column) + CELL // 2
         write(draw, (centre, layout.header), text, layout.font_size, CELL, FAINT, 'ma')

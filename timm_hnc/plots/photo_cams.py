@@ -55,7 +55,9 @@ def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
 
 
 @torch.no_grad()
-def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 4) -> list[tuple[Path, PanelRow]]:
+def photo_rows(
+    photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 4, contrast: bool = False
+) -> list[tuple[Path, PanelRow]]:
     """The maps of photographs: of the class that the model sees, then of the next ones by rank.
 
     A photo that cannot be read is skipped with a warning.
@@ -64,6 +66,7 @@ def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 
         photos: image files.
         subjects: one model, or several whose rows stand below each other with one colour scale a photo.
         topk: how many classes behind the first.
+        contrast: in place of their maps, that of the first class minus each: why the model sees that and not this.
 
     Returns:
         A photo and its row for `draw_panel`, for every photo and model.
@@ -74,6 +77,7 @@ def photo_rows(photos: Iterable[Path], subjects: Sequence[Subject], topk: int = 
     rows: list[tuple[Path, PanelRow]] = []
     for path, photo in load_photos(photos):
         own = [_row(photo, subject, topk) for subject in subjects]
+        own = [_contrasted(row) for row in own] if contrast else own
         scale = shared_scale([cell.map for row in own for cell in row.cells])
         rows += [(path, replace(row, scale=scale)) for row in own]
     return rows
@@ -94,6 +98,12 @@ def map_values(photo: Path, row: PanelRow) -> list[dict[str, Any]]:
         }
         for rank, cell in enumerate(row.cells)
     ]
+
+
+def _contrasted(row: PanelRow) -> PanelRow:
+    """The mean of a difference of maps is the difference of the logits."""
+    first = row.cells[0].map
+    return replace(row, negatives=[replace(cell, map=first - cell.map) for cell in row.negatives])
 
 
 def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:

@@ -1,0 +1,221 @@
+"""Files with class maps: what ONNX Runtime and torch.export make of them, beside PyTorch and PIL."""
+
+import json
+from pathlib import Path
+
+import foolbox
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from PIL import Image
+from small_models import DETACHED_MODELS, MODELS, TAIL_MODELS
+from timm.data import create_transform, resolve_data_config
+
+from timm_hnc import CamModel, save_pretrained
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.console import main
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.export import MapGraph, Outputs, Preprocessing, export_model
+from timm_hnc.export import files as export_files
+from timm_hnc.export.check import compare
+from timm_hnc.export.program import trace
+
+KINDS = {name: MODELS[name] for name in ('resnet', 'swin', 'vit_reg4', 'swiftformer')} | {
+    name: DETACHED_MODELS[name] for name in ('repvit', 'convnext', 'mobilenetv3', 'efficientvit', 'vit_map')
+}
+
+
+FAST = ('resnet', 'convnext', 'mobilenetv3', 'vit_map')  # the others take up to 12 s each
+
+
+@pytest.mark.parametrize(
+    'name', [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
+def test_a_program_of_every_kind_takes_any_batch_and_says_what_the_model_says(name):
+    small = KINDS[name]
+    cam_model = small.cam_model().eval()
+    traced = trace(MapGraph(cam_model, Outputs('top3', contrast=True)), 3, small.image)
+    module = traced.program.module()
+    for batch in (1, 4):
+        images = small.images(batch)
+        with torch.no_grad():
+            found, logits = module(images), cam_model.model(images)
+            expected = cam_model.class_maps(images)
+        torch.testing.assert_close(found['logits'], logits)
+        classes = logits.sort(1, descending=True).indices[:, :3]
+        assert torch.equal(found['classes'], classes)
+        torch.testing.assert_close(found['maps'], expected.maps(classes))
+        torch.testing.assert_close(found['maps'].mean((2, 3)), logits.gather(1, classes), atol=1e-4, rtol=1e-4)
+        difference = logits.gather(1, classes[:, :1]) - logits.gather(1, classes[:, 1:])
+        torch.testing.assert_close(found['contrast'].mean((2, 3)), difference, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def resnet(tmp_path_factory):
+    """A small network of the images that timm says, and its file."""
+    torch.manual_seed(0)
+    model = CamModel(timm.create_model('test_resnet', num_classes=7)).eval()
+    path = tmp_path_factory.mktemp('resnet') / 'deep' / 'resnet.onnx'
+    names = [f'class {index}' for index in range(7)]
+    return model, path, export_model(model, path, outputs=Outputs('top2', contrast=True), class_names=names)
+
+
+def run(path, images):
+    session = onnxruntime.InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(names, {'images': images.numpy()})
+    return {name: torch.from_numpy(values) for name, values in zip(names, found, strict=True)}
+
+
+def test_onnx_takes_other_sizes_and_batches(resnet):
+    model, path, exported = resnet
+    assert not exported.fixed
+    for shape in ((1, 3, 96, 160), (3, 3, 160, 96)):
+        images = torch.randn(shape)
+        found = run(path, images)
+        with torch.no_grad():
+            logits = model.model(images)
+            features = model.model.forward_features(images)
+        torch.testing.assert_close(found['logits'], logits, atol=1e-5, rtol=1e-4)
+        classes = found['classes']
+        torch.testing.assert_close(logits.gather(1, classes), logits.topk(2).values)
+        maps = torch.einsum('kd,bdhw->bkhw', model.model.fc.weight, features) + model.model.fc.bias[:, None, None]
+        chosen = torch.stack([image[index] for image, index in zip(maps, classes, strict=True)])
+        torch.testing.assert_close(found['maps'], chosen, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found['contrast'], chosen[:, :1] - chosen[:, 1:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_file_says_what_it_holds(resnet):
+    model, path, exported = resnet
+    beside = json.loads(path.with_name('resnet.onnx.json').read_text())
+    inside = {each.key: each.value for each in onnx.load(path).metadata_props}
+    assert beside['inputs'] == {'images': {'type': 'float32', 'shape': ['batch', 3, 'height', 'width']}}
+    assert beside['outputs'] == {
+        'logits': {'type': 'float32', 'shape': ['batch', 7]},
+        'classes': {'type': 'int64', 'shape': ['batch', 2]},
+        'maps': {'type': 'float32', 'shape': ['batch', 2, 'map_height', 'map_width']},
+        'contrast': {'type': 'float32', 'shape': ['batch', 1, 'map_height', 'map_width']},
+    }
+    config = resolve_data_config({}, model=model.model)
+    assert {name: beside['preprocessing'][name] for name in config} == json.loads(json.dumps(config))
+    assert beside['class_names'] == [f'class {index}' for index in range(7)]
+    assert beside.pop('opset') == exported.opset == onnx.load(path).opset_import[0].version
+    assert {name: json.loads(inside[name]) if name in ('inputs', 'outputs') else inside[name] for name in inside} == {
+        name: value if name in ('inputs', 'outputs') else value if isinstance(value, str) else json.dumps(value)
+        for name, value in beside.items()
+    }
+    session = onnxruntime.InferenceSession(path)
+    assert [output.shape for output in session.get_outputs()] == [each['shape'] for each in beside['outputs'].values()]
+    assert exported.num_bytes == path.stat().st_size
+    assert sorted(file.name for file in path.parent.iterdir()) == ['resnet.onnx', 'resnet.onnx.json']
+
+
+@pytest.mark.parametrize('crop_mode', ['center', 'squash'])
+def test_bytes_are_prepared_as_timm_prepares_photographs(crop_mode):
+    """PIL resizes in steps of its own: a pixel may be a level or two off."""
+    photos = sorted(Path(foolbox.__file__).parent.joinpath('data').glob('imagenet_*.*'))[:3]
+    config = {'input_size': (3, 96, 96), 'interpolation': 'bicubic', 'mean': (0.5, 0.4, 0.3), 'std': (0.2, 0.3, 0.4)}
+    config |= {'crop_pct': 0.9, 'crop_mode': crop_mode}
+    transform, prepare = create_transform(**config), Preprocessing(config)
+    for index, photo in enumerate(photos):
+        image = Image.open(photo).convert('RGB').crop((0, 0, 200 + 11 * index, 221))  # even and odd, wide and high
+        found = prepare(torch.from_numpy(np.array(image))[None])[0]
+        levels = (found - transform(image)).abs() * torch.tensor(config['std'])[:, None, None] * 255
+        assert levels.max() < 4
+        assert levels.mean() < 0.3
+
+
+def test_a_graph_that_takes_bytes(tmp_path):
+    torch.manual_seed(0)
+    model = CamModel(timm.create_model('test_resnet', num_classes=7)).eval()
+    exported = export_model(model, tmp_path / 'bytes.onnx', outputs=Outputs('all'), preprocess=True)
+    photo = sorted(Path(foolbox.__file__).parent.joinpath('data').glob('imagenet_*.*'))[0]
+    image = Image.open(photo).convert('RGB').resize((300, 217))
+    found = run(exported.path, torch.from_numpy(np.array(image))[None])
+    prepared = create_transform(**resolve_data_config({}, model=model.model))(image)[None]
+    with torch.no_grad():
+        logits = model.model(prepared)
+    assert (found['logits'] - logits).abs().max() < 0.01 * logits.abs().max()
+    torch.testing.assert_close(found['maps'].mean((2, 3)), found['logits'], atol=1e-4, rtol=1e-4)
+
+
+def test_what_does_not_agree_is_not_written(tmp_path, monkeypatch):
+    model = CamModel(timm.create_model('test_resnet', num_classes=7)).eval()
+
+    def spoiled(path):
+        run = export_files._open_pt2(path)
+        return lambda images: {name: values + (name == 'maps') for name, values in run(images).items()}
+
+    images = torch.randn(1, 3, 64, 64)
+    monkeypatch.setitem(export_files.READERS, 'pt2', spoiled)
+    with pytest.raises(DataError, match=r"model\.pt2' is not written: its outputs are 1 off PyTorch's"):
+        export_model(model, tmp_path / 'model.pt2', 'pt2')
+    assert list(tmp_path.iterdir()) == []
+    model.model.fc.bias.data[3] = float('nan')
+    agreement = compare(lambda images: {'logits': model.model(images)}, MapGraph(model, Outputs('none')), [images])
+    assert not agreement.relative <= 1
+
+
+def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model('test_resnet', num_classes=3)
+    save_pretrained(model, tmp_path / 'my-run' / 'model_best', ['ant', 'bee', 'cat'])
+    main(['export', 'my-run', '--format', 'pt2', '--maps', 'top2'])
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith('my-run.pt2: ')
+    assert 'kind A1' in first
+    assert len(rest) == 3
+    assert json.loads(Path('my-run.pt2.json').read_text())['class_names'] == ['ant', 'bee', 'cat']
+    images = torch.randn(2, 3, 64, 64)
+    found = torch.export.load('my-run.pt2').module()(images)
+    with torch.no_grad():
+        torch.testing.assert_close(found['logits'], model.eval()(images))
+
+
+def test_class_tokens(tmp_path):
+    cam_model = TAIL_MODELS['vit'].cam_model().eval()
+    with pytest.raises(UsageError, match=r"'test_vit' take a backward pass.*\(--gp avg\).*--maps none"):
+        export_model(cam_model, tmp_path / 'vit.pt2', 'pt2')
+    export_model(cam_model, tmp_path / 'vit.pt2', 'pt2', Outputs('none'))
+    assert json.loads((tmp_path / 'vit.pt2.json').read_text())['outputs'].keys() == {'logits'}
+
+
+def test_wrong_use(tmp_path, capsys, monkeypatch):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'file').write_text('')
+    for argv, code, message in (
+        (['test_resnet', '--maps', 'best'], 2, '--maps best: expected topK'),
+        (['test_resnet', '--maps', 'top0'], 2, '--maps top0: expected topK'),
+        (['test_resnet', '--maps', 'top8', '--num-classes', '7'], 2, '--maps top8: the model has 7 classes'),
+        (['test_resnet', '--maps', 'all', '--contrast'], 2, '--contrast: needs the maps of two classes or more'),
+        (['test_resnet', '--format', 'tflite'], 2, '--format tflite: expected one of pt2, onnx'),
+        (['test_nothing'], 2, "'test_nothing' cannot be made: Unknown model"),
+        ([str(tmp_path / 'empty')], 1, "empty' is neither a run folder nor a folder of weights"),
+        (['test_resnet', '--out', str(tmp_path / 'file' / 'a.pt2'), '--format', 'pt2'], 2, "a.pt2' cannot be written"),
+        (['test_vit', '--num-classes', '7'], 2, "the class maps of 'test_vit' take a backward pass"),
+    ):
+        assert run_command(main, ['export', *argv]) == code, argv
+        error = capsys.readouterr().err
+        assert 'Traceback' not in error
+        assert message in error, argv
+    monkeypatch.setattr(export_files, 'find_spec', lambda name: None)
+    assert run_command(main, ['export', 'test_resnet']) == 2
+    assert 'needs onnx, onnxscript, onnxruntime: pip install "timm_hnc[export]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'interpolation': 'lanczos'}, 'the model wants lanczos'),
+        ({'crop_mode': 'border'}, 'the model wants a border crop of 96 x 96'),
+        ({'input_size': (3, 96, 64)}, 'the model wants a center crop of 96 x 64'),
+        ({'crop_pct': 1.2}, 'wants borders around its images'),
+    ],
+)
+def test_preprocessing_that_a_graph_cannot_do(change, message):
+    config = {'input_size': (3, 96, 96), 'interpolation': 'bicubic', 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+    with pytest.raises(UsageError, match=message):
+        Preprocessing(config | {'crop_pct': 0.9, 'crop_mode': 'center'} | change)

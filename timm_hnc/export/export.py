@@ -1,0 +1,147 @@
+"""Exporting a model with its class maps: traced, written, compared with PyTorch, and only then there."""
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.probe import name_of, way_out_of
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.export.check import Agreement, compare, cost
+from timm_hnc.export.describe import describe
+from timm_hnc.export.files import READERS, WRITERS, check_format
+from timm_hnc.export.graph import MapGraph, Outputs
+from timm_hnc.export.preprocessing import Preprocessing, data_config
+from timm_hnc.export.program import Size, trace
+from timm_hnc.files.tables import write_json
+
+TOLERANCE = 1e-3
+"""Largest difference to PyTorch, as a share of the largest value."""
+TOLERANCE_OF_BYTES = 0.02
+"""The same where the graph resizes: a pixel may come out one of 255 levels brighter."""
+_BATCHES = (1, 2, 5)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and compared.
+
+    Args:
+        path: of it; `path`.json beside it tells what it holds.
+        file_format: 'onnx' or 'pt2'.
+        num_bytes: of the file.
+        opset: of ONNX, None for other formats.
+        sizes: (height, width) of the images that it was compared on.
+        fixed: why it takes images of one size alone; '' where it takes others.
+        agreement: with PyTorch.
+    """
+
+    path: Path
+    file_format: str
+    num_bytes: int
+    opset: int | None
+    sizes: tuple[Size, ...]
+    fixed: str
+    agreement: Agreement
+
+
+def export_model(
+    model: CamModel,
+    path: str | Path,
+    file_format: str = 'onnx',
+    outputs: Outputs | None = None,
+    preprocess: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> Exported:
+    """Write a model as a graph with named outputs, in float32, that takes batches of any size.
+
+    Args:
+        model: with trainable maps; of class-token models only the logits can be exported.
+        path: of the file.
+        file_format: 'onnx', or 'pt2' of `torch.export`.
+        outputs: which, see `MapGraph`; the maps of the top 5 classes if None.
+        preprocess: the graph takes (B, H, W, C) bytes of any height and width; else (B, C, H, W) normalised floats.
+        class_names: a name a class; those that came with the weights if None.
+
+    Returns:
+        What was written, and how it compares.
+
+    Raises:
+        UsageError: the maps take a backward pass, the model has fewer classes or wants another preprocessing, packages
+            are missing, or the file cannot be written.
+        DataError: torch.export or ONNX cannot follow the model, or the file does not say what PyTorch says.
+
+    Example:
+        >>> export_model(CamModel(timm.create_model('resnet18')), 'resnet18.onnx')
+    """
+    check_format(file_format)
+    outputs, path = outputs or Outputs(), Path(path)
+    _check_maps(model, outputs)
+    config = data_config(model)
+    channels, height, width = config['input_size']
+    graph = MapGraph(copy.deepcopy(model).cpu().float(), outputs, Preprocessing(config) if preprocess else None).eval()
+    traced = trace(graph, channels, (height, width))
+    about = describe(graph, traced, config, class_names or model.class_names)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
+            written = Path(folder) / path.name
+            about |= WRITERS[file_format](traced.program, written, about)
+            num_bytes = sum(file.stat().st_size for file in Path(folder).iterdir())
+            agreement = compare(READERS[file_format](written), graph, _batches(channels, traced.sizes, preprocess))
+            _check(agreement, path, TOLERANCE_OF_BYTES if preprocess else TOLERANCE)
+            write_json(written.with_name(f'{path.name}.json'), about)
+            for file in Path(folder).iterdir():
+                file.replace(path.parent / file.name)
+    except OSError as error:
+        raise UsageError(f"--out '{path}' cannot be written: {error}") from error
+    return Exported(path, file_format, num_bytes, about.get('opset'), traced.sizes, traced.fixed, agreement)
+
+
+def _check_maps(model: CamModel, outputs: Outputs) -> None:
+    if outputs.maps != 'none' and not model.head.trainable:
+        tried = way_out_of(model.model)
+        way_out = f'{tried}, its class-token weights then need fine-tuning; or ' if tried else ''
+        raise UsageError(
+            f"--maps {outputs.maps}: the class maps of '{name_of(model.model)}' take a backward pass, which no "
+            f'exported graph has. Way out: {way_out}leave them out (--maps none).'
+        )
+
+
+def cost_of_maps(model: CamModel, exported: Exported, preprocess: bool = False) -> tuple[float, float]:
+    """Seconds for one image, and as a multiple of what the same model takes without maps.
+
+    Args:
+        model: that was exported.
+        exported: with its maps.
+        preprocess: as it was exported.
+    """
+    channels = data_config(model)['input_size'][0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f'plain.{exported.file_format}'
+        plain = export_model(model, path, exported.file_format, Outputs('none'), preprocess)
+        runners = [READERS[each.file_format](each.path) for each in (exported, plain)]
+        return cost(runners[0], runners[1], _batches(channels, exported.sizes[:1], preprocess)[0])
+
+
+def _batches(channels: int, sizes: Sequence[Size], preprocess: bool) -> list[Tensor]:
+    """Batches of several images of the first size, then of one image of each other."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, *sizes[0]) for batch in _BATCHES] + [(1, *size) for size in sizes[1:]]
+    if preprocess:
+        return [torch.randint(256, (*shape, channels), generator=generator).byte() for shape in shapes]
+    return [torch.randn(batch, channels, *size, generator=generator) for batch, *size in shapes]
+
+
+def _check(agreement: Agreement, path: Path, tolerance: float) -> None:
+    """Refuse a file that says something else; NaN is no agreement."""
+    if not agreement.relative <= tolerance:
+        raise DataError(
+            f"'{path}' is not written: its outputs are {agreement.difference:.3g} off PyTorch's, which go up to "
+            f'{agreement.largest:.3g}.'
+        )

@@ -1,0 +1,71 @@
+"""What timm's evaluation transform does to an image, as operations of a graph."""
+
+import math
+from typing import Any
+
+import torch
+from timm.data import resolve_input_data_config
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from timm_hnc.cam import CamModel
+from timm_hnc.errors import UsageError
+
+_MODES = ('bilinear', 'bicubic')
+
+
+def data_config(model: CamModel) -> dict[str, Any]:
+    """How a model wants its images: size, mean, std, interpolation, share and mode of the crop, as timm says it."""
+    config = resolve_input_data_config(model.model)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+class Preprocessing(nn.Module):
+    """Resizing, centre crop and normalisation of images of any size, as timm's `create_transform` for evaluation.
+
+    Args:
+        config: of `data_config`.
+
+    Raises:
+        UsageError: a graph cannot do what the config asks for.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        channels, height, width = config['input_size']
+        self.crop, self.channels = (height, width), channels
+        self.mode, self.squashed = config['interpolation'], config['crop_mode'] == 'squash'
+        self.resized = tuple(math.floor(side / config['crop_pct']) for side in self.crop)
+        if self.mode not in _MODES:
+            raise UsageError(f'--preprocess: resizes {" or ".join(_MODES)}, the model wants {self.mode}.')
+        if config['crop_mode'] not in ('squash', 'center') or (height != width and not self.squashed):
+            shape = f'{config["crop_mode"]} crop of {height} x {width}'
+            raise UsageError(f'--preprocess: crops squares from the centre, or squashes; the model wants a {shape}.')
+        if self.resized < self.crop:
+            raise UsageError(
+                f'--preprocess: the model wants borders around its images (crop_pct {config["crop_pct"]}).'
+            )
+        for name in ('mean', 'std'):
+            values = torch.tensor(config[name], dtype=torch.float32) * 255
+            self.register_buffer(name, values.expand(channels).reshape(-1, 1, 1).clone(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) normalised floats of (B, H, W, C) bytes."""
+        height, width = images.shape[1], images.shape[2]
+        short = torch.sym_min(height, width)  # a graph must hold for portraits and landscapes
+        rows, columns = self.resized
+        size = (rows, columns) if self.squashed else (rows * height // short, columns * width // short)
+        pixels = images.permute(0, 3, 1, 2).float()
+        pixels = interpolate(pixels, size, mode=self.mode, antialias=True).clamp(0, 255).round()
+        (top, bottom), (left, right) = (_centre(*pair) for pair in zip(size, self.crop, strict=True))
+        return (pixels[:, :, top:bottom, left:right] - self.mean) / self.std
+
+
+def _centre(length: Any, crop: int) -> tuple[Any, Any]:
+    """Begin and end of the central part, a half rounded to even as torchvision does it."""
+    rest = length - crop
+    begin = rest // 2 + (rest % 2) * ((rest // 2) % 2)
+    return begin, begin + crop

@@ -1,0 +1,74 @@
+"""Tracing a graph with torch.export, for batches of any size, and images of any size where the model takes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from timm_hnc.cam.model import cell_size
+from timm_hnc.errors import DataError, first_lines
+from timm_hnc.export.graph import MapGraph
+
+Size = tuple[int, int]
+_LARGEST = 16384  # side of an image, in pixels
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph that was traced.
+
+    Args:
+        program: of `torch.export`.
+        sizes: (height, width) of images to try it on; the first is the model's own.
+        fixed: why it takes images of this size alone; '' where it takes others.
+    """
+
+    program: ExportedProgram
+    sizes: tuple[Size, ...]
+    fixed: str = ''
+
+
+def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
+    """Trace a graph.
+
+    Args:
+        graph: in evaluation mode, on the CPU.
+        channels: of an image.
+        size: (height, width) that the model is made for.
+
+    Raises:
+        DataError: torch.export cannot follow the model.
+    """
+    if graph.preprocessing is not None:
+        wide, high = (size[0] + 37, 2 * size[1]), (2 * size[0] + 1, size[1])  # as photographs come
+        return Traced(_bytes(graph, channels, wide), (size, wide, high))
+    cell = cell_size(graph.model.model)
+    wide, high = (size[0] + cell, size[1] + 2 * cell), (size[0] + 2 * cell, size[1])
+    try:
+        graph(torch.zeros(2, channels, *wide))  # many models say why they take one size alone
+        program = _export(graph, torch.zeros(2, channels, *wide), {2: Dim.AUTO, 3: Dim.AUTO})
+        for other in (size, high):
+            program.module()(torch.zeros(1, channels, *other))
+        return Traced(program, (size, wide, high))
+    except Exception as error:  # of the model, of torch.export, or of what it made
+        reason = first_lines(error, 100)
+    try:
+        return Traced(_export(graph, torch.zeros(2, channels, *size), {}), (size,), reason)
+    except Exception as error:
+        raise DataError(f'torch.export cannot follow the model: {first_lines(error)}') from error
+
+
+def _bytes(graph: MapGraph, channels: int, size: Size) -> ExportedProgram:
+    sides = {1: Dim('height', min=2, max=_LARGEST), 2: Dim('width', min=2, max=_LARGEST)}
+    try:
+        return _export(graph, torch.zeros(2, *size, channels, dtype=torch.uint8), sides)
+    except Exception as error:
+        raise DataError(f'torch.export cannot follow the model: {first_lines(error)}') from error
+
+
+def _export(graph: MapGraph, images: Tensor, sides: Mapping[int, object]) -> ExportedProgram:
+    with torch.no_grad():
+        shapes = {'images': {0: Dim('batch'), **sides}}
+        return torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=False)
