@@ -130,3 +130,16 @@ def test_maps_have_the_type_of_the_positions(half):
 def test_shapes_that_do_not_fit_are_refused(positions, weight, grid, message):
     with pytest.raises(ValueError, match=message):
         ClassMaps(torch.zeros(positions), torch.zeros(weight), None, grid)
+
+
+def test_contrast_explains_the_difference_of_two_logits():
+    class_maps = make()
+    first, others = torch.tensor([[2], [0], [3]]), torch.tensor([[0, 1], [3, 2], [0, 1]])
+    found = class_maps.contrast(first, others)
+    for image in range(3):
+        for place, other in enumerate(others[image]):
+            expected = map_by_hand(class_maps, image, first[image, 0]) - map_by_hand(class_maps, image, other)
+            torch.testing.assert_close(found[image, place], expected)
+    difference = class_maps.logits.gather(1, first) - class_maps.logits.gather(1, others)
+    torch.testing.assert_close(found.mean((2, 3)), difference)
+    torch.testing.assert_close(class_maps.contrast(2, [0, 1])[0], found[0])

@@ -83,6 +83,19 @@ def test_photos_of_two_models_share_their_scale(weights, photos, tmp_path):
     assert Image.open(out).height > 1.8 * one.height
 
 
+def test_contrast_is_the_difference_of_the_logits(weights, photos, tmp_path, capsys):
+    def values(*flags):
+        out = ['--out', tmp_path / 'c.png', '--values', tmp_path / 'c.json']
+        main([str(word) for word in ('cams', photos / 'a.png', '--checkpoint', weights[0], *flags, *out)])
+        return json.loads((tmp_path / 'c.json').read_text())
+
+    logits, contrast = ([row['mean'] for row in values(*flags)] for flags in ((), ('--contrast',)))
+    assert contrast == pytest.approx([logits[0], *(logits[0] - each for each in logits[1:])], abs=1e-5)
+    code, line = fails(capsys, 'cams', photos / 'a.png', '--checkpoint', weights[0], '--contrast', '--topk', 0)
+    assert code == 2
+    assert '--contrast: needs --topk of 1 or more' in line
+
+
 def test_it_is_a_command(weights, photos, tmp_path):
     done = run_script('-m', 'timm_hnc', 'cams', photos / 'a.png', '--checkpoint', weights[0], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

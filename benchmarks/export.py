@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Which of timm's models can be exported with their maps, how exact the files are, and what the maps cost in them.
+
+Every name whose maps can be trained on, up to --most million parameters, is written as ONNX with logits and the maps of
+the top 5 of its classes, and compared with PyTorch by ONNX Runtime. The cost is the time of one image, as a multiple of
+the same model's without maps: medians of runs in turn. What has no ONNX is tried with torch.export alone.
+
+Rows are added to --output as they are made and made only once, so that an interrupted run goes on.
+
+    python benchmarks/export.py --families             # the smallest name of every family and kind
+    python benchmarks/export.py                        # every name; hours
+    python benchmarks/export.py --table                # what was measured, by kind
+"""
+
+import argparse
+import csv
+import fnmatch
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from timm_hnc import CamModel
+from timm_hnc.cam.heads.base import DESCRIPTIONS
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.errors import first_lines
+from timm_hnc.export.export import cost_of_maps, export_model
+
+RESULTS = Path(__file__).parent / 'results'
+COLUMNS = ('name', 'module', 'kind', 'params', 'onnx', 'torch_export', 'difference', 'sizes', 'cost', 'seconds', 'note')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is missing, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--names', default='*', metavar='PATTERN', help='names of models (default: all)')
+    parser.add_argument('--most', type=float, default=30, metavar='M', help='million parameters (default: 30)')
+    parser.add_argument('--families', action='store_true', help='only the smallest name of every family and kind')
+    parser.add_argument('--output', type=Path, default=RESULTS / 'export.csv', metavar='FILE', help='rows')
+    parser.add_argument('--table', action='store_true', help='print the table of --output')
+    args = parser.parse_args(argv)
+    done = _read(args.output)
+    if args.table:
+        print(table(done))
+        return
+    known = {row['name'] for row in done}
+    for row in chosen(args.names, args.most, args.families):
+        if row['name'] not in known:
+            measured = measure(row)
+            _add(args.output, measured)
+            print(' '.join(str(measured[column]) for column in ('name', 'kind', 'onnx', 'cost', 'note')), flush=True)
+
+
+def chosen(pattern: str, most: float, families: bool) -> list[dict[str, str]]:
+    """Rows of coverage.csv with trainable maps, smallest first."""
+    rows = [row for row in _read(RESULTS / 'coverage.csv') if row['trainable'] == 'True']
+    rows = [row for row in rows if int(row['params']) <= most * 1e6 and fnmatch.fnmatch(row['name'], pattern)]
+    rows.sort(key=lambda row: int(row['params']))
+    return list({(row['module'], row['kind'][0]): row for row in reversed(rows)}.values())[::-1] if families else rows
+
+
+def measure(row: dict[str, str]) -> dict[str, Any]:
+    """Export one model; its row."""
+    found: dict[str, Any] = {name: row.get(name, '') for name in COLUMNS}
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        model = CamModel(timm.create_model(row['name']).eval())
+        try:
+            exported = export_model(model, Path(folder) / 'model.onnx')
+            seconds, cost = cost_of_maps(model, exported)
+            sizes = 'any' if not exported.fixed else 'one'
+            found |= dict(onnx=True, torch_export=True, difference=f'{exported.agreement.relative:.1e}', sizes=sizes)
+            found |= dict(cost=f'{cost:.3f}', seconds=f'{seconds:.4f}')
+        except Exception as error:  # whatever torch, ONNX and its runtime raise
+            found |= dict(onnx=False, note=first_lines(error, 200), torch_export=_by_torch(model, Path(folder)))
+    print(f'{time.monotonic() - started:.0f} s', end=' ')
+    return found
+
+
+def _by_torch(model: CamModel, folder: Path) -> bool:
+    try:
+        export_model(model, folder / 'model.pt2', 'pt2')
+    except Exception:
+        return False
+    return True
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """By kind: names, those that export, and what their maps cost."""
+    lines = ['| kind | | names | torch.export | ONNX | any size | largest difference | cost, median | cost, worst |']
+    lines.append('|---|---|' + '--:|' * 7)
+    for kind in [*sorted({row['kind'][0] for row in rows}), '']:
+        some = [row for row in rows if row['kind'].startswith(kind)]
+        good = [row for row in some if row['onnx'] == 'True']
+        costs = [float(row['cost']) for row in good]
+        cells = [kind or 'all', DESCRIPTIONS.get(kind, ''), len(some)]
+        cells += [sum(row['torch_export'] == 'True' for row in some), len(good)]
+        cells += [
+            sum(row['sizes'] == 'any' for row in good),
+            max((float(row['difference']) for row in good), default=''),
+        ]
+        cells += [f'{value:.3f}' for value in (statistics.median(costs), max(costs))] if costs else ['', '']
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    return '\n'.join(lines)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def _add(path: Path, row: dict[str, Any]) -> None:
+    fresh = not path.is_file()
+    with path.open('a', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == '__main__':
+    sys.exit(run_command(main))
