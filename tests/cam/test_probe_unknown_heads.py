@@ -126,6 +126,12 @@ EXACT = {
         'gate along the channels': lambda m, x: m.fc(m.pool(x) * m.along_channels(m.pool(x)[:, None]).sigmoid()[:, 0]),
         'in-place': lambda m, x: m.fc(in_place(m.pool(x), m.hidden(m.pool(x)))),
         'two activations': lambda m, x: m.fc(m.pool(x).relu()) + m.fc2(m.pool(x).tanh()),
+        'shifted logits': lambda m, x: m.fc(m.pool(x)) + 1.0,
+        'a temperature a class': lambda m, x: m.fc(m.pool(x)) * m.shift.exp(),
+        'sum of a list': lambda m, x: sum([m.fc(m.pool(x)), m.fc2(m.pool(x))]),
+        'product of logits': lambda m, x: m.fc(m.pool(x)) * m.fc2(m.pool(x)),
+        'centred logits': lambda m, x: m.fc(m.pool(x)) - m.fc(m.pool(x)).mean(1, keepdim=True),
+        'classifier by matmul': lambda m, x: m.pool(x).tanh() @ m.fc.weight.t() + m.fc.bias,
         'products of channels': lambda m, x: m.long((m.pool(x)[:, :, None] * m.pool(x)[:, None]).flatten(1)),
         'cosine': lambda m, x: functional.linear(functional.normalize(m.pool(x)), functional.normalize(m.fc.weight)),
         'dropout behind an activation': lambda m, x: m.fc(
@@ -146,6 +152,13 @@ OF_PLACES = {
         'convolution': lambda m, x: m.fc(m.pool(m.local(x).relu())),
     },
 }
+# the same, of images of one size, or with scores of 0
+OF_ONE_SIZE = {
+    'activation of the logits': lambda m, x: m.fc(m.pool(x)).relu(),
+    'one long vector': lambda m, x: m.flat(x.flatten(1)),
+    'four cells in one vector': lambda m, x: m.flat(functional.interpolate(x, (4, 6)).flatten(1)),
+    'mean over channels, kept': lambda m, x: m.mixing(x.mean(1, keepdim=True).flatten(1))[:, :5],
+}
 REFUSED = {
     'maximum': lambda m, x: m.fc(x.amax((2, 3))),
     'maximum added': lambda m, x: m.fc(m.pool(x) + x.amax((2, 3))),
@@ -158,10 +171,7 @@ REFUSED = {
     'positions mirrored': lambda m, x: m.fc(m.pool(x + x.flip(3)).tanh()),
     'positions rolled': lambda m, x: m.fc(m.pool(x.roll(1, 3)).tanh()),
     'mean over channels': lambda m, x: m.mixing(x.mean(1).flatten(1))[:, :5],
-    'mean over channels, kept': lambda m, x: m.mixing(x.mean(1, keepdim=True).flatten(1))[:, :5],
-    'one long vector': lambda m, x: m.flat(x.flatten(1)),
     'one long vector of tokens': lambda m, x: m.flat(tokens_of(x).flatten(1)),
-    'four cells in one vector': lambda m, x: m.flat(functional.interpolate(x, (4, 6)).flatten(1)),
     'softmax over classes': lambda m, x: m.fc(m.pool(x)).softmax(-1),
     'log-softmax over classes': lambda m, x: m.fc(m.pool(x)).log_softmax(-1),
     'larger of two': lambda m, x: torch.maximum(m.fc(m.pool(x)), m.fc2(m.pool(x))),
@@ -184,13 +194,6 @@ NOT_KNOWN = {
     'attention with several heads': lambda m, x: m.fc(
         m.multi_head(tokens_of(x).mean(1, keepdim=True), tokens_of(x), tokens_of(x))[0][:, 0]
     ),
-    'shifted logits': lambda m, x: m.fc(m.pool(x)) + 1.0,
-    'a temperature a class': lambda m, x: m.fc(m.pool(x)) * m.shift.exp(),
-    'sum of a list': lambda m, x: sum([m.fc(m.pool(x)), m.fc2(m.pool(x))]),
-    'product of logits': lambda m, x: m.fc(m.pool(x)) * m.fc2(m.pool(x)),
-    'activation of the logits': lambda m, x: m.fc(m.pool(x)).relu(),
-    'centred logits': lambda m, x: m.fc(m.pool(x)) - m.fc(m.pool(x)).mean(1, keepdim=True),
-    'classifier by matmul': lambda m, x: m.pool(x).tanh() @ m.fc.weight.t() + m.fc.bias,
     'mean of means': lambda m, x: m.fc(x.mean(-1).mean(-1).tanh()),
     'softplus': lambda m, x: m.fc(functional.softplus(m.pool(x))),
     'number taken out': lambda m, x: m.fc(m.pool(x)) * float(x.mean()),
@@ -216,6 +219,12 @@ def test_means_over_positions_are_accepted(kind, function, training):
     assert_exact(cam_model, training, MANY if kind == 'B' else IMAGES)
     if kind not in OF_PLACES:
         assert_maps_move_with_the_patches(cam_model)
+
+
+@pytest.mark.parametrize('function', OF_ONE_SIZE.values(), ids=OF_ONE_SIZE)
+@TRAINING
+def test_vectors_of_all_positions_are_accepted(function, training):
+    assert_exact(accepted(model_of(function)), training, IMAGES[:1])
 
 
 @pytest.mark.parametrize('function', [*REFUSED.values(), *NOT_KNOWN.values()], ids=[*REFUSED, *NOT_KNOWN])

@@ -86,7 +86,7 @@ class SeveralImages(nn.Module):
 @pytest.mark.parametrize(
     ('model', 'message'),
     [
-        (lambda: nn.Linear(3, 4), r"'Linear': it has no forward_features\(\)"),
+        (lambda: nn.Linear(3, 4), r"'Linear': it does not run on images of 224 x 288"),
         (lambda: timm.create_model('test_resnet', num_classes=0), "'test_resnet': it has no classifier"),
         (SeveralImages, r"'SeveralImages': its forward_features\(\) failed"),
     ],

@@ -1,24 +1,31 @@
-"""The wrapper that makes a timm classifier emit class activation maps."""
+"""The wrapper that makes a classifier emit class activation maps."""
 
 from typing import Any
 
 import torch
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.heads.base import Kind, TimmModel
+from timm_hnc.cam.heads.hooked_head import Place, logits_of
 from timm_hnc.cam.heads.probe import MapHead, probe_head
 
 
 class CamModel(nn.Module):
-    """A timm model that also emits class activation maps, exactly: the mean of a map is the logit.
+    """A classifier that also emits class activation maps, exactly: the mean of a map is the logit.
 
-    `model` is the untouched timm model: optimizers, EMA and exports take it, not the wrapper. The wrapper begins in the
+    `model` is the untouched model: optimizers, EMA and exports take it, not the wrapper. The wrapper begins in the
     model's mode, training or evaluation.
 
     Args:
-        model: a timm classifier. What lies between its positions and its logits and is not linear (norms, activations,
-            attention weights, dropout) is detached at the values that it takes in the model's own forward pass.
+        model: a timm classifier, or any other that returns logits, alone or as `.logits`. What lies between its
+            positions and its logits and is not linear (norms, activations, attention weights, dropout) is detached at
+            the values that it takes in the model's own forward pass.
+        features: name of the module whose output has the positions, such as 'layer4'; if None, where timm has them, or
+            the last such module of a model that is none of timm's (`head.place` says which).
+        features_input: the same of the module that they enter, such as 'fc'.
+        image_size: (height, width) that a model of fixed size takes, where it is none of timm's and does not say so.
 
     Raises:
         UnsupportedHead: (a ValueError) no such maps; the message names model, head and way out.
@@ -30,11 +37,20 @@ class CamModel(nn.Module):
         torch.Size([2, 3, 7, 7])
     """
 
-    def __init__(self, model: TimmModel) -> None:
+    def __init__(
+        self,
+        model: TimmModel,
+        features: str | None = None,
+        features_input: str | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(model, CamModel):
             raise TypeError('the model is a CamModel already.')
-        self.head: MapHead = probe_head(model)
+        if features and features_input:
+            raise ValueError('features and features_input: one place, not two.')
+        name = features or features_input
+        self.head: MapHead = probe_head(model, Place(name, bool(features_input)) if name else None, image_size)
         self.model: TimmModel = model
         self.training = model.training
 
@@ -45,13 +61,22 @@ class CamModel(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, as the timm model says."""
-        return self.model.num_classes
+        """Number of classes."""
+        found = getattr(self.head, 'num_classes', None)
+        return self.model.num_classes if found is None else found
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The timm model's pretrained_cfg."""
-        return self.model.pretrained_cfg
+        """The timm model's pretrained_cfg, empty for other models."""
+        return getattr(self.model, 'pretrained_cfg', None) or {}
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How the model wants its images: size, mean, std, interpolation, crop; ImageNet's where it does not say so."""
+        config = resolve_input_data_config(self.model)
+        if not self.pretrained_cfg:
+            config['input_size'] = getattr(self.head, 'input_size', None) or config['input_size']
+        return config
 
     @property
     def class_names(self) -> list[str] | None:
@@ -94,7 +119,7 @@ class CamModel(nn.Module):
 
     def forward(self, x: Tensor, return_class_maps: bool = False) -> Tensor | ClassMaps:
         """The timm model's logits (B, n), or its ClassMaps (so that DDP and compile see one forward)."""
-        return self.class_maps(x) if return_class_maps else self.model(x)
+        return self.class_maps(x) if return_class_maps else logits_of(self.model(x))
 
 
 def cell_size(model: TimmModel) -> int:

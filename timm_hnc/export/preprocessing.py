@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -16,8 +15,7 @@ _MODES = ('bilinear', 'bicubic')
 
 def data_config(model: CamModel) -> dict[str, Any]:
     """How a model wants its images: size, mean, std, interpolation, share and mode of the crop, as timm says it."""
-    config = resolve_input_data_config(model.model)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in model.data_config.items()}
 
 
 class Preprocessing(nn.Module):

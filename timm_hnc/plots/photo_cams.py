@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor
 
 from timm_hnc.cam import CamModel
@@ -41,7 +41,7 @@ def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
     Raises:
         DataError: there are fewer names than classes.
     """
-    own = model.pretrained_cfg.get('label_names') or ()
+    own = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names') or ()
     found = list(class_names or (own.values() if isinstance(own, dict) else own))
     subset = None if found else infer_imagenet_subset(model)
     if subset:
@@ -108,7 +108,7 @@ def _contrasted(row: PanelRow) -> PanelRow:
 
 def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:
     model = subject.model
-    config = resolve_data_config({}, model=model.model)
+    config = model.data_config
     transform = create_transform(**config)
     device = next(model.parameters()).device
     channels = config['input_size'][0]

@@ -14,6 +14,7 @@ from timm_hnc.cam.following.tracking import Lost, Tracker
 from timm_hnc.cam.heads.detached_functions import attention_weights
 
 _SPATIAL = names('conv2d interpolate avg_pool2d adaptive_avg_pool2d max_pool2d')
+_POOLS = names('mean sum adaptive_avg_pool1d adaptive_avg_pool2d')
 _BY_ELEMENT = names('linear add sub mul div neg contiguous clone to type type_as float double half bfloat16')
 
 
@@ -37,8 +38,8 @@ class BeforePool:
             return self._behind_prefix(call)
         live = self.companion(call.args[0])
         if call.name in RESHAPING and isinstance(live, Live):
-            return laid_out_anew(live, call)
-        if call.name in ('mean', 'sum', 'adaptive_avg_pool2d') and isinstance(live, Live):
+            return _side_by_side(live, call) if _joins_all(live, call) else laid_out_anew(live, call)
+        if call.name in _POOLS and isinstance(live, Live):
             pooled = _pool(live, call)
             if pooled is not None:
                 return pooled
@@ -139,10 +140,11 @@ def _place(live: Live, value: Tensor) -> tuple[Any, ...]:
 def _pool(live: Live, call: Call) -> Any:
     """The mean or sum over all positions (and the prefix tokens, if they are still there)."""
     value = call.value
-    if call.name == 'adaptive_avg_pool2d':
-        if tuple(call.out.shape[-2:]) != (1, 1):
+    if call.name.startswith('adaptive_avg_pool'):
+        spatial = int(call.name[-2])
+        if any(side != 1 for side in call.out.shape[-spatial:]):
             return None
-        dims = {value.ndim - 2, value.ndim - 1}
+        dims = set(range(value.ndim - spatial, value.ndim))
     else:
         dim = call.options[0] if call.options else call.kwargs.get('dim')
         if dim is None:
@@ -165,10 +167,24 @@ def _pool(live: Live, call: Call) -> Any:
     return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)
 
 
+def _joins_all(live: Live, call: Call) -> bool:
+    """Whether channels and positions of a feature map become one dimension, in front of a linear layer."""
+    value, whole = call.value, live.num_positions > 1 and not live.prefix and live.dims == (2, 3)
+    return whole and value.ndim == 4 and call.out.shape == (value.shape[0], value.shape[1:].numel())
+
+
+def _side_by_side(live: Live, call: Call) -> Parts:
+    """Every position with zeros in the places of the others; their mean, times as many, is the whole."""
+    values = torch.diag_embed(call.value.flatten(2)) * live.num_positions  # (B, C, positions, positions)
+    return Parts(values.movedim(3, 0).flatten(2), live.grid)
+
+
 def _pool_by_window(live: Live, call: Call) -> Parts | Lost:
     """An average pool whose window is the whole map."""
     kernel = call.options[0] if call.options else call.kwargs.get('kernel_size')
-    if call.name != 'avg_pool2d' or (kernel not in (live.grid, list(live.grid)) and live.grid != (kernel, kernel)):
+    sides = tuple(kernel) if isinstance(kernel, (tuple, list)) else (kernel, kernel)
+    whole = all(side >= length for side, length in zip(sides, live.grid, strict=True))  # larger ones with ceil_mode
+    if call.name != 'avg_pool2d' or not whole:
         return Lost(f'{call.name}() to a single cell')
     values = replace(live, dims=(2, 3)).positions(call.value)
     return Parts(values.reshape(live.num_positions, *call.out.shape), live.grid)

@@ -9,7 +9,7 @@ from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.before_pool import BeforePool
 from timm_hnc.cam.following.behind_pool import BehindPool
 from timm_hnc.cam.following.layout import Live
-from timm_hnc.cam.following.mean_of_parts import Parts, Scores, side_by_side
+from timm_hnc.cam.following.mean_of_parts import Parts, Scores, Term, side_by_side
 from timm_hnc.cam.following.operations import Call, tensors_in
 from timm_hnc.cam.following.tracking import Lost, Tracker
 
@@ -63,6 +63,9 @@ class PositionTracker(Tracker):
     def class_maps(self, logits: Any) -> ClassMaps | Lost:
         """What the logits are made of, or why they are not means over positions."""
         scores = self.companion(logits)
+        if isinstance(scores, Parts) and logits.ndim == 2:  # the mean of scores, behind no linear layer
+            same = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+            scores = Scores((Term(scores, same, None),))
         if isinstance(scores, Scores):
             return side_by_side(scores, logits)
         return scores if isinstance(scores, Lost) else Lost('its logits are no linear layer of a mean over positions')

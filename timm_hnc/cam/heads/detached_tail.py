@@ -23,6 +23,7 @@ from timm_hnc.cam.grids import finest, resize_positions
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
 from timm_hnc.cam.heads.detached_head import Branch
+from timm_hnc.cam.heads.hooked_head import whole_pass
 
 
 class ShadowTracker(Tracker):
@@ -195,11 +196,15 @@ class DetachedTail:
         kind: 'G' class tokens, 'H' several branches.
         module: name of the module at whose entry the positions are taken.
         inputs: places of the tensors (B, tokens, C) with positions among those that enter it, and where these lie.
+        num_classes: of a model that is none of timm's.
+        input_size: (channels, height, width) of the images that such a model was probed with.
     """
 
     kind: str
     module: str
     inputs: tuple[tuple[int, Branch], ...]
+    num_classes: int | None = None
+    input_size: tuple[int, int, int] | None = None
     trainable = False
 
     @torch.compiler.disable
@@ -236,7 +241,7 @@ def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps
     without_gradient = torch.no_grad() if x.is_inference() else nullcontext()  # such tensors take part in none
     at_entry = module.register_forward_pre_hook(enter, with_kwargs=True)
     with torch.inference_mode(False), without_gradient, at_entry, tracker:
-        logits = model.forward_head(model.forward_features(x.clone() if x.is_inference() else x))
+        logits = whole_pass(model, x.clone() if x.is_inference() else x)
     detached = tracker.companion(logits)
     tracker.forget()
     if not isinstance(detached, Tensor):

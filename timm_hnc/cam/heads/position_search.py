@@ -13,6 +13,7 @@ from timm_hnc.cam.grids import cell_of, token_grid
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_head import Branch
 from timm_hnc.cam.heads.detached_tail import DetachedTail, tail_maps
+from timm_hnc.cam.heads.hooked_head import is_of_timm, logits_of
 
 BATCH = 2
 
@@ -104,14 +105,16 @@ def _calls(model: TimmModel, images: Tensor) -> tuple[list[tuple[str, list[Tenso
         for name, module in model.named_modules():
             if name.rsplit('.', 1)[-1].isdigit():
                 hooks.enter_context(module.register_forward_pre_hook(enter(name), with_kwargs=True))
-        return calls, model.forward_features(images)
+        return calls, model.forward_features(images) if is_of_timm(model) else logits_of(model(images))
 
 
 def _token_inputs(model: TimmModel, tensors: list[Tensor], images: Tensor) -> tuple[tuple[int, Branch], ...]:
     image_size = (images.shape[-2], images.shape[-1])
     inputs = []
     for index, tensor in enumerate(tensors):
-        if tensor.ndim != 3 or len(tensor) != len(images) or tensor.shape[2] not in widths_of(model):
+        if tensor.ndim != 3 or len(tensor) != len(images):
+            continue
+        if is_of_timm(model) and tensor.shape[2] not in widths_of(model):
             continue
         with suppress(ValueError):
             branch = token_branch(model, tensor.shape[1], image_size)

@@ -12,28 +12,24 @@ from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.tracking import Lost
+from timm_hnc.cam.heads.any_model import find_hooked_head
 from timm_hnc.cam.heads.base import Head, TimmModel
 from timm_hnc.cam.heads.detached_head import KINDS, Branch, DetachedHead, detached_class_maps, followed_calls
 from timm_hnc.cam.heads.detached_tail import DetachedTail
+from timm_hnc.cam.heads.hooked_head import HookedHead, Place, is_of_timm
 from timm_hnc.cam.heads.model_copies import evaluating, exact_numbers, full_copy, meta_copy
 from timm_hnc.cam.heads.plain import agree, plain_head
 from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
+from timm_hnc.cam.heads.refusal import ERRORS, Refused
 
-MapHead = Head | DetachedHead | DetachedTail
-_ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
+MapHead = Head | DetachedHead | DetachedTail | HookedHead
 LARGER = 4  # times the image size, where the model's own makes a single position
+ANOTHER_PLACE = "name a module nearer to the logits with features='...', or features_input='...'"
 ELSE = 'choose a model with an average pool in front of its classifier, such as resnet50'
 
 
 class UnsupportedHead(ValueError):
     """The maps of this model would not explain its logits; the message says why and what to do."""
-
-
-class _Refused(Exception):
-    def __init__(self, reason: str, way_out: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.way_out = way_out
 
 
 @dataclass(frozen=True)
@@ -64,19 +60,26 @@ class Features:
         return [tuple(tensor.shape) for tensor in each]
 
 
-def probe_head(model: TimmModel) -> MapHead:
-    """Find out how a timm model's logits come of positions.
+def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[int, int] | None = None) -> MapHead:
+    """Find out how a model's logits come of positions.
 
-    Nothing of the model is changed, no image is needed, and a model on the meta device will do.
+    Nothing of the model is changed, no image is needed, and a timm model on the meta device will do.
+
+    Args:
+        model: of timm, or any other image classifier.
+        place: of the features; where timm says they are, or else looked for, if None.
+        image_size: (height, width) of the images of a model that is none of timm's; tried out if None.
 
     Raises:
         UnsupportedHead: the model has no exact class maps, as far as this goes.
     """
     try:
         with exact_numbers(), torch.random.fork_rng(devices=[]):  # a head may draw
-            return _find(model)
-    except _Refused as refused:
-        way_out = refused.way_out or way_out_of(model) or ELSE
+            if place is None and is_of_timm(model):
+                return _find(model)
+            return find_hooked_head(model, place, image_size)
+    except Refused as refused:
+        way_out = refused.way_out or (way_out_of(model) or ELSE if is_of_timm(model) else ANOTHER_PLACE)
         raise UnsupportedHead(
             f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}; "
             'without HNC and pictures it trains as it is.'
@@ -113,7 +116,7 @@ def way_out_of(model: TimmModel) -> str | None:
             other = timm.create_model(name, num_classes=2, global_pool='avg')
         if not _find(other).trainable:
             return None
-    except (*_ERRORS, _Refused):
+    except (*ERRORS, Refused):
         return None
     return "create it with global_pool='avg' (--gp avg)"
 
@@ -123,22 +126,22 @@ def _line(error: BaseException) -> str:
 
 
 def _find(model: TimmModel) -> MapHead:
-    for method in ('forward_features', 'forward_head', 'get_classifier'):
+    for method in ('forward_head', 'get_classifier'):
         if not hasattr(model, method):
-            raise _Refused(f'it has no {method}()', 'use an image classifier of timm')
+            raise Refused(f'it has no {method}()', 'use an image classifier of timm')
     if next(model.parameters(), None) is None:
-        raise _Refused('it has no weights', 'use an image classifier of timm')
+        raise Refused('it has no weights', 'use an image classifier of timm')
     if not hasattr(model, 'num_classes'):
-        raise _Refused('it has no num_classes', 'set it to the number of its classes')
+        raise Refused('it has no num_classes', 'set it to the number of its classes')
     if not model.num_classes:
-        raise _Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
+        raise Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
     found = _features(model, get_model_input_config(model)['input_size'])
-    with suppress(ValueError, _Refused):
+    with suppress(ValueError, Refused):
         return _plain(model, found)
     try:
         return _detached_head(model, found)
-    except _Refused:
-        with suppress(*_ERRORS):
+    except Refused:
+        with suppress(*ERRORS):
             tail = find_tail(found.model, found.images)
             if tail is not None:
                 return tail
@@ -158,7 +161,7 @@ def _features(model: TimmModel, input_size: tuple[int, int, int]) -> Features:
         try:
             with torch.no_grad():
                 features = copied.forward_features(images)
-        except _ERRORS as error:
+        except ERRORS as error:
             reason = f'its forward_features() failed ({_line(error)})'
             continue
         each = features if isinstance(features, (list, tuple)) else [features]
@@ -166,7 +169,7 @@ def _features(model: TimmModel, input_size: tuple[int, int, int]) -> Features:
             return Features(copied, images, features)
         reason = 'its features are no map and no row of tokens'
         break
-    raise _Refused(reason)
+    raise Refused(reason)
 
 
 def _plain(model: TimmModel, found: Features) -> MapHead:
@@ -195,12 +198,12 @@ def _followed(found: Features, places: Sequence[Branch | None], training: bool =
     try:
         with torch.enable_grad():  # what switches it off in the head would cut the maps off from the gradient
             maps, parts = detached_class_maps(found.model, found.features, places, found.image_size)
-    except _ERRORS as error:
-        raise _Refused(f'its forward_head() failed{mode} ({_line(error)})') from error
+    except ERRORS as error:
+        raise Refused(f'its forward_head() failed{mode} ({_line(error)})') from error
     finally:
         found.model.eval()
     if isinstance(maps, Lost):
-        raise _Refused(f'its head cannot be followed{mode} ({maps.reason})')
+        raise Refused(f'its head cannot be followed{mode} ({maps.reason})')
     return maps, parts
 
 
@@ -212,9 +215,9 @@ def _detached_head(model: TimmModel, found: Features) -> MapHead:
             for place, shape in zip(places, found.shapes, strict=True)
             if place
         ]
-    except _ERRORS as error:
+    except ERRORS as error:
         way_out = None if widths_of(model) else 'set its num_features to the number of channels of its features'
-        raise _Refused(f'its features have no positions ({_line(error)})', way_out) from error
+        raise Refused(f'its features have no positions ({_line(error)})', way_out) from error
     if max(sizes, default=1) == 1:
         return _detached_head_of_larger_images(model, found)
     _, parts = _followed(found, places)
@@ -235,22 +238,22 @@ def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> N
         with torch.enable_grad():
             whole = followed_calls(lambda: model(found.images), features, places, found.image_size)
             head = followed_calls(lambda: model.forward_head(features), features, places, found.image_size)
-    except _ERRORS as error:
-        raise _Refused(f'its forward() failed ({_line(error)})') from error
+    except ERRORS as error:
+        raise Refused(f'its forward() failed ({_line(error)})') from error
     finally:
         del model.forward_features
     if whole and whole != head:
-        raise _Refused('its forward() does more than its forward_head()')
+        raise Refused('its forward() does more than its forward_head()')
 
 
 def _detached_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
     channels, (height, width) = found.images.shape[1], found.image_size
     if found.larger:
-        raise _Refused('its head sees no positions')
+        raise Refused('its head sees no positions')
     try:
         larger = _features(model, (channels, LARGER * height, LARGER * width))
-    except _Refused as refused:
-        raise _Refused('its head sees a single position on images of its size') from refused
+    except Refused as refused:
+        raise Refused('its head sees a single position on images of its size') from refused
     return _detached_head(model, replace(larger, larger=True))
 
 
@@ -262,7 +265,7 @@ def _with_place(found: Features, places: Sequence[Branch]) -> list[Branch | None
     try:
         with torch.no_grad():
             others = found.model.forward_features(larger)
-    except _ERRORS:  # a model of one image size
+    except ERRORS:  # a model of one image size
         return list(places)
     grow = [tuple(tensor.shape) != shape for shape, tensor in zip(found.shapes, others, strict=True)]
     if not any(grow):  # a model that resizes its images
@@ -283,7 +286,7 @@ def _refuse_synchronised_statistics(found: Features) -> None:
     with torch.no_grad():
         found.model.forward_head(found.features)
     if called:
-        raise _Refused('its head synchronises batch statistics between processes', 'leave out --sync-bn')
+        raise Refused('its head synchronises batch statistics between processes', 'leave out --sync-bn')
 
 
 def _check_values(model: TimmModel, head: DetachedHead, found: Features) -> None:
@@ -298,4 +301,4 @@ def _check_values(model: TimmModel, head: DetachedHead, found: Features) -> None
             model, features if len(features) > 1 else features[0], head.branches, found.image_size
         )
         if isinstance(maps, Lost) or not agree(maps.logits, maps.maps(None).mean((2, 3))):
-            raise _Refused('its logits are not the means of its maps')
+            raise Refused('its logits are not the means of its maps')

@@ -1,0 +1,198 @@
+"""Maps of classifiers that are none of timm's: found, exact, trained on, or refused with the reason."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+from small_models import TAIL_MODELS
+from torch import nn
+from torch.nn import functional
+
+from timm_hnc import CamModel, HNCLoss, HNCTask
+
+
+class Net(nn.Module):
+    """Convolutions, then what the test says."""
+
+    def __init__(self, head, width=6, classes=5):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, width, 3, 2, 1), nn.ReLU())
+        self.head, self.classifier = head, nn.LazyLinear(classes)
+        with torch.no_grad():
+            self.eval()(torch.zeros(1, 3, 16, 24))
+            for parameter in self.train().parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+    def forward(self, x):
+        return self.classifier(self.head(self.trunk(x)))
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+class WithLogits(nn.Module):
+    """As transformers have it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.inner(x), hidden_states=None)
+
+
+class TwoWays(Net):
+    """A second way around the features."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean((2, 3))[:, :1]
+
+
+def logits_and_maps(cam_model, images):
+    with torch.no_grad():
+        class_maps = cam_model.class_maps(images)
+    return class_maps.logits, class_maps.maps(None)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 16, 24)
+
+
+def test_a_pool_and_a_linear_layer(images):
+    model = Net(Mean()).eval()
+    for where in ({}, {'features': 'trunk'}, {'features_input': 'head'}):
+        cam_model = CamModel(model, image_size=(16, 24), **where)
+        assert cam_model.kind.name == 'A'
+        assert cam_model.num_classes == 5
+        logits, maps = logits_and_maps(cam_model, images)
+        assert torch.equal(logits, model(images))
+        by_hand = torch.einsum('nd,bdhw->bnhw', model.classifier.weight, model.trunk(images))
+        torch.testing.assert_close(maps, by_hand + model.classifier.bias[:, None, None])
+    assert str(CamModel(model, image_size=(16, 24)).head.place) == "features='trunk'"
+
+
+def test_features_that_are_flattened(images):
+    """Every position has weights of its own."""
+    model = Net(nn.Flatten()).eval()
+    cam_model = CamModel(model, image_size=(16, 24))
+    logits, maps = logits_and_maps(cam_model, images)
+    torch.testing.assert_close(logits, model(images))
+    weight = model.classifier.weight.unflatten(1, (6, 4, 6))
+    by_hand = 24 * torch.einsum('ndhw,bdhw->bnhw', weight, model.trunk(images))
+    torch.testing.assert_close(maps, by_hand + model.classifier.bias[:, None, None], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('head', 'kind'),
+    [
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(16), nn.ReLU(), nn.Dropout(0.5)), 'D'),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(6)), 'B'),
+        (nn.Sequential(nn.AvgPool2d((9, 9), ceil_mode=True), nn.Flatten(), nn.LayerNorm(6)), 'C'),
+        (nn.Sequential(nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()), 'A'),
+    ],
+)
+def test_heads_that_are_more(head, kind, images):
+    model = WithLogits(Net(head).eval())
+    cam_model = CamModel(model, image_size=(16, 24))
+    assert cam_model.kind.name == kind
+    for mode in (False, True):
+        cam_model.train(mode)
+        maps = cam_model.class_maps(images)
+        torch.testing.assert_close(maps.maps(None).mean((2, 3)), maps.logits, atol=1e-5, rtol=1e-4)
+    assert cam_model(images).shape == (3, 5)
+
+
+def test_scores_that_are_pooled(images):
+    model = Net(Mean(), width=5).eval()
+    model.classifier = nn.Identity()
+    logits, maps = logits_and_maps(CamModel(model, image_size=(16, 24)), images)
+    torch.testing.assert_close(maps, model.trunk(images))
+    torch.testing.assert_close(logits, model(images))
+
+
+def test_it_trains_with_hnc(images):
+    """The gradient of HNC beside that of a loop over its definition."""
+    model = Net(Mean()).double()
+    images = images.double()
+    task = HNCTask(CamModel(model, image_size=(16, 24)), hnc=HNCLoss('mse', topk=2), hnc_weight=0.5)
+    target = torch.tensor([0, 1, 2])
+    task(images, target)['loss'].backward()
+    found = model.trunk[0].weight.grad.clone()
+    model.zero_grad()
+    features = model.trunk(images)
+    maps = torch.einsum('nd,bdhw->bnhw', model.classifier.weight, features) + model.classifier.bias[:, None, None]
+    hnc = 0
+    for image, own in enumerate(target):
+        scores = maps[image].mean((1, 2)).detach()
+        scores[own] = -torch.inf
+        hnc = hnc + sum((maps[image, index] ** 2).mean() for index in scores.topk(2).indices)
+    loss = functional.cross_entropy(maps.mean((2, 3)), target) + 0.5 * hnc / len(images)
+    loss.backward()
+    torch.testing.assert_close(found, model.trunk[0].weight.grad)
+
+
+@pytest.mark.parametrize('name', ['squeezenet1_1', 'shufflenet_v2_x0_5', 'mobilenet_v3_small', 'alexnet'])
+def test_networks_of_torchvision(name):
+    model = torchvision.models.get_model(name, num_classes=7).eval()
+    cam_model = CamModel(model, image_size=(64, 96))
+    images = torch.randn(2, 3, 64, 96)
+    logits, maps = logits_and_maps(cam_model, images)
+    assert torch.equal(logits, model(images))
+    torch.testing.assert_close(maps.mean((2, 3)), logits, atol=1e-5, rtol=1e-4)
+
+
+def test_class_tokens_have_maps_in_front_of_the_last_block():
+    """Shaped as those for pictures are, and a gradient flows."""
+    small = TAIL_MODELS['vit']
+    tail = small.cam_model().eval()
+    cam_model = CamModel(tail.model, features='blocks.0', image_size=small.image)
+    assert cam_model.kind.trainable
+    images = small.images()
+    maps = cam_model.class_maps(images)
+    shapes = [each.maps(None).detach() for each in (maps, tail.class_maps(images))]
+    shapes = torch.stack([(each - each.mean((2, 3), keepdim=True)).flatten() for each in shapes])
+    assert torch.corrcoef(shapes)[0, 1] > 0.99
+    torch.testing.assert_close(maps.maps(None).mean((2, 3)), tail.model(images), atol=1e-4, rtol=1e-3)
+    maps.maps([0]).square().sum().backward()
+    assert tail.model.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_nothing_of_the_model_is_changed(images):
+    model = Net(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(6)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cam_model = CamModel(model, image_size=(16, 24))
+    assert cam_model.training
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    cam_model.class_maps(images)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ('make', 'where', 'message'),
+    [
+        (
+            lambda: Net(Mean()),
+            {'features': 'nothing'},
+            r"no module features='nothing'.*its modules are trunk, head, cl",
+        ),
+        (lambda: Net(Mean()), {'features': 'classifier'}, r"at features='classifier' has no positions .* \(2, 5\)"),
+        (lambda: TwoWays(Mean()), {'features': 'trunk'}, r"'TwoWays': .*(depend on more|cannot be followed)"),
+        (lambda: Net(nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())), {}, r'Way out: name'),
+        (lambda: Net(nn.Flatten()), {'image_size': (32, 32)}, r'does not run on images of 32 x 32 .*image_size='),
+        (lambda: nn.Conv2d(3, 4, 3), {}, r'returns no \(batch, classes\) logits'),
+        (lambda: nn.Flatten(), {}, r'it has no weights'),
+    ],
+)
+def test_what_is_refused(make, where, message):
+    with pytest.raises(ValueError, match=message):
+        CamModel(make(), **{'image_size': (16, 24), **where})
+
+
+def test_one_place():
+    with pytest.raises(ValueError, match='one place, not two'):
+        CamModel(Net(Mean()), features='trunk', features_input='head')

@@ -1,0 +1,18 @@
+"""Why a head is refused, on its way to who says it to the user."""
+
+ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
+"""What models raise where they cannot do what is tried on them."""
+
+
+class Refused(Exception):
+    """No exact class maps.
+
+    Args:
+        reason: why.
+        way_out: what to do; None where that depends on the model.
+    """
+
+    def __init__(self, reason: str, way_out: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.way_out = way_out
