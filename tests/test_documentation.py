@@ -32,6 +32,7 @@ PARSED = {'train': parse_train_options, 'validate': parse_validate_options}
 SMALLER = {
     "'resnet50', pretrained=True": "'test_resnet', num_classes=10",
     'vit_base_patch16_224': 'test_vit',
+    'blocks.10': 'blocks.4',
     "'resnet18'": "'test_resnet'",
     'epochs=20,': "epochs=1, device='cpu', workers=0, img_size=32,",
     'eval_set, cam_metrics=True': "eval_set, device='cpu', workers=0, img_size=32, cam_metrics=True",

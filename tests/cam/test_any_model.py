@@ -57,6 +57,21 @@ def logits_and_maps(cam_model, images):
     return class_maps.logits, class_maps.maps(None)
 
 
+class WithToken(nn.Module):
+    """A class token beside patches, which it has attended to already; both enter the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(16, 5)
+        self.mix = nn.Identity()
+
+    def forward(self, x):
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        token = functional.scaled_dot_product_attention(patches[:, :1] * 0 + 1, patches, patches)
+        tokens = self.mix(torch.cat([token, patches], 1))
+        return self.fc(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+
+
 @pytest.fixture
 def images():
     return torch.randn(3, 3, 16, 24)
@@ -186,6 +201,7 @@ def test_nothing_of_the_model_is_changed(images):
         (lambda: Net(nn.Flatten()), {'image_size': (32, 32)}, r'does not run on images of 32 x 32 .*image_size='),
         (lambda: nn.Conv2d(3, 4, 3), {}, r'returns no \(batch, classes\) logits'),
         (lambda: nn.Flatten(), {}, r'it has no weights'),
+        (WithToken, {'features': 'mix'}, r"class tokens, .* behind features='mix'.*the block in front of the last"),
     ],
 )
 def test_what_is_refused(make, where, message):

@@ -55,6 +55,7 @@ def find_hooked_head(
     raise refused or Refused('none of its modules returns features with positions', _ELSEWHERE)
 
 
+_IN_FRONT = "name the block in front of the last attention with features='...'"
 _ELSEWHERE = "name the module behind which they are with features='...'"
 
 
@@ -141,13 +142,12 @@ def _head_at(model: nn.Module, place: Place, images: Tensor, logits: Tensor) -> 
     with torch.no_grad():
         if not (agree(maps.logits, logits) and agree(logits, maps.maps(None).mean((2, 3)))):
             raise Refused(f'its logits are not the means of its maps behind {place}')
-        try:
-            with place.hook(model, lambda _: features.flip(0)):  # of the other image
-                others = logits_of(model(images))
-        except ERRORS as error:
-            raise Refused(f'it does not run with other features at {place} ({error})') from error
-    if not agree(others, logits.flip(0)):
+    if not agree(_logits_with(model, place, images, features.flip(0)), logits.flip(0)):  # of the other image
         raise Refused(f'its logits depend on more than what is behind {place}', _ELSEWHERE)
+    if branch.prefix and 'attention' not in found:
+        mixed = torch.cat([features[:, : branch.prefix].flip(0), features[:, branch.prefix :]], 1)
+        if not agree(_logits_with(model, place, images, mixed), logits):
+            raise Refused(f'class tokens, which have no place in the image, enter its logits behind {place}', _IN_FRONT)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running statistics among them
     try:
         _followed(model.train(), place, branch, images)
@@ -158,6 +158,16 @@ def _head_at(model: nn.Module, place: Place, images: Tensor, logits: Tensor) -> 
     kind = next((kind for part, kind in KINDS.items() if part in found), 'A')
     channels, height, width = images.shape[1:]
     return HookedHead(kind, place, branch, logits.shape[1], (channels, height, width))
+
+
+@torch.no_grad()
+def _logits_with(model: nn.Module, place: Place, images: Tensor, features: Tensor) -> Tensor:
+    """Logits with other features in their place."""
+    try:
+        with place.hook(model, lambda _: features):
+            return logits_of(model(images))
+    except ERRORS as error:
+        raise Refused(f'it does not run with other features at {place} ({error})') from error
 
 
 def _followed(model: nn.Module, place: Place, branch: Branch, images: Tensor) -> tuple[ClassMaps, set[str]]:
