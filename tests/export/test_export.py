@@ -1,6 +1,7 @@
 """Files with class maps: what ONNX Runtime and torch.export make of them, beside PyTorch and PIL."""
 
 import json
+import time
 from pathlib import Path
 
 import foolbox
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from small_models import DETACHED_MODELS, MODELS, TAIL_MODELS
 from timm.data import create_transform, resolve_data_config
+from timm.layers.conv2d_same import Conv2dSame
 
 from timm_hnc import CamModel, save_pretrained
 from timm_hnc.commands.command_line import run_command
@@ -20,6 +22,7 @@ from timm_hnc.commands.console import main
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.export import MapGraph, Outputs, Preprocessing, export_model
 from timm_hnc.export import files as export_files
+from timm_hnc.export import program as export_program
 from timm_hnc.export.check import compare
 from timm_hnc.export.program import trace
 
@@ -219,3 +222,30 @@ def test_preprocessing_that_a_graph_cannot_do(change, message):
     config = {'input_size': (3, 96, 96), 'interpolation': 'bicubic', 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
     with pytest.raises(UsageError, match=message):
         Preprocessing(config | {'crop_pct': 0.9, 'crop_mode': 'center'} | change)
+
+
+class Padded(torch.nn.Module):
+    """Its first convolution is padded as TensorFlow does it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = Conv2dSame(3, 4, 3, stride=2), torch.nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def test_one_size_where_no_other_can_be_traced(monkeypatch):
+    graph = MapGraph(CamModel(Padded().eval(), image_size=(32, 48)), Outputs('top2')).eval()
+    traced = trace(graph, 3, (32, 48))
+    assert (traced.fixed, traced.sizes) == ('its padding depends on the size', ((32, 48),))
+    images = torch.randn(3, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(traced.program.module()(images)['maps'], graph(images)['maps'])
+    export = export_program._export
+    monkeypatch.setattr(export_program, '_PADDED_BY_SIZE', ())
+    monkeypatch.setattr(export_program, '_SECONDS', 1)
+    monkeypatch.setattr(
+        export_program, '_export', lambda graph, images, sides: time.sleep(9) if sides else export(graph, images, {})
+    )
+    assert trace(graph, 3, (32, 48)).fixed == 'torch.export of other sizes took more than 1 s'

@@ -1,9 +1,14 @@
 """Tracing a graph with torch.export, for batches of any size, and images of any size where the model takes them."""
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
@@ -12,6 +17,8 @@ from timm_hnc.errors import DataError, first_lines
 from timm_hnc.export.graph import MapGraph
 
 Size = tuple[int, int]
+_PADDED_BY_SIZE = (Conv2dSame, AvgPool2dSame, MaxPool2dSame)
+_SECONDS = 60  # for tracing a graph of any size; most take three, some would take hours
 _LARGEST = 16384  # side of an image, in pixels
 
 
@@ -48,7 +55,10 @@ def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
     wide, high = (size[0] + cell, size[1] + 2 * cell), (size[0] + 2 * cell, size[1])
     try:
         graph(torch.zeros(2, channels, *wide))  # many models say why they take one size alone
-        program = _export(graph, torch.zeros(2, channels, *wide), {2: Dim.AUTO, 3: Dim.AUTO})
+        if any(isinstance(module, _PADDED_BY_SIZE) for module in graph.modules()):
+            raise ValueError('its padding depends on the size')  # torch.export would not come to an end
+        with _time_limit():
+            program = _export(graph, torch.zeros(2, channels, *wide), {2: Dim.AUTO, 3: Dim.AUTO})
         for other in (size, high):
             program.module()(torch.zeros(1, channels, *other))
         return Traced(program, (size, wide, high))
@@ -66,6 +76,25 @@ def _bytes(graph: MapGraph, channels: int, size: Size) -> ExportedProgram:
         return _export(graph, torch.zeros(2, *size, channels, dtype=torch.uint8), sides)
     except Exception as error:
         raise DataError(f'torch.export cannot follow the model: {first_lines(error)}') from error
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """A TimeoutError after a while; only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f'torch.export of other sizes took more than {_SECONDS} s')
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _export(graph: MapGraph, images: Tensor, sides: Mapping[int, object]) -> ExportedProgram:
