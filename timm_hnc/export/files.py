@@ -14,6 +14,7 @@ from timm_hnc.errors import UsageError
 
 Runner = Callable[[Tensor], dict[str, Tensor]]
 _METADATA = 'timm_hnc.json'
+_TORCH = (2, 9)
 _PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 
@@ -21,8 +22,10 @@ def check_format(name: str) -> None:
     """Refuse a format that cannot be written here.
 
     Raises:
-        UsageError: it is none, or packages are missing.
+        UsageError: it is none, packages are missing, or torch is too old to follow more than the simplest heads.
     """
+    if torch.__version__ < _TORCH:
+        raise UsageError(f'export needs torch {".".join(map(str, _TORCH))} or newer, {torch.__version__} is installed.')
     if name not in WRITERS:
         raise UsageError(f'--format {name}: expected one of {", ".join(WRITERS)}.')
     missing = [package for package in _PACKAGES if find_spec(package) is None] if name == 'onnx' else []

@@ -20,6 +20,7 @@ Size = tuple[int, int]
 _PADDED_BY_SIZE = (Conv2dSame, AvgPool2dSame, MaxPool2dSame)
 _SECONDS = 60  # for tracing a graph of any size; most take three, some would take hours
 _LARGEST = 16384  # side of an image, in pixels
+_LARGEST_BATCH = 2**20  # without a bound torch 2.7 finds fault with one
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
     """
     if graph.preprocessing is not None:
         wide, high = (size[0] + 37, 2 * size[1]), (2 * size[0] + 1, size[1])  # as photographs come
-        return Traced(_bytes(graph, channels, wide), (size, wide, high))
+        images = torch.zeros(2, *wide, channels, dtype=torch.uint8)
+        sides = {1: Dim('height', min=2, max=_LARGEST), 2: Dim('width', min=2, max=_LARGEST)}
+        return Traced(_export_or_refuse(graph, images, sides), (size, wide, high))
     cell = cell_size(graph.model.model)
     wide, high = (size[0] + cell, size[1] + 2 * cell), (size[0] + 2 * cell, size[1])
     try:
@@ -64,16 +67,12 @@ def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
         return Traced(program, (size, wide, high))
     except Exception as error:  # of the model, of torch.export, or of what it made
         reason = first_lines(error, 100)
-    try:
-        return Traced(_export(graph, torch.zeros(2, channels, *size), {}), (size,), reason)
-    except Exception as error:
-        raise DataError(f'torch.export cannot follow the model: {first_lines(error)}') from error
+    return Traced(_export_or_refuse(graph, torch.zeros(2, channels, *size), {}), (size,), reason)
 
 
-def _bytes(graph: MapGraph, channels: int, size: Size) -> ExportedProgram:
-    sides = {1: Dim('height', min=2, max=_LARGEST), 2: Dim('width', min=2, max=_LARGEST)}
+def _export_or_refuse(graph: MapGraph, images: Tensor, sides: Mapping[int, object]) -> ExportedProgram:
     try:
-        return _export(graph, torch.zeros(2, *size, channels, dtype=torch.uint8), sides)
+        return _export(graph, images, sides)
     except Exception as error:
         raise DataError(f'torch.export cannot follow the model: {first_lines(error)}') from error
 
@@ -99,5 +98,5 @@ def _time_limit() -> Iterator[None]:
 
 def _export(graph: MapGraph, images: Tensor, sides: Mapping[int, object]) -> ExportedProgram:
     with torch.no_grad():
-        shapes = {'images': {0: Dim('batch'), **sides}}
+        shapes = {'images': {0: Dim('batch', max=_LARGEST_BATCH), **sides}}
         return torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=False)

@@ -18,9 +18,12 @@ from timm_hnc.cam.heads.model_copies import full_copy
 from timm_hnc.cam.heads.plain import agree
 from timm_hnc.cam.heads.position_search import BATCH, find_tail, token_branch
 from timm_hnc.cam.heads.refusal import ERRORS, Refused
+from timm_hnc.errors import first_lines
 
 _SIZES = ((224, 288), (224, 224), (32, 32))  # tried in this order; unequal sides tell rows from columns
 _MOST_TRIED = 16
+_IN_FRONT = "name the block in front of the last attention with features='...'"
+_ELSEWHERE = "name the module behind which they are with features='...'"
 
 
 def find_hooked_head(
@@ -55,10 +58,6 @@ def find_hooked_head(
     raise refused or Refused('none of its modules returns features with positions', _ELSEWHERE)
 
 
-_IN_FRONT = "name the block in front of the last attention with features='...'"
-_ELSEWHERE = "name the module behind which they are with features='...'"
-
-
 @torch.no_grad()
 def _shaken(model: nn.Module) -> nn.Module:
     """With other values where all of a parameter's are alike: a classifier of zeros has no logits to compare."""
@@ -83,7 +82,7 @@ def _run(model: nn.Module, image_size: tuple[int, int] | None) -> tuple[Tensor, 
             with torch.no_grad():
                 logits = logits_of(model(images))
         except ERRORS as error:
-            reason = reason or f'it does not run on images of {size[0]} x {size[1]} ({error})'
+            reason = reason or f'it does not run on images of {size[0]} x {size[1]} ({first_lines(error, 120)})'
             continue
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCH:
             raise Refused('it returns no (batch, classes) logits', 'wrap it in a module that returns them')
@@ -167,7 +166,7 @@ def _logits_with(model: nn.Module, place: Place, images: Tensor, features: Tenso
         with place.hook(model, lambda _: features):
             return logits_of(model(images))
     except ERRORS as error:
-        raise Refused(f'it does not run with other features at {place} ({error})') from error
+        raise Refused(f'it does not run with other features at {place} ({first_lines(error, 120)})') from error
 
 
 def _followed(model: nn.Module, place: Place, branch: Branch, images: Tensor) -> tuple[ClassMaps, set[str]]:
@@ -176,7 +175,7 @@ def _followed(model: nn.Module, place: Place, branch: Branch, images: Tensor) ->
         with torch.enable_grad():
             maps, found = hooked_class_maps(model, images, place, branch)
     except ERRORS as error:
-        raise Refused(f'it cannot be followed behind {place}{mode} ({error})') from error
+        raise Refused(f'it cannot be followed behind {place}{mode} ({first_lines(error, 120)})') from error
     if isinstance(maps, Lost):
         raise Refused(f'it cannot be followed behind {place}{mode} ({maps.reason})')
     return maps, found
