@@ -26,7 +26,7 @@ from timm_hnc.export import program as export_program
 from timm_hnc.export.check import compare
 from timm_hnc.export.program import trace
 
-pytestmark = pytest.mark.skipif(torch.__version__ < (2, 9), reason='export needs torch 2.9')
+pytestmark = pytest.mark.skipif(torch.__version__ < '2.9', reason='export needs torch 2.9')
 KINDS = {name: MODELS[name] for name in ('resnet', 'swin', 'vit_reg4', 'swiftformer')} | {
     name: DETACHED_MODELS[name] for name in ('repvit', 'convnext', 'mobilenetv3', 'efficientvit', 'vit_map')
 }
@@ -205,7 +205,7 @@ def test_wrong_use(tmp_path, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert 'Traceback' not in error
         assert message in error, argv
-    monkeypatch.setattr(export_files, '_TORCH', (99, 0))
+    monkeypatch.setattr(export_files, '_TORCH', '99.0')
     assert run_command(main, ['export', 'test_resnet']) == 2
     assert 'export needs torch 99.0 or newer' in capsys.readouterr().err
     monkeypatch.undo()

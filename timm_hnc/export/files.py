@@ -14,7 +14,7 @@ from timm_hnc.errors import UsageError
 
 Runner = Callable[[Tensor], dict[str, Tensor]]
 _METADATA = 'timm_hnc.json'
-_TORCH = (2, 9)
+_TORCH = '2.9'
 _PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 
@@ -25,7 +25,7 @@ def check_format(name: str) -> None:
         UsageError: it is none, packages are missing, or torch is too old to follow more than the simplest heads.
     """
     if torch.__version__ < _TORCH:
-        raise UsageError(f'export needs torch {".".join(map(str, _TORCH))} or newer, {torch.__version__} is installed.')
+        raise UsageError(f'export needs torch {_TORCH} or newer, {torch.__version__} is installed.')
     if name not in WRITERS:
         raise UsageError(f'--format {name}: expected one of {", ".join(WRITERS)}.')
     missing = [package for package in _PACKAGES if find_spec(package) is None] if name == 'onnx' else []
