@@ -4,11 +4,12 @@
     python benchmarks/evidence.py run voc-short --data-dir VOC2007 --out OUT --jobs 2        # trials, then the runs
     python benchmarks/evidence.py run cifar-5000 --data-dir CIFAR100 --out OUT --rows baseline mse kd
     python benchmarks/evidence.py table --out OUT --keep benchmarks/results/evidence         # of all that is complete
+    python benchmarks/evidence.py run voc-short --data-dir VOC2007 --out OUT --kept benchmarks/results/evidence
 
 `run` tries the settings of every row on held-out training images (two seeds), keeps the best in OUT/REGIME/chosen.json,
 where it stays, and trains every row on all training images, each with the same seeds, which were not tried before. Kill
 it and start it again at will: complete runs are passed over, others go on from their last checkpoint. What follows `--`
-goes to train.py and wins.
+goes to train.py and wins. With --kept it goes on where another machine stopped: what that one completed counts.
 
 `table` writes the tables, and each run's args.yaml, summary.csv, figures.json and result.json to --keep.
 
@@ -27,7 +28,7 @@ from pathlib import Path
 from evidence.figures import run_figures
 from evidence.regimes import REGIMES, Regime, Row
 from evidence.runs import Stage, choose, needed_trials, read_choices
-from evidence.table import write
+from evidence.table import take_up, write
 from lite import MODEL, pretrained_lite
 from safetensors.torch import save_file
 from tables.execute import execute
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument('--seeds', type=int, metavar='N', help="runs of a row (default: the regime's)")
     run.add_argument('--rows', nargs='+', metavar='KEY', help='only these rows')
     run.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of regimes')
+    run.add_argument('--kept', type=Path, metavar='DIR', help='what `table --keep` wrote: its complete runs count')
     table = parts.add_parser('table', help='write the tables of what is complete')
     table.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of regimes')
     table.add_argument('--keep', type=Path, metavar='DIR', help="copy tables and runs' files to this folder")
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     rows = _rows(regime, args.rows)
     stage = Stage(regime, args.out / regime.key, args.data_dir, _flags(regime, args), extra)
     stage.folder.mkdir(parents=True, exist_ok=True)
+    if args.kept:
+        take_up(regime, stage.folder, args.kept)
     seeds, failures = args.seeds or regime.seeds, {}
     # rows without a choice come first: they need no trial
     for ready in ([row for row in rows if not row.weights], rows):

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 from typing import Any
 
 from scipy.stats import ttest_rel
@@ -148,6 +148,17 @@ def keep(regime: Regime, folder: Path, kept: Path) -> None:
                     copyfile(run.parent / file, copy / file)
     if (folder / 'chosen.json').is_file():
         copyfile(folder / 'chosen.json', target / 'chosen.json')
+
+
+def take_up(regime: Regime, folder: Path, kept: Path) -> None:
+    """Copy what was kept of a regime to the folder of its runs, but for runs that are there, begun or complete."""
+    source = kept / regime.key
+    for run in sorted(source.glob('runs/*/')) + sorted(source.glob('trials/runs/*/')):
+        target = folder / run.relative_to(source)
+        if not target.exists():
+            copytree(run, target)
+    if (source / 'chosen.json').is_file() and not (folder / 'chosen.json').exists():
+        copyfile(source / 'chosen.json', folder / 'chosen.json')
 
 
 def write(out: Path, kept: Path | None) -> str:

@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from evidence.figures import _as_trained, run_figures
 from evidence.regimes import BASELINE, REGIMES, Row
 from evidence.runs import FIRST_SEED, Setting, Stage, choose, needed_trials, read_choices
-from evidence.table import markdown, paired, results, write
+from evidence.table import markdown, paired, results, take_up, write
 from image_data import png, square
 from running import ROOT, SMALL, train, validate
 from scripts import load_script
@@ -112,6 +112,13 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     kept = tmp_path / 'kept' / REGIME.key
     assert (kept / 'runs' / 'mse-0.2-k10-seed11' / 'args.yaml').read_text() == 'seed: 11\n'
     assert markdown(REGIME, results(REGIME, kept)) in text, 'what was kept gives the same table'
+    elsewhere = Stage(REGIME, tmp_path / 'elsewhere' / REGIME.key, '')
+    (elsewhere.folder / 'runs' / 'baseline-seed10').mkdir(parents=True)  # begun here
+    take_up(REGIME, elsewhere.folder, tmp_path / 'kept')
+    begun, *others = [*elsewhere.measured(REGIME.rows[0], None, 2), *elsewhere.measured(ROW, Setting('0.2', 10), 2)]
+    assert begun.next_step == 'train'
+    assert [run.next_step for run in others] == [None] * 3
+    assert read_choices(elsewhere.folder)['mse'].setting == Setting('0.2', 10)
     (tmp_path / 'none').mkdir()
     assert write(tmp_path / 'none', None) == ''
 
