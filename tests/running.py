@@ -92,9 +92,9 @@ def main_of(command: str):
 _HEADS: dict[str, MapHead] = {}
 
 
-def _probe_once(model):
-    if name_of(model) not in ('test_resnet', 'test_efficientnet_gn'):
-        return probe_head(model)
+def _probe_once(model, place, image_size):
+    if place or name_of(model) not in ('test_resnet', 'test_efficientnet_gn'):
+        return probe_head(model, place, image_size)
     network = repr(model)
     if network not in _HEADS:
         _HEADS[network] = probe_head(model)
