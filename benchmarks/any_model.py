@@ -29,6 +29,7 @@ from timm_hnc.files.tables import write_csv
 
 RESULTS = Path(__file__).parent / 'results'
 CLASSES = 10
+IMAGE_SIZES = {'inception_v3': (299, 299)}  # its second classifier trains on no smaller ones
 _FOUR = {'hidden_sizes': [16, 16, 32, 32], 'depths': [1, 1, 1, 1]}
 _VIT = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'intermediate_size': 64}
 _VISION = {'vision_config': _VIT}
@@ -106,7 +107,7 @@ def measure(name: str, make: Callable[[], nn.Module]) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(('name', 'kind', 'features', 'grid', 'distance', 'trains', 'refused'), '')
     found['name'] = name
     try:
-        cam_model = CamModel(_with_weights(make()).eval())
+        cam_model = CamModel(_with_weights(make()).eval(), image_size=IMAGE_SIZES.get(name))
     except UnsupportedHead as error:
         return found | {'refused': str(error).partition(': ')[2].partition('. Way out')[0]}
     except Exception as error:  # what a library raises where it cannot make a network

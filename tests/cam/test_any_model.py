@@ -1,5 +1,6 @@
 """Maps of classifiers that are none of timm's: found, exact, trained on, or refused with the reason."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,31 @@ class WithToken(nn.Module):
         token = functional.scaled_dot_product_attention(patches[:, :1] * 0 + 1, patches, patches)
         tokens = self.mix(torch.cat([token, patches], 1))
         return self.fc(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+
+
+class Queries(nn.Module):
+    """What is learned asks the patches: as many queries as a grid has cells, and none has a place."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.queries = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 6, 8))
+        self.mix, self.fc = nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        asked = functional.scaled_dot_product_attention(self.queries.expand(len(x), -1, -1), patches, patches)
+        return self.fc(self.mix(asked).mean(1))
+
+
+class Shuffled(nn.Module):
+    """Patches in another order than the image's."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mix, self.fc = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.mix(self.patches(x).flatten(2).transpose(1, 2).flip(1)).mean(1))
 
 
 @pytest.fixture
@@ -201,12 +227,39 @@ def test_nothing_of_the_model_is_changed(images):
         (lambda: Net(nn.Flatten()), {'image_size': (32, 32)}, r'does not run on images of 32 x 32 .*image_size='),
         (lambda: nn.Conv2d(3, 4, 3), {}, r'returns no \(batch, classes\) logits'),
         (lambda: nn.Flatten(), {}, r'it has no weights'),
+        (Shuffled, {'features': 'mix'}, r"the tokens at features='mix' are not in the order of the image"),
+        (Queries, {'features': 'mix'}, r"what is at features='mix' has no positions"),
         (WithToken, {'features': 'mix'}, r"class tokens, .* behind features='mix'.*the block in front of the last"),
     ],
 )
 def test_what_is_refused(make, where, message):
     with pytest.raises(ValueError, match=message):
         CamModel(make(), **{'image_size': (16, 24), **where})
+
+
+def test_how_it_wants_its_images():
+    class Small(Net):
+        """With one of the methods of timm's models."""
+
+        def forward_features(self, x):
+            return self.trunk(x)
+
+    assert CamModel(Small(Mean()), image_size=48).data_config['input_size'] == (3, 48, 48)
+    assert CamModel(Small(Mean())).data_config['input_size'] == (3, 224, 224)
+    with pytest.raises(ValueError, match='meta device'):
+        CamModel(Small(Mean()).to('meta'))
+
+
+def test_threads_do_not_see_each_other():
+    model = Net(Mean()).eval()
+    cam_model = CamModel(model, image_size=(16, 24))
+    alone = [torch.randn(2, 3, 16, 24), torch.randn(2, 3, 32, 24)]
+    expected = [cam_model.class_maps(each).maps(None) for each in alone]
+    with ThreadPoolExecutor(2) as pool:
+        for found, wanted in zip(
+            pool.map(lambda each: cam_model.class_maps(each).maps(None), alone * 20), expected * 20, strict=True
+        ):
+            assert torch.equal(found, wanted)
 
 
 def test_one_place():

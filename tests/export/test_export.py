@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import foolbox
 import numpy as np
@@ -32,7 +33,7 @@ KINDS = {name: MODELS[name] for name in ('resnet', 'swin', 'vit_reg4', 'swiftfor
 }
 
 
-FAST = ('resnet', 'convnext', 'mobilenetv3', 'vit_map')  # the others take up to 12 s each
+FAST = ('resnet', 'vit_map')  # the others take up to 12 s each
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_what_does_not_agree_is_not_written(tmp_path, monkeypatch):
 
     images = torch.randn(1, 3, 64, 64)
     monkeypatch.setitem(export_files.READERS, 'pt2', spoiled)
-    with pytest.raises(DataError, match=r"model\.pt2' is not written: its outputs are 1 off PyTorch's"):
+    with pytest.raises(DataError, match=r"model\.pt2' is not written: its maps are 1 off PyTorch's"):
         export_model(model, tmp_path / 'model.pt2', 'pt2')
     assert list(tmp_path.iterdir()) == []
     model.model.fc.bias.data[3] = float('nan')
@@ -254,3 +255,55 @@ def test_one_size_where_no_other_can_be_traced(monkeypatch):
         export_program, '_export', lambda graph, images, sides: time.sleep(9) if sides else export(graph, images, {})
     )
     assert trace(graph, 3, (32, 48)).fixed == 'torch.export of other sizes took more than 1 s'
+
+
+class ObjectOutput(torch.nn.Module):
+    """As transformers have it, with a last convolution that its maps remember."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Padded()
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.inner(x))
+
+
+def test_models_of_others(tmp_path):
+    model = CamModel(ObjectOutput().eval(), image_size=(32, 48))
+    exported = export_model(model, tmp_path / 'a.pt2', 'pt2', Outputs('none'))
+    assert exported.sizes == ((32, 48),)
+    beside = json.loads((tmp_path / 'a.pt2.json').read_text())
+    assert beside['preprocessing'] == {'input_size': [3, 32, 48], 'in_graph': False}
+    for arguments, message in (
+        ({'preprocess': True}, '--preprocess: the model does not say its interpolation, mean, std'),
+        ({'class_names': ['cat']}, '1 class names for 5 classes'),
+    ):
+        with pytest.raises(UsageError, match=message):
+            export_model(model, tmp_path / 'b.pt2', 'pt2', **arguments)
+    for path in (tmp_path, tmp_path / 'model.bin'):
+        with pytest.raises(UsageError, match='expected the name of a file that ends in'):
+            export_model(model, path, 'pt2')
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['a.pt2', 'a.pt2.json']
+
+
+def test_outputs_are_compared_one_by_one():
+    class Graph(torch.nn.Module):
+        def forward(self, images, classes):
+            return {'logits': images[:, :4], 'maps': 100 * images}
+
+    images = torch.rand(1, 6) + 1
+    wrong = compare(lambda images: {'logits': images[:, :4] + 0.1, 'maps': 100 * images}, Graph(), [images])
+    assert (wrong.name, round(wrong.difference, 3)) == ('logits', 0.1)
+    assert wrong.relative > 0.04
+    shaped = compare(lambda images: {'logits': images[:, :1], 'maps': 100 * images}, Graph(), [images])
+    assert not shaped.relative <= 1
+
+
+def test_what_onnx_cannot_say(tmp_path, monkeypatch):
+    def cannot(program, path, about):
+        raise NotImplementedError('no such operator')
+
+    monkeypatch.setitem(export_files.WRITERS, 'pt2', cannot)
+    with pytest.raises(DataError, match=r"a\.pt2' is not written: no such operator"):
+        export_model(CamModel(Padded().eval(), image_size=(32, 48)), tmp_path / 'a.pt2', 'pt2')
+    assert list(tmp_path.iterdir()) == []

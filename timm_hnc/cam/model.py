@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.heads.base import Kind, TimmModel
-from timm_hnc.cam.heads.hooked_head import Place, logits_of
+from timm_hnc.cam.heads.hooked_head import Place, is_of_timm, logits_of
 from timm_hnc.cam.heads.probe import MapHead, probe_head
 
 
@@ -25,7 +25,8 @@ class CamModel(nn.Module):
         features: name of the module whose output has the positions, such as 'layer4'; if None, where timm has them, or
             the last such module of a model that is none of timm's (`head.place` says which).
         features_input: the same of the module that they enter, such as 'fc'.
-        image_size: (height, width) that a model of fixed size takes, where it is none of timm's and does not say so.
+        image_size: (height, width), or one side, that a model of fixed size takes, where it is none of timm's and does
+            not say so.
 
     Raises:
         UnsupportedHead: (a ValueError) no such maps; the message names model, head and way out.
@@ -42,7 +43,7 @@ class CamModel(nn.Module):
         model: TimmModel,
         features: str | None = None,
         features_input: str | None = None,
-        image_size: tuple[int, int] | None = None,
+        image_size: tuple[int, int] | int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(model, CamModel):
@@ -50,6 +51,7 @@ class CamModel(nn.Module):
         if features and features_input:
             raise ValueError('features and features_input: one place, not two.')
         name = features or features_input
+        image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.head: MapHead = probe_head(model, Place(name, bool(features_input)) if name else None, image_size)
         self.model: TimmModel = model
         self.training = model.training
@@ -62,8 +64,8 @@ class CamModel(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        found = getattr(self.head, 'num_classes', None)
-        return self.model.num_classes if found is None else found
+        source: Any = self.model if is_of_timm(self.model) else self.head
+        return int(source.num_classes)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -107,6 +109,10 @@ class CamModel(nn.Module):
             _check_finite(class_maps.logits)
         return class_maps
 
+    def _logits(self, x: Tensor) -> Tensor:
+        found = self.model(x)
+        return found if is_of_timm(self.model) else logits_of(found)
+
     def _check_images(self, x: Tensor) -> None:
         if x.ndim != 4:
             raise ValueError(f'images of shape {tuple(x.shape)}: expected (batch, channels, height, width).')
@@ -119,7 +125,7 @@ class CamModel(nn.Module):
 
     def forward(self, x: Tensor, return_class_maps: bool = False) -> Tensor | ClassMaps:
         """The timm model's logits (B, n), or its ClassMaps (so that DDP and compile see one forward)."""
-        return self.class_maps(x) if return_class_maps else logits_of(self.model(x))
+        return self.class_maps(x) if return_class_maps else self._logits(x)
 
 
 def cell_size(model: TimmModel) -> int:

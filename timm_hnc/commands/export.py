@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         DataError: the model cannot be read or followed.
     """
     args = build_parser().parse_args(argv)
-    check_format(args.format)
+    path = args.out or Path(f'{_name(args.model)}.{args.format}')
+    check_format(args.format, path)
     outputs = Outputs(args.maps, args.contrast)
     try:
         model = _load(args).eval()
-        path = args.out or Path(f'{_name(args.model)}.{args.format}')
         exported = export_model(model, path, args.format, outputs, args.preprocess)
         timing = cost_of_maps(model, exported, args.preprocess) if outputs.maps != 'none' else None
     except UnsupportedHead as error:

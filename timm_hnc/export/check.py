@@ -1,5 +1,6 @@
 """Whether an exported graph says what the model says, and what its maps cost."""
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,13 +17,15 @@ _ROUNDS = 15
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a file's outputs are from PyTorch's.
+    """How far the output of a file that is furthest from PyTorch's is from it.
 
     Args:
-        difference: the largest, over logits and maps.
-        largest: absolute value that PyTorch has.
+        name: of the output.
+        difference: the largest.
+        largest: absolute value of this output that PyTorch has.
     """
 
+    name: str
     difference: float
     largest: float
 
@@ -34,23 +37,31 @@ class Agreement:
 
 @torch.no_grad()
 def compare(run: Runner, graph: MapGraph, batches: Sequence[Tensor]) -> Agreement:
-    """Run both on batches of images; NaN where one of them is not finite.
+    """Run both on batches of images; NaN where one of them is not finite, infinity where shapes differ.
 
-    Classes may rank otherwise where logits are equal: the maps of those that the file chose are compared.
+    Classes may rank otherwise where logits are equal: their logits are compared, and the maps of those that the file
+    chose.
     """
-    differences, values = [], []
+    differences: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for images in batches:
         found = run(images)
         expected = graph(images, found.get('classes'))
         if 'classes' in found:
             logits = expected['logits']
-            chosen, best = logits.gather(1, found['classes']), logits.topk(found['classes'].shape[1]).values
-            differences.append((chosen - best).abs().max())
-        for name in expected:
-            if name != 'classes':
-                differences.append((found[name] - expected[name]).abs().max())
-                values.append(expected[name].abs().max())
-    return Agreement(torch.stack(differences).max().item(), torch.stack(values).max().item())
+            expected['classes'] = logits.topk(found['classes'].shape[1]).values
+            found['classes'] = logits.gather(1, found['classes'])
+        for name, value in expected.items():
+            same = found[name].shape == value.shape
+            differences.setdefault(name, []).append((found[name] - value).abs().max().item() if same else math.inf)
+            values.setdefault(name, []).append(value.abs().max().item())
+    each = [Agreement(name, _largest(found), _largest(values[name])) for name, found in differences.items()]
+    return max(each, key=lambda agreement: (math.isnan(agreement.relative), agreement.relative))
+
+
+def _largest(values: Sequence[float]) -> float:
+    """NaN if one of them is."""
+    return max(values, key=lambda value: (math.isnan(value), value))
 
 
 def cost(run: Runner, plain: Runner, image: Tensor) -> tuple[float, float]:

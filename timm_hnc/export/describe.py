@@ -21,7 +21,7 @@ def describe(
     Args:
         graph: what is exported.
         traced: of it.
-        config: preprocessing, as `data_config` has it.
+        config: preprocessing, of `stated_config`.
         class_names: a name a class, if there are any.
     """
     channels, *size = config['input_size']

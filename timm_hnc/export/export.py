@@ -1,22 +1,23 @@
 """Exporting a model with its class maps: traced, written, compared with PyTorch, and only then there."""
 
-import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.model_copies import full_copy
 from timm_hnc.cam.heads.probe import name_of, way_out_of
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.export.check import Agreement, compare, cost
 from timm_hnc.export.describe import describe
 from timm_hnc.export.files import READERS, WRITERS, check_format
 from timm_hnc.export.graph import MapGraph, Outputs
-from timm_hnc.export.preprocessing import Preprocessing, data_config
+from timm_hnc.export.preprocessing import Preprocessing, stated_config
 from timm_hnc.export.program import Size, trace
 from timm_hnc.files.tables import write_json
 
@@ -57,6 +58,7 @@ def export_model(
     outputs: Outputs | None = None,
     preprocess: bool = False,
     class_names: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write a model as a graph with named outputs, in float32, that takes batches of any size.
 
@@ -67,37 +69,49 @@ def export_model(
         outputs: which, see `MapGraph`; the maps of the top 5 classes if None.
         preprocess: the graph takes (B, H, W, C) bytes of any height and width; else (B, C, H, W) normalised floats.
         class_names: a name a class; those that came with the weights if None.
+        data_config: what the model wants of its images in place of what `CamModel.data_config` says, such as the mean
+            and std of a model that is none of timm's.
 
     Returns:
         What was written, and how it compares.
 
     Raises:
-        UsageError: the maps take a backward pass, the model has fewer classes or wants another preprocessing, packages
-            are missing, or the file cannot be written.
+        UsageError: the maps take a backward pass, the model has fewer classes or wants another preprocessing or does
+            not say which, packages are missing, or the file cannot be written.
         DataError: torch.export or ONNX cannot follow the model, or the file does not say what PyTorch says.
 
     Example:
         >>> export_model(CamModel(timm.create_model('resnet18')), 'resnet18.onnx')
     """
-    check_format(file_format)
     outputs, path = outputs or Outputs(), Path(path)
+    check_format(file_format, path)
     _check_maps(model, outputs)
-    config = data_config(model)
+    names = class_names or model.class_names
+    if names and len(names) != model.num_classes:
+        raise UsageError(f'{len(names)} class names for {model.num_classes} classes of the model.')
+    config = stated_config(model, data_config, preprocess)
     channels, height, width = config['input_size']
-    graph = MapGraph(copy.deepcopy(model).cpu().float(), outputs, Preprocessing(config) if preprocess else None).eval()
+    graph = MapGraph(full_copy(model).cpu().float(), outputs, Preprocessing(config) if preprocess else None).eval()
     traced = trace(graph, channels, (height, width))
-    about = describe(graph, traced, config, class_names or model.class_names)
+    about = describe(graph, traced, config, names)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
             written = Path(folder) / path.name
-            about |= WRITERS[file_format](traced.program, written, about)
-            num_bytes = sum(file.stat().st_size for file in Path(folder).iterdir())
-            agreement = compare(READERS[file_format](written), graph, _batches(channels, traced.sizes, preprocess))
+            batches = _batches(channels, traced.sizes, preprocess)
+            try:
+                about |= WRITERS[file_format](traced.program, written, about)
+                agreement = compare(READERS[file_format](written), graph, batches)
+            except OSError:
+                raise
+            except Exception as error:  # of ONNX and its runtime, which have many
+                raise DataError(f"'{path}' is not written: {first_lines(error)}") from error
             _check(agreement, path, TOLERANCE_OF_BYTES if preprocess else TOLERANCE)
-            write_json(written.with_name(f'{path.name}.json'), about)
-            for file in Path(folder).iterdir():
+            files = sorted(Path(folder).iterdir())
+            num_bytes = sum(file.stat().st_size for file in files)
+            for file in files:
                 file.replace(path.parent / file.name)
+            write_json(path.with_name(f'{path.name}.json'), about)
     except OSError as error:
         raise UsageError(f"--out '{path}' cannot be written: {error}") from error
     return Exported(path, file_format, num_bytes, about.get('opset'), traced.sizes, traced.fixed, agreement)
@@ -113,18 +127,21 @@ def _check_maps(model: CamModel, outputs: Outputs) -> None:
         )
 
 
-def cost_of_maps(model: CamModel, exported: Exported, preprocess: bool = False) -> tuple[float, float]:
+def cost_of_maps(
+    model: CamModel, exported: Exported, preprocess: bool = False, data_config: Mapping[str, Any] | None = None
+) -> tuple[float, float]:
     """Seconds for one image, and as a multiple of what the same model takes without maps.
 
     Args:
         model: that was exported.
         exported: with its maps.
         preprocess: as it was exported.
+        data_config: the same.
     """
-    channels = data_config(model)['input_size'][0]
+    channels = model.data_config['input_size'][0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'plain.{exported.file_format}'
-        plain = export_model(model, path, exported.file_format, Outputs('none'), preprocess)
+        plain = export_model(model, path, exported.file_format, Outputs('none'), preprocess, data_config=data_config)
         runners = [READERS[each.file_format](each.path) for each in (exported, plain)]
         return cost(runners[0], runners[1], _batches(channels, exported.sizes[:1], preprocess)[0])
 
@@ -142,6 +159,6 @@ def _check(agreement: Agreement, path: Path, tolerance: float) -> None:
     """Refuse a file that says something else; NaN is no agreement."""
     if not agreement.relative <= tolerance:
         raise DataError(
-            f"'{path}' is not written: its outputs are {agreement.difference:.3g} off PyTorch's, which go up to "
-            f'{agreement.largest:.3g}.'
+            f"'{path}' is not written: its {agreement.name} are {agreement.difference:.3g} off PyTorch's, which go up "
+            f'to {agreement.largest:.3g}.'
         )

@@ -18,16 +18,19 @@ _TORCH = '2.9'
 _PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 
-def check_format(name: str) -> None:
-    """Refuse a format that cannot be written here.
+def check_format(name: str, path: Path) -> None:
+    """Refuse a format that cannot be written here, or to such a path.
 
     Raises:
-        UsageError: it is none, packages are missing, or torch is too old to follow more than the simplest heads.
+        UsageError: it is none, the path is a folder or of another format, packages are missing,
+            or torch is too old to follow more than the simplest heads.
     """
     if torch.__version__ < _TORCH:
         raise UsageError(f'export needs torch {_TORCH} or newer, {torch.__version__} is installed.')
     if name not in WRITERS:
         raise UsageError(f'--format {name}: expected one of {", ".join(WRITERS)}.')
+    if path.is_dir() or (name == 'pt2' and path.suffix != '.pt2'):
+        raise UsageError(f"--out '{path}': expected the name of a file that ends in .{name}.")
     missing = [package for package in _PACKAGES if find_spec(package) is None] if name == 'onnx' else []
     if missing:
         raise UsageError(f'--format onnx needs {", ".join(missing)}: pip install "timm_hnc[export]".')

@@ -78,7 +78,7 @@ class MapGraph(nn.Module):
         if self.preprocessing is not None:
             images = self.preprocessing(images)
         if self.outputs.maps == 'none':
-            return {'logits': self.model.model(images)}
+            return {'logits': self.model(images)}
         class_maps = self.model.class_maps(images)
         if self.outputs.topk is None:
             return {'logits': class_maps.logits, 'maps': class_maps.maps(None)}

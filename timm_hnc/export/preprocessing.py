@@ -1,6 +1,7 @@
 """What timm's evaluation transform does to an image, as operations of a graph."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,16 +14,30 @@ from timm_hnc.errors import UsageError
 _MODES = ('bilinear', 'bicubic')
 
 
-def data_config(model: CamModel) -> dict[str, Any]:
-    """How a model wants its images: size, mean, std, interpolation, share and mode of the crop, as timm says it."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in model.data_config.items()}
+def stated_config(model: CamModel, given: Mapping[str, Any] | None, needed: bool) -> dict[str, Any]:
+    """How a model wants its images, as far as anybody says: size, mean, std, interpolation, share and mode of the crop.
+
+    Args:
+        model: of timm's it says all, of others the size.
+        given: what is given in its place.
+        needed: all of it.
+
+    Raises:
+        UsageError: what is needed nobody says.
+    """
+    stated = model.data_config if model.pretrained_cfg else {'input_size': model.data_config['input_size']}
+    config = {**stated, **(given or {})}
+    missing = [name for name in model.data_config if name not in config]
+    if needed and missing:
+        raise UsageError(f'--preprocess: the model does not say its {", ".join(missing)}: see data_config.')
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
 
 
 class Preprocessing(nn.Module):
     """Resizing, centre crop and normalisation of images of any size, as timm's `create_transform` for evaluation.
 
     Args:
-        config: of `data_config`.
+        config: of `stated_config`.
 
     Raises:
         UsageError: a graph cannot do what the config asks for.

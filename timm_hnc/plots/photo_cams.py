@@ -84,7 +84,7 @@ def photo_rows(
 
 
 def map_values(photo: Path, row: PanelRow) -> list[dict[str, Any]]:
-    """The figures behind a row: class, probability, mean (the logit) and peak of every map, and the map."""
+    """The figures behind a row: class, probability, mean (a logit, or the difference of two), peak, and the map."""
     return [
         {
             'photo': str(photo),

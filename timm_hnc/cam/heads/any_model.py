@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Lost
+from timm_hnc.cam.grids import Grid, cell_of, token_grid
 from timm_hnc.cam.heads.detached_head import KINDS, Branch
 from timm_hnc.cam.heads.detached_tail import DetachedTail
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, hooked_class_maps, logits_of
@@ -39,21 +40,26 @@ def find_hooked_head(
     Raises:
         Refused: it has no exact class maps there.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise Refused('it is on the meta device, and has to be run', 'make it on the CPU')
     copied = _shaken(full_copy(model)).eval()
     images, logits = _run(copied, image_size)
+    input_size = images.shape[1], *(image_size or _told_size(model) or (images.shape[-2], images.shape[-2]))
+    outputs = _outputs(copied, images)
+    probe = _Probe(copied, images, logits, input_size, _grids(outputs))
     if place is not None:
-        return _head_at(copied, place, images, logits)
+        return probe.head_at(place)
     refused, tried = None, list[Place]()
-    for candidate, features in _candidates(copied, images):
+    for candidate, features in _candidates(outputs):
         with suppress(Refused):
-            _branch(copied, features, (images.shape[-2], images.shape[-1]), candidate)
+            probe.branch(features, candidate)
             tried.append(candidate)
     for candidate in tried[:_MOST_TRIED]:
         try:
-            return _head_at(copied, candidate, images, logits)
+            return probe.head_at(candidate)
         except Refused as error:
             refused = refused or error
-    if (tail := _tail(copied, images, logits)) is not None:
+    if (tail := probe.tail()) is not None:
         return tail
     raise refused or Refused('none of its modules returns features with positions', _ELSEWHERE)
 
@@ -103,11 +109,8 @@ def _told_size(model: nn.Module) -> tuple[int, int] | None:
     return tuple(told) if isinstance(told, (list, tuple)) and len(told) == 2 else None
 
 
-def _candidates(model: nn.Module, images: Tensor) -> Iterator[tuple[Place, Tensor]]:
-    """Modules whose output may have positions, the last one first; of several with one output the outermost first.
-
-    An outer one may return it when the logits are made already: then the one that made it is tried.
-    """
+def _outputs(model: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
+    """Names of the modules that return feature maps or tokens, in the order in which they do, and these."""
     outputs: list[tuple[str, Tensor]] = []
 
     def note(name: str) -> Any:
@@ -123,6 +126,20 @@ def _candidates(model: nn.Module, images: Tensor) -> Iterator[tuple[Place, Tenso
             if name:
                 hooks.enter_context(module.register_forward_hook(note(name)))
         model(images)
+    return outputs
+
+
+def _grids(outputs: list[tuple[str, Tensor]]) -> set[Grid]:
+    """Rows and columns of all feature maps."""
+    shapes = [tuple(tensor.shape) for _, tensor in outputs if tensor.ndim == 4]
+    return {(shape[2], shape[3]) for shape in shapes} | {(shape[1], shape[2]) for shape in shapes}
+
+
+def _candidates(outputs: list[tuple[str, Tensor]]) -> Iterator[tuple[Place, Tensor]]:
+    """Where positions may be, the last place first; of several modules with one output the outermost first.
+
+    An outer one may return it when the logits are made already: then the one that made it is tried.
+    """
     names: dict[int, list[str]] = {}
     for name, tensor in reversed(outputs):
         names.setdefault(id(tensor), []).append(name)
@@ -133,87 +150,142 @@ def _candidates(model: nn.Module, images: Tensor) -> Iterator[tuple[Place, Tenso
             yield Place(inner[-1]), tensors[each]
 
 
-def _head_at(model: nn.Module, place: Place, images: Tensor, logits: Tensor) -> HookedHead:
-    """The head behind a place, if every logit is the mean of a map of what is there and of nothing else."""
-    features = _features(model, place, images)
-    branch = _branch(model, features, (images.shape[-2], images.shape[-1]), place)
-    maps, found = _followed(model, place, branch, images)
-    with torch.no_grad():
-        if not (agree(maps.logits, logits) and agree(logits, maps.maps(None).mean((2, 3)))):
-            raise Refused(f'its logits are not the means of its maps behind {place}')
-    if not agree(_logits_with(model, place, images, features.flip(0)), logits.flip(0)):  # of the other image
-        raise Refused(f'its logits depend on more than what is behind {place}', _ELSEWHERE)
-    if branch.prefix and 'attention' not in found:
-        mixed = torch.cat([features[:, : branch.prefix].flip(0), features[:, branch.prefix :]], 1)
-        if not agree(_logits_with(model, place, images, mixed), logits):
-            raise Refused(f'class tokens, which have no place in the image, enter its logits behind {place}', _IN_FRONT)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running statistics among them
-    try:
-        _followed(model.train(), place, branch, images)
-    finally:
-        model.eval()
-        for buffer, before in buffers:
-            buffer.copy_(before)
-    kind = next((kind for part, kind in KINDS.items() if part in found), 'A')
-    channels, height, width = images.shape[1:]
-    return HookedHead(kind, place, branch, logits.shape[1], (channels, height, width))
+@dataclass(frozen=True)
+class _Probe:
+    """What is known of a model when a place is tried.
 
+    Args:
+        model: a copy, in evaluation mode.
+        images: two of them.
+        logits: of the images.
+        input_size: (channels, height, width) of the images that the model wants.
+        grids: of the feature maps that its modules return.
+    """
 
-@torch.no_grad()
-def _logits_with(model: nn.Module, place: Place, images: Tensor, features: Tensor) -> Tensor:
-    """Logits with other features in their place."""
-    try:
-        with place.hook(model, lambda _: features):
-            return logits_of(model(images))
-    except ERRORS as error:
-        raise Refused(f'it does not run with other features at {place} ({first_lines(error, 120)})') from error
+    model: nn.Module
+    images: Tensor
+    logits: Tensor
+    input_size: tuple[int, int, int]
+    grids: set[Grid]
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
 
-def _followed(model: nn.Module, place: Place, branch: Branch, images: Tensor) -> tuple[ClassMaps, set[str]]:
-    mode = ' in training' if model.training else ''
-    try:
-        with torch.enable_grad():
-            maps, found = hooked_class_maps(model, images, place, branch)
-    except ERRORS as error:
-        raise Refused(f'it cannot be followed behind {place}{mode} ({first_lines(error, 120)})') from error
-    if isinstance(maps, Lost):
-        raise Refused(f'it cannot be followed behind {place}{mode} ({maps.reason})')
-    return maps, found
+    def head_at(self, place: Place) -> HookedHead:
+        """The head behind a place, if every logit is the mean of a map of what is there and of nothing else."""
+        features = self._features(place, self.images)
+        branch = self.branch(features, place)
+        if len(branch.dims) == 1:
+            self._check_order(place, branch)
+        maps, found = self._followed(place, branch)
+        with torch.no_grad():
+            if not (agree(maps.logits, self.logits) and agree(self.logits, maps.maps(None).mean((2, 3)))):
+                raise Refused(f'its logits are not the means of its maps behind {place}')
+        if not agree(self._logits_with(place, features.flip(0)), self.logits.flip(0)):  # of the other image
+            raise Refused(f'its logits depend on more than what is behind {place}', _ELSEWHERE)
+        if branch.prefix and 'attention' not in found:
+            mixed = torch.cat([features[:, : branch.prefix].flip(0), features[:, branch.prefix :]], 1)
+            if not agree(self._logits_with(place, mixed), self.logits):
+                text = f'class tokens, which have no place in the image, enter its logits behind {place}'
+                raise Refused(text, _IN_FRONT)
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # running statistics among them
+        try:
+            self.model.train()
+            self._followed(place, branch)
+        finally:
+            self.model.eval()
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        kind = next((kind for part, kind in KINDS.items() if part in found), 'A')
+        return HookedHead(kind, place, branch, self.logits.shape[1], self.input_size)
 
+    def branch(self, features: Tensor, place: Place) -> Branch:
+        """Where the positions of features lie."""
+        shape = tuple(features.shape)
+        found = None
+        if len(shape) == 4:
+            found = Branch(_spatial(shape, self.image_size))
+        elif len(shape) == 3:
+            found = self._tokens(shape[1], place)
+        if found is None or found.live(features, self.image_size).num_positions < 2:
+            raise Refused(f'what is at {place} has no positions (its shape is {shape})', _ELSEWHERE)
+        return found
 
-def _tail(model: nn.Module, images: Tensor, logits: Tensor) -> DetachedTail | None:
-    """Maps for pictures, where the logits see positions only through the last attention."""
-    channels, height, width = images.shape[1:]
-    with suppress(*ERRORS):
-        tail = find_tail(model, images)
-        return tail and replace(tail, num_classes=logits.shape[1], input_size=(channels, height, width))
-    return None
+    def _tokens(self, count: int, place: Place) -> Branch | None:
+        """Tokens are positions where they are as many as a feature map has, or become more with a larger image."""
+        for prefix in range(17):
+            with suppress(ValueError):
+                grid = token_grid(count - prefix, self.image_size) if prefix < count else (0, 0)
+                if grid in self.grids:
+                    return Branch((1,), prefix, cell_of(grid, self.image_size))
+        with suppress(ValueError, Refused):
+            height, width = self.image_size
+            larger = torch.zeros(BATCH, self.images.shape[1], 2 * height, 2 * width).to(self.images)
+            if self._features(place, larger).shape[1] > count:
+                return token_branch(self.model, count, self.image_size)
+        return None
 
+    def _check_order(self, place: Place, branch: Branch) -> None:
+        """Refuse tokens that are not where their patches are: what changes in a cell changes its own token most."""
+        (height, width), base = self.image_size, self.images[:1]
+        rows, columns = branch.live(self._features(place, base), self.image_size).grid
+        cells = sorted({(rows // 4, columns // 3), (rows // 2, columns // 2), (3 * rows // 4, columns // 5)})
+        changed = base.repeat(len(cells), 1, 1, 1)
+        for image, (row, column) in zip(changed, cells, strict=True):
+            down = slice(row * height // rows, (row + 1) * height // rows)
+            right = slice(column * width // columns, (column + 1) * width // columns)
+            image[:, down, right] = -3 * image[:, down, right]
+        tokens = self._features(place, torch.cat([base, changed]))[:, branch.prefix :]
+        moved = (tokens[1:] - tokens[:1]).norm(dim=2).argmax(1).tolist()
+        if moved != [row * columns + column for row, column in cells]:
+            raise Refused(f'the tokens at {place} are not in the order of the image', _ELSEWHERE)
 
-def _features(model: nn.Module, place: Place, images: Tensor) -> Tensor:
-    seen: list[Any] = []
-    try:
-        with torch.no_grad(), place.hook(model, seen.append):
-            model(images)
-    except AttributeError as error:
-        names = [name for name, _ in model.named_children()]
-        raise Refused(f'it has no module {place}', f'its modules are {", ".join(names)} and what is in them') from error
-    if not seen or not isinstance(seen[-1], Tensor):
-        raise Refused(f'nothing passes through {place}' if not seen else f'no tensor is at {place}', _ELSEWHERE)
-    return seen[-1]
+    def _followed(self, place: Place, branch: Branch) -> tuple[ClassMaps, set[str]]:
+        mode = ' in training' if self.model.training else ''
+        try:
+            with torch.enable_grad():
+                maps, found = hooked_class_maps(self.model, self.images, place, branch)
+        except ERRORS as error:
+            raise Refused(f'it cannot be followed behind {place}{mode} ({first_lines(error, 120)})') from error
+        if isinstance(maps, Lost):
+            raise Refused(f'it cannot be followed behind {place}{mode} ({maps.reason})')
+        return maps, found
 
+    @torch.no_grad()
+    def _logits_with(self, place: Place, features: Tensor) -> Tensor:
+        """Logits with other features in their place."""
+        try:
+            with place.hook(self.model, lambda _: features):
+                return logits_of(self.model(self.images))
+        except ERRORS as error:
+            raise Refused(f'it does not run with other features at {place} ({first_lines(error, 120)})') from error
 
-def _branch(model: nn.Module, features: Tensor, image_size: tuple[int, int], place: Place) -> Branch:
-    shape = tuple(features.shape)
-    found = None
-    if len(shape) == 4:
-        found = Branch(_spatial(shape, image_size))
-    elif len(shape) == 3:
-        with suppress(ValueError):
-            found = token_branch(model, shape[1], image_size)
-    if found is None or found.live(features, image_size).num_positions < 2:
-        raise Refused(f'what is at {place} has no positions (its shape is {shape})', _ELSEWHERE)
-    return found
+    def _features(self, place: Place, images: Tensor) -> Tensor:
+        seen: list[Any] = []
+        try:
+            hook = place.hook(self.model, seen.append)
+        except AttributeError as error:
+            names = ', '.join(name for name, _ in self.model.named_children())
+            raise Refused(f'it has no module {place}', f'its modules are {names} and what is in them') from error
+        try:
+            with torch.no_grad(), hook:
+                self.model(images)
+        except ERRORS as error:
+            raise Refused(f'it does not run ({first_lines(error, 120)})') from error
+        if not seen:
+            raise Refused(f'nothing passes through {place}', _ELSEWHERE)
+        return seen[-1]
+
+    def tail(self) -> DetachedTail | None:
+        """Maps for pictures, where the logits see positions only through the last attention."""
+        with suppress(Refused, *ERRORS):
+            tail = find_tail(self.model, self.images)
+            if tail is not None:
+                self._check_order(Place(tail.module, entering=True), tail.inputs[0][1])
+                return replace(tail, num_classes=self.logits.shape[1], input_size=self.input_size)
+        return None
 
 
 def _spatial(shape: tuple[int, ...], image_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Heads of any classifier: what lies behind a module, followed while the model itself runs."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +34,16 @@ class Place:
     def hook(self, model: nn.Module, see: Callable[[Tensor], Tensor | None]) -> Any:
         """Show the features to a function, whose tensor takes their place if it returns one; removed by `with`."""
         module = model.get_submodule(self.module)
+        thread = threading.get_ident()
+
+        def show(tensors: Any) -> Any:  # the hook is the model's, this pass is not
+            return _shown(tensors, see) if threading.get_ident() == thread else None
+
         if self.entering:
             return module.register_forward_pre_hook(
-                lambda _, args, kwargs: _shown((args, kwargs), see), with_kwargs=True
+                lambda _, args, kwargs=None: None if kwargs is None else show((args, kwargs)), with_kwargs=True
             )
-        return module.register_forward_hook(lambda _, args, output: _shown(output, see))
+        return module.register_forward_hook(lambda _, args, output: show(output))
 
 
 def _shown(tensors: Any, see: Callable[[Tensor], Tensor | None]) -> Any:
@@ -54,7 +60,7 @@ def logits_of(output: Any) -> Any:
 
 def is_of_timm(model: Any) -> bool:
     """Whether a model makes features, and then logits of them, as timm's do."""
-    return hasattr(model, 'forward_features')
+    return hasattr(model, 'forward_features') and hasattr(model, 'forward_head')
 
 
 def whole_pass(model: Any, x: Tensor) -> Any:

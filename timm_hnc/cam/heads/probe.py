@@ -79,7 +79,7 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
                 return _find(model)
             return find_hooked_head(model, place, image_size)
     except Refused as refused:
-        way_out = refused.way_out or (way_out_of(model) or ELSE if is_of_timm(model) else ANOTHER_PLACE)
+        way_out = refused.way_out or (ANOTHER_PLACE if place or not is_of_timm(model) else way_out_of(model) or ELSE)
         raise UnsupportedHead(
             f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}; "
             'without HNC and pictures it trains as it is.'
@@ -126,9 +126,8 @@ def _line(error: BaseException) -> str:
 
 
 def _find(model: TimmModel) -> MapHead:
-    for method in ('forward_head', 'get_classifier'):
-        if not hasattr(model, method):
-            raise Refused(f'it has no {method}()', 'use an image classifier of timm')
+    if not hasattr(model, 'get_classifier'):
+        raise Refused('it has no get_classifier()', 'use an image classifier of timm')
     if next(model.parameters(), None) is None:
         raise Refused('it has no weights', 'use an image classifier of timm')
     if not hasattr(model, 'num_classes'):
