@@ -258,7 +258,7 @@ def test_one_size_where_no_other_can_be_traced(monkeypatch):
 
 
 class ObjectOutput(torch.nn.Module):
-    """As transformers have it, with a last convolution that its maps remember."""
+    """As transformers have it."""
 
     def __init__(self):
         super().__init__()

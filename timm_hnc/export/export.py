@@ -18,7 +18,7 @@ from timm_hnc.export.describe import describe
 from timm_hnc.export.files import READERS, WRITERS, check_format
 from timm_hnc.export.graph import MapGraph, Outputs
 from timm_hnc.export.preprocessing import Preprocessing, stated_config
-from timm_hnc.export.program import Size, trace
+from timm_hnc.export.program import Size, Traced, trace
 from timm_hnc.files.tables import write_json
 
 TOLERANCE = 1e-3
@@ -94,18 +94,12 @@ def export_model(
     graph = MapGraph(full_copy(model).cpu().float(), outputs, Preprocessing(config) if preprocess else None).eval()
     traced = trace(graph, channels, (height, width))
     about = describe(graph, traced, config, names)
+    batches = _batches(channels, traced.sizes, preprocess)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
-            written = Path(folder) / path.name
-            batches = _batches(channels, traced.sizes, preprocess)
-            try:
-                about |= WRITERS[file_format](traced.program, written, about)
-                agreement = compare(READERS[file_format](written), graph, batches)
-            except OSError:
-                raise
-            except Exception as error:  # of ONNX and its runtime, which have many
-                raise DataError(f"'{path}' is not written: {first_lines(error)}") from error
+            found, agreement = _written(Path(folder) / path.name, file_format, traced, graph, about, batches)
+            about |= found
             _check(agreement, path, TOLERANCE_OF_BYTES if preprocess else TOLERANCE)
             files = sorted(Path(folder).iterdir())
             num_bytes = sum(file.stat().st_size for file in files)
@@ -115,6 +109,19 @@ def export_model(
     except OSError as error:
         raise UsageError(f"--out '{path}' cannot be written: {error}") from error
     return Exported(path, file_format, num_bytes, about.get('opset'), traced.sizes, traced.fixed, agreement)
+
+
+def _written(
+    path: Path, file_format: str, traced: Traced, graph: MapGraph, about: dict[str, Any], batches: Sequence[Tensor]
+) -> tuple[dict[str, Any], Agreement]:
+    """Write a file and run it; what is known of it then, and how it compares."""
+    try:
+        found = WRITERS[file_format](traced.program, path, about)
+        return found, compare(READERS[file_format](path), graph, batches)
+    except OSError:
+        raise
+    except Exception as error:  # of ONNX and its runtime, which have many
+        raise DataError(f"'{path.name}' is not written: {first_lines(error)}") from error
 
 
 def _check_maps(model: CamModel, outputs: Outputs) -> None:

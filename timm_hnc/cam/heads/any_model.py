@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -49,12 +50,9 @@ def find_hooked_head(
     probe = _Probe(copied, images, logits, input_size, _grids(outputs))
     if place is not None:
         return probe.head_at(place)
-    refused, tried = None, list[Place]()
-    for candidate, features in _candidates(outputs):
-        with suppress(Refused):
-            probe.branch(features, candidate)
-            tried.append(candidate)
-    for candidate in tried[:_MOST_TRIED]:
+    refused = None
+    with_positions = (place for place, features in _candidates(outputs) if probe.has_positions(features, place))
+    for candidate in islice(with_positions, _MOST_TRIED):
         try:
             return probe.head_at(candidate)
         except Refused as error:
@@ -200,6 +198,12 @@ class _Probe:
                 buffer.copy_(before)
         kind = next((kind for part, kind in KINDS.items() if part in found), 'A')
         return HookedHead(kind, place, branch, self.logits.shape[1], self.input_size)
+
+    def has_positions(self, features: Tensor, place: Place) -> bool:
+        """Whether features have any."""
+        with suppress(Refused):
+            return bool(self.branch(features, place))
+        return False
 
     def branch(self, features: Tensor, place: Place) -> Branch:
         """Where the positions of features lie."""
