@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from evidence.regimes import Regime
 from timm_hnc.attacks.attacks import Attack, attack, normalized
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.model_copies import exact_numbers
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.input_geometry import InputGeometry
@@ -29,10 +30,11 @@ _BATCH = 50
 _BINS = 15  # of the calibration error, torchmetrics' default
 
 
+@exact_numbers()
 def run_figures(
     folder: Path, regime: Regime, data_dir: str, train: int = 1000, attacked: int = 500, grids: int = 200
 ) -> dict[str, float]:
-    """Figures of a run's last epoch, computed in float32; images are taken evenly from their split.
+    """Figures of a run's last epoch, computed in float32 on what there is of accelerators; images are taken evenly from their split.
 
     Args:
         folder: of the run.
@@ -50,13 +52,13 @@ def run_figures(
         own cell of a 2 x 2 grid, 25 by chance; NaN without grids). In units of logits `negative_peak`, the highest
         value of a negative map above its mean, of 5 negatives an image.
     """
-    model = timm.create_model(f'local-dir:{folder / "last" / "model"}', pretrained=True).eval()
+    model = timm.create_model(f'local-dir:{folder / "last" / "model"}', pretrained=True).eval().to(_device())
     test = _dataset(regime, data_dir, regime.test_split, model)
     images, targets = _tensors(test)
     found, logits = _clean(model, test, images, targets)
     some = _places(len(images), attacked)
     found |= _attacked(model, images[some], targets[some])
-    found['grid_pointing'] = _grid_pointing(model, images, targets, logits, grids)
+    found['grid_pointing'] = _grid_pointing(model, images, targets.cpu(), logits, grids)
     seen = _as_trained(_dataset(regime, data_dir, regime.train_split, model), folder, regime)
     images, targets = _tensors(Subset(seen, _places(len(seen), train)))
     return {**found, 'train_accuracy': _accuracy(_logits(model, images), targets)}
@@ -83,9 +85,14 @@ def _places(length: int, count: int) -> list[int]:
     return [index * length // count for index in range(count)]
 
 
+def _device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device('cpu')
+
+
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     images, targets = zip(*DataLoader(dataset, _BATCH), strict=True)
-    return torch.cat(images), torch.cat([torch.as_tensor(each) for each in targets])
+    return torch.cat(images).to(_device()), torch.cat([torch.as_tensor(each) for each in targets]).to(_device())
 
 
 @torch.no_grad()
@@ -95,6 +102,7 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 
 def _accuracy(logits: Tensor, targets: Tensor) -> float:
     """MAP of label sets, top-1 of class indices, in %."""
+    logits, targets = logits.cpu(), targets.cpu()
     if targets.ndim == 1:
         return 100 * (logits.argmax(1) == targets).double().mean().item()
     evaluator = MultiLabelEvaluator()
@@ -104,7 +112,7 @@ def _accuracy(logits: Tensor, targets: Tensor) -> float:
 
 @torch.no_grad()
 def _clean(model: nn.Module, dataset: Any, images: Tensor, targets: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Figures of images as they are, and the (N, n) logits."""
+    """Figures of images as they are, and the (N, n) logits, on the CPU."""
     cam_model, several, logits = CamModel(model).eval(), targets.ndim == 2, []
     num_classes: Any = model.num_classes
     quality, energy = MapQuality(num_classes, NEGATIVES), _Energy(dataset)
@@ -112,9 +120,9 @@ def _clean(model: nn.Module, dataset: Any, images: Tensor, targets: Tensor) -> t
         class_maps = cam_model.class_maps(inputs)
         quality.update(class_maps, labels)
         if several:
-            energy.update(class_maps.maps(), labels)
+            energy.update(class_maps.maps().cpu(), labels.cpu())
         logits.append(class_maps.logits)
-    scores = torch.cat(logits)
+    scores, targets = torch.cat(logits).cpu(), targets.cpu()
     # here, for importing it takes two seconds, which the choice of settings does without
     from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
 
@@ -173,6 +181,6 @@ def _grid_pointing(model: nn.Module, images: Tensor, targets: Tensor, logits: Te
         single = targets.sum(1) == 1
         images, targets, logits = images[single], targets[single].argmax(1), logits[single]
     grids, cam_model = make_grids(images, targets, logits, count), CamModel(model).eval()
-    parts = zip(grids.images.split(_BATCH), grids.classes.split(_BATCH), strict=True)
+    parts = zip(grids.images.split(_BATCH), grids.classes.to(images.device).split(_BATCH), strict=True)
     shares = [own_shares(cam_model.class_maps(inputs).maps(classes)) for inputs, classes in parts if len(inputs)]
     return 100 * torch.cat(shares).mean().item() if shares else float('nan')
