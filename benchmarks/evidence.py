@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     seeds, failures = args.seeds or regime.seeds, {}
     # rows without a choice come first: they need no trial
     for ready in ([row for row in rows if not row.weights], rows):
-        if ready is rows and not regime.chosen_in:
+        if ready is rows and regime.choice_seeds:
             failures |= _try(stage, rows, args.jobs)
         failures |= _measure(stage, ready, seeds, args.jobs)
     for name, message in failures.items():
@@ -97,7 +97,7 @@ def _try(stage: Stage, rows: Sequence[Row], jobs: int) -> dict[str, str]:
 
 def _measure(stage: Stage, rows: Sequence[Row], seeds: int, jobs: int) -> dict[str, str]:
     """Run every row whose setting is known, seed by seed; what went wrong, by name of the run."""
-    chosen = read_choices(stage.folder.with_name(stage.regime.chosen_in or stage.regime.key))
+    chosen = read_choices(stage.folder)
     settings = {row: chosen[row.key].setting if row.key in chosen else None for row in rows}
     known = [stage.measured(row, settings[row], seeds) for row in rows if settings[row] or not row.weights]
     runs = [run for each in zip(*known, strict=True) for run in each]

@@ -67,7 +67,7 @@ def results(regime: Regime, folder: Path) -> list[Result]:
 
     A row of which nothing is complete has no runs.
     """
-    chosen, found = read_choices(folder.with_name(regime.chosen_in or regime.key)), []
+    chosen, found = read_choices(folder), []
     for row in regime.rows:
         setting = chosen[row.key].setting if row.key in chosen else None
         ready = setting or not row.weights
