@@ -34,7 +34,9 @@ _BINS = 15  # of the calibration error, torchmetrics' default
 def run_figures(
     folder: Path, regime: Regime, data_dir: str, train: int = 1000, attacked: int = 500, grids: int = 200
 ) -> dict[str, float]:
-    """Figures of a run's last epoch, computed in float32 on what there is of accelerators; images are taken evenly from their split.
+    """Figures of a run's last epoch, computed in float32, on an accelerator where there is one.
+
+    Images are taken evenly from their split.
 
     Args:
         folder: of the run.
