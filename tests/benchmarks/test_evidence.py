@@ -36,13 +36,13 @@ def test_train_py_takes_the_options_of_every_row(key):
     for row in regime.rows:
         settings = [Setting(weight, topk) for topk in row.topks for weight in row.weights] or [None]
         trials = [run for setting in settings for run in stage.trials(row, setting)]
-        for run in [*trials[:: regime.choice_seeds], *stage.measured(row, settings[0], 1)]:
+        for run in [*trials[:: regime.choice_seeds or 1], *stage.measured(row, settings[0], 1)]:
             argv = run.command('train')[1:]
             options = flattened(parse_train_options(argv)[0])
             assert options['holdout'] == (regime.holdout if 'trials' in run.folder.parts else 0)
             assert options['val_interval'] == options['epochs'], 'evaluated once, at the end'
             assert options['num_classes'] == regime.num_classes
-            assert (options['hnc'] == 'none') == (not row.weights)
+            assert (options['hnc'] == 'none') == (row.key in (BASELINE, 'smoothing'))
         assert len({run.name for run in trials}) == len(trials) == regime.choice_seeds * len(settings)
 
 
