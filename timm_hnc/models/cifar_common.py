@@ -37,8 +37,3 @@ def init_weights(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def linear_rates(last: float, count: int) -> list[float]:
-    """Stochastic depth of Huang et al. (2016, https://arxiv.org/abs/1603.09382): rates that grow from 0 to the last."""
-    return [last * index / max(count - 1, 1) for index in range(count)]

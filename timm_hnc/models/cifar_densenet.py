@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.densenet import DenseBlock, DenseLayer, DenseNet
 from torch import Tensor, nn
 
-from timm_hnc.models.cifar_common import cifar_cfg, init_weights, linear_rates
+from timm_hnc.models.cifar_common import cifar_cfg, init_weights
 
 __all__ = ['CifarDenseNet']  # register_model adds the networks
 
@@ -114,7 +114,7 @@ class CifarDenseNet(DenseNet):
 
     def _add_drop_path(self, drop_path_rate: float, blocks: Sequence[DenseBlock]) -> None:
         layers = [(block, name) for block in blocks for name in block]
-        for (block, name), rate in zip(layers, linear_rates(drop_path_rate, len(layers)), strict=True):
+        for (block, name), rate in zip(layers, calculate_drop_path_rates(drop_path_rate, len(layers)), strict=True):
             block[name] = DropPathDenseLayer(cast(DenseLayer, block[name]), rate)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

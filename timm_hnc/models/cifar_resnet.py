@@ -11,13 +11,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_norm_layer
+from timm.layers import (
+    DropPath,
+    LayerType,
+    calculate_drop_path_rates,
+    create_classifier,
+    get_act_layer,
+    get_norm_layer,
+)
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv
 from torch import Tensor, nn
 
-from timm_hnc.models.cifar_common import cifar_cfg, init_weights, linear_rates
+from timm_hnc.models.cifar_common import cifar_cfg, init_weights
 
 __all__ = ['CifarResNet', 'PadShortcut']  # register_model adds the networks
 
@@ -107,7 +114,7 @@ class CifarResNet(ResNet):
         self.stage_names = ('layer1', 'layer2', 'layer3', 'layer4')[: len(layers)]
         self.feature_info: list[dict[str, Any]] = []
         widths = (stem_width, *(planes * block.expansion for planes in channels))
-        rates = iter(linear_rates(drop_path_rate, sum(layers)))
+        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(layers)))
         options: dict[str, Any] = {'cardinality': cardinality, 'base_width': base_width, 'act_layer': act}
         for index, (name, (before, after)) in enumerate(zip(self.stage_names, pairwise(widths), strict=True)):
             stride = 1 if index == 0 else 2
