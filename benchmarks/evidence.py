@@ -27,12 +27,12 @@ from pathlib import Path
 
 from evidence.figures import run_figures
 from evidence.regimes import REGIMES, Regime, Row
-from evidence.runs import Stage, choose, needed_trials, read_choices
+from evidence.runs import Stage, due_runs
 from evidence.table import take_up, write
 from lite import MODEL, pretrained_lite
 from safetensors.torch import save_file
 from tables.execute import execute
-from tables.runs import Run, data_flags
+from tables.runs import data_flags
 
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.errors import DataError, UsageError
@@ -69,54 +69,10 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     stage.folder.mkdir(parents=True, exist_ok=True)
     if args.kept:
         take_up(regime, stage.folder, args.kept)
-    seeds, failures = args.seeds or regime.seeds, {}
-    # rows without a choice come first: they need no trial
-    for ready in ([row for row in rows if not row.weights], rows):
-        if ready is rows and regime.choice_seeds:
-            failures |= _try(stage, rows, args.jobs)
-        failures |= _measure(stage, ready, seeds, args.jobs)
+    failures = execute(lambda: due_runs(stage, rows, args.seeds or regime.seeds), args.jobs)
     for name, message in failures.items():
         sys.stderr.write(f'evidence.py: {name}: {message}\n')
     return 1 if failures else 0
-
-
-def _try(stage: Stage, rows: Sequence[Row], jobs: int) -> dict[str, str]:
-    """Run the trials of all rows and choose; what went wrong, by name of the run."""
-    failures: dict[str, str] = {}
-    while True:
-        chosen = read_choices(stage.folder)
-        trials = [run for row in rows if row.key not in chosen for run in needed_trials(stage, row)]
-        _check_complete(trials)
-        if not any(run.next_step and run.name not in failures for run in trials):
-            break
-        failures |= execute([run for run in trials if run.name not in failures], jobs)
-    for row in rows:
-        choose(stage, row)
-    return failures
-
-
-def _measure(stage: Stage, rows: Sequence[Row], seeds: int, jobs: int) -> dict[str, str]:
-    """Run every row whose setting is known, seed by seed; what went wrong, by name of the run."""
-    chosen = read_choices(stage.folder)
-    settings = {row: chosen[row.key].setting if row.key in chosen else None for row in rows}
-    known = [stage.measured(row, settings[row], seeds) for row in rows if settings[row] or not row.weights]
-    runs = [run for each in zip(*known, strict=True) for run in each]
-    _check_complete(runs)
-    return execute(runs, jobs)
-
-
-def _check_complete(runs: Sequence[Run]) -> None:
-    """Refuse what other options have left in the folder.
-
-    Raises:
-        DataError: naming the run.
-    """
-    for run in runs:
-        try:
-            if run.next_step != 'train':
-                run.check_options()
-        except DataError as error:
-            raise DataError(f'{run.name}: {error}') from error
 
 
 def table(args: argparse.Namespace) -> int:

@@ -201,3 +201,34 @@ def choose(stage: Stage, row: Row) -> None:
 def held_out(stage: Stage, row: Row, setting: Setting | None) -> float:
     """The figure of a setting on held-out training images, in %, the mean over seeds."""
     return statistics.mean(last_figure(run, stage.regime.metric) for run in stage.trials(row, setting))
+
+
+def due_runs(stage: Stage, rows: Sequence[Row], seeds: int) -> list[Run]:
+    """What can be done by now, complete or not; rows whose trials are complete get their setting.
+
+    Args:
+        stage: where the runs lie.
+        rows: of the regime.
+        seeds: runs of every row once its setting is known.
+
+    Returns:
+        The runs of rows that have their setting, seed by seed, then the trials of the others.
+
+    Raises:
+        DataError: a complete run was made with other options.
+    """
+    if stage.regime.choice_seeds:
+        for row in rows:
+            choose(stage, row)
+    chosen = read_choices(stage.folder)
+    settings = {row: chosen[row.key].setting if row.key in chosen else None for row in rows}
+    known = [stage.measured(row, settings[row], seeds) for row in rows if settings[row] or not row.weights]
+    runs: list[Run] = [run for each in zip(*known, strict=True) for run in each]
+    runs += [run for row in rows if row.key not in chosen for run in needed_trials(stage, row)]
+    for run in runs:
+        try:
+            if run.next_step != 'train':
+                run.check_options()
+        except DataError as error:
+            raise DataError(f'{run.name}: {error}') from error
+    return runs

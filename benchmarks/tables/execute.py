@@ -6,8 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +21,12 @@ def command_line(run: Run, step: str, launcher: str = '') -> list[str]:
     return [*(shlex.split(launcher) or [sys.executable]), *run.command(step)]
 
 
-def execute(runs: Sequence[Run], jobs: int, launcher: str = '') -> dict[str, str]:
+def execute(runs: Sequence[Run] | Callable[[], Sequence[Run]], jobs: int, launcher: str = '') -> dict[str, str]:
     """Do what is missing of the runs.
 
     Args:
-        runs: complete ones are passed over, incomplete ones go on from their last checkpoint.
+        runs: complete ones are passed over, incomplete ones go on from their last checkpoint. A function gives those
+            that can be done by now, the most urgent first; it is asked again when one has ended.
         jobs: processes at a time.
         launcher: see `command_line`.
 
@@ -34,21 +34,21 @@ def execute(runs: Sequence[Run], jobs: int, launcher: str = '') -> dict[str, str
         What went wrong, by name of the run.
     """
     environment = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
-    waiting = deque(run for run in runs if run.next_step)
     running: list[_Process] = []
     failures: dict[str, str] = {}
-    print(f'{len(runs)} runs, {len(runs) - len(waiting)} of them complete.', flush=True)
+    known = runs() if callable(runs) else runs
+    print(f'{len(known)} runs, {sum(run.next_step is None for run in known)} of them complete.', flush=True)
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                _start(waiting.popleft(), launcher, environment, running, failures)
-            time.sleep(_POLL if running else 0)
-            for process in [process for process in running if process.popen.poll() is not None]:
-                running.remove(process)
-                _finish(process, waiting, failures)
+        while True:
+            for run in known:
+                if len(running) < jobs and _is_missing(run, running, failures):
+                    _start(run, launcher, environment, running, failures)
+            if not running:
+                return failures
+            _wait(running, failures)
+            known = runs() if callable(runs) else runs
     finally:
         _stop(running)
-    return failures
 
 
 @dataclass
@@ -59,6 +59,20 @@ class _Process:
     log: Path
     offset: int
     started: float
+
+
+def _is_missing(run: Run, running: Sequence[_Process], failures: dict[str, str]) -> bool:
+    under_way = any(process.run.folder == run.folder for process in running)
+    return not under_way and run.name not in failures and run.next_step is not None
+
+
+def _wait(running: list[_Process], failures: dict[str, str]) -> None:
+    """Until at least one process has ended."""
+    while not (ended := [process for process in running if process.popen.poll() is not None]):
+        time.sleep(_POLL)
+    for process in ended:
+        running.remove(process)
+        _finish(process, failures)
 
 
 def _start(
@@ -96,7 +110,7 @@ def _open(run: Run, step: str, command: list[str], environment: dict[str, str]) 
         return _Process(run, step, popen, log, output.tell(), time.monotonic())
 
 
-def _finish(process: _Process, waiting: deque[Run], failures: dict[str, str]) -> None:
+def _finish(process: _Process, failures: dict[str, str]) -> None:
     run, minutes = process.run, (time.monotonic() - process.started) / 60
     if process.popen.returncode == 0 and process.step == 'test':
         run.keep_evaluation()
@@ -104,8 +118,6 @@ def _finish(process: _Process, waiting: deque[Run], failures: dict[str, str]) ->
         failures[run.name] = f'{process.step}: {_last_error(process)}'
     elif run.next_step == process.step:
         failures[run.name] = f'{process.step}: ended without its result, see {process.log}'
-    elif run.next_step:
-        waiting.appendleft(run)
     print(f'{run.name}: {failures.get(run.name, f"{process.step} done in {minutes:.1f} min")}', flush=True)
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from evidence.figures import _as_trained, run_figures
 from evidence.regimes import BASELINE, REGIMES, Row
-from evidence.runs import FIRST_SEED, Setting, Stage, choose, needed_trials, read_choices
+from evidence.runs import FIRST_SEED, Setting, Stage, choose, due_runs, needed_trials, read_choices
 from evidence.table import markdown, paired, results, take_up, write
 from image_data import png, square
 from running import ROOT, SMALL, train, validate
@@ -78,6 +78,30 @@ def test_weights_are_tried_first_then_k_and_what_is_chosen_stays(tmp_path):
     (tmp_path / 'chosen.json').write_text('{"mse":')
     with pytest.raises(DataError, match='cannot be read'):
         read_choices(tmp_path)
+
+
+def test_a_row_goes_on_when_its_own_trials_are_complete(tmp_path):
+    stage = Stage(REGIME, tmp_path, '', ['--dataset', 'hfds/x', '--pretrained-path', 'y'])
+    rows = [REGIME.rows[0], ROW]
+
+    def due():
+        return [run.name for run in due_runs(stage, rows, 2) if run.next_step]
+
+    def complete(run, top1, **others):
+        finish(run, top1, options=run.plan.options(run.cell) | others)
+
+    trials = [f'mse-{name}-seed{seed}' for name in ('0.1-k5', '0.2-k5') for seed in (0, 1)]
+    ends = ['baseline-seed0', 'baseline-seed1']
+    assert due() == ['baseline-seed10', 'baseline-seed11', *ends, *trials], 'without a choice first'
+    for row, setting in ((ROW, Setting('0.1', 5)), (ROW, Setting('0.2', 5)), (ROW, Setting('0.2', 10))):
+        for run in stage.trials(row, setting):
+            complete(run, 50)
+    for run in stage.trials(ROW, Setting('0.05', 10)):
+        complete(run, 60)
+    assert due() == ['baseline-seed10', 'mse-0.05-k10-seed10', 'baseline-seed11', 'mse-0.05-k10-seed11', *ends]
+    complete(stage.measured(REGIME.rows[0], None, 2)[0], 50, lr=3.0)
+    with pytest.raises(DataError, match='baseline-seed10'):
+        due()
 
 
 def test_differences_of_pairs():
