@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from contextlib import ExitStack
 
 import pytest
@@ -26,6 +27,14 @@ def pytest_configure(config):
         stack = ExitStack()
         stack.enter_context(fork_server())
         config.add_cleanup(stack.close)
+
+
+@pytest.fixture
+def no_timer():
+    """Without the timer of pytest-timeout meanwhile."""
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 @pytest.fixture(autouse=True)

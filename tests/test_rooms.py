@@ -7,7 +7,7 @@ import pytest
 from running import ROOT
 
 FLOORS = (
-    ('errors', 'version', 'progress'),
+    ('errors', 'version', 'progress', 'alarm'),
     ('options', 'files'),
     ('cam', 'models'),
     ('losses', 'data'),

@@ -241,7 +241,7 @@ class Padded(torch.nn.Module):
         return self.fc(self.conv(x).relu().mean((2, 3)))
 
 
-def test_one_size_where_no_other_can_be_traced(monkeypatch):
+def test_one_size_where_no_other_can_be_traced(monkeypatch, no_timer):
     graph = MapGraph(CamModel(Padded().eval(), image_size=(32, 48)), Outputs('top2')).eval()
     traced = trace(graph, 3, (32, 48))
     assert (traced.fixed, traced.sizes) == ('its padding depends on the size', ((32, 48),))

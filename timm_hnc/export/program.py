@@ -1,9 +1,6 @@
 """Tracing a graph with torch.export, for batches of any size, and images of any size where the model takes them."""
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +9,7 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from timm_hnc.alarm import alarm
 from timm_hnc.cam.model import cell_size
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.export.graph import MapGraph
@@ -60,7 +58,7 @@ def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
         graph(torch.zeros(2, channels, *wide))  # many models say why they take one size alone
         if any(isinstance(module, _PADDED_BY_SIZE) for module in graph.modules()):
             raise ValueError('its padding depends on the size')  # torch.export would not come to an end
-        with _time_limit():
+        with alarm(_SECONDS, TimeoutError(f'torch.export of other sizes took more than {_SECONDS} s')):
             program = _export(graph, torch.zeros(2, channels, *wide), {2: Dim.AUTO, 3: Dim.AUTO})
         for other in (size, high):
             program.module()(torch.zeros(1, channels, *other))
@@ -75,25 +73,6 @@ def _export_or_refuse(graph: MapGraph, images: Tensor, sides: Mapping[int, objec
         return _export(graph, images, sides)
     except Exception as error:
         raise DataError(f'torch.export cannot follow the model: {first_lines(error)}') from error
-
-
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    """A TimeoutError after a while; only the main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'SIGALRM'):
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f'torch.export of other sizes took more than {_SECONDS} s')
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(_SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _export(graph: MapGraph, images: Tensor, sides: Mapping[int, object]) -> ExportedProgram:

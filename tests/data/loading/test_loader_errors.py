@@ -21,12 +21,11 @@ def loader_with(timeout):
 
 
 @pytest.fixture(autouse=True)
-def kept_signals():
-    """Without the timer of pytest-timeout meanwhile, and with torch's handler of dying processes after."""
+def kept_signals(no_timer):
+    """With torch's handler of dying processes after."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGALRM)}
-    timer = signal.setitimer(signal.ITIMER_REAL, 0)
     yield
-    found = signal.getsignal(signal.SIGALRM), signal.setitimer(signal.ITIMER_REAL, *timer)
+    found = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
     signal.signal(signal.SIGCHLD, handlers[signal.SIGCHLD])
     signal.signal(signal.SIGALRM, handlers[signal.SIGALRM])
     assert found == (handlers[signal.SIGALRM], (0, 0))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from timm_hnc.alarm import alarm
 from timm_hnc.errors import DataError
 
 _GRACE = 5  # seconds
@@ -25,10 +26,11 @@ def read(loader: Iterable[Any]) -> Iterator[Any]:
     timeout = getattr(getattr(loader, 'loader', loader), 'timeout', 0)
     # timm's prefetching loader waits for two batches before it yields the first
     seconds = 2 * timeout + _GRACE if timeout else 0
+    late = RuntimeError(f'DataLoader has waited {seconds:g} seconds for a process that does not go on.')
     try:
         iterator = iter(loader)
         while True:
-            with _alarm(seconds):
+            with alarm(seconds, late):
                 batch = next(iterator, None)
             if batch is None:
                 return
@@ -58,29 +60,6 @@ def watched_workers() -> Iterator[None]:
 def is_of_a_worker(error: Exception) -> bool:
     """Whether torch tells of the end of a loading process."""
     return type(error) is RuntimeError and str(error).startswith('DataLoader worker')
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Interrupt what is done inside after so many seconds, 0: never.
-
-    Only the main thread of a POSIX system can, and a timer that somebody else has set is left alone.
-    """
-    possible = hasattr(signal, 'setitimer') and threading.current_thread() is threading.main_thread()
-    if not seconds or not possible or signal.getitimer(signal.ITIMER_REAL)[0]:
-        yield
-        return
-
-    def end_waiting(*_: Any) -> None:
-        raise RuntimeError(f'DataLoader has waited {seconds:g} seconds for a process that does not go on.')
-
-    previous = signal.signal(signal.SIGALRM, end_waiting)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def _data_error(error: Exception) -> DataError:

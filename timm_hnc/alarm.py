@@ -1,0 +1,29 @@
+"""Ending what takes too long."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def alarm(seconds: float, error: Exception) -> Iterator[None]:
+    """Interrupt what is done inside with an error after so many seconds, 0: never.
+
+    Only the main thread of a POSIX system can, and a timer that somebody else has set is left alone.
+    """
+    possible = hasattr(signal, 'setitimer') and threading.current_thread() is threading.main_thread()
+    if not seconds or not possible or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise error
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
