@@ -114,7 +114,8 @@ class CifarDenseNet(DenseNet):
 
     def _add_drop_path(self, drop_path_rate: float, blocks: Sequence[DenseBlock]) -> None:
         layers = [(block, name) for block in blocks for name in block]
-        for (block, name), rate in zip(layers, calculate_drop_path_rates(drop_path_rate, len(layers)), strict=True):
+        rates: Sequence[Any] = calculate_drop_path_rates(drop_path_rate, len(layers))
+        for (block, name), rate in zip(layers, rates, strict=True):
             block[name] = DropPathDenseLayer(cast(DenseLayer, block[name]), rate)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

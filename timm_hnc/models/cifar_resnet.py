@@ -5,7 +5,7 @@ Papers:
     * Aggregated Residual Transformations for Deep Neural Networks, section 5.3 - https://arxiv.org/abs/1611.05431
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from typing import Any
 
@@ -114,7 +114,7 @@ class CifarResNet(ResNet):
         self.stage_names = ('layer1', 'layer2', 'layer3', 'layer4')[: len(layers)]
         self.feature_info: list[dict[str, Any]] = []
         widths = (stem_width, *(planes * block.expansion for planes in channels))
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(layers)))
+        rates: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, sum(layers)))
         options: dict[str, Any] = {'cardinality': cardinality, 'base_width': base_width, 'act_layer': act}
         for index, (name, (before, after)) in enumerate(zip(self.stage_names, pairwise(widths), strict=True)):
             stride = 1 if index == 0 else 2
