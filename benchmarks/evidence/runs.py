@@ -5,7 +5,7 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tables.plan import ROOT, Cell
@@ -92,6 +92,7 @@ class Stage:
     data_dir: str
     flags: Sequence[str] = ()
     extra: Sequence[str] = ()
+    _checked: set[Path] = field(default_factory=set, compare=False)
 
     def trials(self, row: Row, setting: Setting | None) -> list[Run]:
         """Runs that show how good a setting is on held-out training images, one a seed."""
@@ -103,6 +104,21 @@ class Stage:
         plan, cell = self._plan(self.folder), self._cell(row, setting)
         chosen = range(FIRST_SEED, FIRST_SEED + seeds)
         return [MeasuredRun(plan, cell, seed, self.regime, self.data_dir) for seed in chosen]
+
+    def check(self, runs: Sequence[Run]) -> None:
+        """Refuse complete runs that were made with other options; one that was looked at is not read again.
+
+        Raises:
+            DataError: naming the run.
+        """
+        for run in runs:
+            if run.folder in self._checked or run.next_step == 'train':
+                continue
+            try:
+                run.check_options()
+            except DataError as error:
+                raise DataError(f'{run.name}: {error}') from error
+            self._checked.add(run.folder)
 
     def _plan(self, folder: Path, *flags: str) -> Plan:
         epochs = self.regime.flags[self.regime.flags.index('--epochs') + 1]
@@ -225,10 +241,5 @@ def due_runs(stage: Stage, rows: Sequence[Row], seeds: int) -> list[Run]:
     known = [stage.measured(row, settings[row], seeds) for row in rows if settings[row] or not row.weights]
     runs: list[Run] = [run for each in zip(*known, strict=True) for run in each]
     runs += [run for row in rows if row.key not in chosen for run in needed_trials(stage, row)]
-    for run in runs:
-        try:
-            if run.next_step != 'train':
-                run.check_options()
-        except DataError as error:
-            raise DataError(f'{run.name}: {error}') from error
+    stage.check(runs)
     return runs

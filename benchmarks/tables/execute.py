@@ -36,7 +36,8 @@ def execute(runs: Sequence[Run] | Callable[[], Sequence[Run]], jobs: int, launch
     environment = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
     running: list[_Process] = []
     failures: dict[str, str] = {}
-    known = runs() if callable(runs) else runs
+    due = runs if callable(runs) else lambda: runs
+    known = due()
     print(f'{len(known)} runs, {sum(run.next_step is None for run in known)} of them complete.', flush=True)
     try:
         while True:
@@ -46,7 +47,7 @@ def execute(runs: Sequence[Run] | Callable[[], Sequence[Run]], jobs: int, launch
             if not running:
                 return failures
             _wait(running, failures)
-            known = runs() if callable(runs) else runs
+            known = due()
     finally:
         _stop(running)
 
