@@ -14,7 +14,7 @@ FLOORS = (
     ('tasks',),
     ('metrics', 'attacks', 'plots', 'weights', 'export'),
     ('evaluation',),
-    ('checkpoints', 'report'),
+    ('checkpoints', 'report', 'demo'),
     ('hub',),
     ('training',),
     ('api', 'commands'),

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 from hub_storage import Commit, Repository
 
 _PARTS = {
-    'repo': '[^/]+(?:/[^/]+)?',  # a name without a namespace is a repository that is not found
+    # a name without a namespace is a repository that is not found; of a Space it begins with spaces/
+    'repo': '(?:spaces/)?[^/]+(?:/[^/]+)?',
     'revision': '[^/]+',
     'path': '.+',
     'oid': '[0-9a-f]{64}',
@@ -122,7 +123,7 @@ def answer(call: Call) -> Answer:
     """What the Hub says to a request."""
     try:
         for method, pattern, function in ROUTES:
-            match = pattern.fullmatch(call.path)
+            match = pattern.fullmatch(call.path.replace('/api/spaces/', '/api/models/spaces/', 1))
             if match and method == ('GET' if call.method == 'HEAD' else call.method):
                 return function(call, **{name: unquote(value) for name, value in match.groupdict().items()})
         raise HubError(

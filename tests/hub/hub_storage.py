@@ -79,7 +79,7 @@ class Repository:
 
     @property
     def namespace(self) -> str:
-        return self.repo_id.partition('/')[0]
+        return self.repo_id.removeprefix('spaces/').partition('/')[0]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Storage:
     @staticmethod
     def allowed(repo_id: str) -> bool:
         """Whether a repository may have this name; no other reaches the disk."""
-        parts = repo_id.split('/')
+        parts = repo_id.removeprefix('spaces/').split('/')
         return len(parts) == 2 and all(_NAME.fullmatch(part) for part in parts) and not repo_id.endswith('.git')
 
     def find(self, repo_id: str) -> Repository | None:

@@ -28,8 +28,12 @@ def create_repository(call: Call) -> Answer:
     account, wanted = call.author(), call.json()
     repo_id = f'{wanted.get("organization") or account.name}/{wanted["name"]}'
     namespace = repo_id.partition('/')[0]
-    if wanted.get('type') not in (None, 'model'):
-        raise HubError(400, 'The test Hub has models only')
+    if wanted.get('type') not in (None, 'model', 'space'):
+        raise HubError(400, 'The test Hub has models and Spaces only')
+    if wanted.get('type') == 'space':
+        if wanted.get('sdk') not in ('gradio', 'docker', 'static'):
+            raise HubError(400, 'A Space needs an SDK')
+        repo_id = f'spaces/{repo_id}'
     if not account.owns(namespace):
         raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
     if not call.hub.storage.allowed(repo_id):

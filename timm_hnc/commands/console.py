@@ -14,6 +14,7 @@ COMMANDS = {
     'validate': ('validate', 'evaluate weights: accuracy, maps, attacks'),
     'push': ('push', 'publish the best weights of a run to the Hugging Face Hub'),
     'export': ('export', 'write a model with its class maps as one file (ONNX, torch.export)'),
+    'demo': ('demo', 'serve a page on this machine to try a model on, or to compare two'),
     'import': ('import_', 'make a run folder of a checkpoint file'),
     'cams': ('cams', 'draw class activation maps of photographs'),
     'curves': ('curves', 'draw training curves of runs'),

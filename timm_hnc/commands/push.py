@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.errors import UsageError
+from timm_hnc.files.options import read_options
 from timm_hnc.hub.publish import push_run
+from timm_hnc.hub.space import push_space
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,11 +22,24 @@ def build_parser() -> argparse.ArgumentParser:
     add('--create-pr', action='store_true', help='open a pull request instead')
     add('--commit-message', default='Add model', metavar='TEXT', help='of the commit')
     add('--baseline', type=Path, metavar='RUN', help='run folder whose figures stand beside')
+    add('--space', action='store_true', help='also publish the page of timm-hnc demo, as a Space of that name')
     add('--licence', metavar='ID', help='as the Hub names it, such as apache-2.0')
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Publish the run, and print the address."""
+    """Publish the run, and print the address; the Space's on a line of its own.
+
+    Raises:
+        UsageError: options are wrong, or there is no token.
+        DataError: the run cannot be published, or the Hub refuses or fails.
+    """
     options = vars(build_parser().parse_args(argv))
-    print(push_run(options.pop('run'), options.pop('repo_id'), **options))  # noqa: T201  # the result of the command
+    run, repo_id, space = options.pop('run'), options.pop('repo_id'), options.pop('space')
+    if space and options['create_pr']:
+        raise UsageError('--space: not together with --create-pr, whose weights are not published yet.')
+    print(push_run(run, repo_id, **options))  # noqa: T201  # the result of the command
+    if space:
+        several = read_options(run).get('task') == 'multilabel'
+        shared = {name: options[name] for name in ('private', 'revision')}
+        print(push_space(repo_id, multi_label=several, **shared))  # noqa: T201  # the result of the command

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.utils import validate_repo_id
@@ -115,6 +115,11 @@ def bundled_run(run: Path, repo_id: str, **options: Any) -> Iterator[Path]:
         yield Path(name)
 
 
+def _is_replaced(name: str) -> bool:
+    """Whether a file that was published before, and now is not, goes: records of other weights, code of a Space."""
+    return name in RECORDS or (name.startswith('timm_hnc/') and name.endswith('.py'))
+
+
 def _checked(figures: dict[str, float]) -> dict[str, float]:
     for name, value in figures.items():
         if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -166,8 +171,9 @@ def publish_folder(
     create_pr: bool = False,
     commit_message: str = 'Add model',
     token: str | None = None,
+    repo_type: Literal['model', 'space'] = 'model',
 ) -> str:
-    """Commit the files of a folder to a repository, all or none; arguments and result as of `push_to_hub`.
+    """Commit the files of a folder to a repository or a Space of Gradio's, all or none; else as `push_to_hub`.
 
     Raises:
         DataError: the Hub refuses or fails; the branch is as it was, or has the whole commit.
@@ -178,19 +184,27 @@ def publish_folder(
 
     def commit() -> str:
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*')) if path.is_file()}
-        # records of a run that was published here before are not of these weights
-        left = RECORDS.intersection(api.list_repo_files(repo_id, revision=revision)).difference(files)
+        there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+        left = {name for name in there if name not in files and _is_replaced(name)}
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationAdd(name, path) for name, path in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(left)]
         done = api.create_commit(
-            repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            repo_type=repo_type,
         )
         return str(done.pr_url or done.commit_url)
 
     try:
-        try_again(lambda: api.create_repo(repo_id, private=private, exist_ok=True), name)
-        if private and not try_again(lambda: api.model_info(repo_id), name).private:
+        sdk = 'gradio' if repo_type == 'space' else None
+        try_again(
+            lambda: api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk), name
+        )
+        if private and not try_again(lambda: api.repo_info(repo_id, repo_type=repo_type), name).private:
             raise DataError(f"not published: '{repo_id}' exists already and is public.")
         if revision and not create_pr:
             try_again(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), name)

@@ -46,12 +46,17 @@ def shared_scale(maps: Sequence[Tensor]) -> tuple[float, float] | None:
 
 def map_over_image(map_: Tensor, grey: Tensor, scale: tuple[float, float]) -> Tensor:
     """(H, W, 3) uint8 of a map blended over the grey image (H, W)."""
+    return blend(levels(map_, scale, (grey.shape[0], grey.shape[1])), grey)
+
+
+def levels(map_: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """(H, W) of a map (h, w) at that size: 0 at the lower end of the scale, 1 at the upper, 0.5 where both are one."""
     map_, (low, high) = map_.detach().cpu().double(), scale
     values = (map_ - low) / (high - low) if high > low else torch.full_like(map_, 0.5)
-    return blend(resize(values[None], (grey.shape[0], grey.shape[1]))[0], grey)
+    return resize(values[None], size)[0]
 
 
-def blend(values: Tensor, grey: Tensor) -> Tensor:
+def blend(values: Tensor, grey: Tensor, opacity: float = MAP_WEIGHT) -> Tensor:
     """(H, W, 3) uint8 colours of values in [0, 1] over a grey image, both (H, W)."""
-    mixed = MAP_WEIGHT * apply_colormap(values) + (1 - MAP_WEIGHT) * 255 * grey[..., None]
+    mixed = opacity * apply_colormap(values) + (1 - opacity) * 255 * grey[..., None]
     return mixed.round().clamp(0, 255).to(torch.uint8)

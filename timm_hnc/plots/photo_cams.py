@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor
 
-from timm_hnc.cam import CamModel
+from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.plots.cams import panel_rows
 from timm_hnc.plots.map_image import shared_scale
@@ -106,8 +106,12 @@ def _contrasted(row: PanelRow) -> PanelRow:
     return replace(row, negatives=[replace(cell, map=first - cell.map) for cell in row.negatives])
 
 
-def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:
-    model = subject.model
+def see(photo: Image.Image, model: CamModel) -> tuple[ClassMaps, Tensor]:
+    """The maps of a photograph, and (1, C, H, W) what the model sees of it, in [0, 1].
+
+    Raises:
+        UsageError: the model takes no photographs.
+    """
     config = model.data_config
     transform = create_transform(**config)
     device = next(model.parameters()).device
@@ -116,7 +120,10 @@ def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:
         raise UsageError(f'the model has {channels} input channels: photos have 1 or 3.')
     input: Tensor = transform(photo.convert('L' if channels == 1 else 'RGB'))[None]
     mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
-    maps = model.class_maps(input.to(device))
-    seen = maps.logits.argmax(1)
-    [row] = panel_rows(maps, (input * std + mean).clamp(0, 1), seen, subject.class_names, subject.multi_label, topk)
+    return model.class_maps(input.to(device)), (input * std + mean).clamp(0, 1)
+
+
+def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:
+    maps, image = see(photo, subject.model)
+    [row] = panel_rows(maps, image, maps.logits.argmax(1), subject.class_names, subject.multi_label, topk)
     return replace(row, caption=subject.caption)

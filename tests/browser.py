@@ -33,8 +33,8 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-def open_page(browser, path: Path, width: int) -> None:
-    """Open a file in a window of so many pixels."""
+def open_page(browser, page: Path | str, width: int) -> None:
+    """Open a file or an address in a window of so many pixels."""
     screen = {'width': width, 'height': 800, 'deviceScaleFactor': 1, 'mobile': width < 500}
     browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
-    browser.get(path.resolve().as_uri())
+    browser.get(page if isinstance(page, str) else page.resolve().as_uri())

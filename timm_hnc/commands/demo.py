@@ -1,0 +1,96 @@
+"""timm-hnc demo: a page on this machine to try a model on, or to compare two."""
+
+import argparse
+import socket
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model
+from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.commands.options.validate_options import parse_validate_options
+from timm_hnc.demo.samples import Sample, spread_over
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.evaluation.loaders import open_eval_dataset
+from timm_hnc.files.options import find_run, read_options
+from timm_hnc.plots.photo_cams import Subject, names_of
+from timm_hnc.weights.opening import short_name
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser('timm-hnc demo', description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add('models', nargs='+', metavar='MODEL', help=f'one or two: {NAMED}')
+    add('--no-pretrained', action='store_true', help="random weights for timm's names")
+    add_architecture_flags(parser)
+    add('--task', choices=('classification', 'multilabel'), help='softmax or sigmoid; a run knows its own')
+    add('--images', type=int, default=24, metavar='N', help="of the first run's validation images to pick from")
+    add('--host', default='127.0.0.1', metavar='ADDRESS', help='the address to listen on: this machine alone')
+    add('--port', type=int, metavar='N', help='a free one from 7860 on if left out')
+    add('--open', action='store_true', help='open the page in the browser')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until somebody presses Ctrl-C.
+
+    Raises:
+        UsageError: options are wrong, a model's maps cannot be shown, or the page cannot be served.
+        DataError: a model cannot be read.
+    """
+    args = build_parser().parse_args(argv)
+    if len(args.models) > 2:
+        raise UsageError(f'{len(args.models)} models: expected one, or two to compare.')
+    if args.images < 0:
+        raise UsageError(f'--images {args.images}: expected 0 or more.')
+    if find_spec('gradio') is None:
+        raise UsageError('the page needs Gradio: pip install "timm_hnc[demo]".')
+    _check_address(args.host, args.port or 0)
+    subjects = [_subject(model, args) for model in args.models]
+
+    from timm_hnc.demo.page import build_page, show_page
+
+    samples: list[Sample] = []
+    note = ''
+    try:
+        samples = _samples(args.models[0], subjects[0], args.images) if args.images else []
+    except (DataError, UsageError) as error:
+        note = f'No validation images to pick from: {error}'
+    page = build_page(subjects, samples, note)
+    address = show_page(page, server_name=args.host, server_port=args.port, inbrowser=args.open)
+    print(f'{address} (Ctrl-C ends it)', flush=True)  # noqa: T201  # the result of the command
+    page.block_thread()
+
+
+def _check_address(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f'--host {host}, --port {port}: the page cannot be served there: {error}') from error
+
+
+def _subject(model: str, args: argparse.Namespace) -> Subject:
+    made = named_model(model, args, pretrained=not args.no_pretrained)
+    run = find_run(Path(model)) if Path(model).exists() else None
+    task = args.task or (read_options(run).get('task') if run else None)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    return Subject(made.to(device), short_name(model), names_of(made.model), task == 'multilabel')
+
+
+def _samples(model: str, subject: Subject, count: int) -> list[Sample]:
+    """Validation images of a run; none of a model that is no run.
+
+    Raises:
+        UsageError: the run's options cannot be used any more.
+        DataError: its data cannot be read.
+    """
+    if not Path(model).exists() or find_run(Path(model)) is None:
+        return []
+    options, _, _ = parse_validate_options(['--checkpoint', model])
+    channels = subject.model.data_config['input_size'][0]
+    seed, split = options.loader.seed, options.evaluation.split
+    dataset = open_eval_dataset(options.data, options.task, channels, len(subject.class_names), seed, split=split)
+    return spread_over(dataset, count)

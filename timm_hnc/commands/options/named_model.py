@@ -1,0 +1,35 @@
+"""The flags of commands that take one model by its name or folder, and the model that they make."""
+
+import argparse
+from typing import Any
+
+from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.commands.options.parsing import KeyValues
+from timm_hnc.errors import UsageError
+from timm_hnc.weights.opening import open_model
+
+NAMED = "run folder, folder of weights, or a name: timm's, hf-hub: or local-dir:"
+
+
+def add_architecture_flags(parser: argparse.ArgumentParser) -> None:
+    """What a model is made with, beside its name."""
+    add = parser.add_argument
+    add('--num-classes', type=int, metavar='N', help="number of classes, the model's own if left out")
+    add('--gp', metavar='POOL', help='global pooling, such as avg')
+    add('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='model arguments')
+
+
+def named_model(model: str, args: argparse.Namespace, pretrained: bool) -> CamModel:
+    """The model, with what the flags say of it.
+
+    Raises:
+        UsageError: there is no such model, it does not take the arguments, or it has no exact class maps.
+        DataError: its weights cannot be read.
+    """
+    asked: dict[str, Any] = {'num_classes': args.num_classes, 'global_pool': args.gp}
+    given = {name: value for name, value in asked.items() if value is not None}
+    try:
+        return open_model(model, pretrained, **args.model_kwargs | given)
+    except UnsupportedHead as error:
+        raise UsageError(str(error)) from error

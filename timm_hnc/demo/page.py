@@ -1,0 +1,147 @@
+"""A page to try models on: a photograph, its classes, and the map of each (a Gradio app)."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from timm_hnc.demo.answers import Answers
+from timm_hnc.demo.samples import Sample
+from timm_hnc.errors import DataError, UsageError
+from timm_hnc.plots.map_image import MAP_WEIGHT
+from timm_hnc.plots.photo_cams import Subject
+from timm_hnc.plots.photos import load_photo
+
+MAX_UPLOAD = '30mb'
+_HEIGHT = 280  # of the photograph, in pixels
+_KEPT = 3600  # seconds that a photograph is kept
+_CSS = Path(__file__).parent / 'templates' / 'page.css'
+# fonts of the reader's machine: the theme's own lie elsewhere
+_FONTS: dict[str, Any] = {'font': ('system-ui', 'sans-serif'), 'font_mono': ('ui-monospace', 'monospace')}
+_QUIET: dict[str, Any] = {'show_progress': 'hidden', 'trigger_mode': 'always_last', 'api_visibility': 'private'}
+
+
+def build_page(subjects: Sequence[Subject], samples: Sequence[Sample] = (), note: str = '') -> gr.Blocks:
+    """The page, to be shown by `show_page`.
+
+    Args:
+        subjects: one model, or several that are compared.
+        samples: photographs to pick from.
+        note: a line above everything.
+
+    Raises:
+        UsageError: the models have different classes.
+    """
+    answers = Answers(subjects)
+    with gr.Blocks(title=answers.title, analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
+        sights, asked = gr.State(time_to_live=_KEPT), gr.State(time_to_live=_KEPT)
+        if note:
+            gr.HTML(f'<p>{escape(note)}</p>')
+        with gr.Row():
+            with gr.Column(scale=2, min_width=350):
+                photo = _photograph()
+                gallery = _gallery(samples, answers.names) if samples else None
+                expected = gr.Dropdown(
+                    answers.names, value=None, type='index', multiselect=answers.several, label='expected class'
+                )
+                threshold = gr.Slider(0, 1, 0, step=0.05, label='map shown above')
+                opacity = gr.Slider(0, 1, MAP_WEIGHT, step=0.05, label='opacity')
+            with gr.Column(scale=3 * len(subjects), min_width=300), gr.Row():
+                columns = [_column(subject.caption) for subject in subjects]
+        labels, maps, rows = (list(each) for each in zip(*columns, strict=True))
+        seen, sliders = [sights, asked, *labels], [threshold, opacity]
+        paint: dict[str, Any] = _QUIET | {
+            'fn': answers.paint,
+            'inputs': [sights, asked, expected, *sliders],
+            'outputs': [*maps, *rows],
+        }
+
+        def read_upload(path: str | None) -> list[Any]:
+            return [None, *_look(answers, path)]
+
+        def read_sample(event: gr.SelectData) -> list[Any]:
+            sample = samples[event.index]
+            names = [answers.names[index] for index in sample.expected]
+            expected = names if answers.several else names[0]
+            return [_enlarged(sample.photo), expected, *answers.look(sample.photo)]
+
+        photo.input(read_upload, photo, [expected, *seen], **_QUIET).success(**paint)
+        if gallery is not None:
+            gallery.select(read_sample, None, [photo, expected, *seen], **_QUIET).success(**paint)
+
+        def ask(event: gr.SelectData) -> int:
+            return answers.names.index(event.value)
+
+        for label in labels:
+            label.select(ask, None, asked, **_QUIET).success(**paint)
+        settings: list[Any] = [expected, *sliders]
+        for setting in settings:
+            setting.input(**paint)
+    return page
+
+
+def show_page(page: gr.Blocks, **options: Any) -> str:
+    """Serve the page, and give its address at once.
+
+    Args:
+        page: of `build_page`.
+        **options: for Gradio's `launch`, such as server_name and server_port.
+
+    Raises:
+        UsageError: it cannot be served there.
+    """
+    try:
+        _, address, _ = page.launch(
+            quiet=True,
+            prevent_thread_lock=True,
+            share=False,
+            show_error=True,
+            max_file_size=MAX_UPLOAD,
+            footer_links=[],
+            css_paths=_CSS,
+            theme=gr.themes.Default(primary_hue='blue', **_FONTS),
+            **options,
+        )
+    except OSError as error:
+        raise UsageError(f'the page cannot be served: {error}') from error
+    return str(address)
+
+
+def _look(answers: Answers, path: str | None) -> list[Any]:
+    try:
+        return answers.look(load_photo(Path(path)) if path else None)
+    except (DataError, UsageError) as error:
+        message = str(error).replace(str(path), Path(str(path)).name)
+        raise gr.Error(message, print_exception=False) from error
+
+
+def _enlarged(photo: Image.Image) -> Image.Image:
+    """A photograph of a few pixels as large as the page shows others."""
+    factor = max(1, _HEIGHT // max(photo.size))
+    return photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
+
+
+def _photograph() -> gr.Image:
+    """An upload that is left to `load_photo`: Gradio would read it with errors of its own."""
+    photo = gr.Image(label='photograph', sources=['upload', 'webcam', 'clipboard'], height=_HEIGHT, buttons=[])
+    photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+    return photo
+
+
+def _gallery(samples: Sequence[Sample], names: Sequence[str]) -> gr.Gallery:
+    pictures = [(each.photo, ', '.join(names[index] for index in each.expected)) for each in samples]
+    options: dict[str, Any] = {'columns': 3, 'height': _HEIGHT, 'allow_preview': False, 'buttons': []}
+    return gr.Gallery(pictures, show_label=False, interactive=False, **options)
+
+
+def _column(caption: str) -> tuple[gr.Label, gr.Image, gr.HTML]:
+    """Classes, map and rows of maps of one model."""
+    with gr.Column(min_width=300):
+        label = gr.Label(
+            label=f'{caption}: click a class to see its map', show_heading=False, elem_classes='class-names'
+        )
+        picture = gr.Image(label='map', interactive=False, format='png', buttons=['download', 'fullscreen'])
+        return label, picture, gr.HTML()

@@ -1,0 +1,73 @@
+"""The page of `timm-hnc demo` as a Space of the Hub, for weights that are published there."""
+
+import shutil
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from jinja2 import Environment, PackageLoader
+
+import timm_hnc
+from timm_hnc.hub.publish import publish_folder
+
+PACKAGE = 'timm_hnc'
+_OLDEST_GRADIO = '6.0.0'
+
+
+def push_space(
+    repo_id: str,
+    *,
+    multi_label: bool = False,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Publish the page as a Space that has the name of a published model, whose weights it loads when it starts.
+
+    Args:
+        repo_id: user/name of the model, and of the Space.
+        multi_label: probabilities are sigmoids instead of a softmax.
+        private: make the Space private; it reads a private model with a secret HF_TOKEN of its settings.
+        revision: of the model.
+        token: of the Hub; that of HF_TOKEN or `hf auth login` if None.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        DataError: the Hub refuses or fails; the Space is as it was, or has the whole commit.
+    """
+    with TemporaryDirectory() as folder:
+        write_space(Path(folder), repo_id, multi_label, revision)
+        return publish_folder(
+            Path(folder), repo_id, private=private, commit_message='Add page', token=token, repo_type='space'
+        )
+
+
+def write_space(folder: Path, repo_id: str, multi_label: bool, revision: str | None = None) -> None:
+    """Write what a Space is made of: README.md, app.py, requirements.txt, and this package, which no index has.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    templates = Environment(loader=PackageLoader('timm_hnc.hub'), trim_blocks=True, keep_trailing_newline=True)
+    facts = {
+        'repo_id': repo_id,
+        'name': repo_id.partition('/')[2],
+        'model': f'hf-hub:{repo_id}@{revision}' if revision else f'hf-hub:{repo_id}',
+        'multi_label': multi_label,
+        'gradio': _gradio_version(),
+    }
+    for template, name in (('space.md', 'README.md'), ('space_app.txt', 'app.py')):
+        (folder / name).write_text(templates.get_template(template).render(facts), encoding='utf-8')
+    needed = [text for text in requires(PACKAGE) or () if 'extra ==' not in text]
+    (folder / 'requirements.txt').write_text('\n'.join([*needed, '']))
+    package = Path(timm_hnc.__file__).parent
+    shutil.copytree(package, folder / PACKAGE, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+
+
+def _gradio_version() -> str:
+    try:
+        return version('gradio')
+    except PackageNotFoundError:
+        return _OLDEST_GRADIO

@@ -1,0 +1,49 @@
+"""A model by what a user calls it: a run folder, a folder of weights, or a name."""
+
+from pathlib import Path
+from typing import Any
+
+from timm.models import parse_model_name
+
+from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.weights.loading import WITH_WEIGHTS, create_model
+from timm_hnc.weights.saving import find_weights
+
+
+def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamModel:
+    """A model in evaluation mode, on the CPU.
+
+    Args:
+        model: run folder, folder of weights, or a name: timm's, hf-hub: or local-dir:.
+        pretrained: load the published weights of timm's name; the others come with theirs.
+        **arguments: for `timm.create_model`.
+
+    Raises:
+        UsageError: there is no such model, or it does not take the arguments.
+        DataError: its weights cannot be read.
+        UnsupportedHead: (a ValueError) it has no exact class maps.
+    """
+    folder, name = find_weights(Path(model)), model
+    if folder is not None:
+        name = f'local-dir:{folder}'
+    elif Path(model).is_dir():
+        raise DataError(f"'{model}' is neither a run folder nor a folder of weights.")
+    if pretrained and not name.startswith(WITH_WEIGHTS):
+        arguments['pretrained'] = True
+    try:
+        return create_model(name, **arguments).eval()
+    except (DataError, UnsupportedHead):
+        raise
+    except Exception as error:  # timm, safetensors, torch and the Hub each have errors of their own
+        raise UsageError(f"'{model}' cannot be made: {first_lines(error)}") from error
+
+
+def short_name(model: str) -> str:
+    """The last part of a folder's or a model's name, for files and captions."""
+    path = Path(model)
+    if path.is_dir():
+        path = path.resolve() if not path.name else path
+        return path.absolute().parent.name if path.name in ('model_best', 'last', 'model') else path.absolute().name
+    return parse_model_name(model)[1].rpartition('/')[2].partition('@')[0]
