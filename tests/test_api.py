@@ -1,5 +1,7 @@
 """timm_hnc.train and timm_hnc.evaluate: the same loop and the same figures as the commands."""
 
+from types import SimpleNamespace
+
 import pytest
 import safetensors.torch
 import timm
@@ -8,6 +10,7 @@ from accelerate import Accelerator
 from data_fixtures import images
 from running import NARROW, SMALL, arguments, clean_process, equal_tensors, forget_run, summary, train, validate
 from timm.utils import random_seed
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
 
@@ -242,3 +245,98 @@ def test_a_loader_of_validation_batches_has_its_own_size(images):
     forget_run()
     with pytest.raises(UsageError, match='--validation-batch-size 2: does nothing, the DataLoader that is provided'):
         timm_hnc.train(new_model(), loader_of(), loader_of(), **OPTIONS, validation_batch_size=2)
+
+
+class Small(nn.Module):
+    """A classifier that is none of timm's, with positions at `body`."""
+
+    def __init__(self, as_object=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, 3)
+        self.as_object = as_object
+
+    def forward(self, x):
+        logits = self.fc(self.body(x).mean((2, 3)))
+        return SimpleNamespace(logits=logits) if self.as_object else logits
+
+
+@pytest.mark.parametrize('values', [HNC, {'epochs': 2}, HNC | {'model_ema': True, 'hnc': 'kd', 'mixup': 0.2}])
+def test_a_model_that_is_none_of_timms_trains(tmp_path, values):
+    model, other = Small(), Small(as_object=True)
+    loaders = lambda: (loader_of(images=24), loader_of())  # noqa: E731
+    results = []
+    for net, name in ((timm_hnc.CamModel(model, features='body', image_size=32), 'a'), (other, 'b')):
+        torch.manual_seed(1)
+        options = {'device': 'cpu', 'workers': 0, 'no_report': True, 'lr': 0.1, 'output': str(tmp_path)}
+        results.append(timm_hnc.train(net, *loaders(), **options | values, cam_images=2, experiment=name))
+    torch.manual_seed(1)
+    first = Small().state_dict()
+    saved = weights(tmp_path / 'a')
+    assert saved.keys() == first.keys(), 'the names of the model itself'
+    assert any(not torch.equal(saved[name], first[name]) for name in first)
+    if not values.get('model_ema'):
+        assert equal_tensors(dict(model.state_dict()), saved), 'it ends with its best weights'
+    assert results[0]['model'] == 'Small'
+    assert arguments(tmp_path / 'a')['num_classes'] == 3
+    assert (tmp_path / 'a' / 'cams' / 'best.png').is_file()
+    again = Small()
+    safetensors.torch.load_model(again, tmp_path / 'a' / 'model_best' / 'model.safetensors')
+    figures = timm_hnc.evaluate(again, loader_of(), device='cpu', workers=0, cam_metrics=True, img_size=32)
+    assert 'cam_negative_peak' in figures
+
+
+def test_the_loss_of_a_model_that_is_none_of_timms_is_that_of_the_task(tmp_path):
+    """One step of SGD without momentum, written by hand."""
+    images, target = torch.randn(12, 3, 32, 32), torch.arange(12) % 3
+    data = DataLoader(TensorDataset(images, target), batch_size=12)
+    trained, model = Small(), Small()
+    options = {'device': 'cpu', 'opt': 'momentum', 'momentum': 0.0, 'weight_decay': 0.0, 'lr': 0.1, 'warmup_epochs': 0}
+    options |= {'sched': 'none', 'no_report': True, 'cam_images': 0, 'workers': 0, 'smoothing': 0.0}
+    timm_hnc.train(trained, data, None, **options, **HNC | {'epochs': 1}, output=str(tmp_path), experiment='a')
+    features = model.body(images)
+    maps = torch.einsum('bchw,oc->bohw', features, model.fc.weight) + model.fc.bias[:, None, None]
+    logits = maps.mean((2, 3))
+    negatives = logits.masked_fill(torch.nn.functional.one_hot(target, 3).bool(), -torch.inf).argmax(1)
+    flat = maps[torch.arange(12), negatives].square().mean((1, 2)).mean()
+    loss = torch.nn.functional.cross_entropy(logits, target) + 0.1 * flat
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        expected = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(dict(trained.named_parameters())[name], expected.requires_grad_())
+
+
+def test_a_resumed_run_of_a_model_that_is_none_of_timms_is_exact(tmp_path):
+    options = {'device': 'cpu', 'workers': 0, 'no_report': True, 'cam_images': 0, 'output': str(tmp_path)} | HNC
+    options |= {'epochs': 3, 'lr': 0.1}
+    data = loader_of(images=24), loader_of()
+    timm_hnc.train(Small(), *data, **options, experiment='whole')
+    timm_hnc.train(Small(), *data, **options, experiment='parts', stop_epoch=1)
+    timm_hnc.train(Small(), *data, **options, experiment='parts', resume='auto')
+    assert equal_tensors(weights(tmp_path / 'parts'), weights(tmp_path / 'whole'))
+    assert summary(tmp_path / 'parts') == summary(tmp_path / 'whole')
+
+
+class NoMaps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3 * 32 * 32, 3)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1).sin())
+
+
+@pytest.mark.parametrize(
+    ('model', 'values', 'message'),
+    [
+        (NoMaps(), {}, "no exact class maps for 'NoMaps': none of its modules returns features with positions"),
+        (Small(), {'push_to_hub': 'a/b'}, "--push-to-hub: 'Small' is none of timm's models"),
+        (Small(), {'loss': 'center'}, 'one linear classifier that timm knows'),
+        (Small(), {'num_classes': 7}, '--num-classes 7: the model that is provided has 3.'),
+    ],
+)
+def test_what_does_not_go_with_a_model_that_is_none_of_timms(tmp_path, model, values, message):
+    with pytest.raises(UsageError) as error:
+        timm_hnc.train(model, loader_of(), None, device='cpu', output=str(tmp_path), **values)
+    assert message in str(error.value)

@@ -1,6 +1,7 @@
 """Train and evaluate from Python: the loop and the validation pass of the commands, on what a notebook has."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.heads.probe import name_of
+from timm_hnc.cam.heads.hooked_head import is_of_timm
+from timm_hnc.cam.heads.probe import UnsupportedHead, name_of
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.precision import agreed_device, renew_state, set_up_process
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import ValidateOptions, measure
@@ -27,8 +30,8 @@ def train(
     """Train a model with the loop of `timm-hnc train`; the run folder is that of the command.
 
     Args:
-        model: of timm, or a CamModel of one. It trains in place, and ends with its best weights where it has no moving
-            average.
+        model: any that `CamModel` takes, or a CamModel of one (which knows where the features of a model are that is
+            none of timm's). It trains in place, and ends with its best weights where it has no moving average.
         train_set: data set of images and targets with a settable `transform`, as those of timm and torchvision, which
             gets timm's augmentation; or a loader of normalised batches (B, C, H, W) and targets, (B,) or (B, n).
         eval_set: the same for validation; None trains without.
@@ -47,14 +50,19 @@ def train(
         >>> result = timm_hnc.train(model, train_set, eval_set, epochs=3, lr=0.1, hnc='mse', experiment='mine')
         >>> result['final']['top1'], result['folder']
     """
-    plain = model.model if isinstance(model, CamModel) else model
+    plain, wrap = _parts(model)
+    told = plain if is_of_timm(plain) else wrap(plain)  # says how many classes it has
     named = values | {'model': name_of(plain)} | ({'val_split': ''} if eval_set is None else {})
     options = train_options(named) if options is None else options.changed(**named)
     _check_loaders(train_set, eval_set)
-    options = fitted_options(options, frozenset(values), plain, train_set, eval_set)
+    options = fitted_options(options, frozenset(values), told, train_set, eval_set)
+    if isinstance(told, CamModel):
+        if options.hub.push_to_hub:
+            raise UsageError(f"--push-to-hub: '{name_of(plain)}' is none of timm's models, and timm would not load it.")
+        options = replace(options, input=_input_of(told, options.input))
     if eval_set is train_set and not isinstance(eval_set, DataLoader):
         eval_set = copy.copy(eval_set)  # each has a transform of its own
-    outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set))
+    outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set, wrap))
     if outcome.stopped is not None:
         raise KeyboardInterrupt(f"{outcome.stopped} It is saved in '{outcome.folder}': go on with resume='auto'.")
     return {**(outcome.result or {}), 'folder': str(outcome.folder)}
@@ -64,7 +72,7 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     """Figures of a model as `timm-hnc validate` gives them.
 
     Args:
-        model: of timm, or a CamModel of one; it is moved to the device.
+        model: as `train` takes it; it is moved to the device.
         data: data set or loader, as `train` takes them.
         options: all options, with timm's defaults.
         **values: options by name, as the flags of validate.py, in place of those.
@@ -79,7 +87,8 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     Example:
         >>> timm_hnc.evaluate(model, eval_set, batch_size=64, cam_metrics=True)['top1']
     """
-    plain = model.model if isinstance(model, CamModel) else model
+    plain, wrap = _parts(model)
+    told = plain if is_of_timm(plain) else wrap(plain)
     options = grouped(ValidateOptions, values if options is None else flattened(options) | values)
     options = replace(options, device=agreed_device(options.device, frozenset(values)))
     _check_loaders(data)
@@ -92,7 +101,33 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     renew_state(options.device)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)
-    return measure(plain, data, options, Source(name_of(plain)), accelerator)
+    if isinstance(told, CamModel):
+        options = replace(options, input=_input_of(told, options.input))
+    return measure(told, data, options, Source(name_of(plain)), accelerator)
+
+
+def _parts(model: nn.Module) -> tuple[Any, Callable[[Any], CamModel]]:
+    """The plain model, and what makes a CamModel of it and of its copies.
+
+    Raises:
+        UsageError: it is none of timm's, and has no exact class maps.
+    """
+    if isinstance(model, CamModel):
+        return model.model, model.around
+    if is_of_timm(model):
+        return model, CamModel
+    try:
+        return model, CamModel(model).around
+    except UnsupportedHead as error:
+        raise UsageError(str(error)) from error
+
+
+def _input_of(cam_model: CamModel, options: InputOptions) -> InputOptions:
+    """Of a model that has no config of timm's: its classes, and the size of its images where nobody says another."""
+    options = replace(options, num_classes=cam_model.num_classes)
+    if options.img_size or options.input_size:
+        return options
+    return replace(options, input_size=cam_model.data_config['input_size'])
 
 
 def _check_loaders(*data: Any) -> None:

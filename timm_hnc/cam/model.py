@@ -56,6 +56,17 @@ class CamModel(nn.Module):
         self.model: TimmModel = model
         self.training = model.training
 
+    def around(self, model: TimmModel) -> 'CamModel':
+        """The class maps of another model of this very architecture, such as averaged weights: nothing is looked for.
+
+        Args:
+            model: a copy of this one's, perhaps with other weights.
+        """
+        other = CamModel.__new__(CamModel)
+        nn.Module.__init__(other)
+        other.head, other.model, other.training = self.head, model, model.training
+        return other
+
     @property
     def kind(self) -> Kind:
         """Which kind of class maps was found, and whether it is exact and trainable."""

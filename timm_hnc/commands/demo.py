@@ -1,10 +1,12 @@
 """timm-hnc demo: a page on this machine to try a model on, or to compare two."""
 
 import argparse
+import os
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -50,15 +52,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError('the page needs Gradio: pip install "timm_hnc[demo]".')
     _check_address(args.host, args.port or 0)
     subjects = [_subject(model, args) for model in args.models]
-
-    from timm_hnc.demo.page import build_page, show_page
-
     samples: list[Sample] = []
     note = ''
     try:
         samples = _samples(args.models[0], subjects[0], args.images) if args.images else []
     except (DataError, UsageError) as error:
         note = f'No validation images to pick from: {error}'
+    with TemporaryDirectory(prefix='timm-hnc-demo-') as folder:
+        os.environ['GRADIO_TEMP_DIR'] = folder  # pages that share one delete each other's files
+        _serve(subjects, samples, note, args)
+
+
+def _serve(subjects: Sequence[Subject], samples: Sequence[Sample], note: str, args: argparse.Namespace) -> None:
+    from timm_hnc.demo.page import build_page, show_page
+
     page = build_page(subjects, samples, note)
     address = show_page(page, server_name=args.host, server_port=args.port, inbrowser=args.open)
     print(f'{address} (Ctrl-C ends it)', flush=True)  # noqa: T201  # the result of the command

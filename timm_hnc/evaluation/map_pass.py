@@ -138,7 +138,7 @@ def watch_maps(
     if options.first is None:
         return None
     try:
-        cam_model = CamModel(model)
+        cam_model = model if isinstance(model, CamModel) else CamModel(model)
     except UnsupportedHead as error:
         raise UsageError(f'no class maps to measure: {error}') from error
     passes: list[MapPass] = []

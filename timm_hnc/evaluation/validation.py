@@ -216,7 +216,7 @@ def _attacked(model: Any, threat: Threat | None) -> Any:
     if threat is None or threat.loss is cross_entropy:
         return model
     try:
-        return CamModel(model)
+        return model if isinstance(model, CamModel) else CamModel(model)
     except UnsupportedHead as error:
         raise UsageError(f'--attack-loss train: {error}') from error
 

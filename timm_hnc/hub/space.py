@@ -11,7 +11,7 @@ import timm_hnc
 from timm_hnc.hub.publish import publish_folder
 
 PACKAGE = 'timm_hnc'
-_OLDEST_GRADIO = '6.0.0'
+_OLDEST_GRADIO = '6.20.0'
 
 
 def push_space(

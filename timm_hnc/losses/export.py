@@ -19,12 +19,12 @@ def check_classifier(cam_model: CamModel, loss: Loss) -> None:
     """
     if not loss.needs_features:
         return
-    classifier = cam_model.get_classifier()
+    classifier: Any = getattr(cam_model.model, 'get_classifier', lambda: None)()
     weight = getattr(classifier, 'weight', None)
     name = type(loss).__name__
     if not cam_model.kind.name.startswith('A') or weight is None:
         raise ValueError(
-            f'{name} needs features, their mean over positions and one linear classifier: '
+            f'{name} needs features, their mean over positions and one linear classifier that timm knows: '
             f"'{name_of(cam_model.model)}' has a head of kind {cam_model.kind}."
         )
     if classifier.bias is None and loss.plain_classifier(weight.detach().flatten(1), None)[1] is not None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -72,7 +73,7 @@ def train_run(
         check_model_name(options.model.model)
     check_publishing(options.hub)
     if options.needs_class_maps or (options.run.cam_images and 'cam_images' in explicit):
-        check_class_maps(options, provided.model)
+        check_class_maps(options, None if provided.model is None else partial(provided.wrap, provided.model))
     options = agreed_options(options, explicit)
     accelerator = create_accelerator(options.device, options.processes, options.tracking)
     [folder] = broadcast_object_list([_run_folder(options)])

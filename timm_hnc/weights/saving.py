@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from timm_hnc.cam import CamModel
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.files.manifest import MANIFEST, check_manifest
+from timm_hnc.files.tables import write_json
 
 WEIGHTS = 'model.safetensors'
 
@@ -111,6 +112,27 @@ def save_pretrained(
         config['hnc'] = hnc
     safetensors.torch.save_file(export_state_dict(model), folder / WEIGHTS, metadata={'format': 'pt'})
     save_config_for_hf(model, str(folder / 'config.json'), model_config=config, data_config=data_config)
+
+
+def save_weights(
+    model: Any,
+    folder: Path,
+    class_names: Sequence[str],
+    data_config: dict[str, Any],
+    hnc: dict[str, Any] | None = None,
+) -> None:
+    """What `save_pretrained` writes, also of a model that is none of timm's: its class loads it, timm does not.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    if hasattr(model, 'pretrained_cfg'):
+        save_pretrained(model, folder, class_names, data_config, hnc)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(export_state_dict(model), folder / WEIGHTS, metadata={'format': 'pt'})
+    config = {'architecture': type(model).__name__, 'num_classes': len(class_names), 'pretrained_cfg': data_config}
+    write_json(folder / 'config.json', config | {'label_names': class_names} | ({'hnc': hnc} if hnc else {}))
 
 
 def _label_names(names: Sequence[str] | Mapping[int, str], num_classes: int) -> list[str]:

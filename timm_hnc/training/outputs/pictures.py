@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.plots.cams import draw_cams
@@ -27,7 +26,7 @@ class CamPictures:
         if self.run.data.eval_loader is None or not self.run.options.run.cam_images:
             return None
         try:
-            CamModel(self.run.model)
+            self.run.wrap(self.run.model)
         except UnsupportedHead as error:
             _logger.info(f'No CAM pictures: {error}')
             return None
@@ -39,7 +38,7 @@ class CamPictures:
             return
         run, (inputs, targets) = self.run, self.samples
         device = run.accelerator.device
-        cam_model = CamModel(model)
+        cam_model = run.wrap(model)
         try:
             with evaluating(cam_model):
                 picture = draw_cams(

@@ -9,7 +9,6 @@ from typing import Any
 from timm.task import evaluation_sample_limit
 
 from timm_hnc.attacks.attacks import Attack, normalized
-from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.evaluation.confusions import ConfusionPass
@@ -34,11 +33,11 @@ class Findings:
     """Looks at the maps of a model while it is evaluated, and attacks a few images, for `report/` of the run."""
 
     def __init__(self, run: Run, model: Any) -> None:
-        self.run, self.model = run, model
+        self.run, self.model = run, run.classifier(model)
         self.watched: WatchedMaps | None = None
         names, limit = run.data.class_names, evaluation_sample_limit(run.data.eval_loader)
         try:
-            cam_model = CamModel(model)
+            cam_model = run.wrap(model)
         except UnsupportedHead as error:
             _logger.info(f'No class maps in the report: {error}')
             return

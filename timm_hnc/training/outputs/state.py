@@ -14,7 +14,7 @@ from timm_hnc.errors import DataError, first_lines
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.outputs.changed_options import check_place, use_settings
 from timm_hnc.training.setup.build import Run
-from timm_hnc.weights.saving import save_pretrained
+from timm_hnc.weights.saving import save_weights
 
 _logger = logging.getLogger(__name__)
 # of torch's ReduceLROnPlateau, whose state brings them along
@@ -71,7 +71,7 @@ def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
         hnc = {'variant': run.options.hnc.hnc, **{name: getattr(run.options.hnc, f'hnc_{name}') for name in names}}
         if run.auto_weight is not None:
             hnc['weight'] = run.auto_weight.value.item()
-    save_pretrained(run.evaluated_model, folder / 'model', run.data.class_names, run.data.config, hnc)
+    save_weights(run.evaluated_model, folder / 'model', run.data.class_names, run.data.config, hnc)
     state = {'optimizer': run.optimizer.optimizer.state_dict(), **apart}
     state |= {name: module.state_dict() for name, module in _modules(run)}
     if run.accelerator.scaler is not None:

@@ -1,6 +1,7 @@
 """Everything a run is made of, built from its options."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import ModelEmaV3
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder
 from timm_hnc.data.loading.seeded_batches import seed_process
 from timm_hnc.errors import UsageError
@@ -41,14 +43,16 @@ class Provided:
     """What a caller brings in place of what the options name.
 
     Args:
-        model: plain timm model.
+        model: plain model.
         train_set: data set that timm's loader can take, or a loader of normalised batches.
         eval_set: the same for validation.
+        wrap: makes the CamModel of a model of this architecture.
     """
 
     model: Any = None
     train_set: Any = None
     eval_set: Any = None
+    wrap: Callable[[Any], CamModel] = CamModel
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Run:
         options: those in force.
         accelerator: device, precision and processes.
         folder: the run folder.
-        model: the plain timm model, unwrapped; its parameters are those that train.
+        model: the plain model, unwrapped; its parameters are those that train.
         loss: of timm_hnc.losses, None for timm's.
         compiled: compiles what is evaluated, where the run is compiled.
         task: model and losses, compiled, as Accelerate wrapped them.
@@ -67,6 +71,7 @@ class Run:
         optimizer: as Accelerate wrapped it.
         data: what it trains on and is evaluated on.
         checkpoints: of this run folder.
+        wrap: makes the CamModel of a model of the run's architecture.
         notices: what processes tell each other of every update.
         scheduler: timm's, or None.
         num_epochs: where the run ends.
@@ -92,6 +97,7 @@ class Run:
     optimizer: Any
     data: RunData
     checkpoints: CheckpointFolder
+    wrap: Callable[[Any], CamModel]
     notices: Notices
     scheduler: Any = None
     num_epochs: int = 0
@@ -141,6 +147,10 @@ class Run:
         """What is evaluated, saved and drawn: the weights that count, with the classifier that the loss exports."""
         return exported(self.averaged_model, self.loss, self.export_copy)
 
+    def classifier(self, model: Any) -> Any:
+        """What returns plain logits of a model of the run's architecture, as timm's do by themselves."""
+        return model if is_of_timm(model) else self.wrap(model)
+
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps an epoch; the last window of accumulated batches may be shorter."""
@@ -160,13 +170,14 @@ def build_run(
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
     num_classes = options.input.num_classes or model.num_classes
-    grid = grid_of(model, data_config['input_size']) if options.map_losses.needs_objects else None
+    needs_grid = options.map_losses.needs_objects
+    grid = grid_of(provided.wrap(model), data_config['input_size']) if needs_grid else None
     data = create_run_data(options, provided.train_set, provided.eval_set, data_config, num_classes, grid, accelerator)
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
     map_losses = create_map_losses(options, num_classes, data_config, accelerator)
-    task = create_task(options, model, loss, map_losses, accelerator, len(data.train_loader))
+    task = create_task(options, model, provided.wrap, loss, map_losses, accelerator, len(data.train_loader))
     task = compiled(task)  # inside DDP, whose hooks would break the graph
     optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr)
     task, optimizer = accelerator.prepare(task, optimizer)
@@ -184,6 +195,7 @@ def build_run(
         clock=options.run.interval(),
         notices=Notices(accelerator, at_once=options.run.on_nonfinite == 'skip'),
         checkpoints=checkpoints,
+        wrap=provided.wrap,
     )
     run.export_copy = exported(run.averaged_model, loss) if loss is not None and loss.changes_scores else None
     run.scheduler, num_epochs = create_scheduler_v2(
@@ -224,6 +236,7 @@ def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: 
 def create_task(
     options: TrainOptions,
     model: Any,
+    wrap: Callable[[Any], CamModel],
     loss: Loss | None,
     map_losses: dict[str, tuple[MapLoss, float]],
     accelerator: Accelerator,
@@ -239,14 +252,16 @@ def create_task(
     if multi_label:
         arguments['threshold'] = options.task.multilabel_threshold
     if not options.needs_class_maps:
-        return (MultiLabelClassificationTask if multi_label else ClassificationTask)(model, **arguments)
+        classifier = model if is_of_timm(model) else wrap(model)
+        return (MultiLabelClassificationTask if multi_label else ClassificationTask)(classifier, **arguments)
     arguments['map_losses'] = map_losses
     if loss is not None and mixed:
-        arguments['target_floor'] = options.loss.smoothing / (2 if multi_label else model.num_classes)
+        classes = 2 if multi_label else options.input.num_classes or model.num_classes
+        arguments['target_floor'] = options.loss.smoothing / classes
     if not options.hnc.on:
-        return (ClassMapMultiLabelTask if multi_label else ClassMapTask)(CamModel(model), **arguments)
+        return (ClassMapMultiLabelTask if multi_label else ClassMapTask)(wrap(model), **arguments)
     kind = HNCMultiLabelTask if multi_label else HNCTask
     # a weight that follows does so until the first epoch after the warm-up ends, and for an epoch at least
     epochs = max(1, options.schedule.warmup_epochs + 1 - options.hnc.hnc_start_epoch)
     weight = options.hnc.weight(math.ceil(epochs * batches_per_epoch))
-    return kind(CamModel(model), hnc=options.hnc.loss(), hnc_weight=weight, **arguments)
+    return kind(wrap(model), hnc=options.hnc.loss(), hnc_weight=weight, **arguments)

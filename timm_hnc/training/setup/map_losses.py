@@ -38,11 +38,10 @@ def create_map_losses(
     return found
 
 
-def grid_of(model: Any, input_size: tuple[int, int, int]) -> tuple[int, int]:
+def grid_of(cam_model: CamModel, input_size: tuple[int, int, int]) -> tuple[int, int]:
     """(height, width) of the class maps of images of that size."""
-    cam_model = CamModel(model)
     with torch.no_grad(), evaluating(cam_model):
-        return cam_model.class_maps(next(model.parameters()).new_zeros(1, *input_size)).grid
+        return cam_model.class_maps(next(cam_model.parameters()).new_zeros(1, *input_size)).grid
 
 
 def _create_teacher(

@@ -1,7 +1,7 @@
 """All options of a training run: groups that check themselves, and what they ask of each other."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -280,14 +280,18 @@ def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOpti
     return replace(options, device=agreed_device(options.device, explicit), batches=batches)
 
 
-def check_class_maps(options: TrainOptions, model: Any = None) -> None:
+def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None = None) -> None:
     """Refuse a model without exact class maps, for losses trainable ones, before any weights or data are read.
+
+    Args:
+        options: those in force.
+        make: makes the CamModel of a model that is provided, in place of the one that the options name.
 
     Raises:
         UsageError: no such class maps, a head that the loss cannot work with, or timm refuses the model's options.
     """
     try:
-        cam_model = cam_model_without_weights(options.model, options.input) if model is None else CamModel(model)
+        cam_model = make() if make else cam_model_without_weights(options.model, options.input)
         if options.needs_class_maps:
             check_trainable(cam_model.model, cam_model.head)
     except UnsupportedHead as error:
