@@ -10,7 +10,7 @@ FLOORS = (
     ('errors', 'version', 'progress', 'alarm'),
     ('options', 'files'),
     ('cam', 'models'),
-    ('losses', 'data'),
+    ('losses', 'data', 'distillation'),
     ('tasks',),
     ('metrics', 'attacks', 'plots', 'weights', 'export'),
     ('evaluation',),

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from timm.task import ClassificationTask, MultiLabelClassificationTask
+from timm.task.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import check_trainable
 from timm_hnc.cam.object_masks import ObjectMasks
+from timm_hnc.distillation import Student
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss, at_least
@@ -34,6 +36,7 @@ class ClassMapTask(ClassificationTask):
         map_losses: losses on class maps and their weights, by the names under which they are logged.
         target_floor: the value that smoothing gives to absent classes in dense targets; by default from
             criterion_kwargs: smoothing / n with soft targets (smoothing / 2 for several labels), else 0.
+        distil: makes timm's distillation task of a student and the criterion; its loss takes the criterion's place.
 
     Raises:
         TypeError: the model is no CamModel.
@@ -51,6 +54,7 @@ class ClassMapTask(ClassificationTask):
         verbose: bool = True,
         map_losses: Mapping[str, tuple[MapLoss, float]] | None = None,
         target_floor: float | None = None,
+        distil: Callable[..., TrainingTask] | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(cam_model, CamModel):
@@ -67,13 +71,18 @@ class ClassMapTask(ClassificationTask):
             given, classes = criterion_kwargs or {}, 2 if self.multi_label else cam_model.num_classes
             target_floor = given.get('smoothing', 0.0) / classes if given.get('soft_targets') else 0.0
         self.target_floor = target_floor
+        self.distillation: TrainingTask | None = None
+        if distil is not None:
+            self.student = Student(cam_model)
+            self.distillation = distil(student=self.student, criterion=self.criterion)
 
     def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
         """As `HNCTask.forward`: 'loss' to train on, 'output' (B, n) logits, and of several losses each, by name."""
         images, target = self.views(input, target)
-        criterion, plain = self.criterion_and_maps(images, target)
+        criterion, plain, of_teacher = self.criterion_and_maps(images, target)
         loss, parts = self.with_map_losses(criterion, plain, target, images, masks)
         parts = {'criterion': criterion.detach(), **parts} if parts else {}
+        parts |= of_teacher
         return {'loss': loss, 'output': plain.logits[: len(input)], **parts}
 
     def views(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,14 +93,18 @@ class ClassMapTask(ClassificationTask):
             return input, target
         return torch.cat([input, input.flip(-1)]), target.repeat(2, *[1] * (target.ndim - 1))
 
-    def criterion_and_maps(self, images: Tensor, target: Tensor) -> tuple[Tensor, ClassMaps]:
-        """The criterion of these views, and the class maps of the classifier that is exported."""
+    def criterion_and_maps(self, images: Tensor, target: Tensor) -> tuple[Tensor, ClassMaps, dict[str, Tensor]]:
+        """The criterion of these views, the class maps of the classifier that is exported, and a teacher's parts."""
+        if self.distillation is not None:
+            found = self.distillation(images, target)
+            parts = {name: value.detach() for name, value in found.items() if name not in ('loss', 'output')}
+            return found['loss'], self.student.take_class_maps(), parts
         class_maps = self.trainable_module(images, return_class_maps=True)
         loss = self.criterion if isinstance(self.criterion, Loss) else None
         if loss is None or loss.needs == 'logits':
-            return self.criterion(class_maps.logits, target), class_maps
+            return self.criterion(class_maps.logits, target), class_maps, {}
         of_batch = target[: len(target) // 2] if loss.needs == 'two_views' else target
-        return loss(class_maps, of_batch), loss.as_plain(class_maps)
+        return loss(class_maps, of_batch), loss.as_plain(class_maps), {}
 
     def with_map_losses(
         self, loss: Tensor, class_maps: ClassMaps, target: Tensor, images: Tensor, masks: ObjectMasks | None
@@ -153,7 +166,7 @@ class HNCTask(ClassMapTask):
         device: of the task's tensors.
         dtype: of the task's tensors.
         verbose: log the losses in use.
-        **kwargs: `map_losses` and `target_floor`, as `ClassMapTask`.
+        **kwargs: `map_losses`, `target_floor` and `distil`, as `ClassMapTask`.
 
     Attributes:
         hnc_joins: HNC is part of the loss; where it is not, its value is there all the same.
@@ -206,11 +219,11 @@ class HNCTask(ClassMapTask):
             `map_losses` by name, and the 'hnc_weight' that follows from them.
         """
         images, target = self.views(input, target)
-        criterion, plain = self.criterion_and_maps(images, target)
+        criterion, plain, of_teacher = self.criterion_and_maps(images, target)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
             hnc = self.hnc(plain, target, self.target_floor)
         loss, others = self.with_map_losses(criterion, plain, target, images, masks)
-        parts = {'criterion': criterion.detach(), 'hnc': hnc.detach(), **others}
+        parts = {'criterion': criterion.detach(), 'hnc': hnc.detach(), **others, **of_teacher}
         weight: float | AutoWeight | Tensor = self.hnc_weight
         if isinstance(weight, AutoWeight):
             value = weight.value

@@ -62,7 +62,7 @@ def test_classes_are_counted_as_they_are_trained_and_named(images, tmp_path, opt
         return counted[-1]
 
     argv = ['--data-dir', images, *SMALL, '--color-jitter', 0, '--loss', 'cb-focal', *options.split()]
-    with mock.patch('timm_hnc.training.setup.losses.class_counts', count):
+    with mock.patch('timm_hnc.training.setup.objective.losses.class_counts', count):
         run = train(*argv, '--output', tmp_path, '--experiment', 'run')
     [(counts, number)] = counted
     assert names_of(run) == sorted(whole)

@@ -24,6 +24,7 @@ from running import (
     validate,
 )
 
+from timm_hnc import save_pretrained
 from timm_hnc.report.examples import read_examples
 
 HERE = Path(__file__).parent
@@ -32,6 +33,7 @@ TASKS = [  # in two processes, the first two of them in three as well
     '--hnc kd --hnc-weight 0.1 --hnc-reduction mean --grad-accum-steps 2 --clip-grad 0.5 --model-ema',
     '--hnc mse --hnc-weight 0.1 --task multilabel --clip-grad 0.02 --clip-mode agc --map-loss separability consistency',
     '--loss ce',
+    '--hnc mse --hnc-weight 0.1 --hnc-topk 1 --kd-model-name TEACHER --kd-distill-type feature --clip-grad 0.5',
     '--hnc mse --hnc-weight auto --hnc-topk 1 --torchcompile eager',  # the first one, compiled
 ]
 
@@ -46,10 +48,12 @@ def distance(left, right):
 def test_processes_with_their_share_of_the_batch_have_the_gradients_of_one(images, multi_label, tmp_path):
     # group norms: batch norms would see half a batch
     model = '--model test_efficientnet_gn --num-classes 3 --img-size 32 --workers 0 --device cpu'
+    save_pretrained(timm.create_model('test_resnet', num_classes=3), tmp_path / 'teacher')
     commands = []
     for task in TASKS:
         data = multi_label if 'multilabel' in task else ['--data-dir', str(images)]
-        commands.append([*shlex.split(f'{model} --lr 0.05 --warmup-epochs 0 {task}'), *data])
+        words = shlex.split(f'{model} --lr 0.05 --warmup-epochs 0 {task}')
+        commands.append([*(str(tmp_path / 'teacher') if word == 'TEACHER' else word for word in words), *data])
     # compiling takes longest: two processes that do it have the gradients of one that does not
     chosen = {1: [*commands[:-1], commands[0]], 2: commands, 3: commands[:2]}
     found = {}

@@ -17,6 +17,7 @@ from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.precision import agreed_device, end_training, set_up_process
 from timm_hnc.evaluation.sources import Source, find_sources
 from timm_hnc.evaluation.validation import ValidateOptions, validate
+from timm_hnc.files.options import find_run, read_options
 from timm_hnc.files.tables import without_nan, write_csv, write_json
 from timm_hnc.options import flag_of
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_process(accelerator, options.device.fast_norm)
     utils.random_seed(options.loader.seed)
     if len(sources) == 1:
-        results: Any = validate(options, sources[0], accelerator)
+        results: Any = validate(options, sources[0], accelerator) | _teacher_of(options.model.checkpoint)
     else:
         _logger.info(f'Evaluating {len(sources)} models.')
         results = _validate_all(options, sources, accelerator)
@@ -53,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if others['results_file']:
             _write_results(others['results_file'], results, others['results_format'])
     end_training(accelerator)
+
+
+def _teacher_of(checkpoint: str) -> dict[str, str]:
+    """The model that a run learned from, by its name; empty without one."""
+    run = find_run(Path(checkpoint)) if checkpoint else None
+    teacher = read_options(run).get('kd_model_name') if run else None
+    return {'teacher': teacher} if teacher else {}
 
 
 def _validate_all(options: ValidateOptions, sources: list[Source], accelerator: Accelerator) -> list[dict[str, Any]]:

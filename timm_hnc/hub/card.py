@@ -64,6 +64,8 @@ def render_card(facts: CardFacts) -> str:
         hnc=_hnc_text(hnc),
         map_losses=', '.join(facts.options.get('map_loss') or []),
         teacher=facts.options.get('map_teacher'),
+        distilled=facts.options.get('kd_model_name'),
+        learned=facts.options.get('kd_distill_type'),
         data=data_name(facts.options),
         table=figure_table(columns),
     )

@@ -35,6 +35,7 @@ _ABOUT = {
     'hnc_topk': 'top-k of HNC',
     'map_loss': 'losses on class maps',
     'map_teacher': 'teacher',
+    'kd_model_name': 'teacher of distillation',
     'label_noise': 'label noise',
     'epochs': 'epochs',
     'batch_size': 'batch size',

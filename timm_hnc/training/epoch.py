@@ -197,7 +197,7 @@ def _update(run: Run, num_updates: int) -> None:
 
 
 def _clip(run: Run, value: float, mode: str) -> None:
-    parameters = list(run.model.parameters())
+    parameters = run.trained_parameters
     if mode == 'norm':
         run.accelerator.clip_grad_norm_(parameters, value)
     elif mode == 'value':

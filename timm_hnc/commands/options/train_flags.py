@@ -20,8 +20,9 @@ from timm_hnc.training.setup.data_options import (
     TrainSizeOptions,
 )
 from timm_hnc.training.setup.environment import ProcessOptions
-from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, MapLossOptions, weight_or_share
 from timm_hnc.training.setup.models import ModelOptions
+from timm_hnc.training.setup.objective.distillation import DistillationOptions
+from timm_hnc.training.setup.objective.loss_options import HNCOptions, LossOptions, MapLossOptions, weight_or_share
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.options import FilledIn, RunOptions
 
@@ -57,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser, 'batches', BatchOptions, shorts)
     add_loader_flags(parser)
     add_device_flags(parser)
+    dims = {f'kd_{name}_feature_dim': {'metavar': 'N'} for name in ('student', 'teacher')}
+    add_flags(parser, 'a teacher', DistillationOptions, dims)
     several = add_flags(parser, 'several devices', ProcessOptions)
     several.add_argument('--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     add_flags(parser, 'optimizer', OptimizerOptions)
@@ -101,12 +104,3 @@ def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
     add('--naflex-patch-size-probs', type=float, nargs='+', help=hidden)
     add('--naflex-loss-scale', choices=('none', 'sqrt', 'linear'), default='linear', help=hidden)
     add('--naflex-patchify-channels-first', action='store_true', help=hidden)
-    add('--kd-model-name', type=str, help=hidden)
-    add('--kd-distill-type', choices=('logit', 'feature', 'token'), default='logit', help=hidden)
-    add('--kd-loss-type', type=str, default='kl', help=hidden)
-    add('--distill-loss-weight', type=float, help=hidden)
-    add('--task-loss-weight', type=float, help=hidden)
-    add('--kd-temperature', type=float, default=4.0, help=hidden)
-    add('--kd-student-feature-dim', type=int, help=hidden)
-    add('--kd-teacher-feature-dim', type=int, help=hidden)
-    add('--kd-token-distill-type', choices=('soft', 'hard'), default='soft', help=hidden)

@@ -11,10 +11,8 @@ from timm_hnc.commands.options.parsing import given_on_command_line, parse_optio
 from timm_hnc.commands.options.shared import COMPILE_ADVICE, NAFLEX_ADVICE
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.errors import UsageError
-from timm_hnc.training.setup.loss_options import HNCOptions
+from timm_hnc.training.setup.objective.loss_options import HNCOptions
 from timm_hnc.training.setup.options import TrainOptions, given_values, train_options
-
-DISTILLATION_ADVICE = "train with a teacher in timm's own train.py (--hnc kd is a form of the HNC loss, without one)."
 
 
 def parse_train_options(
@@ -45,14 +43,12 @@ def parse_train_options(
 
 
 def _refused(args: argparse.Namespace) -> dict[str, str]:
-    distillation = {'distill_loss_weight', 'task_loss_weight'} | {name for name in vars(args) if name.startswith('kd_')}
     naflex = [name for name in vars(args) if name.startswith('naflex_')]
     return {
         'torchscript': COMPILE_ADVICE,
         'fuser': COMPILE_ADVICE,
         'local_rank': 'leave it out; accelerate launch and torchrun set the rank themselves.',
         **dict.fromkeys(naflex, f'{NAFLEX_ADVICE} or --train-img-sizes.'),
-        **dict.fromkeys(distillation, DISTILLATION_ADVICE),
     }
 
 

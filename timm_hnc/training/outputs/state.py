@@ -54,6 +54,7 @@ def _modules(run: Run) -> list[tuple[str, nn.Module]]:
         ('model', run.model),
         ('ema', run.ema and run.ema.module),
         ('loss', run.loss),
+        ('projection', run.projection),
         ('hnc_weight', run.auto_weight),
     )
     return [(name, module) for name, module in parts if module is not None]

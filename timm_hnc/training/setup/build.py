@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import Interval
-from timm_hnc.training.setup.criterion import timm_criterion_kwargs
-from timm_hnc.training.setup.losses import create_run_loss
-from timm_hnc.training.setup.map_losses import create_map_losses, grid_of
 from timm_hnc.training.setup.models import create_model
+from timm_hnc.training.setup.objective.criterion import timm_criterion_kwargs
+from timm_hnc.training.setup.objective.distillation import check_student, create_distillation, projection_of
+from timm_hnc.training.setup.objective.losses import create_run_loss
+from timm_hnc.training.setup.objective.map_losses import create_map_losses, grid_of
+from timm_hnc.training.setup.objective.teachers import create_teacher
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
 from timm_hnc.training.setup.options import TrainOptions, check_image_size
 from timm_hnc.training.setup.run_data import RunData, create_run_data
@@ -65,6 +68,7 @@ class Run:
         folder: the run folder.
         model: the plain model, unwrapped; its parameters are those that train.
         loss: of timm_hnc.losses, None for timm's.
+        projection: between a teacher's features and the model's, None without; it trains with the model.
         compiled: compiles what is evaluated, where the run is compiled.
         task: model and losses, compiled, as Accelerate wrapped them.
         ema: moving average of the model, or None.
@@ -91,6 +95,7 @@ class Run:
     folder: Path
     model: Any
     loss: Loss | None
+    projection: Any
     compiled: Compilation
     task: Any
     ema: ModelEmaV3 | None
@@ -138,6 +143,12 @@ class Run:
         return weight if isinstance(weight, AutoWeight) else None
 
     @property
+    def trained_parameters(self) -> list[Any]:
+        """Those of the model, and those of the projection."""
+        learned = [] if self.projection is None else list(self.projection.parameters())
+        return [*self.model.parameters(), *learned]
+
+    @property
     def averaged_model(self) -> Any:
         """The weights that count: the moving average, unless it lives on the CPU alone."""
         return self.model if self.ema is None or self.options.ema.model_ema_force_cpu else self.ema.module
@@ -169,6 +180,7 @@ def build_run(
     provided = provided or Provided()
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
+    check_student(options.distillation, model)
     num_classes = options.input.num_classes or model.num_classes
     needs_grid = options.map_losses.needs_objects
     grid = grid_of(provided.wrap(model), data_config['input_size']) if needs_grid else None
@@ -177,9 +189,11 @@ def build_run(
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
     map_losses = create_map_losses(options, num_classes, data_config, accelerator)
-    task = create_task(options, model, provided.wrap, loss, map_losses, accelerator, len(data.train_loader))
+    distil = _distil(options, num_classes, data_config, accelerator) if options.distillation.on else None
+    task = create_task(options, model, provided.wrap, loss, map_losses, accelerator, len(data.train_loader), distil)
+    projection = projection_of(getattr(task, 'distillation', None) or task)
     task = compiled(task)  # inside DDP, whose hooks would break the graph
-    optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr)
+    optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr, projection)
     task, optimizer = accelerator.prepare(task, optimizer)
     run = Run(
         options=options,
@@ -187,6 +201,7 @@ def build_run(
         folder=checkpoints.folder,
         model=model,
         loss=loss,
+        projection=projection,
         compiled=compiled,
         task=task,
         ema=create_ema(options.ema, model),
@@ -233,6 +248,23 @@ def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: 
     return replace(options, input=replace(options.input, num_classes=num_classes), schedule=schedule)
 
 
+def _distil(
+    options: TrainOptions, num_classes: int, data_config: dict[str, Any], accelerator: Accelerator
+) -> Callable[..., Any]:
+    """What makes timm's distillation task of a student and a criterion."""
+    name, size = options.distillation.kd_model_name or '', data_config['input_size']
+    teacher = create_teacher(name, '--kd-model-name', num_classes, size, options.device, accelerator)
+    return partial(
+        create_distillation,
+        options.distillation,
+        teacher,
+        data_config,
+        device=accelerator.device,
+        dtype=options.device.weight_dtype,
+        verbose=accelerator.is_main_process,
+    )
+
+
 def create_task(
     options: TrainOptions,
     model: Any,
@@ -241,6 +273,7 @@ def create_task(
     map_losses: dict[str, tuple[MapLoss, float]],
     accelerator: Accelerator,
     batches_per_epoch: int,
+    distil: Callable[..., Any] | None = None,
 ) -> Any:
     """The task that trains the model: timm's own for losses on logits, ours for those on class maps."""
     multi_label, mixed = options.task.multi_label, options.mixup.active
@@ -251,10 +284,12 @@ def create_task(
         arguments['criterion'] = loss
     if multi_label:
         arguments['threshold'] = options.task.multilabel_threshold
+    if not options.needs_class_maps and distil is not None:
+        return distil(student=model, **{name: arguments[name] for name in arguments if name.startswith('criterion')})
     if not options.needs_class_maps:
         classifier = model if is_of_timm(model) else wrap(model)
         return (MultiLabelClassificationTask if multi_label else ClassificationTask)(classifier, **arguments)
-    arguments['map_losses'] = map_losses
+    arguments |= {'map_losses': map_losses, 'distil': distil}
     if loss is not None and mixed:
         classes = 2 if multi_label else options.input.num_classes or model.num_classes
         arguments['target_floor'] = options.loss.smoothing / classes

@@ -19,7 +19,7 @@ from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset
 from timm_hnc.losses.maps.base import MOST_PRESENT
 from timm_hnc.training.setup.data_options import AugmentationOptions, TrainSizeOptions
-from timm_hnc.training.setup.loss_options import MapLossOptions
+from timm_hnc.training.setup.objective.loss_options import MapLossOptions
 from timm_hnc.training.setup.options import TrainOptions
 
 

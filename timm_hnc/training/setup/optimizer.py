@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, optimizer_kwargs
+from timm.optim import create_optimizer_v2, get_optimizer_info, optimizer_kwargs, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
+from torch import nn
 
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.losses.base import Loss
@@ -179,9 +180,14 @@ class EmaOptions:
 
 
 def create_optimizer(
-    options: OptimizerOptions, schedule: ScheduleOptions, model: Any, loss: Loss | None, loss_lr: float
+    options: OptimizerOptions,
+    schedule: ScheduleOptions,
+    model: Any,
+    loss: Loss | None,
+    loss_lr: float,
+    projection: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
-    """Timm's optimizer of a model, with a group of its own for what a loss learns.
+    """Timm's optimizer of a model, with groups of their own for what a loss and a teacher's projection learn.
 
     Raises:
         UsageError: timm refuses the options.
@@ -191,6 +197,8 @@ def create_optimizer(
         optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=cfg), **options.opt_kwargs)
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError(f'--opt {options.opt} cannot be made with these options: {first_lines(error)}') from error
+    for group in param_groups_weight_decay(projection, options.weight_decay) if projection is not None else ():
+        optimizer.add_param_group(group)
     learned = list(loss.parameters()) if loss is not None else []
     if loss is not None and learned:
         settings = {name: value for name, value in loss.parameter_options.items() if name in optimizer.defaults}

@@ -10,16 +10,17 @@ from timm_hnc.errors import UsageError
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.options import flag_of
-from timm_hnc.training.setup.criterion import read_class_stats, timm_criterion_kwargs
 from timm_hnc.training.setup.data_options import (
     AugmentationOptions,
     BatchOptions,
     MixupOptions,
     TrainSizeOptions,
 )
-from timm_hnc.training.setup.loss_options import LOSS_LR, HNCOptions, LossOptions, MapLossOptions
-from timm_hnc.training.setup.losses import loss_of
 from timm_hnc.training.setup.models import ModelOptions
+from timm_hnc.training.setup.objective.criterion import read_class_stats, timm_criterion_kwargs
+from timm_hnc.training.setup.objective.distillation import DistillationOptions
+from timm_hnc.training.setup.objective.loss_options import LOSS_LR, HNCOptions, LossOptions, MapLossOptions
+from timm_hnc.training.setup.objective.losses import loss_of
 
 
 def world_size() -> int:
@@ -37,6 +38,25 @@ def check_label_noise(noise: str | None, data: DataOptions, task: TaskOptions) -
         raise UsageError(f'--label-noise {noise}: for --task classification only.')
     if noise is not None and data.is_streamed:
         raise UsageError(f'--label-noise {noise}: {data.dataset} is streamed, its images have no index.')
+
+
+def check_distillation(distillation: DistillationOptions, task: TaskOptions, loss: LossOptions) -> None:
+    """Refuse a teacher where timm's tasks of distillation cannot work.
+
+    Raises:
+        UsageError: with the flag, its value and what is allowed.
+    """
+    if not distillation.on:
+        return
+    flag = f'--kd-model-name {distillation.kd_model_name}'
+    if task.multi_label:
+        raise UsageError(f'{flag}: for --task classification only.')
+    if loss.is_ours and LOSSES[loss.loss or ''].needs != 'logits':
+        allowed = [name for name, kind in LOSSES.items() if kind.needs == 'logits']
+        raise UsageError(
+            f'{flag}: not together with --loss {loss.loss}, which looks at more than logits; of these losses '
+            f'{", ".join(allowed)} can be used.'
+        )
 
 
 def check_data_in_memory(

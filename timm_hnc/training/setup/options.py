@@ -27,13 +27,15 @@ from timm_hnc.training.setup.data_options import (
     TrainSizeOptions,
 )
 from timm_hnc.training.setup.environment import ProcessOptions, import_device_modules
-from timm_hnc.training.setup.loss_options import HNCOptions, LossOptions, MapLossOptions
-from timm_hnc.training.setup.losses import loss_of
 from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weights
+from timm_hnc.training.setup.objective.distillation import DistillationOptions
+from timm_hnc.training.setup.objective.loss_options import HNCOptions, LossOptions, MapLossOptions
+from timm_hnc.training.setup.objective.losses import loss_of
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.option_checks import (
     check_auto_weight,
     check_data_in_memory,
+    check_distillation,
     check_label_noise,
     check_losses,
     check_metric,
@@ -128,6 +130,7 @@ class TrainOptions:
         task: one label an image, or several.
         hnc: Homogeneous Negative CAM.
         map_losses: other losses on class maps.
+        distillation: a teacher.
         hub: publishing.
         loss: the criterion.
         model: which, and where its weights start.
@@ -155,6 +158,7 @@ class TrainOptions:
     task: TaskOptions = field(default_factory=TaskOptions)
     hnc: HNCOptions = field(default_factory=HNCOptions)
     map_losses: MapLossOptions = field(default_factory=MapLossOptions)
+    distillation: DistillationOptions = field(default_factory=DistillationOptions)
     hub: HubOptions = field(default_factory=HubOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -180,6 +184,7 @@ class TrainOptions:
         check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
         check_auto_weight(self.loss, self.hnc)
         check_two_views(self.map_losses, self.augmentation)
+        check_distillation(self.distillation, self.task, self.loss)
         check_objects(self.map_losses, self.data, self.batches, self.augmentation, self.mixup, self.sizes)
         check_metric(self.task, self.run.eval_metric)
         if self.tracking.wandb_resume_id and not self.run.resume:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from timm_hnc.errors import UsageError
 from timm_hnc.options import flag_of
-from timm_hnc.training.setup.loss_options import LossOptions
+from timm_hnc.training.setup.objective.loss_options import LossOptions
 
 
 def timm_criterion_kwargs(

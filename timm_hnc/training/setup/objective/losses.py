@@ -11,8 +11,8 @@ from timm_hnc.data.options import TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.factory import LOSSES, create_loss
-from timm_hnc.training.setup.criterion import read_class_stats
-from timm_hnc.training.setup.loss_options import LossOptions
+from timm_hnc.training.setup.objective.criterion import read_class_stats
+from timm_hnc.training.setup.objective.loss_options import LossOptions
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,130 @@
+"""Learning from a teacher: timm's tasks of distillation, made of the options of a run."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
+from timm.task.distillation import DistillationTeacher
+from timm.task.task import TrainingTask
+from torch import nn
+
+from timm_hnc.cam.heads.probe import name_of
+from timm_hnc.errors import UsageError, first_lines
+from timm_hnc.options import check_choice, check_range
+
+
+@dataclass(frozen=True)
+class DistillationOptions:
+    """A teacher, and what the model learns of it beside the labels.
+
+    Args:
+        kd_model_name: teacher: a run folder, or a name of pretrained weights as timm takes it.
+        kd_distill_type: what is learned: its logits, its pooled features, or its logits by a classifier of their own.
+        kd_loss_type: loss on logits; timm has kl alone.
+        distill_loss_weight: weight of what the teacher says; 1, or what --task-loss-weight leaves of 1.
+        task_loss_weight: weight of the criterion on labels; 1 if left out.
+        kd_temperature: of the softmax of both.
+        kd_student_feature_dim: length of the student's pooled features, found if left out.
+        kd_teacher_feature_dim: length of the teacher's, found if left out.
+        kd_token_distill_type: token: by the teacher's probabilities, or by its predicted class.
+    """
+
+    kd_model_name: str | None = None
+    kd_distill_type: Literal['logit', 'feature', 'token'] = 'logit'
+    kd_loss_type: str = 'kl'
+    distill_loss_weight: float | None = None
+    task_loss_weight: float | None = None
+    kd_temperature: float = 4.0
+    kd_student_feature_dim: int | None = None
+    kd_teacher_feature_dim: int | None = None
+    kd_token_distill_type: Literal['soft', 'hard'] = 'soft'
+
+    def __post_init__(self) -> None:
+        check_choice(self, 'kd_loss_type', ('kl',))
+        check_range(self, 'distill_loss_weight', 'task_loss_weight', low=0)
+        check_range(self, 'kd_student_feature_dim', 'kd_teacher_feature_dim', low=1)
+        check_range(self, 'kd_temperature')
+        if self.kd_temperature <= 0:
+            raise UsageError(f'--kd-temperature {self.kd_temperature}: expected more than 0.')
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a teacher."""
+        return bool(self.kd_model_name)
+
+
+def check_student(options: DistillationOptions, model: Any) -> None:
+    """Refuse a model that cannot learn in this way.
+
+    Raises:
+        UsageError: with its name and what can.
+    """
+    if not options.on:
+        return
+    if not hasattr(model, 'pretrained_cfg'):
+        raise UsageError(f"--kd-model-name: '{name_of(model)}' is none of timm's models.")
+    if options.kd_distill_type == 'token' and not hasattr(model, 'set_distilled_training'):
+        raise UsageError(
+            f"--kd-distill-type token: '{name_of(model)}' has no classifier for the teacher; levit_128s, "
+            'deit_tiny_distilled_patch16_224 and their like have one.'
+        )
+
+
+def create_distillation(
+    options: DistillationOptions,
+    teacher: nn.Module,
+    data_config: dict[str, Any],
+    student: nn.Module,
+    device: torch.device,
+    verbose: bool,
+    dtype: torch.dtype | None = None,
+    **criterion: Any,
+) -> TrainingTask:
+    """The task of timm's that the options name.
+
+    Args:
+        options: with a teacher.
+        teacher: a timm model, frozen.
+        data_config: with the mean and std of the student's images.
+        student: what trains.
+        device: of the task's tensors.
+        verbose: log the weights.
+        dtype: of the student's weights.
+        **criterion: `criterion`, or `criterion_kwargs` for timm's.
+
+    Raises:
+        UsageError: timm refuses them.
+    """
+    taught = DistillationTeacher(teacher, device=device, dtype=dtype)
+    weights = {name: getattr(options, name) for name in ('distill_loss_weight', 'task_loss_weight')}
+    common = weights | criterion | {'device': device, 'dtype': dtype, 'verbose': verbose}
+    try:
+        task = _create(options, student, taught, common)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f'--kd-distill-type {options.kd_distill_type}: {first_lines(error)}') from error
+    for name in ('mean', 'std'):  # of the run, where timm takes those of the student's published weights
+        buffer = getattr(task, f'student_{name}')
+        buffer.copy_(torch.tensor(data_config[name]).view_as(buffer))
+    return task
+
+
+def projection_of(task: TrainingTask) -> nn.Module | None:
+    """What a task learns beside the student: a layer between features of different lengths."""
+    return getattr(task.trainable_module, 'projection', None)
+
+
+def _create(
+    options: DistillationOptions, student: nn.Module, teacher: DistillationTeacher, common: dict[str, Any]
+) -> TrainingTask:
+    temperature = options.kd_temperature
+    if options.kd_distill_type == 'logit':
+        return LogitDistillationTask(
+            student, teacher, loss_type=options.kd_loss_type, temperature=temperature, **common
+        )
+    if options.kd_distill_type == 'token':
+        return TokenDistillationTask(
+            student, teacher, distill_type=options.kd_token_distill_type, temperature=temperature, **common
+        )
+    lengths = {f'{name}_feature_dim': getattr(options, f'kd_{name}_feature_dim') for name in ('student', 'teacher')}
+    return FeatureDistillationTask(student, teacher, **lengths, **common)

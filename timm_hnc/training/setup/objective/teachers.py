@@ -1,0 +1,73 @@
+"""A model that another one learns from: loaded, looked at, and frozen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.evaluation.precision import DeviceOptions
+from timm_hnc.training.setup.models import check_model_name
+from timm_hnc.weights.loading import reading
+from timm_hnc.weights.saving import find_weights
+
+
+def create_teacher(
+    name: str,
+    flag: str,
+    num_classes: int,
+    input_size: tuple[int, int, int],
+    device: DeviceOptions,
+    accelerator: Accelerator,
+) -> Any:
+    """A timm model with its weights, in evaluation mode and without gradients.
+
+    Args:
+        name: run folder, or a name of pretrained weights as timm takes it.
+        flag: that named it.
+        num_classes: that it has to have.
+        input_size: (channels, height, width) of the images that it has to take.
+        device: number formats.
+        accelerator: its device.
+
+    Raises:
+        UsageError: it does not go with the run.
+        DataError: its weights cannot be read.
+    """
+    what = f"{flag} '{name}'"
+    folder = find_weights(Path(name)) if Path(name).is_dir() else None
+    if folder is None:
+        check_model_name(name, flag)
+    source = f'local-dir:{folder}' if folder else name
+    try:
+        with accelerator.local_main_process_first(), reading(source):  # what is downloaded, is downloaded once
+            teacher: Any = timm.create_model(source, pretrained=True)
+    except (UsageError, DataError):
+        raise
+    except Exception as error:  # safetensors, torch and the Hub each have errors of their own
+        raise DataError(f'{what}: its weights do not load: {first_lines(error)}') from error
+    if teacher.num_classes != num_classes:
+        raise UsageError(f'{what}: it has {teacher.num_classes} classes, the model {num_classes}.')
+    teacher.requires_grad_(False)
+    teacher.eval().to(device=accelerator.device, dtype=device.weight_dtype)
+    if device.channels_last:
+        teacher.to(memory_format=torch.channels_last)
+    try_images(what, teacher, teacher, input_size)
+    return teacher
+
+
+@torch.no_grad()
+def try_images(what: str, forward: Callable[[Tensor], Any], model: nn.Module, size: tuple[int, int, int]) -> None:
+    """Give a function of a model an image of (channels, height, width).
+
+    Raises:
+        UsageError: it does not take that; the message begins with `what`.
+    """
+    try:
+        forward(next(model.parameters()).new_zeros(1, *size))
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise UsageError(f'{what}: it takes no images of {" x ".join(map(str, size))}: {first_lines(error)}') from error
