@@ -8,6 +8,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from data_fixtures import images
+from PIL import Image
 from running import NARROW, SMALL, arguments, clean_process, equal_tensors, forget_run, summary, train, validate
 from timm.utils import random_seed
 from torch import nn
@@ -21,6 +22,7 @@ from timm_hnc.training.setup.options import TrainOptions
 
 __all__ = ['clean_process', 'images']
 OPTIONS = {'img_size': 32, 'workers': 0, 'batch_size': 8, 'device': 'cpu', 'no_report': True, 'cam_images': 0}
+SPLITS = ('train', 'validation')
 HNC = {'hnc': 'mse', 'hnc_weight': 0.1, 'hnc_topk': 1, 'epochs': 2}
 
 
@@ -250,10 +252,10 @@ def test_a_loader_of_validation_batches_has_its_own_size(images):
 class Small(nn.Module):
     """A classifier that is none of timm's, with positions at `body`."""
 
-    def __init__(self, as_object=False):
+    def __init__(self, as_object=False, channels=3):
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(channels, 8, 4, stride=4), nn.BatchNorm2d(8), nn.ReLU())
         self.fc = nn.Linear(8, 3)
         self.as_object = as_object
 
@@ -316,6 +318,42 @@ def test_a_resumed_run_of_a_model_that_is_none_of_timms_is_exact(tmp_path):
     timm_hnc.train(Small(), *data, **options, experiment='parts', resume='auto')
     assert equal_tensors(weights(tmp_path / 'parts'), weights(tmp_path / 'whole'))
     assert summary(tmp_path / 'parts') == summary(tmp_path / 'whole')
+
+
+def test_a_model_of_grey_images_that_is_none_of_timms(images, tmp_path):
+    model = timm_hnc.CamModel(Small(channels=1), features='body', image_size=32)
+    assert model.data_config['input_size'] == (1, 32, 32)
+    grey = [ImageFolder(str(images / split), loader=lambda path: Image.open(path).convert('L')) for split in SPLITS]
+    options = {'device': 'cpu', 'workers': 0, 'batch_size': 8}
+    more = {'epochs': 1, 'no_report': True, 'cam_images': 0, 'output': str(tmp_path), 'experiment': 'a'}
+    result = timm_hnc.train(model, *grey, **options, **more)
+    figures = timm_hnc.evaluate(model, grey[1], **options)
+    assert figures['top1'] == pytest.approx(result['final']['top1'], abs=1e-3)
+    assert figures['model'] == 'Small'
+
+
+def test_a_model_around_one_of_timms_is_none_of_timms(tmp_path):
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = new_model()
+            self.pretrained_cfg = self.inside.pretrained_cfg
+
+        def forward(self, x):
+            return self.inside(x)
+
+    options = {'device': 'cpu', 'workers': 0, 'no_report': True, 'cam_images': 0, 'epochs': 1, 'experiment': 'a'}
+    timm_hnc.train(Around(), loader_of(images=24), loader_of(), **options, output=str(tmp_path))
+    assert all(name.startswith('inside.') for name in weights(tmp_path / 'a'))
+
+
+def test_the_maps_of_a_cam_model_are_evaluated_at_its_place():
+    model = timm.create_model('test_efficientnet', num_classes=3)
+    places = [timm_hnc.CamModel(model, features=place) for place in ('conv_head', 'blocks')]
+    data = loader_of()
+    figures = [timm_hnc.evaluate(each, data, device='cpu', workers=0, cam_metrics=True, img_size=32) for each in places]
+    assert figures[0]['top1'] == figures[1]['top1']
+    assert figures[0]['cam_negative_peak'] != figures[1]['cam_negative_peak']
 
 
 class NoMaps(nn.Module):

@@ -88,7 +88,6 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
         >>> timm_hnc.evaluate(model, eval_set, batch_size=64, cam_metrics=True)['top1']
     """
     plain, wrap = _parts(model)
-    told = plain if is_of_timm(plain) else wrap(plain)
     options = grouped(ValidateOptions, values if options is None else flattened(options) | values)
     options = replace(options, device=agreed_device(options.device, frozenset(values)))
     _check_loaders(data)
@@ -101,9 +100,9 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     renew_state(options.device)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)
-    if isinstance(told, CamModel):
-        options = replace(options, input=_input_of(told, options.input))
-    return measure(told, data, options, Source(name_of(plain)), accelerator)
+    if not is_of_timm(plain):
+        options = replace(options, input=_input_of(wrap(plain), options.input))
+    return measure(plain, data, options, Source(name_of(plain)), accelerator, wrap)
 
 
 def _parts(model: nn.Module) -> tuple[Any, Callable[[Any], CamModel]]:
@@ -124,10 +123,10 @@ def _parts(model: nn.Module) -> tuple[Any, Callable[[Any], CamModel]]:
 
 def _input_of(cam_model: CamModel, options: InputOptions) -> InputOptions:
     """Of a model that has no config of timm's: its classes, and the size of its images where nobody says another."""
-    options = replace(options, num_classes=cam_model.num_classes)
-    if options.img_size or options.input_size:
-        return options
-    return replace(options, input_size=cam_model.data_config['input_size'])
+    size = cam_model.data_config['input_size']
+    if options.img_size:
+        size = (size[0], options.img_size, options.img_size)
+    return replace(options, num_classes=cam_model.num_classes, input_size=options.input_size or size, img_size=None)
 
 
 def _check_loaders(*data: Any) -> None:

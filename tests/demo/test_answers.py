@@ -18,7 +18,7 @@ from timm_hnc.demo.pictures import map_picture
 from timm_hnc.demo.samples import spread_over
 from timm_hnc.demo.sights import distinct, sight_of
 from timm_hnc.plots.panel import Cell
-from timm_hnc.plots.photo_cams import Subject
+from timm_hnc.plots.photo_cams import Subject, names_of
 
 NAMES = [f'class {index}' for index in range(20)]
 
@@ -111,6 +111,7 @@ def test_below_the_threshold_the_photograph_is_seen_as_it_is():
 
 def test_classes_of_one_name_are_told_apart():
     assert distinct(['crane', 'cat', 'crane']) == ['crane (0)', 'cat', 'crane (2)']
+    assert len(set(distinct(['a', 'a', 'a (0)']))) == 3
 
 
 @pytest.fixture(scope='module')
@@ -158,7 +159,7 @@ def test_data_that_only_comes_in_order_is_read_from_its_beginning():
         (
             ['test_resnet', '--no-pretrained', '--host', '192.0.2.1'],
             2,
-            '--host 192.0.2.1, --port 0: the page',
+            '--host 192.0.2.1: the page cannot be served there',
         ),
     ],
 )
@@ -166,6 +167,11 @@ def test_bad_options_are_one_line(capsys, tmp_path, monkeypatch, argv, code, mes
     monkeypatch.chdir(tmp_path)
     found, line = failure(capsys, 'demo', *argv)
     assert (found, message in line) == (code, True), line
+
+
+def test_names_of_another_number_of_classes_are_not_taken(run):
+    model = create_model(f'local-dir:{run / "model_best"}', num_classes=2)
+    assert names_of(model.model) == ['0', '1']
 
 
 def test_models_of_different_classes_are_not_compared(capsys, run):

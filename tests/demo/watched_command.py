@@ -6,8 +6,8 @@ from timm_hnc.commands.console import console
 
 
 def tell(event: str, arguments: tuple) -> None:
-    if event == 'socket.connect':
-        print('connects to', arguments[1], file=sys.stderr, flush=True)
+    if event in ('socket.connect', 'socket.getaddrinfo'):
+        print('asks for', arguments[1] if event == 'socket.connect' else arguments[:2], file=sys.stderr, flush=True)
 
 
 sys.addaudithook(tell)

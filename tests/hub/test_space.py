@@ -73,12 +73,12 @@ def wait_for(address, process):
 
 
 def test_code_that_is_gone_leaves_the_space(server, worker, run, pushed):
-    old = server.files('spaces/alice/paged') | {'timm_hnc/old.py': b'old', 'notes.txt': b'of the owner'}
-    server.put_repo('spaces/alice/paged', old)
+    own = {'notes.txt': b'of the owner', 'args.yaml': b'of the owner'}
+    server.put_repo('spaces/alice/paged', server.files('spaces/alice/paged') | own | {'timm_hnc/old.py': b'old'})
     assert worker('push', run, 'alice/paged', '--space').code == 0
     files = server.files('spaces/alice/paged')
     assert 'timm_hnc/old.py' not in files
-    assert files['notes.txt'] == b'of the owner'
+    assert files['notes.txt'] == files['args.yaml'] == b'of the owner'
     assert files['timm_hnc/__init__.py'] == Path(timm_hnc.__file__).read_bytes()
 
 
@@ -90,7 +90,7 @@ def test_a_private_model_gets_a_private_space(server, worker, run):
 def test_a_branch_is_what_the_space_loads(server, worker, run):
     assert worker('push', run, 'alice/branched', '--space', '--revision', 'v2').code == 0
     files = server.files('spaces/alice/branched')
-    assert b"open_model('hf-hub:alice/branched@v2')" in files['app.py']
+    assert b'open_model("hf-hub:alice/branched@v2")' in files['app.py']
 
 
 def test_a_space_of_weights_that_are_only_proposed_is_refused(worker, run):

@@ -185,6 +185,7 @@ def test_a_run_goes_on_exactly_and_tells_of_its_teacher(argv, teacher, capsys, m
     assert f'<dt>teacher of distillation</dt><dd>{teacher}</dd>' in (whole / 'page.html').read_text()
 
 
+@pytest.mark.slow  # 10 s of Dynamo
 def test_compiled_runs_have_the_losses_of_others(argv):
     options = '--hnc mse --hnc-weight 0.1 --hnc-topk 2 --kd-model-name TEACHER'
     rows = [

@@ -1,5 +1,6 @@
 """The wrapper that makes a classifier emit class activation maps."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -86,10 +87,9 @@ class CamModel(nn.Module):
     @property
     def data_config(self) -> dict[str, Any]:
         """How the model wants its images: size, mean, std, interpolation, crop; ImageNet's where it does not say so."""
-        config = resolve_input_data_config(self.model)
-        if not self.pretrained_cfg:
-            config['input_size'] = getattr(self.head, 'input_size', None) or config['input_size']
-        return config
+        size = None if self.pretrained_cfg else getattr(self.head, 'input_size', None)
+        # timm asks a model that has no pretrained_cfg for three channels
+        return resolve_input_data_config(SimpleNamespace(pretrained_cfg={'input_size': size}) if size else self.model)
 
     @property
     def class_names(self) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,6 +20,9 @@ from timm_hnc.evaluation.loaders import open_eval_dataset
 from timm_hnc.files.options import find_run, read_options
 from timm_hnc.plots.photo_cams import Subject, names_of
 from timm_hnc.weights.opening import short_name
+
+# a closed terminal, where there are such
+_ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 'SIGHUP') else [])]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,11 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples: list[Sample] = []
     note = ''
     try:
-        samples = _samples(args.models[0], subjects[0], args.images) if args.images else []
+        for model, subject in zip(args.models, subjects, strict=True) if args.images else ():
+            samples = samples or _samples(model, subject, args.images)
     except (DataError, UsageError) as error:
         note = f'No validation images to pick from: {error}'
+    for number in _ENDINGS:
+        signal.signal(number, signal.default_int_handler)  # what was uploaded goes with the page
     with TemporaryDirectory(prefix='timm-hnc-demo-') as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder  # pages that share one delete each other's files
+        os.environ['NO_PROXY'] = ','.join(filter(None, [os.environ.get('NO_PROXY'), 'localhost,127.0.0.1', args.host]))
         _serve(subjects, samples, note, args)
 
 
@@ -74,9 +82,11 @@ def _serve(subjects: Sequence[Subject], samples: Sequence[Sample], note: str, ar
 
 def _check_address(host: str, port: int) -> None:
     try:
-        socket.create_server((host, port)).close()
+        [(family, *_, address), *_] = socket.getaddrinfo(host, port or None, type=socket.SOCK_STREAM)
+        socket.create_server(address[:2], family=family).close()
     except (OSError, OverflowError) as error:
-        raise UsageError(f'--host {host}, --port {port}: the page cannot be served there: {error}') from error
+        where = f'--host {host}' + (f', --port {port}' if port else '')
+        raise UsageError(f'{where}: the page cannot be served there: {error}') from error
 
 
 def _subject(model: str, args: argparse.Namespace) -> Subject:

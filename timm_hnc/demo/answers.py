@@ -11,7 +11,7 @@ from timm_hnc.demo.pictures import map_picture, rows_of_maps, scale_of
 from timm_hnc.demo.sights import Sight, distinct, sight_of
 from timm_hnc.errors import UsageError
 from timm_hnc.plots.lettering import format_probability
-from timm_hnc.plots.photo_cams import Subject
+from timm_hnc.plots.photo_cams import Subject, check_channels
 
 
 class Answers:
@@ -21,7 +21,7 @@ class Answers:
         subjects: the models.
 
     Raises:
-        UsageError: they have different classes.
+        UsageError: they have different classes, or one takes no photographs.
     """
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
@@ -29,17 +29,15 @@ class Answers:
         for other in others:
             if list(other.class_names) != list(first.class_names):
                 raise UsageError(f"'{first.caption}' and '{other.caption}' have different classes: nothing to compare.")
+        for subject in subjects:
+            check_channels(subject.model)
         self.names = distinct(first.class_names)
         self.several = first.multi_label
         self.subjects = [replace(subject, class_names=self.names) for subject in subjects]
         self.title = ' and '.join(subject.caption for subject in subjects)
 
     def look(self, photo: Image.Image | None) -> list[Any]:
-        """What every model sees (None without a photograph), the class asked for (none yet), and the likeliest classes.
-
-        Raises:
-            UsageError: a model takes no photographs.
-        """
+        """What every model sees (None without a photograph), the class asked for (none yet), the likeliest classes."""
         if photo is None:
             return [None, None, *(None for _ in self.subjects)]
         sights = [sight_of(photo, subject) for subject in self.subjects]
@@ -63,7 +61,8 @@ class Answers:
             opacity: of the large map.
         """
         if not sights:
-            return [None] * (2 * len(self.subjects))
+            count = len(self.subjects)
+            return [*(gr.Image(None, label='map') for _ in range(count)), *(None for _ in range(count))]
         present = [expected] if isinstance(expected, int) else expected or []
         cells = [sight.cell(sight.predicted if asked is None else asked) for sight in sights]
         rows = [sight.row(present) for sight in sights]

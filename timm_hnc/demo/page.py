@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import httpx
 from PIL import Image
 
 from timm_hnc.demo.answers import Answers
 from timm_hnc.demo.samples import Sample
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.plots.map_image import MAP_WEIGHT
 from timm_hnc.plots.photo_cams import Subject
 from timm_hnc.plots.photos import load_photo
@@ -18,6 +19,7 @@ from timm_hnc.plots.photos import load_photo
 MAX_UPLOAD = '30mb'
 _HEIGHT = 280  # of the photograph, in pixels
 _KEPT = 3600  # seconds that a photograph is kept
+_REFUSED = 'Only photographs that were uploaded here are looked at.'
 _CSS = Path(__file__).parent / 'templates' / 'page.css'
 # fonts of the reader's machine: the theme's own lie elsewhere
 _FONTS: dict[str, Any] = {'font': ('system-ui', 'sans-serif'), 'font_mono': ('ui-monospace', 'monospace')}
@@ -36,7 +38,7 @@ def build_page(subjects: Sequence[Subject], samples: Sequence[Sample] = (), note
         UsageError: the models have different classes.
     """
     answers = Answers(subjects)
-    with gr.Blocks(title=answers.title, analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
+    with gr.Blocks(title=answers.title, analytics_enabled=False, delete_cache=(_KEPT // 10, _KEPT)) as page:
         sights, asked = gr.State(time_to_live=_KEPT), gr.State(time_to_live=_KEPT)
         if note:
             gr.HTML(f'<p>{escape(note)}</p>')
@@ -62,13 +64,18 @@ def build_page(subjects: Sequence[Subject], samples: Sequence[Sample] = (), note
         def read_upload(path: str | None) -> list[Any]:
             return [None, *_look(answers, path)]
 
+        def forget(path: str | None) -> Any:
+            # whatever takes the photograph away ends here: other events still bring it along
+            return gr.skip() if path else [None, *answers.look(None), *answers.paint(None, None, None, 0, 1)]
+
         def read_sample(event: gr.SelectData) -> list[Any]:
             sample = samples[event.index]
             names = [answers.names[index] for index in sample.expected]
-            expected = names if answers.several else names[0]
-            return [_enlarged(sample.photo), expected, *answers.look(sample.photo)]
+            there = names if answers.several else next(iter(names), None)
+            return [_enlarged(sample.photo), there, *answers.look(sample.photo)]
 
-        photo.input(read_upload, photo, [expected, *seen], **_QUIET).success(**paint)
+        photo.upload(read_upload, photo, [expected, *seen], **_QUIET).success(**paint)
+        photo.change(forget, photo, [expected, *seen, *maps, *rows], **_QUIET)
         if gallery is not None:
             gallery.select(read_sample, None, [photo, expected, *seen], **_QUIET).success(**paint)
 
@@ -80,6 +87,8 @@ def build_page(subjects: Sequence[Subject], samples: Sequence[Sample] = (), note
         settings: list[Any] = [expected, *sliders]
         for setting in settings:
             setting.input(**paint)
+    for block in page.blocks.values():
+        _keep_to_this_machine(block)
     return page
 
 
@@ -105,8 +114,8 @@ def show_page(page: gr.Blocks, **options: Any) -> str:
             theme=gr.themes.Default(primary_hue='blue', **_FONTS),
             **options,
         )
-    except OSError as error:
-        raise UsageError(f'the page cannot be served: {error}') from error
+    except (OSError, ValueError, httpx.HTTPError) as error:  # Gradio looks whether it can reach its own page
+        raise UsageError(f'the page cannot be served: {first_lines(error)}') from error
     return str(address)
 
 
@@ -125,10 +134,32 @@ def _enlarged(photo: Image.Image) -> Image.Image:
 
 
 def _photograph() -> gr.Image:
-    """An upload that is left to `load_photo`: Gradio would read it with errors of its own."""
+    """An upload that is left to `load_photo`: Gradio would read any image of this machine."""
     photo = gr.Image(label='photograph', sources=['upload', 'webcam', 'clipboard'], height=_HEIGHT, buttons=[])
-    photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+
+    def uploaded(payload: Any) -> str | None:
+        if payload is None:
+            return None
+        path = Path(payload.path or '').resolve()
+        if not path.is_relative_to(Path(photo.GRADIO_CACHE).resolve()):
+            raise gr.Error(_REFUSED, print_exception=False)
+        return str(path)
+
+    photo.preprocess = uploaded  # type: ignore[method-assign]
     return photo
+
+
+def _keep_to_this_machine(block: Any) -> None:
+    """Gradio fetches a file for whoever gives an address in place of what a part of the page wants."""
+    move = block.async_move_resource_to_block_cache
+
+    async def move_of_this_machine(path: Any) -> str | None:
+        if '://' in str(path):
+            raise gr.Error(_REFUSED, print_exception=False)
+        found: str | None = await move(path)
+        return found
+
+    block.async_move_resource_to_block_cache = move_of_this_machine
 
 
 def _gallery(samples: Sequence[Sample], names: Sequence[str]) -> gr.Gallery:

@@ -104,4 +104,5 @@ def sight_of(photo: Image.Image, subject: Subject) -> Sight:
 def distinct(names: Sequence[str]) -> list[str]:
     """Names that tell classes apart: one that several classes have gets its number (ImageNet has two cranes)."""
     counts = Counter(names)
-    return [f'{name} ({index})' if counts[name] > 1 else name for index, name in enumerate(names)]
+    named = [f'{name} ({index})' if counts[name] > 1 else name for index, name in enumerate(names)]
+    return named if len(set(named)) == len(named) else [f'{name} ({index})' for index, name in enumerate(names)]

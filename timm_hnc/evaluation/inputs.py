@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from timm.data import resolve_input_data_config
 from timm.models import resolve_model_input_args
 
+from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError, first_lines
@@ -94,7 +96,10 @@ def input_config(model: Any, options: InputOptions, **arguments: Any) -> dict[st
     Raises:
         UsageError: the model does not take what the options say.
     """
+    told: Any = model
+    if not is_of_timm(model):  # which the options describe
+        told = SimpleNamespace(pretrained_cfg={'input_size': tuple(options.input_size or (3, 224, 224))})
     try:
-        return resolve_input_data_config(model, asdict(options), **arguments)
+        return resolve_input_data_config(told, asdict(options), **arguments)
     except ValueError as error:
         raise UsageError(f"'{name_of(model)}' does not take such images: {first_lines(error)}") from error

@@ -128,9 +128,15 @@ class WatchedMaps(nn.Module):
 
 
 def watch_maps(
-    model: Any, options: MapOptions, loader: Any, class_names: list[str], multi_label: bool, autocast: Autocast
+    model: Any,
+    options: MapOptions,
+    loader: Any,
+    class_names: list[str],
+    multi_label: bool,
+    autocast: Autocast,
+    wrap: Callable[[Any], CamModel] = CamModel,
 ) -> WatchedMaps | None:
-    """The model with what the options measure of its maps; None where they measure nothing.
+    """The model, whose CamModel `wrap` makes, with what the options measure of its maps; None where that is nothing.
 
     Raises:
         UsageError: the model has no exact class maps, or the data set no boxes.
@@ -138,7 +144,7 @@ def watch_maps(
     if options.first is None:
         return None
     try:
-        cam_model = model if isinstance(model, CamModel) else CamModel(model)
+        cam_model = model if isinstance(model, CamModel) else wrap(model)
     except UnsupportedHead as error:
         raise UsageError(f'no class maps to measure: {error}') from error
     passes: list[MapPass] = []

@@ -1,6 +1,7 @@
 """A validation pass from its options: figures of one model, on clean and attacked images, with its maps."""
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +15,7 @@ from timm.utils import check_batch_size_retry, decay_batch_step
 
 from timm_hnc.attacks.attacks import cross_entropy, normalized
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.data.datasets import class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
@@ -141,9 +143,17 @@ def validate(options: ValidateOptions, source: Source, accelerator: Accelerator)
 
 @watched_workers()
 def measure(
-    model: Any, data: Any, options: ValidateOptions, source: Source, accelerator: Accelerator
+    model: Any,
+    data: Any,
+    options: ValidateOptions,
+    source: Source,
+    accelerator: Accelerator,
+    wrap: Callable[[Any], CamModel] = CamModel,
 ) -> dict[str, Any]:
-    """Figures of a model on a data set or loader of normalised batches; if None, on the data of the options."""
+    """Figures of a model on a data set or loader of normalised batches; if None, on the data of the options.
+
+    `wrap` makes its CamModel.
+    """
     evaluation, num_classes = options.evaluation, options.input.num_classes or model.num_classes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     use_test_size, verbose = not evaluation.use_train_size, accelerator.is_main_process
@@ -154,13 +164,15 @@ def measure(
         if pooled and model.original_pool is None:
             raise UsageError(f"--test-pool: '{source.name}' does not say over how many cells it pools (pool_size).")
         data_config = {**data_config, **({'crop_pct': 1.0} if pooled else {})}
+    elif not is_of_timm(model):
+        model = wrap(model)  # whose output is the logits
     model = _place(model, options.device, accelerator.device)
     skipped = SkippedImages()
     loader: Any = data
     if not taken_as_it_is(data, accelerator.num_processes):
         loader = _create_loader(data, options, data_config, num_classes, accelerator)
         loader.dataset.skipped_images = skipped  # travels to the loader's workers
-    metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped)
+    metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
     count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
     count = accelerator.reduce(count, 'sum')
     skipped.stop()
@@ -211,12 +223,12 @@ def _place(model: Any, options: DeviceOptions, device: torch.device) -> Any:
     return Compilation(options.torchcompile, options.torchcompile_mode)(model)
 
 
-def _attacked(model: Any, threat: Threat | None) -> Any:
+def _attacked(model: Any, threat: Threat | None, wrap: Callable[[Any], CamModel]) -> Any:
     """The model as the attacked loss wants it."""
     if threat is None or threat.loss is cross_entropy:
         return model
     try:
-        return model if isinstance(model, CamModel) else CamModel(model)
+        return model if isinstance(model, CamModel) else wrap(model)
     except UnsupportedHead as error:
         raise UsageError(f'--attack-loss train: {error}') from error
 
@@ -230,15 +242,16 @@ def _evaluate(
     source: Source,
     accelerator: Accelerator,
     skipped: SkippedImages,
+    wrap: Callable[[Any], CamModel],
 ) -> dict[str, float]:
     device, distributed, task, dataset = accelerator.device, accelerator.num_processes > 1, options.task, loader.dataset
     labels = OtherLabels(options.labels, dataset, loader, distributed)
     inputs = partial(batches, loader, device, options.device.input_dtype, options.device.channels_last)
     evaluator = partial(create_evaluator, loader, device, task.multi_label, task.multilabel_threshold)
     threat = threat_of(options.attacks, source, options.loader.seed) if options.attacks.attack else None
-    attacked = _attacked(model, threat)
+    attacked = _attacked(model, threat, wrap)
     names, autocast = class_names(dataset, num_classes), accelerator.autocast
-    watched = watch_maps(model, options.maps, loader, names, task.multi_label, autocast)
+    watched = watch_maps(model, options.maps, loader, names, task.multi_label, autocast, wrap)
     metrics = evaluate(
         watched or model,
         inputs(),

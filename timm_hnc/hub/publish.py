@@ -115,9 +115,9 @@ def bundled_run(run: Path, repo_id: str, **options: Any) -> Iterator[Path]:
         yield Path(name)
 
 
-def _is_replaced(name: str) -> bool:
+def _is_replaced(name: str, repo_type: str) -> bool:
     """Whether a file that was published before, and now is not, goes: records of other weights, code of a Space."""
-    return name in RECORDS or (name.startswith('timm_hnc/') and name.endswith('.py'))
+    return name in RECORDS if repo_type == 'model' else name.startswith('timm_hnc/') and name.endswith('.py')
 
 
 def _checked(figures: dict[str, float]) -> dict[str, float]:
@@ -181,11 +181,12 @@ def publish_folder(
     commit_message = commit_message or 'Add model'
     api = HfApi(token=token, library_name='timm_hnc', library_version=__version__)
     name = f'{repo_id}@{revision}' if revision else repo_id
+    name = f'spaces/{name}' if repo_type == 'space' else name
 
     def commit() -> str:
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*')) if path.is_file()}
         there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
-        left = {name for name in there if name not in files and _is_replaced(name)}
+        left = {name for name in there if name not in files and _is_replaced(name, repo_type)}
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationAdd(name, path) for name, path in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(left)]

@@ -42,7 +42,8 @@ def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
         DataError: there are fewer names than classes.
     """
     own = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names') or ()
-    found = list(class_names or (own.values() if isinstance(own, dict) else own))
+    own = list(own.values() if isinstance(own, dict) else own)
+    found = list(class_names or (own if len(own) == model.num_classes else ()))
     subset = None if found else infer_imagenet_subset(model)
     if subset:
         info = ImageNetInfo(subset)
@@ -106,18 +107,27 @@ def _contrasted(row: PanelRow) -> PanelRow:
     return replace(row, negatives=[replace(cell, map=first - cell.map) for cell in row.negatives])
 
 
+def check_channels(model: CamModel) -> int:
+    """The channels of the images that a model takes.
+
+    Raises:
+        UsageError: photographs have others.
+    """
+    channels = int(model.data_config['input_size'][0])
+    if channels not in (1, 3):
+        raise UsageError(f'the model has {channels} input channels: photos have 1 or 3.')
+    return channels
+
+
 def see(photo: Image.Image, model: CamModel) -> tuple[ClassMaps, Tensor]:
     """The maps of a photograph, and (1, C, H, W) what the model sees of it, in [0, 1].
 
     Raises:
         UsageError: the model takes no photographs.
     """
-    config = model.data_config
+    channels, config = check_channels(model), model.data_config
     transform = create_transform(**config)
     device = next(model.parameters()).device
-    channels = config['input_size'][0]
-    if channels not in (1, 3):
-        raise UsageError(f'the model has {channels} input channels: photos have 1 or 3.')
     input: Tensor = transform(photo.convert('L' if channels == 1 else 'RGB'))[None]
     mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
     return model.class_maps(input.to(device)), (input * std + mean).clamp(0, 1)

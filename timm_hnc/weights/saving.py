@@ -12,6 +12,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.files.manifest import MANIFEST, check_manifest
 from timm_hnc.files.tables import write_json
@@ -126,7 +127,7 @@ def save_weights(
     Raises:
         OSError: the folder cannot be written.
     """
-    if hasattr(model, 'pretrained_cfg'):
+    if is_of_timm(model):
         save_pretrained(model, folder, class_names, data_config, hnc)
         return
     folder.mkdir(parents=True, exist_ok=True)

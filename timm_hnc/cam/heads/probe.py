@@ -81,8 +81,8 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
     except Refused as refused:
         way_out = refused.way_out or (ANOTHER_PLACE if place or not is_of_timm(model) else way_out_of(model) or ELSE)
         raise UnsupportedHead(
-            f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}; "
-            'without HNC and pictures it trains as it is.'
+            f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}"
+            + ('; without HNC and pictures it trains as it is.' if is_of_timm(model) else '.')
         ) from None
 
 
