@@ -21,6 +21,7 @@ from timm_hnc.cam.heads.model_copies import evaluating, exact_numbers, full_copy
 from timm_hnc.cam.heads.plain import agree, plain_head
 from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
 from timm_hnc.cam.heads.refusal import ERRORS, Refused
+from timm_hnc.errors import first_lines
 
 MapHead = Head | DetachedHead | DetachedTail | HookedHead
 LARGER = 4  # times the image size, where the model's own makes a single position
@@ -121,10 +122,6 @@ def way_out_of(model: TimmModel) -> str | None:
     return "create it with global_pool='avg' (--gp avg)"
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
-
-
 def _find(model: TimmModel) -> MapHead:
     if not hasattr(model, 'get_classifier'):
         raise Refused('it has no get_classifier()', 'use an image classifier of timm')
@@ -161,7 +158,7 @@ def _features(model: TimmModel, input_size: tuple[int, int, int]) -> Features:
             with torch.no_grad():
                 features = copied.forward_features(images)
         except ERRORS as error:
-            reason = f'its forward_features() failed ({_line(error)})'
+            reason = f'its forward_features() failed ({first_lines(error, 120)})'
             continue
         each = features if isinstance(features, (list, tuple)) else [features]
         if all(isinstance(tensor, Tensor) and tensor.ndim in (3, 4) for tensor in each):
@@ -198,7 +195,7 @@ def _followed(found: Features, places: Sequence[Branch | None], training: bool =
         with torch.enable_grad():  # what switches it off in the head would cut the maps off from the gradient
             maps, parts = detached_class_maps(found.model, found.features, places, found.image_size)
     except ERRORS as error:
-        raise Refused(f'its forward_head() failed{mode} ({_line(error)})') from error
+        raise Refused(f'its forward_head() failed{mode} ({first_lines(error, 120)})') from error
     finally:
         found.model.eval()
     if isinstance(maps, Lost):
@@ -216,7 +213,7 @@ def _detached_head(model: TimmModel, found: Features) -> MapHead:
         ]
     except ERRORS as error:
         way_out = None if widths_of(model) else 'set its num_features to the number of channels of its features'
-        raise Refused(f'its features have no positions ({_line(error)})', way_out) from error
+        raise Refused(f'its features have no positions ({first_lines(error, 120)})', way_out) from error
     if max(sizes, default=1) == 1:
         return _detached_head_of_larger_images(model, found)
     _, parts = _followed(found, places)
@@ -238,7 +235,7 @@ def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> N
             whole = followed_calls(lambda: model(found.images), features, places, found.image_size)
             head = followed_calls(lambda: model.forward_head(features), features, places, found.image_size)
     except ERRORS as error:
-        raise Refused(f'its forward() failed ({_line(error)})') from error
+        raise Refused(f'its forward() failed ({first_lines(error, 120)})') from error
     finally:
         del model.forward_features
     if whole and whole != head:
