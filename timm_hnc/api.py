@@ -62,7 +62,11 @@ def train(
         options = replace(options, input=_input_of(told, options.input))
     if eval_set is train_set and not isinstance(eval_set, DataLoader):
         eval_set = copy.copy(eval_set)  # each has a transform of its own
-    outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set, wrap))
+    try:
+        outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set, wrap))
+    finally:
+        if hasattr(plain, 'set_distilled_training'):
+            plain.set_distilled_training(False)  # as timm's distillation leaves it
     if outcome.stopped is not None:
         raise KeyboardInterrupt(f"{outcome.stopped} It is saved in '{outcome.folder}': go on with resume='auto'.")
     return {**(outcome.result or {}), 'folder': str(outcome.folder)}

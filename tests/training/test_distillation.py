@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import timm_hnc
 from timm_hnc import CamModel, HNCLoss, save_pretrained
+from timm_hnc.errors import UsageError
 from timm_hnc.hub.bundle import bundle_run
 from timm_hnc.report.page import write_report
 from timm_hnc.tasks import HNCTask
+from timm_hnc.training import epoch
 from timm_hnc.training.setup import build
 from timm_hnc.training.setup.objective.distillation import DistillationOptions, create_distillation
 
@@ -209,7 +211,7 @@ def test_the_teacher_gets_images_as_it_wants_them(argv, teacher, tmp_path):
     task = create_distillation(
         options,
         teacher_model(),
-        {'mean': (0.1, 0.2, 0.3), 'std': (1.0, 1.0, 1.0)},
+        {'mean': (0.1, 0.2, 0.3), 'std': (1.0, 1.0, 1.0), 'input_size': (3, 32, 32)},
         student_of('logit'),
         torch.device('cpu'),
         verbose=False,
@@ -222,9 +224,54 @@ def test_the_teacher_gets_images_as_it_wants_them(argv, teacher, tmp_path):
     torch.testing.assert_close(given, (pixels - mean) / std)
 
 
+def test_grey_images(argv, tmp_path):
+    save_pretrained(timm.create_model('test_resnet', num_classes=3, in_chans=1), tmp_path / 'grey')
+    for name, more in (('own', '--mean 0.4 --std 0.2'), ('published', '--hnc mse')):
+        run = train(*argv(name, f'--in-chans 1 --kd-model-name {tmp_path / "grey"} {more}'))
+        assert summary(run)[0]['train_kd_loss'] > 0
+
+
+def test_what_is_clipped_is_what_timm_clips(argv, teacher, tmp_path, monkeypatch):
+    clipped = []
+    monkeypatch.setattr(epoch.utils, 'dispatch_clip_grad', lambda parameters, *_, **__: clipped.append(len(parameters)))
+    train(*argv('run', '--kd-model-name TEACHER --kd-distill-type feature --clip-grad 0.1 --clip-mode agc'))
+    model = timm.create_model(f'local-dir:{teacher / "model_best"}', pretrained=True)
+    task = FeatureDistillationTask(student_of('feature'), model)
+    assert set(clipped) == {len(task.get_clip_parameters(exclude_head=True))}
+
+
+def test_a_model_of_two_classifiers_is_left_as_it_was(tmp_path):
+    save_pretrained(teacher_model(), tmp_path / 'teacher')
+    data = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 3), batch_size=8)
+    model = student_of('soft')
+    options = {'device': 'cpu', 'workers': 0, 'cam_images': 0, 'no_report': True, 'epochs': 1, 'output': str(tmp_path)}
+    timm_hnc.train(model, data, **options, **flags_of('soft'), kd_model_name=tmp_path / 'teacher', experiment='a')
+    assert model.train()(data.dataset.tensors[0]).shape == (8, 3)
+    timm_hnc.train(model, data, **options, experiment='b')
+
+
+def test_a_teacher_that_comes_later_needs_a_fresh_optimizer(argv, capsys):
+    train(*argv('run', '--epochs 2 --stop-epoch 1'))
+    more = '--epochs 2 --resume auto --kd-model-name TEACHER --kd-distill-type feature'
+    code, line = failure(capsys, 'train', *argv('run', more))
+    assert (code, 'has another optimizer than this run' in line) == (1, True), line
+    assert summary(train(*argv('run', f'{more} --no-resume-opt')))[1]['train_kd_loss'] > 0
+
+
+def test_maps_at_another_place_are_refused_with_a_teacher(teacher, tmp_path):
+    data = DataLoader(TensorDataset(torch.randn(8, 3, 64, 64), torch.arange(8) % 3), batch_size=8)
+    model = CamModel(timm.create_model('test_efficientnet', num_classes=3), features='blocks')
+    with pytest.raises(UsageError, match="not together with losses on the maps at features='blocks'"):
+        timm_hnc.train(model, data, device='cpu', hnc='mse', kd_model_name=str(teacher), output=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
+        (
+            '--kd-model-name TEACHER --kd-distill-type feature --kd-student-feature-dim 7',
+            '--kd-student-feature-dim 7: the pooled features of the student have 16.',
+        ),
         ('--kd-model-name TEACHER --task multilabel', 'for --task classification only.'),
         ('--kd-model-name no_such_model', "--kd-model-name 'no_such_model' is no model of timm's."),
         ('--kd-model-name TEACHER --kd-loss-type mse', "--kd-loss-type 'mse': expected one of kl."),
@@ -252,6 +299,12 @@ def test_teachers_that_do_not_go_with_the_run(argv, capsys, tmp_path):
     name = saved('test_resnet', num_classes=4)
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {name}'))
     assert (code, line) == (2, f"--kd-model-name '{name}': it has 4 classes, the model 3.")
+    code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {tmp_path / "gone"}'))
+    expected = f"--kd-model-name '{tmp_path / 'gone'}' is no folder with weights, and no model of timm's."
+    assert (code, line) == (1, expected)
+    name = saved('test_vit', num_classes=3, img_size=32, dynamic_img_size=False)
+    code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {name} --train-img-sizes 32 48'))
+    assert (code, line.startswith(f"--kd-model-name '{name}': it takes no images of 3 x 48 x 48: ")) == (2, True), line
     (tmp_path / 'empty').mkdir()
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name local-dir:{tmp_path / "empty"}'))
     assert (code, 'config.json' in line) == (1, True)

@@ -197,14 +197,15 @@ def _update(run: Run, num_updates: int) -> None:
 
 
 def _clip(run: Run, value: float, mode: str) -> None:
-    parameters = run.trained_parameters
+    parameters = [*run.model.parameters(), *run.projection_parameters]
     if mode == 'norm':
         run.accelerator.clip_grad_norm_(parameters, value)
     elif mode == 'value':
         run.accelerator.clip_grad_value_(parameters, value)
     else:
         run.accelerator.unscale_gradients(run.optimizer)
-        utils.dispatch_clip_grad(list(model_parameters(run.model, exclude_head=True)), value, mode='agc')
+        parameters = [*model_parameters(run.model, exclude_head=True), *run.projection_parameters]
+        utils.dispatch_clip_grad(parameters, value, mode='agc')
 
 
 def _log(run: Run, epoch: int, update: int, rate: float) -> None:

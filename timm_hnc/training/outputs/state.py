@@ -98,10 +98,15 @@ def restore(run: Run, checkpoint: Path) -> None:
     check_place(run, checkpoint)
     state = read_training_state(checkpoint)
     progress = run.checkpoints.progress
+    if ('projection' in state) != (run.projection is not None) and not run.options.run.no_resume_opt:
+        raise DataError(
+            f"checkpoint '{checkpoint}' has another optimizer than this run: one of them learns a teacher's features "
+            '(--kd-distill-type feature). Go on with the same teacher, or pass --no-resume-opt.'
+        )
     try:
         for name, module in _modules(run):
-            if name not in state and (name == 'hnc_weight' or not module.state_dict()):
-                continue  # the weight was a number so far, or the loss is new and has no state
+            if name not in state and (name in ('hnc_weight', 'projection') or not module.state_dict()):
+                continue  # the weight was a number so far, or the loss or the teacher is new
             module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]

@@ -33,7 +33,7 @@ from timm_hnc.training.setup.objective.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.objective.distillation import check_student, create_distillation, projection_of
 from timm_hnc.training.setup.objective.losses import create_run_loss
 from timm_hnc.training.setup.objective.map_losses import create_map_losses, grid_of
-from timm_hnc.training.setup.objective.teachers import create_teacher
+from timm_hnc.training.setup.objective.teachers import create_teacher, image_sizes
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
 from timm_hnc.training.setup.options import TrainOptions, check_image_size
 from timm_hnc.training.setup.run_data import RunData, create_run_data
@@ -143,10 +143,9 @@ class Run:
         return weight if isinstance(weight, AutoWeight) else None
 
     @property
-    def trained_parameters(self) -> list[Any]:
-        """Those of the model, and those of the projection."""
-        learned = [] if self.projection is None else list(self.projection.parameters())
-        return [*self.model.parameters(), *learned]
+    def projection_parameters(self) -> list[Any]:
+        """Those of the projection, none without one."""
+        return [] if self.projection is None else list(self.projection.parameters())
 
     @property
     def averaged_model(self) -> Any:
@@ -180,7 +179,8 @@ def build_run(
     provided = provided or Provided()
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
-    check_student(options.distillation, model)
+    looked_at = options.distillation.on and options.needs_class_maps
+    check_student(options.distillation, model, provided.wrap(model) if looked_at else None)
     num_classes = options.input.num_classes or model.num_classes
     needs_grid = options.map_losses.needs_objects
     grid = grid_of(provided.wrap(model), data_config['input_size']) if needs_grid else None
@@ -252,8 +252,9 @@ def _distil(
     options: TrainOptions, num_classes: int, data_config: dict[str, Any], accelerator: Accelerator
 ) -> Callable[..., Any]:
     """What makes timm's distillation task of a student and a criterion."""
-    name, size = options.distillation.kd_model_name or '', data_config['input_size']
-    teacher = create_teacher(name, '--kd-model-name', num_classes, size, options.device, accelerator)
+    name = options.distillation.kd_model_name or ''
+    sizes = image_sizes(data_config['input_size'], options.sizes.train_img_sizes)
+    teacher = create_teacher(name, '--kd-model-name', num_classes, sizes, options.device, accelerator)
     return partial(
         create_distillation,
         options.distillation,

@@ -1,5 +1,6 @@
 """Learning from a teacher: timm's tasks of distillation, made of the options of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,8 +8,11 @@ import torch
 from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from timm.task.distillation import DistillationTeacher
 from timm.task.task import TrainingTask
-from torch import nn
+from torch import Tensor, nn
 
+from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.hooked_head import HookedHead
+from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.options import check_choice, check_range
@@ -41,6 +45,8 @@ class DistillationOptions:
     kd_token_distill_type: Literal['soft', 'hard'] = 'soft'
 
     def __post_init__(self) -> None:
+        if self.kd_model_name is not None:
+            object.__setattr__(self, 'kd_model_name', str(self.kd_model_name))
         check_choice(self, 'kd_loss_type', ('kl',))
         check_range(self, 'distill_loss_weight', 'task_loss_weight', low=0)
         check_range(self, 'kd_student_feature_dim', 'kd_teacher_feature_dim', low=1)
@@ -54,16 +60,24 @@ class DistillationOptions:
         return bool(self.kd_model_name)
 
 
-def check_student(options: DistillationOptions, model: Any) -> None:
+def check_student(options: DistillationOptions, model: Any, cam_model: CamModel | None = None) -> None:
     """Refuse a model that cannot learn in this way.
+
+    Args:
+        options: of the run.
+        model: the plain model.
+        cam_model: around it, where a loss looks at class maps.
 
     Raises:
         UsageError: with its name and what can.
     """
     if not options.on:
         return
+    flag = f'--kd-model-name {options.kd_model_name}'
     if not hasattr(model, 'pretrained_cfg'):
-        raise UsageError(f"--kd-model-name: '{name_of(model)}' is none of timm's models.")
+        raise UsageError(f"{flag}: '{name_of(model)}' has no pretrained_cfg, as models of timm.create_model have.")
+    if cam_model is not None and isinstance(cam_model.head, HookedHead):
+        raise UsageError(f'{flag}: not together with losses on the maps at {cam_model.head.place}.')
     if options.kd_distill_type == 'token' and not hasattr(model, 'set_distilled_training'):
         raise UsageError(
             f"--kd-distill-type token: '{name_of(model)}' has no classifier for the teacher; levit_128s, "
@@ -103,10 +117,42 @@ def create_distillation(
         task = _create(options, student, taught, common)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f'--kd-distill-type {options.kd_distill_type}: {first_lines(error)}') from error
+    channels = data_config['input_size'][0]
     for name in ('mean', 'std'):  # of the run, where timm takes those of the student's published weights
-        buffer = getattr(task, f'student_{name}')
-        buffer.copy_(torch.tensor(data_config[name]).view_as(buffer))
+        own = getattr(taught, f'{name}_kd')
+        setattr(task, f'student_{name}', _of_channels(data_config[name], channels, own))
+        setattr(taught, f'{name}_kd', _of_channels(own.flatten().tolist(), channels, own))
+    if isinstance(task, FeatureDistillationTask):
+        _check_lengths(task, student, teacher, data_config['input_size'])
     return task
+
+
+def _of_channels(values: Sequence[float], channels: int, like: Tensor) -> Tensor:
+    """(1, C, 1, 1) values; of another number of channels their mean, as timm's data config has it."""
+    fitted = values if len(values) in (1, channels) else [sum(values) / len(values)]
+    return torch.tensor(fitted, dtype=like.dtype, device=like.device).expand(channels).view(1, -1, 1, 1).clone()
+
+
+@torch.no_grad()
+def _check_lengths(
+    task: FeatureDistillationTask, student: nn.Module, teacher: nn.Module, input_size: tuple[int, int, int]
+) -> None:
+    """See that the pooled features are as long as the projection between them, or as each other.
+
+    Raises:
+        UsageError: with the flag that says how long they are.
+    """
+    lengths = {}
+    for name, model in (('student', getattr(student, 'cam_model', student)), ('teacher', teacher)):
+        plain: Any = getattr(model, 'model', model) if isinstance(model, CamModel) else model
+        with evaluating(plain):
+            image = next(plain.parameters()).new_zeros(1, *input_size)
+            lengths[name] = plain.forward_head(plain.forward_features(image), pre_logits=True).shape[-1]
+    projection = task.trainable_module.projection
+    between = (projection.in_features, projection.out_features) if projection else (lengths['student'],) * 2
+    for (name, length), taken in zip(lengths.items(), between, strict=True):
+        if length != taken:
+            raise UsageError(f'--kd-{name}-feature-dim {taken}: the pooled features of the {name} have {length}.')
 
 
 def projection_of(task: TrainingTask) -> nn.Module | None:

@@ -12,7 +12,7 @@ from timm_hnc.errors import UsageError
 from timm_hnc.losses.factory import MAP_LOSSES
 from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.losses.maps.teacher import TeacherLoss
-from timm_hnc.training.setup.objective.teachers import create_teacher, try_images
+from timm_hnc.training.setup.objective.teachers import create_teacher, image_sizes, try_images
 from timm_hnc.training.setup.options import TrainOptions
 
 
@@ -45,11 +45,12 @@ def _create_teacher(
     options: TrainOptions, num_classes: int, input_size: tuple[int, int, int], accelerator: Accelerator
 ) -> CamModel:
     name, flag = options.map_losses.map_teacher, '--map-teacher'
-    model = create_teacher(name, flag, num_classes, input_size, options.device, accelerator)
+    sizes = image_sizes(input_size, options.sizes.train_img_sizes)
+    model = create_teacher(name, flag, num_classes, sizes, options.device, accelerator)
     try:
         teacher = CamModel(model)
         check_trainable(model, teacher.head)
     except UnsupportedHead as error:
         raise UsageError(f"{flag} '{name}': {error}") from error
-    try_images(f"{flag} '{name}'", teacher.class_maps, model, input_size)
+    try_images(f"{flag} '{name}'", teacher.class_maps, model, sizes)
     return teacher

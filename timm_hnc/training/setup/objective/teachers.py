@@ -1,6 +1,6 @@
 """A model that another one learns from: loaded, looked at, and frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.precision import DeviceOptions
 from timm_hnc.training.setup.models import check_model_name
-from timm_hnc.weights.loading import reading
+from timm_hnc.weights.loading import WITH_WEIGHTS, reading
 from timm_hnc.weights.saving import find_weights
+
+ImageSize = tuple[int, int, int]
 
 
 def create_teacher(
     name: str,
     flag: str,
     num_classes: int,
-    input_size: tuple[int, int, int],
+    sizes: Sequence[ImageSize],
     device: DeviceOptions,
     accelerator: Accelerator,
 ) -> Any:
@@ -30,7 +32,7 @@ def create_teacher(
         name: run folder, or a name of pretrained weights as timm takes it.
         flag: that named it.
         num_classes: that it has to have.
-        input_size: (channels, height, width) of the images that it has to take.
+        sizes: (channels, height, width) of the images that it has to take.
         device: number formats.
         accelerator: its device.
 
@@ -40,6 +42,8 @@ def create_teacher(
     """
     what = f"{flag} '{name}'"
     folder = find_weights(Path(name)) if Path(name).is_dir() else None
+    if folder is None and '/' in name and not name.startswith(WITH_WEIGHTS):
+        raise DataError(f"{what} is no folder with weights, and no model of timm's.")
     if folder is None:
         check_model_name(name, flag)
     source = f'local-dir:{folder}' if folder else name
@@ -56,18 +60,25 @@ def create_teacher(
     teacher.eval().to(device=accelerator.device, dtype=device.weight_dtype)
     if device.channels_last:
         teacher.to(memory_format=torch.channels_last)
-    try_images(what, teacher, teacher, input_size)
+    try_images(what, teacher, teacher, sizes)
     return teacher
 
 
+def image_sizes(input_size: ImageSize, train_sizes: Sequence[int] | None) -> list[ImageSize]:
+    """(channels, height, width) of all images of a run."""
+    return [input_size, *((input_size[0], side, side) for side in train_sizes or ())]
+
+
 @torch.no_grad()
-def try_images(what: str, forward: Callable[[Tensor], Any], model: nn.Module, size: tuple[int, int, int]) -> None:
-    """Give a function of a model an image of (channels, height, width).
+def try_images(what: str, forward: Callable[[Tensor], Any], model: nn.Module, sizes: Sequence[ImageSize]) -> None:
+    """Give a function of a model images of these sizes.
 
     Raises:
-        UsageError: it does not take that; the message begins with `what`.
+        UsageError: it does not take one; the message begins with `what`.
     """
-    try:
-        forward(next(model.parameters()).new_zeros(1, *size))
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise UsageError(f'{what}: it takes no images of {" x ".join(map(str, size))}: {first_lines(error)}') from error
+    for size in sizes:
+        try:
+            forward(next(model.parameters()).new_zeros(1, *size))
+        except (ValueError, RuntimeError, AssertionError) as error:
+            pixels = ' x '.join(map(str, size))
+            raise UsageError(f'{what}: it takes no images of {pixels}: {first_lines(error)}') from error
