@@ -123,6 +123,8 @@ class ClassMapTask(ClassificationTask):
     ) -> nn.Module:
         """Compile what trains, the model with its class maps, and the plain model that is evaluated, both in place.
 
+        With `distil` the student's pass is another, which this does not compile: `torch.compile(task)` does.
+
         Args:
             backend: of torch.compile.
             mode: of torch.compile.
