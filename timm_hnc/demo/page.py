@@ -1,6 +1,7 @@
 """A page to try models on: a photograph, its classes, and the map of each (a Gradio app)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -39,57 +40,74 @@ def build_page(subjects: Sequence[Subject], samples: Sequence[Sample] = (), note
     """
     answers = Answers(subjects)
     with gr.Blocks(title=answers.title, analytics_enabled=False, delete_cache=(_KEPT // 10, _KEPT)) as page:
-        sights, asked = gr.State(time_to_live=_KEPT), gr.State(time_to_live=_KEPT)
         if note:
             gr.HTML(f'<p>{escape(note)}</p>')
-        with gr.Row():
-            with gr.Column(scale=2, min_width=350):
-                photo = _photograph()
-                gallery = _gallery(samples, answers.names) if samples else None
-                expected = gr.Dropdown(
-                    answers.names, value=None, type='index', multiselect=answers.several, label='expected class'
-                )
-                threshold = gr.Slider(0, 1, 0, step=0.05, label='map shown above')
-                opacity = gr.Slider(0, 1, MAP_WEIGHT, step=0.05, label='opacity')
-            with gr.Column(scale=3 * len(subjects), min_width=300), gr.Row():
-                columns = [_column(subject.caption) for subject in subjects]
-        labels, maps, rows = (list(each) for each in zip(*columns, strict=True))
-        seen, sliders = [sights, asked, *labels], [threshold, opacity]
-        paint: dict[str, Any] = _QUIET | {
-            'fn': answers.paint,
-            'inputs': [sights, asked, expected, *sliders],
-            'outputs': [*maps, *rows],
-        }
-
-        def read_upload(path: str | None) -> list[Any]:
-            return [None, *_look(answers, path)]
-
-        def forget(path: str | None) -> Any:
-            # whatever takes the photograph away ends here: other events still bring it along
-            return gr.skip() if path else [None, *answers.look(None), *answers.paint(None, None, None, 0, 1)]
-
-        def read_sample(event: gr.SelectData) -> list[Any]:
-            sample = samples[event.index]
-            names = [answers.names[index] for index in sample.expected]
-            there = names if answers.several else next(iter(names), None)
-            return [_enlarged(sample.photo), there, *answers.look(sample.photo)]
-
-        photo.upload(read_upload, photo, [expected, *seen], **_QUIET).success(**paint)
-        photo.change(forget, photo, [expected, *seen, *maps, *rows], **_QUIET)
-        if gallery is not None:
-            gallery.select(read_sample, None, [photo, expected, *seen], **_QUIET).success(**paint)
-
-        def ask(event: gr.SelectData) -> int:
-            return answers.names.index(event.value)
-
-        for label in labels:
-            label.select(ask, None, asked, **_QUIET).success(**paint)
-        settings: list[Any] = [expected, *sliders]
-        for setting in settings:
-            setting.input(**paint)
+        _connect(_lay_out(answers, samples), answers, samples)
     for block in page.blocks.values():
         _keep_to_this_machine(block)
     return page
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of the page that do something; labels, maps and rows of maps are those of each model."""
+
+    photo: gr.Image
+    gallery: gr.Gallery | None
+    expected: gr.Dropdown
+    sliders: list[gr.Slider]
+    labels: list[gr.Label]
+    maps: list[gr.Image]
+    rows: list[gr.HTML]
+
+
+def _lay_out(answers: Answers, samples: Sequence[Sample]) -> _Parts:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=350):
+            photo = _photograph()
+            gallery = _gallery(samples, answers.names) if samples else None
+            menu: dict[str, Any] = {'multiselect': answers.several, 'label': 'expected class'}
+            expected = gr.Dropdown(answers.names, value=None, type='index', **menu)
+            threshold = gr.Slider(0, 1, 0, step=0.05, label='map shown above')
+            opacity = gr.Slider(0, 1, MAP_WEIGHT, step=0.05, label='opacity')
+        with gr.Column(scale=3 * len(answers.subjects), min_width=300), gr.Row():
+            columns = [_column(subject.caption) for subject in answers.subjects]
+    labels, maps, rows = zip(*columns, strict=True)
+    return _Parts(photo, gallery, expected, [threshold, opacity], list(labels), list(maps), list(rows))
+
+
+def _connect(parts: _Parts, answers: Answers, samples: Sequence[Sample]) -> None:
+    """What happens when somebody uploads, picks, clicks or slides."""
+    sights, asked = gr.State(time_to_live=_KEPT), gr.State(time_to_live=_KEPT)
+    seen, pictures = [parts.expected, sights, asked, *parts.labels], [*parts.maps, *parts.rows]
+    shown = [sights, asked, parts.expected, *parts.sliders]
+    paint: dict[str, Any] = _QUIET | {'fn': answers.paint, 'inputs': shown, 'outputs': pictures}
+
+    def read_upload(path: str | None) -> list[Any]:
+        return [None, *_look(answers, path)]
+
+    def forget(path: str | None) -> Any:
+        # whatever takes the photograph away ends here: other events still bring it along
+        return gr.skip() if path else [None, *answers.look(None), *answers.paint(None, None, None, 0, 1)]
+
+    def read_sample(event: gr.SelectData) -> list[Any]:
+        sample = samples[event.index]
+        names = [answers.names[index] for index in sample.expected]
+        there = names if answers.several else next(iter(names), None)
+        return [_enlarged(sample.photo), there, *answers.look(sample.photo)]
+
+    def ask(event: gr.SelectData) -> int:
+        return answers.names.index(event.value)
+
+    parts.photo.upload(read_upload, parts.photo, seen, **_QUIET).success(**paint)
+    parts.photo.change(forget, parts.photo, [*seen, *pictures], **_QUIET)
+    if parts.gallery is not None:
+        parts.gallery.select(read_sample, None, [parts.photo, *seen], **_QUIET).success(**paint)
+    for label in parts.labels:
+        label.select(ask, None, asked, **_QUIET).success(**paint)
+    settings: list[Any] = [parts.expected, *parts.sliders]
+    for setting in settings:
+        setting.input(**paint)
 
 
 def show_page(page: gr.Blocks, **options: Any) -> str:
