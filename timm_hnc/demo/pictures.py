@@ -1,7 +1,5 @@
 """The pictures of the page: a map over its photograph, and rows of maps with their names, as HTML."""
 
-import base64
-import io
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from timm_hnc.demo.sights import Mistake
 from timm_hnc.plots.lettering import format_ends, format_probability, format_value
-from timm_hnc.plots.map_image import as_colour, as_grey, blend, levels, map_over_image, resize, shared_scale
+from timm_hnc.plots.map_image import as_grey, blend, data_uri, levels, map_over_image, shared_scale, sized
 from timm_hnc.plots.panel import CELL, Cell, PanelRow
 
 Scale = tuple[float, float]
@@ -37,7 +35,7 @@ def map_picture(image: Tensor, cell: Cell, scale: Scale, threshold: float, opaci
         threshold: the share of the scale from which on the map is shown; 0 shows all of it.
         opacity: of the map, in [0, 1].
     """
-    colour = _sized(image, _SIDE)
+    colour = sized(image, _SIDE)
     values = levels(cell.map, scale, (colour.shape[1], colour.shape[2]))
     shown = torch.ones_like(values, dtype=torch.bool) if threshold == 0 else values >= threshold
     plain = (255 * colour.permute(1, 2, 0)).round().to(torch.uint8)
@@ -53,13 +51,13 @@ def rows_of_maps(row: PanelRow, known: bool, mistake: Mistake | None, scale: Sca
         mistake: None where there is none.
         scale: lowest and highest value of the colours of both.
     """
-    grey = as_grey(_sized(row.image, CELL))
+    grey = as_grey(sized(row.image, CELL))
     heads = ['expected' if known else 'predicted', *(f'absent {rank}' for rank in range(1, 1 + len(row.negatives)))]
     return _template().render(
         cells=[_shown(head, cell, grey, scale) for head, cell in zip(heads, row.cells, strict=True)],
         mistake=_explained(mistake, grey, scale) if mistake else None,
         ends=format_ends(*scale) if scale[0] < scale[1] else None,
-        bar=_address(_bar(), 'PNG'),
+        bar=data_uri(_bar(), 'PNG'),
     )
 
 
@@ -83,27 +81,13 @@ def _shown(head: str, cell: Cell, grey: Tensor, scale: Scale) -> dict[str, str]:
 
 
 def _over(map_: Tensor, grey: Tensor, scale: Scale) -> str:
-    return _address(Image.fromarray(map_over_image(map_, grey, scale).numpy()), 'JPEG')
-
-
-def _sized(image: Tensor, side: int) -> Tensor:
-    """(3, H, W) in [0, 1], its longer side as long as asked for."""
-    height, width = image.shape[-2:]
-    factor = side / max(height, width)
-    size = max(1, round(height * factor)), max(1, round(width * factor))
-    return resize(as_colour(image), size).clamp(0, 1)
+    return data_uri(Image.fromarray(map_over_image(map_, grey, scale).numpy()), 'JPEG')
 
 
 def _bar() -> Image.Image:
     """The colours of the maps from low to high, over mid-grey as they lie over the photograph."""
     values = torch.linspace(0, 1, 160, dtype=torch.float64)[None].expand(10, -1)
     return Image.fromarray(blend(values, torch.full_like(values, 0.5)).numpy())
-
-
-def _address(picture: Image.Image, format: str) -> str:
-    file = io.BytesIO()
-    picture.save(file, format, quality=90)
-    return f'data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
 @cache

@@ -79,7 +79,7 @@ class Sight:
         return row
 
     @torch.no_grad()
-    def mistake(self, expected: Sequence[int]) -> 'Mistake | None':
+    def mistake(self, expected: Sequence[int]) -> Mistake | None:
         """Why the photograph was taken for something else; None where it was not, or nobody said what it is."""
         if not expected or self.predicted in expected:
             return None

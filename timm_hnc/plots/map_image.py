@@ -1,5 +1,7 @@
 """One class activation map over its image."""
 
+import base64
+import io
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +33,20 @@ def as_grey(colour: Tensor) -> Tensor:
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """(C, h, w) to (C, *size), bicubic; antialiased, for images and maps that are larger than a cell."""
     return interpolate(maps[None], size, mode='bicubic', antialias=True, align_corners=False)[0]
+
+
+def sized(image: Tensor, side: int) -> Tensor:
+    """(3, H, W) in double precision of an image in [0, 1], its longer side as long as asked for."""
+    height, width = image.shape[-2:]
+    scale = side / max(height, width)
+    return resize(as_colour(image), (max(1, round(height * scale)), max(1, round(width * scale)))).clamp(0, 1)
+
+
+def data_uri(picture: Image.Image, format: str = 'JPEG') -> str:
+    """A picture as the address of an image in a page."""
+    file = io.BytesIO()
+    picture.save(file, format, quality=90)
+    return f'data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
 def shared_scale(maps: Sequence[Tensor]) -> tuple[float, float] | None:

@@ -1,7 +1,5 @@
 """One page that shows what runs did: no file beside it, no network."""
 
-import base64
-import io
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.util import find_spec
@@ -16,7 +14,7 @@ from timm_hnc.errors import UsageError
 from timm_hnc.plots.curves import Panel, curve_panels, label
 from timm_hnc.plots.figures import as_image, new_figure, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
-from timm_hnc.plots.map_image import as_colour, as_grey, as_picture, map_over_image, resize, shared_scale
+from timm_hnc.plots.map_image import as_grey, as_picture, data_uri, map_over_image, shared_scale, sized
 from timm_hnc.plots.panel import CELL, Cell
 from timm_hnc.progress import progress
 from timm_hnc.report.examples import Example
@@ -106,12 +104,10 @@ def _run(name: str, run: RunFiles) -> dict[str, Any]:
 def _example(example: Example) -> dict[str, Any]:
     """Pictures of an image and of its maps, with one scale for all of them."""
     row = example.row
-    height, width = row.image.shape[-2:]
-    scale = CELL / max(height, width)
-    colour = resize(as_colour(row.image), (max(1, round(height * scale)), max(1, round(width * scale)))).clamp(0, 1)
+    colour = sized(row.image, CELL)
     span = shared_scale([cell.map for cell in row.cells])
     return {
-        'image': _as_uri(as_picture(colour)),
+        'image': data_uri(as_picture(colour)),
         'sample': example.sample,
         'loss': f'{example.loss:.3g}',
         'scale': format_ends(*span) if span and span[0] < span[1] else None,
@@ -121,7 +117,7 @@ def _example(example: Example) -> dict[str, Any]:
 
 def _cell(cell: Cell, grey: torch.Tensor, span: tuple[float, float], present: bool) -> dict[str, Any]:
     return {
-        'picture': _as_uri(Image.fromarray(map_over_image(cell.map, grey, span).numpy())),
+        'picture': data_uri(Image.fromarray(map_over_image(cell.map, grey, span).numpy())),
         'name': cell.name,
         'probability': format_probability(cell.probability),
         'present': present,
@@ -139,7 +135,7 @@ def _draw(panels: dict[str, Panel]) -> list[tuple[str, str]]:
         draw(axis)
         if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(fontsize=9)
-        pictures.append((title, _as_uri(as_image(figure, 160), 'PNG')))
+        pictures.append((title, data_uri(as_image(figure, 160), 'PNG')))
     return pictures
 
 
@@ -185,9 +181,3 @@ def _robustness_table(run: RunFiles) -> list[dict[str, Any]]:
         }
         for (attack, space), points in attack_lines(run).items()
     ]
-
-
-def _as_uri(picture: Image.Image, format: str = 'JPEG') -> str:
-    file = io.BytesIO()
-    picture.save(file, format, quality=90)
-    return f'data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}'

@@ -140,7 +140,7 @@ def _evaluate_epoch(run: Run) -> dict[str, float] | None:
         return None
     if run.averaged_model is not run.model:
         _synchronise_batch_norm(run, run.averaged_model)
-    return evaluate_run(run, run.compiled(run.classifier(run.evaluated_model)))
+    return evaluate_run(run, run.classifier(run.compiled(run.evaluated_model)))
 
 
 def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[str, float]:
@@ -193,7 +193,7 @@ def _evaluate_best(run: Run, model: Any) -> dict[str, float] | None:
     if run.data.eval_loader is None:
         return None
     if run.options.run.no_report:
-        return evaluate_run(run, run.compiled(run.classifier(model)))
+        return evaluate_run(run, run.classifier(run.compiled(model)))
     findings = Findings(run, model)
     final = findings.evaluate(partial(evaluate_run, run))
     findings.write(final)

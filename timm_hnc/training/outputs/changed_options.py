@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,15 @@ from timm_hnc.files.options import NOT_COMPARED, read_options
 from timm_hnc.files.run_parts import Part
 from timm_hnc.options import flag_of, flattened
 from timm_hnc.training.setup.build import Run
+from timm_hnc.training.setup.objective.distillation import DistillationOptions
 from timm_hnc.training.setup.optimizer import LOSS_GROUP
 
 _logger = logging.getLogger(__name__)
 
-_OF_A_TEACHER = (
-    *('distill_type', 'loss_type', 'temperature', 'student_feature_dim', 'teacher_feature_dim'),
-    'token_distill_type',
-)
 # options that do nothing without another
 _NEEDS = {
     'amp_dtype': 'amp',
-    **dict.fromkeys((f'kd_{name}' for name in _OF_A_TEACHER), 'kd_model_name'),
-    **dict.fromkeys(('distill_loss_weight', 'task_loss_weight'), 'kd_model_name'),
+    **{each.name: 'kd_model_name' for each in fields(DistillationOptions) if each.name != 'kd_model_name'},
     **dict.fromkeys(('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu'), 'model_ema'),
 }
 # options that a run goes on exactly with, whatever they were before
