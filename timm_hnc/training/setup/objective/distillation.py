@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -110,11 +111,11 @@ def create_distillation(
     Raises:
         UsageError: timm refuses them.
     """
-    taught = DistillationTeacher(teacher, device=device, dtype=dtype)
+    taught: Any = DistillationTeacher(teacher, device=device, dtype=dtype)
     weights = {name: getattr(options, name) for name in ('distill_loss_weight', 'task_loss_weight')}
     common = weights | criterion | {'device': device, 'dtype': dtype, 'verbose': verbose}
     try:
-        task = _create(options, student, taught, common)
+        task: Any = _create(options, student, taught, common)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f'--kd-distill-type {options.kd_distill_type}: {first_lines(error)}') from error
     channels = data_config['input_size'][0]
@@ -122,9 +123,21 @@ def create_distillation(
         own = getattr(taught, f'{name}_kd')
         setattr(task, f'student_{name}', _of_channels(data_config[name], channels, own))
         setattr(taught, f'{name}_kd', _of_channels(own.flatten().tolist(), channels, own))
+    alike = torch.equal(task.student_mean, taught.mean_kd) and torch.equal(task.student_std, taught.std_kd)
+    # timm's own compares them at every step, which waits for the device
+    taught.normalize_input = _as_they_are if alike else partial(_normalised_anew, taught)
     if isinstance(task, FeatureDistillationTask):
         _check_lengths(task, student, teacher, data_config['input_size'])
     return task
+
+
+def _as_they_are(images: Tensor, *_: Tensor) -> Tensor:
+    return images
+
+
+def _normalised_anew(teacher: Any, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images that were normalised with the mean and std given, as the teacher wants them."""
+    return (images * std + mean - teacher.mean_kd) / teacher.std_kd
 
 
 def _of_channels(values: Sequence[float], channels: int, like: Tensor) -> Tensor:
