@@ -50,12 +50,17 @@ class ClassMaps:
         if len(weight) != 2 or weight[1] != positions[2]:
             raise ValueError(f'weight of shape {tuple(weight)}: expected (classes, {positions[2]}), as positions have.')
         if self.logits is None:
-            self.logits = torch.nn.functional.linear(self.positions.mean(1), self.weight, self.bias)
+            self.logits = torch.nn.functional.linear(self.mean(self.positions.transpose(1, 2)), self.weight, self.bias)
 
     @property
     def num_classes(self) -> int:
         """Number of classes n."""
         return self.weight.shape[0]
+
+    @property
+    def num_positions(self) -> int | Tensor:
+        """Positions of an image, h * w; (B, 1) numbers where images differ."""
+        return self.grid[0] * self.grid[1]
 
     def maps(self, classes: Classes | None = None) -> Tensor:
         """Class activation maps of the classes asked for.
@@ -72,6 +77,10 @@ class ClassMaps:
             TypeError: the classes are no tensor, no list of numbers and no number.
             ValueError: a tensor is no (B, k) integers.
         """
+        return self.scores(classes).unflatten(-1, self.grid)
+
+    def scores(self, classes: Classes | None = None) -> Tensor:
+        """The maps of `maps` with their positions in a row, (B, k, L)."""
         if classes is not None:
             classes = class_indices(classes, self.positions.shape[0], self.num_classes, self.positions.device)
         if classes is None:
@@ -81,7 +90,19 @@ class ClassMaps:
         if self.bias is not None:
             bias = self.bias if classes is None else self.bias[classes]
             maps = maps + bias.to(maps.dtype)[..., None]
-        return maps.unflatten(-1, self.grid)
+        return maps
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over positions of (B, ..., L) values."""
+        return values.mean(-1)
+
+    def log_softmax(self, scores: Tensor) -> Tensor:
+        """Logarithm of the softmax over positions of (B, k, L) scores."""
+        return scores.log_softmax(-1)
+
+    def of_each(self, classes: Tensor) -> list[Tensor]:
+        """(k, h, w) maps of every image of (B, k) classes, on the image's own grid."""
+        return list(self.maps(classes))
 
     def contrast(self, classes: Classes, others: Classes) -> Tensor:
         """Why these classes and not the others: maps whose means are the differences of the logits.

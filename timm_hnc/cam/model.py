@@ -1,5 +1,6 @@
 """The wrapper that makes a classifier emit class activation maps."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.heads.base import Kind, TimmModel
 from timm_hnc.cam.heads.hooked_head import Place, is_of_timm, logits_of
+from timm_hnc.cam.heads.naflex_head import naflex_class_maps
 from timm_hnc.cam.heads.probe import MapHead, probe_head
+from timm_hnc.cam.naflex_maps import NaFlexBatch
 
 
 class CamModel(nn.Module):
@@ -102,25 +105,26 @@ class CamModel(nn.Module):
         """The timm model's classifier."""
         return self.model.get_classifier()
 
-    def class_maps(self, x: Tensor) -> ClassMaps:
+    def class_maps(self, x: Tensor | NaFlexBatch) -> ClassMaps:
         """Logits and the factors of their class activation maps, in one forward pass.
 
         In train mode the maps hold what this very pass used: batch statistics and dropout.
 
         Args:
-            x: (B, C, H, W) normalised images.
+            x: (B, C, H, W) normalised images; or what timm's NaFlex loader makes of them, whose maps are `NaFlexMaps`.
 
         Raises:
             ValueError: x has another shape or is smaller than one cell of the maps or, in evaluation mode, the logits
-                are not finite.
+                are not finite; the model takes no NaFlex batches.
         """
-        self._check_images(x)
-        class_maps = self.head.class_maps(self.model, x)
+        if isinstance(x, Tensor):
+            self._check_images(x)
+        class_maps = naflex_class_maps(self.model, x) if isinstance(x, Mapping) else self.head.class_maps(self.model, x)
         if not self.model.training and not torch.compiler.is_compiling():
             _check_finite(class_maps.logits)
         return class_maps
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor | NaFlexBatch) -> Tensor:
         found = self.model(x)
         return found if is_of_timm(self.model) else logits_of(found)
 
@@ -134,7 +138,7 @@ class CamModel(nn.Module):
                 f'images of {height} x {width} pixels are smaller than one cell of the maps, {cell} x {cell} pixels.'
             )
 
-    def forward(self, x: Tensor, return_class_maps: bool = False) -> Tensor | ClassMaps:
+    def forward(self, x: Tensor | NaFlexBatch, return_class_maps: bool = False) -> Tensor | ClassMaps:
         """The timm model's logits (B, n), or its ClassMaps (so that DDP and compile see one forward)."""
         return self.class_maps(x) if return_class_maps else self._logits(x)
 

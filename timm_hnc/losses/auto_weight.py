@@ -110,5 +110,4 @@ def criterion_norm(criterion: Callable[[Tensor, Tensor], Tensor], class_maps: Cl
     logits = raised(class_maps.logits.detach()).requires_grad_()
     with torch.enable_grad():
         [gradient] = torch.autograd.grad(criterion(logits, target), logits)
-    height, width = class_maps.grid
-    return gradient.norm() / math.sqrt(height * width)
+    return (gradient / class_maps.num_positions**0.5).norm()

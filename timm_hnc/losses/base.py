@@ -3,6 +3,7 @@
 import inspect
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -84,12 +85,12 @@ class Loss(nn.Module):
         if not self.changes_scores:
             return class_maps
         weight, bias = self.plain_classifier(class_maps.weight, class_maps.bias)
-        return ClassMaps(class_maps.positions, weight, bias, class_maps.grid)
+        return replace(class_maps, weight=weight, bias=bias, logits=None)  # type: ignore[arg-type]  # made anew
 
 
 def features(class_maps: ClassMaps) -> Tensor:
     """(B, D) vectors that enter the classifier, in float32 or float64."""
-    return raised(class_maps.positions.mean(1))
+    return raised(class_maps.mean(class_maps.positions.transpose(1, 2)))
 
 
 def soft(target: Tensor, like: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -102,12 +102,17 @@ def _of_every_map(class_maps: ClassMaps, indices: Tensor, variant: str, alpha: f
     """(B, k) losses of the maps of these classes."""
     if variant == 'logit':
         return (raised(class_maps.logits.gather(1, indices)) - alpha).square()
-    maps = raised(class_maps.maps(indices).flatten(2))
+    scores = raised(class_maps.scores(indices))
     if variant == 'mse':
-        return (maps - alpha).square().mean(-1)
+        return class_maps.mean((scores - alpha).square())
     if variant == 'var':
-        return maps.var(-1, correction=0)
-    return -maps.log_softmax(-1).mean(-1)
+        return class_maps.mean(_centred(class_maps, scores).square())
+    return -class_maps.mean(class_maps.log_softmax(scores))
+
+
+def _centred(class_maps: ClassMaps, scores: Tensor) -> Tensor:
+    """(B, k, L) scores without their mean over positions."""
+    return scores - class_maps.mean(scores)[..., None]
 
 
 class HNCLoss(nn.Module):
@@ -141,12 +146,12 @@ class HNCLoss(nn.Module):
     def norm(self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0) -> Tensor:
         """Frobenius norm of the loss's gradient with respect to the maps of a batch, a scalar in float32 or float64."""
         indices, valid = class_maps.topk_negatives(target, self.topk, target_floor)
-        height, width = class_maps.grid
-        if self.variant == 'kd':  # softmax - 1 / (h w) at every position
-            shares = raised(class_maps.maps(indices).flatten(2)).softmax(-1)
-            squares = (shares - 1 / (height * width)).square().sum(-1)
+        count = class_maps.num_positions
+        if self.variant == 'kd':  # softmax - 1 / (h w) at every position, and 1 / (h w) is its mean
+            shares = class_maps.log_softmax(raised(class_maps.scores(indices))).exp()
+            squares = class_maps.mean(_centred(class_maps, shares).square()) * count
         else:  # twice the distance over h w at every position
-            squares = _of_every_map(class_maps, indices, self.variant, self.alpha) * (4 / (height * width))
+            squares = _of_every_map(class_maps, indices, self.variant, self.alpha) * (4 / count)
         squares = squares.masked_fill(~valid, 0.0).sum(1)
         if self.reduction == 'mean':
             squares = squares / valid.sum(1).clamp(min=1).square()

@@ -35,6 +35,8 @@ class MapLoss(nn.Module):
     needs: ClassVar[Literal['class_maps', 'two_views']] = 'class_maps'
     needs_masks: ClassVar[bool] = False
     """It looks at where the objects are."""
+    needs_one_shape: ClassVar[bool] = True
+    """It compares maps on one grid, and cannot train on NaFlex batches."""
     default_weight: ClassVar[float] = 1.0
     """The weight beside the criterion where nobody gives one."""
 

@@ -1,5 +1,7 @@
 """Attention separability (ICASC, Wang et al., ICCV 2019): the maps of two classes should lie in different places."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,14 @@ class SeparabilityLoss(MapLoss):
     present class alone, and adds a term between the two layers. Ours are the exact maps of the last layer.
     """
 
+    needs_one_shape: ClassVar[bool] = False
+
     def of_batch(self, batch: MapBatch) -> Tensor:
         """The loss of a batch, a scalar; see `MapLoss.forward`."""
         class_maps, target, target_floor, *_ = batch
         present, is_present = class_maps.topk_positives(target, MOST_PRESENT, target_floor)
         absent, is_absent = class_maps.topk_negatives(target, 1, target_floor)
-        maps = raised(class_maps.maps(torch.cat([present, absent], 1)).flatten(2)).relu()
+        maps = raised(class_maps.scores(torch.cat([present, absent], 1))).relu()
         own, other = maps[:, :-1], maps[:, -1:]
         overlap, both = torch.minimum(own, other).sum(-1), (own + other).sum(-1)
         shares = 2 * overlap / both.masked_fill(both == 0, 1.0)
