@@ -78,12 +78,13 @@ class ClassMapTask(ClassificationTask):
 
     def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
         """As `HNCTask.forward`: 'loss' to train on, 'output' (B, n) logits, and of several losses each, by name."""
+        batch_size = len(target)
         images, target = self.views(input, target)
         criterion, plain, of_teacher = self.criterion_and_maps(images, target)
         loss, parts = self.with_map_losses(criterion, plain, target, images, masks)
         parts = {'criterion': criterion.detach(), **parts} if parts else {}
         parts |= of_teacher
-        return {'loss': loss, 'output': plain.logits[: len(input)], **parts}
+        return {'loss': loss, 'output': plain.logits[:batch_size], **parts}
 
     def views(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """A batch and its targets, and behind it its mirror images where a loss needs two views."""
@@ -212,7 +213,7 @@ class HNCTask(ClassMapTask):
         """Forward pass and losses.
 
         Args:
-            input: (B, C, H, W) images.
+            input: (B, C, H, W) images, or a NaFlex batch.
             target: (B,) class indices, or (B, n) values, one a class.
             masks: where the objects are, for `map_losses` that need it.
 
@@ -220,6 +221,7 @@ class HNCTask(ClassMapTask):
             'loss' to train on, 'output' (B, n) logits, and for logging the loss's parts 'criterion', 'hnc' and those of
             `map_losses` by name, and the 'hnc_weight' that follows from them.
         """
+        batch_size = len(target)
         images, target = self.views(input, target)
         criterion, plain, of_teacher = self.criterion_and_maps(images, target)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
@@ -233,7 +235,7 @@ class HNCTask(ClassMapTask):
                 value = weight.follow(self.criterion, self.hnc, plain, target, self.target_floor)
             weight = parts['hnc_weight'] = value.to(hnc.dtype)
         loss = loss + weight * hnc if self.hnc_joins else loss
-        return {'loss': loss, 'output': plain.logits[: len(input)], **parts}
+        return {'loss': loss, 'output': plain.logits[:batch_size], **parts}
 
 
 class ClassMapMultiLabelTask(ClassMapTask, MultiLabelClassificationTask):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from timm_hnc.cam.heads.model_copies import evaluating
+from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.errors import DataError
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
@@ -31,7 +32,7 @@ def create_evaluator(
 
 
 def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable[Any]:
-    """(input, target) pairs of a timm loader on the device, whether it prefetches or not.
+    """(input, target) pairs of a timm loader, of NaFlex too, on the device, whether it prefetches or not.
 
     Raises:
         DataError: the data cannot be read.
@@ -39,13 +40,22 @@ def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channe
     # a stream that was asked for its length warns when it turns out to be another
     total = None if isinstance(getattr(loader, 'dataset', None), IterableDataset) else len(loader)
     for input, target in progress(read(loader), 'batch', total):
-        input, target = input.to(device=device, dtype=dtype), target.to(device)
+        input, target = on_device(input, device, dtype), target.to(device)
+        channels_last = channels_last and isinstance(input, Tensor)
         yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target
+
+
+def on_device(input: Tensor | NaFlexBatch, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Images on the device in the type; of a NaFlex batch its tensors, the patches alone in the type."""
+    if isinstance(input, Tensor):
+        return input.to(device=device, dtype=dtype)
+    tensors = {name: value.to(device) for name, value in input.items() if isinstance(value, Tensor)}
+    return {**tensors, 'patches': tensors['patches'].to(dtype)}
 
 
 def evaluate(
     model: nn.Module,
-    inputs: Iterable[tuple[Tensor, Tensor]],
+    inputs: Iterable[tuple[Any, Tensor]],
     evaluator: ClassificationEvaluator,
     autocast: Autocast,
     distributed: bool = False,
@@ -56,7 +66,7 @@ def evaluate(
 
     Args:
         model: images to (B, n) logits.
-        inputs: (images, target) batches on the model's device.
+        inputs: (images or NaFlex batch, target) batches on the model's device.
         evaluator: counts them; a fresh one a call.
         autocast: makes the mixed-precision context.
         distributed: sum the counts over processes.

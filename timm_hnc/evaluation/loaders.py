@@ -1,17 +1,20 @@
 """Validation data as batches."""
 
+import io
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from PIL import ImageMode
-from timm.data import create_loader
+from timm.data import create_loader, create_naflex_loader
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.naflex import Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError, first_lines
 
@@ -72,9 +75,13 @@ def create_eval_loader(
     data_config: dict[str, Any],
     batch_size: int,
     accelerator: Accelerator,
+    patches: Patches | None = None,
     **arguments: Any,
 ) -> Any:
-    """Timm's validation loader, which shards by itself; `arguments` are more for timm's create_loader."""
+    """Timm's validation loader, which shards by itself; `arguments` are more for timm's create_loader.
+
+    With `patches` it makes NaFlex batches.
+    """
     distributed = accelerator.num_processes > 1
     # iterable readers repeat samples to even out workers, as timm's train.py says
     repeats = distributed and data.dataset.lower().startswith(('tfds', 'wds'))
@@ -87,7 +94,10 @@ def create_eval_loader(
         num_workers=min(2, options.workers) if repeats else options.workers,
         persistent_workers=not isinstance(dataset, IterableDataset),
     )
-    return create_timed_loader(dataset, options, data_config, accelerator.device, distributed, **defaults | arguments)
+    if patches is not None:
+        defaults |= dict(patch_size=patches.size, max_seq_len=patches.max_seq_len)
+    device = accelerator.device
+    return create_timed_loader(dataset, options, data_config, device, distributed, patches, **defaults | arguments)
 
 
 def taken_as_it_is(data: Any, processes: int) -> bool:
@@ -118,15 +128,17 @@ def create_timed_loader(
     data_config: dict[str, Any],
     device: torch.device,
     distributed: bool,
+    patches: Patches | None = None,
     **arguments: Any,
 ) -> Any:
     """Timm's create_loader, with an end to waiting for a worker that hangs; arguments as of `create_eval_loader`.
+
+    With `patches` it is timm's create_naflex_loader.
 
     Raises:
         UsageError: timm refuses an option.
     """
     defaults: dict[str, Any] = dict(
-        input_size=data_config['input_size'],
         mean=data_config['mean'],
         std=data_config['std'],
         num_workers=options.workers,
@@ -135,8 +147,14 @@ def create_timed_loader(
         device=device,
         distributed=distributed,
     )
+    if patches is None:
+        defaults['input_size'] = data_config['input_size']
+    else:
+        defaults |= dict(channels=data_config['input_size'][0], patchify_channels_last=patches.channels_last)
+    create: Any = create_loader if patches is None else create_naflex_loader
     try:
-        loader: Any = create_loader(dataset, **defaults | arguments)
+        with redirect_stdout(io.StringIO()):  # timm's NaFlex loader prints how many batches it will make
+            loader: Any = create(dataset, **defaults | arguments)
     except (ValueError, TypeError, LookupError, AssertionError) as error:
         raise UsageError(f'images cannot be loaded with these options: {first_lines(error)}') from error
     inner = getattr(loader, 'loader', loader)

@@ -1,6 +1,6 @@
 """The class maps of a validation pass, measured beside the very forward passes that give the logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.cam.naflex_maps import NaFlexBatch, NaFlexMaps
 from timm_hnc.data.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
@@ -65,8 +66,11 @@ OnBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class MapPass(Protocol):
     """Something that is measured on the maps of every batch."""
 
-    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor, padding: int) -> None:
-        """Count a batch of normalised images, but for the last `padding` of them."""
+    def update(self, class_maps: ClassMaps, target: Tensor, inputs: Any, padding: int) -> None:
+        """Count a batch of normalised images, but for the last `padding` of them.
+
+        The images of a NaFlex batch come one by one, each a NaFlex batch of one image, with the class maps of its grid.
+        """
         ...
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
@@ -91,9 +95,9 @@ class WatchedMaps(nn.Module):
         self.left = limit
         self.strict = strict
         self.failure = ''
-        self.batch: tuple[ClassMaps, Tensor] | None = None
+        self.batch: tuple[ClassMaps, Any] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | NaFlexBatch) -> Tensor:
         """(B, n) logits; maps and images are kept until the batch is counted."""
         try:
             class_maps = self.model.class_maps(x)
@@ -113,8 +117,9 @@ class WatchedMaps(nn.Module):
                 (class_maps, inputs), self.batch = self.batch, None
                 count = len(target) if self.left is None else min(len(target), self.left)
                 self.left = None if self.left is None else self.left - count
-                for each in self.passes:
-                    each.update(class_maps, target, inputs, len(target) - count)
+                for part in _parts(class_maps, target, inputs, len(target) - count):
+                    for each in self.passes:
+                        each.update(*part)
             return on_batch(output, target)
 
         return counted
@@ -125,6 +130,19 @@ class WatchedMaps(nn.Module):
         for each in self.passes:
             found |= {f'cam_{name}': round(value, 6) for name, value in each.figures(accelerator).items()}
         return found
+
+
+def _parts(
+    class_maps: ClassMaps, target: Tensor, inputs: Any, padding: int
+) -> Iterator[tuple[ClassMaps, Tensor, Any, int]]:
+    """What `MapPass.update` takes of a batch: all of it, or image by image where each has a grid of its own."""
+    if not isinstance(class_maps, NaFlexMaps):
+        yield class_maps, target, inputs, padding
+        return
+    for index in range(len(target)):
+        here = slice(index, index + 1)
+        image = {name: tensor[here] for name, tensor in inputs.items()}
+        yield class_maps.of_image(index), target[here], image, int(index >= len(target) - padding)
 
 
 def watch_maps(

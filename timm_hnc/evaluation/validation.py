@@ -20,6 +20,7 @@ from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.data.datasets import class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages
+from timm_hnc.data.naflex import NaFlexOptions, Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.compilation import Compilation
@@ -79,6 +80,7 @@ class ValidateOptions:
         task: one label an image, or several.
         model: which, and its weights.
         input: its images and its head.
+        naflex: images of any shape and size.
         evaluation: which split, in which batches.
         attacks: on the images.
         maps: what is measured on class activation maps.
@@ -94,6 +96,7 @@ class ValidateOptions:
     task: TaskOptions = field(default_factory=TaskOptions)
     model: SourceOptions = field(default_factory=SourceOptions)
     input: InputOptions = field(default_factory=InputOptions)
+    naflex: NaFlexOptions = field(default_factory=NaFlexOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     attacks: AttackOptions = field(default_factory=AttackOptions)
     maps: MapOptions = field(default_factory=MapOptions)
@@ -103,6 +106,15 @@ class ValidateOptions:
 
     def __post_init__(self) -> None:
         compiled, labels = self.device.torchcompile, self.labels
+        self.naflex.refuse_sizes(self.input.img_size, self.input.input_size)
+        self.naflex.refuse_beside(
+            attack=self.attacks.attack,
+            cam_boxes=self.maps.cam_boxes,
+            cam_curves=self.maps.cam_curves,
+            test_pool=self.evaluation.test_pool,
+            tf_preprocessing=self.evaluation.tf_preprocessing,
+            crop_border_pixels=self.evaluation.crop_border_pixels,
+        )
         if self.attacks.attack and (labels.valid_labels or labels.real_labels or labels.metrics_avg):
             raise UsageError('--attack: not together with --valid-labels, --real-labels or --metrics-avg.')
         if self.attacks.attack and self.attacks.attack_loss == 'train' and compiled:
@@ -157,6 +169,7 @@ def measure(
     evaluation, num_classes = options.evaluation, options.input.num_classes or model.num_classes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     use_test_size, verbose = not evaluation.use_train_size, accelerator.is_main_process
+    patches = options.naflex.patches(model)
     data_config = input_config(model, options.input, use_test_size=use_test_size, verbose=verbose)
     if evaluation.test_pool:
         # a copy, for timm takes the classifier out of the model that it is given
@@ -170,7 +183,7 @@ def measure(
     skipped = SkippedImages()
     loader: Any = data
     if not taken_as_it_is(data, accelerator.num_processes):
-        loader = _create_loader(data, options, data_config, num_classes, accelerator)
+        loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)
         loader.dataset.skipped_images = skipped  # travels to the loader's workers
     metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
     count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
@@ -181,6 +194,7 @@ def measure(
         **metrics,
         'param_count': round(parameters / 1e6, 2),
         'img_size': data_config['input_size'][-1],
+        **({} if patches is None else {'naflex_max_seq_len': patches.max_seq_len}),
         'crop_pct': data_config['crop_pct'],
         'interpolation': data_config['interpolation'],
         'skipped_images': int(count),
@@ -188,7 +202,12 @@ def measure(
 
 
 def _create_loader(
-    dataset: Any, options: ValidateOptions, data_config: dict[str, Any], num_classes: int, accelerator: Accelerator
+    dataset: Any,
+    options: ValidateOptions,
+    data_config: dict[str, Any],
+    num_classes: int,
+    patches: Patches | None,
+    accelerator: Accelerator,
 ) -> Any:
     evaluation = options.evaluation
     if dataset is None:
@@ -203,6 +222,7 @@ def _create_loader(
             batch_size=evaluation.batch_size,
             load_bytes=evaluation.tf_preprocessing,
         )
+    others = {'crop_border_pixels': evaluation.crop_border_pixels, 'tf_preprocessing': evaluation.tf_preprocessing}
     return create_eval_loader(
         dataset,
         options.data,
@@ -210,9 +230,9 @@ def _create_loader(
         data_config,
         evaluation.batch_size,
         accelerator,
+        patches,
         img_dtype=options.device.input_dtype,
-        crop_border_pixels=evaluation.crop_border_pixels,
-        tf_preprocessing=evaluation.tf_preprocessing,
+        **(others if patches is None else {}),
     )
 
 

@@ -1,18 +1,19 @@
 """Pictures of a model's class activation maps: the positive and the highest-scoring negatives (Fig. 1 and 5)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from timm_hnc.cam import CamModel, ClassMaps
+from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.plots.panel import Cell, PanelRow, draw_panel
 
 
 def panel_rows(
     class_maps: ClassMaps,
-    images: Tensor,
+    images: Iterable[Tensor],
     target: Tensor,
     class_names: Sequence[str],
     multi_label: bool = False,
@@ -28,11 +29,11 @@ def panel_rows(
     positive = logits.masked_fill(~present, -torch.inf).argmax(1, keepdim=True)
     negatives, valid = class_maps.topk_negatives(target, topk)
     classes = torch.cat([positive, negatives], 1)
-    maps = class_maps.maps(classes).float().cpu()
+    maps = [own.float().cpu() for own in class_maps.of_each(classes)]
     rows = []
-    for row, image in enumerate(images.cpu()):
+    for row, image in enumerate(image.cpu() for image in images):
         cells = [
-            Cell(maps[row, column], class_names[index], probability[row, index].item())
+            Cell(maps[row][column], class_names[index], probability[row, index].item())
             for column, index in enumerate(classes[row].tolist())
         ]
         chosen = [cell for cell, use in zip(cells[1:], valid[row].tolist(), strict=True) if use]
@@ -42,8 +43,8 @@ def panel_rows(
 
 def draw_cams(
     model: CamModel,
-    inputs: Tensor,
-    images: Tensor,
+    inputs: Tensor | NaFlexBatch,
+    images: Iterable[Tensor],
     target: Tensor,
     class_names: Sequence[str],
     multi_label: bool = False,
@@ -53,8 +54,8 @@ def draw_cams(
 
     Args:
         model: in evaluation mode.
-        inputs: (B, C, H, W) normalised images on the model's device.
-        images: the same images in [0, 1], to be seen.
+        inputs: (B, C, H, W) normalised images on the model's device, or a NaFlex batch.
+        images: the same images in [0, 1], to be seen, (C, H, W) each.
         target: (B,) class indices, or (B, n) values, one a class.
         class_names: a name a class.
         multi_label: several labels an image.

@@ -1,7 +1,7 @@
 """The images of a data set that a model does best and worst on, with their class activation maps."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class ExamplePass:
     """Keeps the images with the lowest and the highest loss of a validation pass.
 
     Args:
-        restore: (B, C, H, W) normalised images to [0, 1].
+        restore: normalised images, as the model takes them, to (C, H, W) each in [0, 1].
         class_names: a name a class.
         multi_label: several labels an image.
         order: indices of the samples in the order in which they come, None where that is unknown.
@@ -53,7 +53,7 @@ class ExamplePass:
 
     def __init__(
         self,
-        restore: Callable[[Tensor], Tensor],
+        restore: Callable[[Any], Iterable[Tensor]],
         class_names: Sequence[str],
         multi_label: bool,
         order: Iterator[int] | None = None,

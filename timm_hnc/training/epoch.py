@@ -39,7 +39,7 @@ class Step:
         index: of the batch in its epoch.
         window: how many batches the update takes.
         last: the update follows this batch.
-        input: (B, C, H, W).
+        input: (B, C, H, W), or a NaFlex batch.
         target: (B,) or (B, n).
         masks: where the objects are, for losses that need it.
     """
@@ -47,7 +47,7 @@ class Step:
     index: int
     window: int
     last: bool
-    input: Tensor
+    input: Any
     target: Tensor
     masks: ObjectMasks | None = None
 
@@ -76,9 +76,9 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     for step in _steps(run, epoch, update * run.options.batches.grad_accum_steps):
         with nullcontext() if step.last else run.accelerator.no_sync(run.task):
             result = run.task(step.input, step.target, *([] if step.masks is None else [step.masks]))
-            loss = result['loss'] * (_batch_scale(run, len(step.input)) / step.window)
+            loss = result['loss'] * (_batch_scale(run, len(step.target)) / step.window)
             run.accelerator.backward(loss, create_graph=getattr(run.optimizer.optimizer, 'is_second_order', False))
-        tally.averages.update(result, len(step.input))
+        tally.averages.update(result, len(step.target))
         if not step.last:
             continue
         log_due = update % run.options.run.log_interval == 0 or update + 1 == run.updates_per_epoch
@@ -173,11 +173,16 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
 
 
 def _batch_scale(run: Run, batch_size: int) -> float:
-    """Weight of a batch under scheduled resolutions, where batches differ in size."""
-    mode = run.options.sizes.variable_batch_loss_scale
-    if mode == 'none' or not run.options.sizes.train_img_sizes:
+    """Weight of a batch where batches differ in size: under scheduled resolutions, and with NaFlex."""
+    options, mode, usual = run.options, 'none', float(batch_size)
+    if run.data.patches is not None:
+        mode, usual = options.naflex.naflex_loss_scale, options.batches.batch_size
+    elif options.sizes.train_img_sizes:
+        mode = options.sizes.variable_batch_loss_scale
+        usual = run.data.train_loader.batch_sampler.average_batch_size
+    if mode == 'none':
         return 1.0
-    scale = batch_size / run.data.train_loader.batch_sampler.average_batch_size
+    scale = batch_size / usual
     return scale**0.5 if mode == 'sqrt' else scale
 
 

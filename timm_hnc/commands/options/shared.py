@@ -7,7 +7,6 @@ from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.precision import DeviceOptions
 
-NAFLEX_ADVICE = 'NaFlex models are not supported: use a model of fixed size with --img-size'
 COMPILE_ADVICE = 'use --torchcompile.'
 
 

@@ -9,6 +9,7 @@ from timm_hnc.commands.command_line import command_words
 from timm_hnc.commands.options.flags import Arguments, add_flags
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.shared import add_data_flags, add_device_flags, add_input_flags, add_loader_flags
+from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.training.outputs.publishing import HubOptions
 from timm_hnc.training.outputs.results import TrackingOptions
@@ -72,9 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser, 'tracking', TrackingOptions)
     longer = {'train_batches_per_epoch': {'also': '--train-steps-per-epoch'}}
     add_flags(parser, 'several training sizes', TrainSizeOptions, longer)
+    add_flags(parser, 'images of any shape', TrainNaFlexOptions)
     # of a run's args.yaml alone
     add_flags(parser, 'defaults', FilledIn, {'filled_in': {'nargs': '*', 'help': argparse.SUPPRESS}})
-    _add_refused_flags(parser)
     return parser
 
 
@@ -93,14 +94,3 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
     add('--bce-loss', action='store_true', help='the older way to say --loss bce')
     add('--jsd-loss', action='store_true', help='the older way to say --loss jsd')
     add('--bce-pos-weight', type=float, metavar='X', help='the older way to say --loss-pos-weight')
-
-
-def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
-    add, hidden = parser.add_argument_group('not supported').add_argument, argparse.SUPPRESS
-    add('--naflex-loader', action='store_true', help=hidden)
-    add('--naflex-train-seq-lens', type=int, nargs='+', default=[128, 256, 576, 784, 1024], help=hidden)
-    add('--naflex-max-seq-len', type=int, default=576, help=hidden)
-    add('--naflex-patch-sizes', type=int, nargs='+', help=hidden)
-    add('--naflex-patch-size-probs', type=float, nargs='+', help=hidden)
-    add('--naflex-loss-scale', choices=('none', 'sqrt', 'linear'), default='linear', help=hidden)
-    add('--naflex-patchify-channels-first', action='store_true', help=hidden)

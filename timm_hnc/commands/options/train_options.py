@@ -8,11 +8,17 @@ from typing import Any
 from timm_hnc.commands.options.flags import split_values
 from timm_hnc.commands.options.former_flags import FORMER_FLAGS
 from timm_hnc.commands.options.parsing import given_on_command_line, parse_options, refuse
-from timm_hnc.commands.options.shared import COMPILE_ADVICE, NAFLEX_ADVICE
+from timm_hnc.commands.options.shared import COMPILE_ADVICE
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.errors import UsageError
 from timm_hnc.training.setup.objective.loss_options import HNCOptions
 from timm_hnc.training.setup.options import TrainOptions, given_values, train_options
+
+_REFUSED = {
+    'torchscript': COMPILE_ADVICE,
+    'fuser': COMPILE_ADVICE,
+    'local_rank': 'leave it out; accelerate launch and torchrun set the rank themselves.',
+}
 
 
 def parse_train_options(
@@ -29,7 +35,7 @@ def parse_train_options(
     """
     parser = build_parser()
     args, explicit = parse_options(parser, argv, FORMER_FLAGS, given_values)
-    refuse(parser, args, explicit, _refused(args))
+    refuse(parser, args, explicit, _REFUSED)
     given = given_on_command_line(parser, argv)
     if args.hnc == 'none' and 'hnc' in given:
         # a recipe run with `--hnc none`, for comparison: the recipe's own HNC settings go with it
@@ -40,16 +46,6 @@ def parse_train_options(
     _use_older_flags(args)
     values, own = split_values(args, TrainOptions)
     return train_options(values, explicit), explicit, own
-
-
-def _refused(args: argparse.Namespace) -> dict[str, str]:
-    naflex = [name for name in vars(args) if name.startswith('naflex_')]
-    return {
-        'torchscript': COMPILE_ADVICE,
-        'fuser': COMPILE_ADVICE,
-        'local_rank': 'leave it out; accelerate launch and torchrun set the rank themselves.',
-        **dict.fromkeys(naflex, f'{NAFLEX_ADVICE} or --train-img-sizes.'),
-    }
 
 
 def _use_older_flags(args: argparse.Namespace) -> None:

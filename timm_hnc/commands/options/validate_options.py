@@ -12,12 +12,12 @@ from timm_hnc.commands.options.flags import add_flags, split_values
 from timm_hnc.commands.options.parsing import HelpFormatter, parse_options, refuse
 from timm_hnc.commands.options.shared import (
     COMPILE_ADVICE,
-    NAFLEX_ADVICE,
     add_data_flags,
     add_device_flags,
     add_input_flags,
     add_loader_flags,
 )
+from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.map_pass import MapOptions
@@ -32,13 +32,12 @@ REFUSED = {
     'fuser': COMPILE_ADVICE,
     'aot_autograd': COMPILE_ADVICE,
     'num_gpu': 'use accelerate launch --num_processes N validate.py ... or torchrun.',
-    'naflex_loader': f'{NAFLEX_ADVICE}.',
-    'naflex_max_seq_len': f'{NAFLEX_ADVICE}.',
 }
 # options of a run that say which data it validated on
 _OF_A_RUN = (
     *('dataset', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'target_format'),
     *('task', 'multilabel_threshold', 'in_chans'),
+    *('naflex_loader', 'naflex_max_seq_len', 'naflex_patchify_channels_first'),
 )
 
 
@@ -75,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser, 'class activation maps', MapOptions, files)
     add_loader_flags(parser)
     add_device_flags(parser)
+    add_flags(parser, 'images of any shape', NaFlexOptions)
     labels = {name: {'metavar': 'FILE'} for name in ('real_labels', 'valid_labels')}
     add = add_flags(parser, 'results', LabelOptions, labels).add_argument
     add('--results-file', type=str, default='', metavar='FILE', help='where the results are written')
@@ -82,8 +82,6 @@ def build_parser() -> argparse.ArgumentParser:
     add, hidden = parser.add_argument_group('not supported').add_argument, argparse.SUPPRESS
     add('--aot-autograd', action='store_true', help=hidden)
     add('--num-gpu', type=int, default=1, help=hidden)
-    add('--naflex-loader', action='store_true', help=hidden)
-    add('--naflex-max-seq-len', type=int, default=576, help=hidden)
     return parser
 
 
@@ -130,6 +128,8 @@ def run_data(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
         return {}
     run = read_options(folder)
     found = {name: run[name] for name in _OF_A_RUN if name not in explicit and name in run}
+    if {'img_size', 'input_size'} & explicit:  # images of one size, then
+        found.pop('naflex_loader', None)
     found['data_dir'] = run.get('data_dir')
     if 'split' not in explicit and run.get('val_split'):
         found['split'] = run['val_split']

@@ -104,19 +104,20 @@ class _KeyedDataset(WrappedDataset):
         return self.dataset[index]
 
 
-class _KeyedErasing:
+class KeyedErasing:
     """Random erasing on the device, seeded from the batch; batches come in order."""
 
-    def __init__(self, erasing: Callable[..., Any], batches: KeyedBatches) -> None:
+    def __init__(self, erasing: Callable[..., Any], batches: Any) -> None:
         self.erasing, self.batches = erasing, batches
         self.epoch, self.next = -1, 0
 
-    def __call__(self, input: Any) -> Any:
+    def __call__(self, input: Any, **places: Any) -> Any:
+        """The input of the next batch, erased."""
         if self.epoch != self.batches.epoch:
             self.epoch, self.next = self.batches.epoch, self.batches.start
         seed_generators(self.batches.seed, self.epoch, self.next, _OF_ERASING, devices=True)
         self.next += 1
-        return self.erasing(input)
+        return self.erasing(input, **places)
 
 
 def seed_shares(loader: Any, seed: int) -> None:
@@ -155,5 +156,5 @@ def use_keys(loader: Any, seed: int) -> KeyedBatches | None:
     keep_workers = inner.num_workers > 0 and not isinstance(inner.collate_fn, FastCollateMixup)
     object.__setattr__(inner, 'persistent_workers', keep_workers)
     if getattr(loader, 'random_erasing', None) is not None:
-        loader.random_erasing = _KeyedErasing(loader.random_erasing, keyed)
+        loader.random_erasing = KeyedErasing(loader.random_erasing, keyed)
     return keyed

@@ -1,5 +1,6 @@
 """A few validation images of a run, the same ones whenever it is asked."""
 
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -8,16 +9,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from torchvision.transforms.functional import normalize
 
+from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.data.loading.worker_signals import outlive_signals
+from timm_hnc.data.naflex import Patches
 from timm_hnc.training.setup.build import Run
 
 
-def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
+def spread_samples(run: Run, count: int) -> tuple[Any, Tensor] | None:
     """Samples evenly spread over the validation set, or the first ones where it can only be read in order.
 
     Returns:
-        (B, C, H, W) normalised images and their targets, None where there are none.
+        (B, C, H, W) normalised images, or a NaFlex batch, and their targets; None where there are none.
 
     Raises:
         DataError: the data cannot be read.
@@ -35,6 +38,8 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
     samples = list(islice(read(loader), count))
     if not samples:
         return None
+    if run.data.patches is not None:
+        return _naflex_batch(samples, run.data.patches, run.data.config)
     images, targets = zip(*samples, strict=True)
     stacked = torch.stack([torch.as_tensor(image) for image in images])
     if stacked.dtype == torch.uint8:
@@ -42,7 +47,16 @@ def spread_samples(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
     return stacked, torch.stack([torch.as_tensor(target) for target in targets])
 
 
-def restored(run: Run, inputs: Tensor) -> Tensor:
-    """Normalised images in [0, 1]."""
-    mean, std = (torch.tensor(run.data.config[name], device=inputs.device).view(-1, 1, 1) for name in ('mean', 'std'))
-    return (inputs.float() * std + mean).clamp(0, 1)
+def _naflex_batch(samples: list[Any], patches: Patches, config: dict[str, Any]) -> tuple[NaFlexBatch, Tensor]:
+    batch, targets = patches.batch(samples)
+    if samples[0][0]['patches'].dtype == torch.uint8:
+        batch = patches.normalized(batch, config['mean'], config['std'])
+    return batch, targets
+
+
+def restored(run: Run, inputs: Any) -> list[Tensor]:
+    """Normalised images, or those of a NaFlex batch, in [0, 1], (C, H, W) each."""
+    config, patches = run.data.config, run.data.patches
+    images: Iterable[Tensor] = inputs if patches is None else patches.images(inputs, len(config['mean']))
+    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ('mean', 'std'))
+    return [(image.float().cpu() * std + mean).clamp(0, 1) for image in images]

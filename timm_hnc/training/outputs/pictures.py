@@ -7,6 +7,7 @@ from torch import Tensor
 
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.evaluation.evaluate import on_device
 from timm_hnc.plots.cams import draw_cams
 from timm_hnc.training.outputs.picture_samples import restored, spread_samples
 from timm_hnc.training.setup.build import Run
@@ -22,7 +23,7 @@ class CamPictures:
         self.best: str | None = None  # the checkpoint that cams/best.png shows
         self.samples = self._samples() if run.accelerator.is_main_process else None
 
-    def _samples(self) -> tuple[Tensor, Tensor] | None:
+    def _samples(self) -> tuple[Any, Tensor] | None:
         if self.run.data.eval_loader is None or not self.run.options.run.cam_images:
             return None
         try:
@@ -43,7 +44,7 @@ class CamPictures:
             with evaluating(cam_model):
                 picture = draw_cams(
                     cam_model,
-                    inputs.to(device, run.options.device.input_dtype),
+                    on_device(inputs, device, run.options.device.input_dtype),
                     restored(run, inputs),
                     targets.to(device),
                     run.data.class_names,

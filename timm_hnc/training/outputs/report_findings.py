@@ -84,6 +84,9 @@ class Findings:
 
     def _write_robustness(self, folder: Path) -> None:
         run = self.run
+        if run.data.patches is not None:
+            _logger.info('No robustness in the report: attacks are for images of one shape, these are NaFlex batches.')
+            return
         samples = spread_samples(run, ATTACKED_IMAGES)
         if samples is None:
             return

@@ -179,12 +179,15 @@ def build_run(
     provided = provided or Provided()
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
+    patches = options.naflex.patches(model)
     looked_at = options.distillation.on and options.needs_class_maps
     check_student(options.distillation, model, provided.wrap(model) if looked_at else None)
     num_classes = options.input.num_classes or model.num_classes
     needs_grid = options.map_losses.needs_objects
     grid = grid_of(provided.wrap(model), data_config['input_size']) if needs_grid else None
-    data = create_run_data(options, provided.train_set, provided.eval_set, data_config, num_classes, grid, accelerator)
+    data = create_run_data(
+        options, provided.train_set, provided.eval_set, data_config, num_classes, grid, patches, accelerator
+    )
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)

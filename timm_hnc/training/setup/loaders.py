@@ -104,9 +104,7 @@ def create_train_loader(
         DataError: the data does not fill one batch.
     """
     augmentation, batches = options.augmentation, options.batches
-    interpolation = augmentation.train_interpolation
-    if augmentation.no_aug or not interpolation:
-        interpolation = data_config['interpolation']
+    interpolation = train_interpolation(augmentation, data_config)
     mode = augmentation.train_crop_mode
     if augmentation.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
@@ -126,7 +124,7 @@ def create_train_loader(
         # what fresh workers draw depends on the epoch's seed, not on the epochs before; use_keys() lets them stay
         persistent_workers=False,
         use_multi_epochs_loader=batches.use_multi_epochs_loader,
-        **_augmentation(augmentation),
+        **augmentation_arguments(augmentation),
         **_sizes(options.sizes, options.schedule.epochs, options.loader.seed),
     )
     seed_shares(loader, options.loader.seed)
@@ -140,7 +138,13 @@ def create_train_loader(
     return loader
 
 
-def _augmentation(options: AugmentationOptions) -> dict[str, Any]:
+def train_interpolation(options: AugmentationOptions, data_config: dict[str, Any]) -> str:
+    """How training images are resized."""
+    return (not options.no_aug and options.train_interpolation) or data_config['interpolation']
+
+
+def augmentation_arguments(options: AugmentationOptions) -> dict[str, Any]:
+    """Augmentation as timm's loaders take it."""
     return dict(
         no_aug=options.no_aug,
         re_prob=options.reprob,

@@ -8,12 +8,13 @@ from typing import Any, Literal
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import cell_size
+from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.precision import DeviceOptions, agreed_device
 from timm_hnc.losses.export import check_classifier
-from timm_hnc.losses.factory import LOSSES
+from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flattened, grouped
 from timm_hnc.training.checkpoint_interval import Interval
@@ -144,6 +145,7 @@ class TrainOptions:
         augmentation: of the training images.
         mixup: mixup and cutmix.
         sizes: several training sizes.
+        naflex: images of any shape and size.
         ema: averaged weights.
         run: the folder, and what is written into it.
         tracking: TensorBoard and Weights & Biases.
@@ -172,6 +174,7 @@ class TrainOptions:
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
     mixup: MixupOptions = field(default_factory=MixupOptions)
     sizes: TrainSizeOptions = field(default_factory=TrainSizeOptions)
+    naflex: TrainNaFlexOptions = field(default_factory=TrainNaFlexOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
     run: RunOptions = field(default_factory=RunOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
@@ -186,6 +189,7 @@ class TrainOptions:
         check_two_views(self.map_losses, self.augmentation)
         check_distillation(self.distillation, self.task, self.loss)
         check_objects(self.map_losses, self.data, self.batches, self.augmentation, self.mixup, self.sizes)
+        check_naflex(self)
         check_metric(self.task, self.run.eval_metric)
         if self.tracking.wandb_resume_id and not self.run.resume:
             raise UsageError(f'--wandb-resume-id {self.tracking.wandb_resume_id}: needs --resume.')
@@ -283,6 +287,33 @@ def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOpti
             )
         batches = replace(batches, grad_accum_steps=launcher)
     return replace(options, device=agreed_device(options.device, explicit), batches=batches)
+
+
+def check_naflex(options: TrainOptions) -> None:
+    """Refuse what timm's NaFlex loader cannot do, and losses that need images of one shape.
+
+    Raises:
+        UsageError: with the flag, its value and the way out.
+    """
+    naflex, augmentation, batches, mixup = options.naflex, options.augmentation, options.batches, options.mixup
+    naflex.refuse_sizes(options.input.img_size, options.input.input_size)
+    one_shape = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_one_shape]
+    two_views = options.loss.is_ours and LOSSES[options.loss.loss or ''].needs == 'two_views'
+    naflex.refuse_beside(
+        train_img_sizes=' '.join(map(str, options.sizes.train_img_sizes or ())),
+        dataset=options.data.is_streamed and options.data.dataset,
+        aug_splits=augmentation.aug_splits,
+        aug_repeats=augmentation.aug_repeats,
+        train_crop_mode=augmentation.train_crop_mode not in (None, '', 'rrc') and augmentation.train_crop_mode,
+        data_in_memory=batches.data_in_memory,
+        use_multi_epochs_loader=batches.use_multi_epochs_loader,
+        cutmix_minmax=' '.join(map(str, mixup.cutmix_minmax or ())),
+        mixup_mode=mixup.mixup_mode != 'batch' and mixup.mixup_mode,
+        kd_model_name=options.distillation.kd_model_name,
+        map_loss=' '.join(one_shape),
+        loss=two_views and options.loss.loss,
+        save_images=options.run.save_images,
+    )
 
 
 def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None = None) -> None:

@@ -10,11 +10,15 @@ from torch.utils.data import DataLoader
 from timm_hnc.data.datasets import check_same_classes, class_names
 from timm_hnc.data.guidance import GuidedDataset
 from timm_hnc.data.loading.in_memory import RememberedBatches, keep_in_memory
+from timm_hnc.data.loading.naflex_batches import NaFlexBatches, use_naflex_keys
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
 from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.loading.worker_signals import outlive_signals
+from timm_hnc.data.naflex import Patches
+from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
 from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset, with_masks
+from timm_hnc.training.setup.naflex_loader import create_naflex_train_loader
 from timm_hnc.training.setup.options import TrainOptions
 
 
@@ -32,17 +36,19 @@ class RunData:
         class_names: a name a class.
         skipped: counts images that could not be decoded.
         guided: the training set with the masks of its objects, where a loss needs them.
+        patches: how images become patches, with NaFlex batches.
     """
 
     train_set: Any
     train_loader: Any
-    keys: KeyedBatches | None
+    keys: KeyedBatches | NaFlexBatches | None
     eval_loader: Any
     mixup: Mixup | None
     config: dict[str, Any]
     class_names: list[str]
     skipped: SkippedImages
     guided: GuidedDataset | None = None
+    patches: Patches | None = None
 
 
 def create_run_data(
@@ -52,23 +58,34 @@ def create_run_data(
     config: dict[str, Any],
     num_classes: int,
     grid: tuple[int, int] | None,
+    patches: Patches | None,
     accelerator: Accelerator,
 ) -> RunData:
     """Open the data sets that are not provided but None, and make the loaders; `config` is that of `RunData`.
 
-    With a `grid`, that of the class maps, the training images come with the masks of their objects.
+    With a `grid`, that of the class maps, the training images come with the masks of their objects. With `patches` the
+    loaders make NaFlex batches.
 
     Raises:
         UsageError: an option is wrong.
         DataError: data is missing or does not fit.
     """
     skipped, channels = SkippedImages(), config['input_size'][0]
-    mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
+    mixup = None
+    if patches is None:
+        mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
     if train_set is None:
         train_set = open_train_dataset(options, channels, num_classes)
     guided = with_masks(train_set, options, num_classes, grid) if grid is not None else None
     train_set = train_set if guided is None else guided
-    train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
+    train_loader: Any
+    keys: KeyedBatches | NaFlexBatches | None
+    if patches is None:
+        train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
+    else:
+        _refuse_loader(train_set)
+        train_set.skipped_images = skipped
+        train_loader, keys = _create_naflex_loader(train_set, options, config, patches, num_classes, accelerator)
     if train_loader is train_set:
         train_set = train_loader.dataset
     eval_loader = None
@@ -85,9 +102,9 @@ def create_run_data(
                 batch_size=options.batches.batch_size,
             )
             check_same_classes(train_set, eval_set)
-        eval_loader = _create_eval_loader(eval_set, options, config, skipped, accelerator)
+        eval_loader = _create_eval_loader(eval_set, options, config, patches, skipped, accelerator)
     names = class_names(train_set, num_classes)
-    return RunData(train_set, train_loader, keys, eval_loader, mixup, config, names, skipped, guided)
+    return RunData(train_set, train_loader, keys, eval_loader, mixup, config, names, skipped, guided, patches)
 
 
 def _create_train_loader(
@@ -111,14 +128,36 @@ def _create_train_loader(
     return loader, keys
 
 
+def _create_naflex_loader(
+    train_set: Any,
+    options: TrainOptions,
+    config: dict[str, Any],
+    patches: Patches,
+    num_classes: int,
+    accelerator: Accelerator,
+) -> tuple[Any, NaFlexBatches]:
+    """The loader that trains with NaFlex batches, and these."""
+    loader = create_naflex_train_loader(train_set, options, config, patches, num_classes, accelerator)
+    outlive_signals(loader)
+    return loader, use_naflex_keys(loader, mixed(options.loader.seed, accelerator.process_index))
+
+
+def _refuse_loader(data: Any) -> None:
+    if isinstance(data, DataLoader):
+        raise UsageError('--naflex-loader: a DataLoader was provided, give its data set instead.')
+
+
 def _create_eval_loader(
     eval_set: Any,
     options: TrainOptions,
     config: dict[str, Any],
+    patches: Patches | None,
     skipped: SkippedImages,
     accelerator: Accelerator,
 ) -> Any:
     batches = options.batches
+    if patches is not None:
+        _refuse_loader(eval_set)
     if taken_as_it_is(eval_set, accelerator.num_processes):
         return eval_set
     eval_set.skipped_images = skipped
@@ -126,7 +165,7 @@ def _create_eval_loader(
     if batches.data_in_memory:
         arguments['persistent_workers'] = False  # what is kept in memory is read once
     loader = create_eval_loader(
-        eval_set, options.data, options.loader, config, batches.eval_batch_size, accelerator, **arguments
+        eval_set, options.data, options.loader, config, batches.eval_batch_size, accelerator, patches, **arguments
     )
     outlive_signals(loader)
     if batches.data_in_memory:
