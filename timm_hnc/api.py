@@ -99,7 +99,9 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     refuse_unused(options, OF_MODEL | {'pretrained', 'checkpoint', 'use_ema', 'reparam'}, 'the model is provided.')
     if isinstance(data, DataLoader):
         refuse_unused(
-            options, {'batch_size', 'crop_border_pixels'}, 'the DataLoader that is provided makes the batches.'
+            options,
+            {'batch_size', 'crop_border_pixels', 'naflex_loader'},
+            'the DataLoader that is provided makes the batches.',
         )
     renew_state(options.device)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)

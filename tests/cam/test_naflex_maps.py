@@ -123,14 +123,14 @@ def test_what_has_no_maps_of_naflex_batches_says_so():
     with pytest.raises(ValueError, match=r'ResNet takes no NaFlex batches: choose one of naflexvit_\*'):
         CamModel(timm.create_model('test_resnet')).class_maps(batch)
     tokens = timm.create_model('vit_tiny_patch16_224', use_naflex=True, **TINY)
-    with pytest.raises(ValueError, match='has no average or attention pool .*: see --gp'):
+    with pytest.raises(ValueError, match=r'has no average or attention pool .*: see --gp'):
         CamModel(tokens).class_maps(batch)
     cam_model = CamModel(naflex_model())
     with pytest.raises(ValueError, match='the NaFlex batch has no patch_valid: expected patches, patch_coord'):
         cam_model.class_maps({name: batch[name] for name in ('patches', 'patch_coord')})
     with pytest.raises(ValueError, match=r'grids of their own: of_image\(i\).maps'):
         cam_model.class_maps(batch).maps([0])
+    broken = {**batch, 'patches': batch['patches'].clone()}
+    broken['patches'][1, 0] = torch.nan
     with pytest.raises(ValueError, match='the logits of image 1 of the batch are not finite'):
-        broken = {**batch, 'patches': batch['patches'].clone()}
-        broken['patches'][1, 0] = torch.nan
         cam_model.class_maps(broken)

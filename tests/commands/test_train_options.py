@@ -57,7 +57,7 @@ def test_help_shows_our_options_and_hides_those_only_refused(capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert '--hnc-weight' in text
-    assert not any(word in text for word in ('naflex', 'torchscript', 'local_rank', '==SUPPRESS==', '%('))
+    assert not any(word in text for word in ('fuser', 'torchscript', 'local_rank', '==SUPPRESS==', '%('))
 
 
 def test_defaults_pass_and_are_timms_and_ours():
@@ -226,13 +226,6 @@ def test_hnc_of_a_recipe_can_be_switched_off_on_the_command_line(tmp_path):
         (['--torchcompile', '--torchscript'], '--torchscript: use --torchcompile'),
         (['--fuser', 'te'], '--fuser: use --torchcompile'),
         (['--local_rank', '1'], '--local_rank: leave it out'),
-        (['--naflex-loader'], '--naflex-loader: NaFlex'),
-        (['--naflex-train-seq-lens', '128'], '--naflex-train-seq-lens: NaFlex'),
-        (['--naflex-max-seq-len', '128'], '--naflex-max-seq-len: NaFlex'),
-        (['--naflex-patch-sizes', '8'], '--img-size or --train-img-sizes'),
-        (['--naflex-patch-size-probs', '1'], '--naflex-patch-size-probs: NaFlex'),
-        (['--naflex-loss-scale', 'sqrt'], '--naflex-loss-scale: NaFlex'),
-        (['--naflex-patchify-channels-first'], '--naflex-patchify-channels-first: NaFlex'),
     ],
 )
 def test_unsupported_options_say_what_to_use(argv, advice):
@@ -244,6 +237,33 @@ def test_unsupported_options_say_what_to_use(argv, advice):
 MULTILABEL = ['--task', 'multilabel']
 REFUSED = [
     ('--tta 2', '--tta 2: no loader makes copies of an image'),
+    (
+        '--naflex-loader --img-size 32',
+        '--img-size 32: not together with --naflex-loader, where images keep their shape',
+    ),
+    ('--naflex-loader --input-size 3 32 32', '--input-size 3 32 32: not together with --naflex-loader'),
+    ('--naflex-loader --train-img-sizes 32 64', '--train-img-sizes 32 64: not together with --naflex-loader'),
+    ('--naflex-loader --dataset wds/x', '--dataset wds/x: not together with --naflex-loader'),
+    ('--naflex-loader --aug-splits 2', '--aug-splits 2: not together with --naflex-loader'),
+    ('--naflex-loader --train-crop-mode pad', '--train-crop-mode pad: not together with --naflex-loader'),
+    ('--naflex-loader --use-multi-epochs-loader', '--use-multi-epochs-loader: not together with --naflex-loader'),
+    ('--naflex-loader --cutmix-minmax 0.2 0.8', '--cutmix-minmax 0.2 0.8: not together with --naflex-loader'),
+    ('--naflex-loader --mixup 1 --mixup-mode elem', '--mixup-mode elem: not together with --naflex-loader'),
+    ('--naflex-loader --kd-model-name resnet18', '--kd-model-name resnet18: not together with --naflex-loader'),
+    ('--naflex-loader --map-loss consistency', '--map-loss consistency: not together with --naflex-loader'),
+    ('--naflex-loader --map-loss energy --boxes-dir x', '--map-loss energy: not together with --naflex-loader'),
+    ('--naflex-loader --loss attention-consistency', '--loss attention-consistency: not together with --naflex-loader'),
+    ('--naflex-loader --save-images', '--save-images: not together with --naflex-loader'),
+    ('--naflex-train-seq-lens 0', '--naflex-train-seq-lens 0: expected 1 or more'),
+    ('--naflex-train-seq-lens 64 -1', '--naflex-train-seq-lens -1: expected 1 or more'),
+    ('--naflex-max-seq-len 0', '--naflex-max-seq-len 0: expected 1 or more'),
+    ('--naflex-patch-sizes 0', '--naflex-patch-sizes 0: expected 1 or more'),
+    (
+        '--naflex-patch-sizes 8 16 --naflex-patch-size-probs 1',
+        '--naflex-patch-size-probs: 1 values for 2 --naflex-patch',
+    ),
+    ('--naflex-patch-sizes 8 --naflex-patch-size-probs 0', '--naflex-patch-size-probs: expected one above 0'),
+    ('--naflex-patch-sizes 8 --naflex-patch-size-probs -1', '--naflex-patch-size-probs -1.0: expected 0 or more'),
     ('--hnc mse --hnc-topk 0', '--hnc-topk 0: expected 1 or more'),
     ('--hnc mse --hnc-weight -1', '--hnc-weight -1.0: expected 0 or more'),
     ('--hnc mse --hnc-weight nan', '--hnc-weight nan'),

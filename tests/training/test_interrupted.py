@@ -20,7 +20,6 @@ from running import (
     train,
 )
 
-import timm_hnc.training.fit
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.train import main
 

@@ -10,11 +10,10 @@ from image_data import CLASSES, png, square
 from interruptions import interrupted
 from PIL import Image
 from running import (
-    arguments,
+    ROOT,
     best_weights,
     failure,
     result,
-    result_of,
     run_differences,
     run_script,
     summary,
@@ -122,8 +121,9 @@ def test_without_hnc_a_run_is_a_loop_over_timms_loader_and_task(options, shapes)
     torch.manual_seed(42)
     model = timm.create_model('naflexvit_base_patch16_gap', num_classes=3, **TINY)
     loader = create_naflex_loader(
-        create_dataset('', shapes, split='train'), patch_size=8, train_seq_lens=(9, 16), batch_size=16, is_training=True,
-        no_aug=True, num_workers=0, device=torch.device('cpu'), interpolation='bicubic', mean=(0.5,) * 3, std=(0.5,) * 3,
+        create_dataset('', shapes, split='train'), patch_size=8, train_seq_lens=(9, 16), batch_size=16,
+        is_training=True, no_aug=True, num_workers=0, device=torch.device('cpu'),
+        interpolation='bicubic', mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
     )  # fmt: skip
     task = ClassificationTask(model, device=torch.device('cpu'), verbose=False).train()
     optimizer = create_optimizer_v2(model, 'sgd', lr=0.05, momentum=0.9)
@@ -170,8 +170,6 @@ def test_two_processes_train_as_often_as_one_and_resume(shapes, tmp_path):
         [*argv, '--experiment', 'parts', '--stop-epoch', '1'],
         [*argv, '--experiment', 'parts', '--resume', 'auto'],
     ]
-    from running import ROOT
-
     done = run_script(ROOT / 'tests' / 'several_commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert run_differences(tmp_path / 'parts', tmp_path / 'whole') == []
@@ -179,3 +177,60 @@ def test_two_processes_train_as_often_as_one_and_resume(shapes, tmp_path):
     model.load_state_dict(best_weights(tmp_path / 'whole'))
     # 21 images in two processes, each counted once
     assert result(tmp_path / 'whole')['final']['loss'] == pytest.approx(timms_figures(model, shapes)['loss'], rel=1e-4)
+
+
+KWARGS = ' '.join(f'{name}={value}' for name, value in TINY.items())
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        ('--model test_resnet', "--naflex-loader: 'test_resnet' takes images of one size only: choose"),
+        ('--model vit_tiny_patch16_224', "--naflex-loader: 'vit_tiny_patch16_224' takes images of one size only"),
+        (
+            f'--model naflexvit_base_patch16_gap --model-kwargs {KWARGS} --naflex-patchify-channels-first',
+            "--naflex-patchify-channels-first: 'naflexvit_base_patch16_gap' reads patches with channels last: leave",
+        ),
+        (
+            f'--model naflexvit_base_patch16_gap --model-kwargs {KWARGS} patchify_channels_last=False',
+            "--naflex-patchify-channels-first: 'naflexvit_base_patch16_gap' reads patches channel by channel: give it",
+        ),
+        (
+            f'--model naflexvit_base_patch16_gap --model-kwargs {KWARGS} --naflex-patch-sizes 8 12',
+            "--naflex-patch-sizes 12: 'naflexvit_base_patch16_gap' takes patches of one size: see --model",
+        ),
+        (
+            f'--model vit_tiny_patch16_224 --model-kwargs use_naflex=True {KWARGS} --hnc mse',
+            '--hnc mse: ',
+        ),
+    ],
+    ids=['resnet', 'vit', 'channels first', 'channels last', 'patch size', 'class token'],
+)  # fmt: skip
+def test_what_cannot_train_is_refused_before_data_is_read(argv, message, capsys, tmp_path):
+    words = [*argv.split(), '--naflex-loader', '--num-classes', '3', '--data-dir', tmp_path / 'none', '--device', 'cpu']
+    code, found = failure(capsys, 'train', *words, '--output', tmp_path)
+    assert code == 2
+    assert found.startswith(message)
+    assert 'class token' not in argv or '--gp avg' in found
+
+
+def test_channels_may_come_first(options, shapes, capsys):
+    kwargs = [f'{name}={value}' for name, value in {**TINY, 'patchify_channels_last': False}.items()]
+    run = train(*options('run', '--model-kwargs', *kwargs, '--naflex-patchify-channels-first', '--hnc', 'mse'))
+    model = timm.create_model('naflexvit_base_patch16_gap', num_classes=3, patchify_channels_last=False, **TINY)
+    model.load_state_dict(best_weights(run))
+    expected = timms_figures(model, shapes, patchify_channels_last=False)
+    assert result(run)['final']['loss'] == pytest.approx(expected['loss'], rel=1e-4)
+    assert validate(capsys, '--checkpoint', run)['loss'] == pytest.approx(expected['loss'], rel=1e-4)
+
+
+def test_an_image_that_cannot_be_augmented_ends_the_run(options, capsys, monkeypatch):
+    class Odd:
+        def __call__(self, image):
+            raise ValueError('odd image')
+
+    monkeypatch.setattr('timm.data.transforms_factory.RandomResizedCropToSequence', lambda **kwargs: Odd())
+    code, message = failure(capsys, 'train', *options('run', '--hflip', '0'))
+    assert code == 1
+    assert 'the data cannot be read: Error processing sample index' in message
+    assert 'odd image' in message

@@ -40,9 +40,8 @@ class NaFlexOptions:
         """
         for name, size in {'img_size': img_size, 'input_size': input_size}.items():
             if self.naflex_loader and size:
-                text = ' '.join(map(str, size)) if isinstance(size, Sequence) else size
                 raise UsageError(
-                    f'{flag_of(name)} {text}: not together with --naflex-loader, where images keep their shape; give '
+                    f'{_as_given(name, size)}: not together with --naflex-loader, where images keep their shape; give '
                     'the number of their patches, --naflex-max-seq-len.'
                 )
 
@@ -54,9 +53,8 @@ class NaFlexOptions:
         """
         for name, value in options.items():
             if self.naflex_loader and value:
-                text = '' if value is True else f' {value}'
                 raise UsageError(
-                    f'{flag_of(name)}{text}: not together with --naflex-loader, whose images have shapes of their own.'
+                    f'{_as_given(name, value)}: not together with --naflex-loader, whose images have shapes of their own.'
                 )
 
     def patches(self, model: Any) -> 'Patches | None':
@@ -82,6 +80,11 @@ class NaFlexOptions:
             )
         height, width = model.get_patch_size()
         return Patches((height, width), self.naflex_max_seq_len, not first)
+
+
+def _as_given(name: str, value: Any) -> str:
+    words = [] if value is True else list(value) if isinstance(value, (list, tuple)) else [value]
+    return ' '.join(map(str, [flag_of(name), *words]))
 
 
 @dataclass(frozen=True)

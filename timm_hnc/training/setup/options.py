@@ -300,17 +300,17 @@ def check_naflex(options: TrainOptions) -> None:
     one_shape = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_one_shape]
     two_views = options.loss.is_ours and LOSSES[options.loss.loss or ''].needs == 'two_views'
     naflex.refuse_beside(
-        train_img_sizes=' '.join(map(str, options.sizes.train_img_sizes or ())),
+        train_img_sizes=options.sizes.train_img_sizes,
         dataset=options.data.is_streamed and options.data.dataset,
         aug_splits=augmentation.aug_splits,
         aug_repeats=augmentation.aug_repeats,
         train_crop_mode=augmentation.train_crop_mode not in (None, '', 'rrc') and augmentation.train_crop_mode,
         data_in_memory=batches.data_in_memory,
         use_multi_epochs_loader=batches.use_multi_epochs_loader,
-        cutmix_minmax=' '.join(map(str, mixup.cutmix_minmax or ())),
+        cutmix_minmax=mixup.cutmix_minmax,
         mixup_mode=mixup.mixup_mode != 'batch' and mixup.mixup_mode,
         kd_model_name=options.distillation.kd_model_name,
-        map_loss=' '.join(one_shape),
+        map_loss=one_shape,
         loss=two_views and options.loss.loss,
         save_images=options.run.save_images,
     )
