@@ -53,9 +53,8 @@ class NaFlexOptions:
         """
         for name, value in options.items():
             if self.naflex_loader and value:
-                raise UsageError(
-                    f'{_as_given(name, value)}: not together with --naflex-loader, whose images have shapes of their own.'
-                )
+                given = _as_given(name, value)
+                raise UsageError(f'{given}: not together with --naflex-loader, whose images have shapes of their own.')
 
     def patches(self, model: Any) -> 'Patches | None':
         """How images become patches of this model; None without --naflex-loader.
