@@ -8,6 +8,7 @@ import torch
 from image_data import write_cub
 from PIL import Image
 from timm.data import ImageDataset, create_transform
+from torch.nn.functional import max_pool2d
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_hnc.data.boxes import BoxSource
@@ -15,7 +16,7 @@ from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.labels import sample_labels
-from timm_hnc.data.object_pictures import DrawnBoxes, MaskColumn, MaskFolder, Masks
+from timm_hnc.data.object_sources import Boxes, MaskColumn, MaskFolder, Masks
 from timm_hnc.data.sets.decoy_digits import PATCH, PLACES, SIDE, DecoyDigitsReader
 from timm_hnc.data.transforms import use_crop
 from timm_hnc.errors import DataError, UsageError
@@ -70,28 +71,38 @@ class Read(torch.utils.data.Dataset):
 
 
 def boxes_of(dataset):
-    return DrawnBoxes(BoxSource(dataset))
+    return Boxes(BoxSource(dataset))
+
+
+def masks_of_drawn(drawn):
+    return Masks(lambda index: drawn.images[index].convert('L'), grey=True)
 
 
 @pytest.mark.parametrize('name', GEOMETRY)
-def test_a_mask_covers_the_object_after_every_transform(name):
-    """The object is the only thing in the picture: what is white of the image is what the mask covers."""
+@pytest.mark.parametrize('kind', ['boxes', 'masks'])
+def test_objects_stay_where_they_are_in_the_image_after_every_transform(name, kind):
+    """The object is the only thing in the picture: what is white of the image is what the box or mask covers."""
     kwargs = {'color_jitter': None, 'interpolation': 'bilinear', **GEOMETRY[name]}
     transform = create_transform(SIZE, is_training=True, use_prefetcher=True, **kwargs)
     if name == 'padded':
         use_crop('pad', transform, (SIZE, SIZE))
     drawn = Drawn(seed=len(name))
     slots = Slots(0, 1, (SIZE, SIZE))
-    dataset = GuidedDataset(Read(drawn), boxes_of(Read(drawn)), slots)
+    source = boxes_of(Read(drawn)) if kind == 'boxes' else masks_of_drawn(drawn)
+    dataset = GuidedDataset(Read(drawn), source, slots)
     dataset.transform = transform
     seen = 0
     for index in range(len(drawn)):
         image, joined = dataset[index]
         target, classes, cover = slots.split(joined[None])
         assert (target.item(), classes.item()) == (1, 1)
-        # the image has a band of grey where it was resized, as the mask has
-        difference = (torch.as_tensor(image)[0].float() / 255 - cover[0, 0]).abs()
-        assert difference.max() < 0.02
+        white = torch.as_tensor(image)[:1].float() / 255
+        if kind == 'masks':  # the image has a band of grey where it was resized, as the mask has
+            assert (white[0] - cover[0, 0]).abs().max() < 0.02
+        else:  # to a pixel: within one of it the image is as bright and as dark
+            brightest, darkest = max_pool2d(white, 3, 1, 1), -max_pool2d(-white, 3, 1, 1)
+            assert (cover[0].round() <= (brightest + 0.02).round()).all()
+            assert (cover[0].round() >= (darkest - 0.02).round()).all()
         seen += cover.max().item() > 0.5
     assert seen > len(drawn) / 2
 
@@ -218,7 +229,7 @@ def masks_of(masked, folder='masks', grey=False):
     for index in range(len(reader)):
         name = reader.filename(index, basename=True).removesuffix('.jpg')
         try:
-            pictures = masks.read(index, (20, 10))
+            pictures = masks.read(index, (20, 10)).pictures()
         except DataError:
             found[name] = 'odd'
             continue
@@ -262,9 +273,9 @@ def test_masks_of_a_column():
     reader = Read(None)
     reader.dataset = datasets.Dataset.from_dict(columns, features=kinds)
     masks = Masks(MaskColumn(reader, 'mask'))
-    [picture] = masks.read(0, (6, 6)).values()
+    [picture] = masks.read(0, (6, 6)).pictures().values()
     assert np.array_equal(picture, mask)
-    assert masks.read(1, (6, 6)) == {}
+    assert len(masks.read(1, (6, 6))) == 0
     with pytest.raises(DataError, match='the mask of sample 0 is damaged'):
         Masks(MaskColumn(reader, 'name')).read(0, (6, 6))
     with pytest.raises(

@@ -90,7 +90,7 @@ class BoxSource:
             raise DataError(f'the boxes of sample {index} cannot be read ({reason}): see --boxes-key.') from error
         if len(corners) != len(classes) or not np.isfinite(corners).all():
             raise DataError(
-                f'sample {index} has {len(corners)} boxes and {len(classes)} classes, expected equally many, of numbers.'
+                f'sample {index} has {len(corners)} boxes, {len(classes)} classes: expected equally many, of numbers.'
             )
         if self._read == self._of_column and self.box_format != 'xyxy':
             corners = box_convert(torch.from_numpy(corners), self.box_format, 'xyxy').numpy()

@@ -1,7 +1,7 @@
 """Objects that go with their images through the training transforms, to say where on the class maps they are.
 
-The objects of a class are a picture of their own, and every step of the transform that moves pixels is done to it as
-well, with the random numbers that the image had: whatever timm's crops and flips do to the image, they do to it.
+Every step of the transform that moves pixels is done to the objects as well, with the random numbers that the image
+had: whatever timm's crops and flips do to the image, they do to them.
 """
 
 import random
@@ -18,7 +18,8 @@ from torchvision import transforms
 
 from timm_hnc.data.loading.seeded_batches import mixed
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader, innermost
-from timm_hnc.data.object_pictures import ANY_CLASS, ObjectPictures
+from timm_hnc.data.moved_objects import MovedBoxes, MovedPictures
+from timm_hnc.data.object_sources import ANY_CLASS, ObjectSource
 from timm_hnc.errors import DataError
 
 # steps of training transforms that leave pixels where they are
@@ -43,19 +44,20 @@ class Slots(NamedTuple):
     slots: int
     grid: tuple[int, int]
 
-    def join(self, target: Any, masks: dict[int, Tensor]) -> Tensor:
+    def join(self, target: Any, masks: 'dict[int, np.ndarray[Any, Any]]') -> Tensor:
         """A target and the (h, w) masks of its classes, as one vector."""
-        present = [int(target)] if not self.targets else target.nonzero().flatten().tolist()
+        values = np.asarray(target, dtype=np.float32).reshape(-1)
+        present = [int(target)] if not self.targets else values.nonzero()[0].tolist()
         if ANY_CLASS in masks:
             masks = dict.fromkeys(present, masks[ANY_CLASS])
         chosen = [label for label in present if label in masks][: self.slots]
         height, width = self.grid
-        filled = torch.zeros(self.slots, 1 + height * width)
+        filled = np.zeros((self.slots, 1 + height * width), dtype=np.float32)
         filled[:, 0] = -1
         for slot, label in zip(filled, chosen, strict=False):
             slot[0] = label
-            slot[1:] = masks[label].flatten()
-        return torch.cat([torch.as_tensor(target, dtype=torch.float32).reshape(-1), filled.flatten()])
+            slot[1:] = masks[label].reshape(-1)
+        return torch.from_numpy(np.concatenate([values, filled.reshape(-1)]))
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A batch of such vectors as targets, (B, P) classes, and (B, P, h, w) masks."""
@@ -79,7 +81,7 @@ class GuidedDataset(WrappedDataset):
         seed: of that choice.
     """
 
-    def __init__(self, dataset: Any, source: ObjectPictures, slots: Slots, share: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, dataset: Any, source: ObjectSource, slots: Slots, share: float = 1.0, seed: int = 0) -> None:
         super().__init__(dataset)
         self.source, self.slots, self.share, self.seed = source, slots, share, seed
         # locks of this kind travel to forked and spawned workers alike
@@ -87,7 +89,7 @@ class GuidedDataset(WrappedDataset):
         read = innermost(dataset)
         self._reader = read.reader = _Remembering(read.reader)
         self._transform: Any = None
-        self._masks: dict[int, Image.Image] = {}  # of the sample that is being read
+        self._objects: MovedBoxes | MovedPictures = MovedPictures({})  # of the sample that is being read
 
     @property
     def transform(self) -> Any:
@@ -101,37 +103,35 @@ class GuidedDataset(WrappedDataset):
 
     def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
         image, target = self.dataset[index]
-        joined = self.slots.join(target, {label: self._cover(mask) for label, mask in self._masks.items()})
+        joined = self.slots.join(target, {label: self._cover(mask) for label, mask in self._objects.pictures().items()})
         if joined[self.slots.targets or 1] >= 0:
             _count(self.guided_images)
         return image, joined
 
-    def _cover(self, mask: Image.Image) -> Tensor:
+    def _cover(self, mask: Image.Image) -> 'np.ndarray[Any, Any]':
         height, width = self.slots.grid
-        return torch.from_numpy(np.asarray(mask.resize((width, height), Image.Resampling.BOX)) / np.float32(255))
+        return np.asarray(mask.resize((width, height), Image.Resampling.BOX)) / np.float32(255)
 
     def _apply(self, image: Image.Image) -> Any:
-        """The transform of an image, and of the masks of the sample that was read last."""
-        self._masks = self._read(self._reader.last, image.size)
+        """The transform of an image, and of the objects of the sample that was read last."""
+        self._objects = self._read(self._reader.last, image.size)
         for step in self._transform.transforms:
-            if isinstance(step, _IN_PLACE) or not self._masks:
+            if isinstance(step, _IN_PLACE) or not len(self._objects):
                 image = step(image)
                 continue
             again = _generators()
             image = step(image)
-            for label, mask in self._masks.items():
-                again()
-                self._masks[label] = step(mask)
+            self._objects = self._objects.moved(step, again)
         return image
 
-    def _read(self, index: int, size: tuple[int, int]) -> dict[int, Image.Image]:
+    def _read(self, index: int, size: tuple[int, int]) -> MovedBoxes | MovedPictures:
         if mixed(self.seed, _CHOICE, index) >= self.share * 2**64:
-            return {}
+            return MovedPictures({})
         try:
             return self.source.read(index, size)
         except DataError:
             _count(self.odd_images)
-            return {}
+            return MovedPictures({})
 
 
 def _count(value: Any) -> None:

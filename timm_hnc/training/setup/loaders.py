@@ -13,7 +13,7 @@ from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.seeded_batches import seed_shares
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.noise import NoisyLabels
-from timm_hnc.data.object_pictures import DrawnBoxes, MaskColumn, MaskFolder, Masks, ObjectPictures
+from timm_hnc.data.object_sources import Boxes, MaskColumn, MaskFolder, Masks, ObjectSource
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset
@@ -59,7 +59,7 @@ def with_masks(dataset: Any, options: TrainOptions, num_classes: int, grid: tupl
     return GuidedDataset(dataset, source, slots, chosen.boxes_share, options.loader.seed)
 
 
-def _objects(dataset: Any, chosen: MapLossOptions, several: bool) -> ObjectPictures:
+def _objects(dataset: Any, chosen: MapLossOptions, several: bool) -> ObjectSource:
     if chosen.masks_flag and several:
         raise UsageError(f'{chosen.masks_flag}: for one class an image; of several, give boxes.')
     reader = getattr(dataset, 'reader', None)
@@ -67,7 +67,7 @@ def _objects(dataset: Any, chosen: MapLossOptions, several: bool) -> ObjectPictu
         return Masks(MaskFolder(reader, chosen.masks_dir), chosen.masks_grey)
     if chosen.masks_key:
         return Masks(MaskColumn(reader, chosen.masks_key), chosen.masks_grey)
-    return DrawnBoxes(BoxSource(dataset, chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.needs_objects))
+    return Boxes(BoxSource(dataset, chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.needs_objects))
 
 
 def create_mixup(options: TrainOptions, num_classes: int, on_device: bool = False) -> Mixup | None:

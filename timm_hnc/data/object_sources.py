@@ -1,14 +1,15 @@
-"""Pictures of where the objects of an image lie, white on black: drawn from boxes, or read as masks."""
+"""Where the objects of an image lie: as boxes, or as masks that are read."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from timm_hnc.data.boxes import BoxSource, check_inside
 from timm_hnc.data.loading.unreadable_images import decoding
+from timm_hnc.data.moved_objects import MovedBoxes, MovedPictures
 from timm_hnc.errors import DataError, UsageError
 
 ANY_CLASS = -1
@@ -17,7 +18,7 @@ _GREYS = ('1', 'L')
 _NUMBERED = (*_GREYS, 'P', 'I', 'I;16')
 
 
-class ObjectPictures(Protocol):
+class ObjectSource(Protocol):
     """Where a data set has its objects.
 
     Attributes:
@@ -28,8 +29,8 @@ class ObjectPictures(Protocol):
     kind: str
     odd: str
 
-    def read(self, index: int, size: tuple[int, int]) -> dict[int, Image.Image]:
-        """Grey pictures of the objects of each class, or of `ANY_CLASS`.
+    def read(self, index: int, size: tuple[int, int]) -> MovedBoxes | MovedPictures:
+        """The objects of each class, or of `ANY_CLASS`.
 
         Args:
             index: of the sample.
@@ -40,8 +41,8 @@ class ObjectPictures(Protocol):
         """
 
 
-class DrawnBoxes:
-    """Pictures of boxes.
+class Boxes:
+    """Boxes of objects.
 
     Args:
         source: of the boxes.
@@ -52,18 +53,12 @@ class DrawnBoxes:
     def __init__(self, source: BoxSource) -> None:
         self.source = source
 
-    def read(self, index: int, size: tuple[int, int]) -> dict[int, Image.Image]:
-        """See `ObjectPictures.read`."""
+    def read(self, index: int, size: tuple[int, int]) -> MovedBoxes:
+        """See `ObjectSource.read`."""
         found = self.source[index]
         check_inside(found.boxes, size, index)
-        pictures: dict[int, Image.Image] = {}
-        for label, box in zip(found.labels.tolist(), found.boxes.round().int().tolist(), strict=True):
-            if label >= 0:
-                if label not in pictures:
-                    pictures[label] = Image.new('L', size)
-                x1, y1, x2, y2 = box
-                ImageDraw.Draw(pictures[label]).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
-        return pictures
+        corners, labels = found.boxes.numpy(), found.labels.numpy()
+        return MovedBoxes(corners[labels >= 0], labels[labels >= 0], size)
 
 
 class Masks:
@@ -79,20 +74,20 @@ class Masks:
     def __init__(self, stored: Callable[[int], Image.Image | None], grey: bool = False) -> None:
         self.stored, self.grey = stored, grey
 
-    def read(self, index: int, size: tuple[int, int]) -> dict[int, Image.Image]:
-        """See `ObjectPictures.read`."""
+    def read(self, index: int, size: tuple[int, int]) -> MovedPictures:
+        """See `ObjectSource.read`."""
         try:
             with decoding():
                 mask = self.stored(index)
                 if mask is None:
-                    return {}
+                    return MovedPictures({})
                 mask.load()
         except OSError as error:
             raise DataError(f'the mask of sample {index} is damaged: {error}') from error
         if mask.size != size or mask.mode not in (_GREYS if self.grey else _NUMBERED):
             raise DataError(f'the mask of sample {index} is {mask.size} and {mask.mode}, expected {size} and grey.')
         mask = mask.convert('L') if self.grey else Image.fromarray((np.asarray(mask) != 0).astype(np.uint8) * 255)
-        return {ANY_CLASS: mask} if mask.getbbox() else {}
+        return MovedPictures({ANY_CLASS: mask} if mask.getbbox() else {})
 
 
 class MaskFolder:
