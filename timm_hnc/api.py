@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.heads.probe import UnsupportedHead, name_of
+from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.precision import agreed_device, renew_state, set_up_process
@@ -22,6 +23,8 @@ from timm_hnc.training.run import train_run
 from timm_hnc.training.setup.build import Provided
 from timm_hnc.training.setup.options import TrainOptions, train_options
 from timm_hnc.training.setup.provided import OF_DATA, OF_MODEL, fitted_options, refuse_unused
+
+_OF_NAFLEX = {each.name for each in fields(NaFlexOptions)}
 
 
 def train(
@@ -59,6 +62,7 @@ def train(
     if isinstance(told, CamModel):
         if options.hub.push_to_hub:
             raise UsageError(f"--push-to-hub: '{name_of(plain)}' is none of timm's models, and timm would not load it.")
+        options.naflex.patches(plain)  # which refuses them
         options = replace(options, input=_input_of(told, options.input))
     if eval_set is train_set and not isinstance(eval_set, DataLoader):
         eval_set = copy.copy(eval_set)  # each has a transform of its own
@@ -100,13 +104,14 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     if isinstance(data, DataLoader):
         refuse_unused(
             options,
-            {'batch_size', 'crop_border_pixels', 'naflex_loader'},
+            {'batch_size', 'crop_border_pixels', *_OF_NAFLEX},
             'the DataLoader that is provided makes the batches.',
         )
     renew_state(options.device)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)
     if not is_of_timm(plain):
+        options.naflex.patches(plain)  # which refuses them
         options = replace(options, input=_input_of(wrap(plain), options.input))
     return measure(plain, data, options, Source(name_of(plain)), accelerator, wrap)
 

@@ -120,7 +120,7 @@ def test_in_bfloat16_the_mean_is_the_logit_but_for_rounding():
 
 def test_what_has_no_maps_of_naflex_batches_says_so():
     batch = naflex_batch([image.float() for image in naflex_images()])
-    with pytest.raises(ValueError, match=r'ResNet takes no NaFlex batches: choose one of naflexvit_\*'):
+    with pytest.raises(ValueError, match=r'ResNet has no class maps of NaFlex batches: choose one of naflexvit_\*'):
         CamModel(timm.create_model('test_resnet')).class_maps(batch)
     tokens = timm.create_model('vit_tiny_patch16_224', use_naflex=True, **TINY)
     with pytest.raises(ValueError, match=r'has no average or attention pool .*: see --gp'):

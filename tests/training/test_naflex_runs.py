@@ -1,11 +1,13 @@
 """train.py and validate.py with timm's NaFlex loader, on images of many shapes."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from image_data import CLASSES, png, square
 from interruptions import interrupted
 from PIL import Image
@@ -13,6 +15,7 @@ from running import (
     ROOT,
     best_weights,
     failure,
+    main_of,
     result,
     run_differences,
     run_script,
@@ -23,6 +26,15 @@ from running import (
 from timm.data import create_dataset, create_naflex_loader
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationEvaluator, ClassificationTask
+
+import timm_hnc
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.options.train_options import parse_train_options
+from timm_hnc.data.loading.naflex_batches import use_naflex_keys
+from timm_hnc.data.naflex import Patches
+from timm_hnc.errors import UsageError
+from timm_hnc.training.epoch import _batch_scale
+from timm_hnc.training.setup.naflex_loader import create_naflex_train_loader
 
 TINY = {'embed_dim': 32, 'num_heads': 2, 'depth': 2, 'patch_size': 8}
 MODEL = [
@@ -96,6 +108,8 @@ def test_a_run_with_hnc_is_evaluated_as_timm_does_and_shown(trained, shapes, cap
     expected = timms_figures(model, shapes, 30)
     assert found['loss'] == pytest.approx(expected['loss'], rel=1e-4)
     assert (found['top1'], found['naflex_max_seq_len']) == (pytest.approx(expected['top1'], abs=1e-4), 30)
+    assert not {'img_size', 'crop_pct'} & found.keys()
+    assert validate(capsys, '--checkpoint', trained)['loss'] == pytest.approx(final['loss'], rel=1e-6)
     # as images of one size
     assert 'naflex_max_seq_len' not in validate(capsys, '--checkpoint', trained, '--img-size', '32')
 
@@ -234,3 +248,97 @@ def test_an_image_that_cannot_be_augmented_ends_the_run(options, capsys, monkeyp
     assert code == 1
     assert 'the data cannot be read: Error processing sample index' in message
     assert 'odd image' in message
+
+
+def loader_of(options, process, processes, patches, num_classes=3):
+    """The training loader of a process, of those that torch.distributed would start."""
+    parsed, *_ = parse_train_options([str(word) for word in options])
+    accelerator = SimpleNamespace(device=torch.device('cpu'), num_processes=processes, process_index=process)
+    dataset = create_dataset('', parsed.data.data_dir, split='train')
+    config = {'input_size': (3, 384, 384), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bicubic'}
+    return create_naflex_train_loader(dataset, parsed, config, patches, num_classes, accelerator)
+
+
+def test_processes_share_the_images_and_options_reach_timms_loader(options, caplog):
+    caplog.set_level('INFO')
+    patches = Patches((8, 8), 16, channels_last=True)
+    mixing = ['--mixup', '0.3', '--cutmix', '0.4', '--mixup-prob', '0.6', '--mixup-switch-prob', '0.7']
+    argv = options('run', *mixing, '--mixup-off-epoch', '3', '--smoothing', '0.2', '-b', '15', '--seed', '7')
+    shares = []
+    for process in range(2):
+        made = loader_of(argv, process, 2, patches)
+        keys = use_naflex_keys(made, process)
+        mixup = made.dataset.dataset.mixup_fn
+        assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.prob, mixup.switch_prob) == (0.3, 0.4, 0.6, 0.7)
+        assert (mixup.smoothing, mixup.mixup_off_epoch, mixup.num_classes, mixup.multi_label) == (0.2, 3, 3, False)
+        assert made.dataset.dataset.seed == 7
+        shares.append([index for batch in range(len(made)) for index in keys.samples(batch)])
+    assert len(shares[0]) == len(shares[1]) == 29  # of 57, one twice
+    assert set(shares[0]) | set(shares[1]) == set(range(57))
+    assert 'images, and patches of an image at most: 24 of 9, 8 of 16.' in caplog.text
+    several = loader_of([*argv, '--task', 'multilabel', '--smoothing', '0'], 0, 1, patches).dataset
+    assert several.mixup_fn.multi_label
+
+
+@pytest.mark.parametrize(('mode', 'expected'), [('none', 1), ('linear', 24 / 16), ('sqrt', (24 / 16) ** 0.5)])
+def test_a_batch_weighs_as_its_size_says(options, mode, expected):
+    parsed, *_ = parse_train_options([str(word) for word in options('run', '--naflex-loss-scale', mode)])
+    run = SimpleNamespace(options=parsed, data=SimpleNamespace(patches=Patches((8, 8), 16, True)))
+    assert _batch_scale(run, 24) == pytest.approx(expected)
+
+
+def test_several_labels_are_mixed(shapes, tmp_path, multi_label):
+    argv = [*multi_label, *PLAIN, '--hnc', 'kd', '--hnc-topk', '1', '--mixup', '0.5', '--output', tmp_path]
+    rows = summary(train(*argv, '--experiment', 'run'))
+    assert len(rows) == 2
+    assert all(np.isfinite(row['train_hnc']) for row in rows)
+
+
+def test_inside_an_epoch_other_lengths_are_refused(options, monkeypatch, at_update, capsys):
+    argv = options('run', '--checkpoint-interval', '1')
+    interrupted(at_update, monkeypatch, argv, 0, 2)
+    code, message = failure(capsys, 'train', *argv, '--resume', 'auto', '--naflex-train-seq-lens', '8', '16')
+    assert code == 1
+    assert 'would go on with other images than were meant (patches an image 9 16 -> 8 16)' in message
+
+
+def test_photographs_are_seen_in_their_own_shape(trained, tmp_path, capsys):
+    photo, values = tmp_path / 'wide.png', tmp_path / 'values.json'
+    square(np.random.default_rng(1), {0}, 90).crop((0, 0, 90, 22)).save(photo)
+    run_command(
+        main_of('cams'),
+        [str(photo), '--checkpoint', str(trained), '--values', str(values), '--out', str(tmp_path / 'a.png')],
+    )
+    first = json.loads(values.read_text())[0]
+    assert np.array(first['map']).shape == (2, 8)
+    assert first['mean'] == pytest.approx(np.mean(first['map']), rel=1e-5)
+
+
+def test_another_family_of_timms_trains_without_maps(options, capsys):
+    gemma = ['--model', 'gemma4_vit_167m', '--model-kwargs', 'depth=1', 'embed_dim=64', 'num_heads=2']
+    argv = options('run', *gemma, '--naflex-patchify-channels-first', '--lr', '0.001')
+    assert summary(train(*argv))[-1]['train_loss'] < 3
+    code, message = failure(capsys, 'train', *argv, '--hnc', 'mse', '--experiment', 'hnc')
+    assert code == 2
+    assert "'gemma4_vit_167m' has no class maps of NaFlex batches" in message
+
+
+def test_from_python(shapes, tmp_path):
+    model = timm.create_model('naflexvit_base_patch16_gap', num_classes=3, **TINY)
+    train_set, eval_set = (create_dataset('', shapes, split=split) for split in ('train', 'validation'))
+    common = {'naflex_loader': True, 'naflex_train_seq_lens': [9, 16], 'naflex_max_seq_len': 16, 'device': 'cpu'}
+    common |= {'workers': 0, 'batch_size': 16, 'epochs': 1, 'output': str(tmp_path), 'no_report': True, 'cam_images': 2}
+    found = timm_hnc.train(model, train_set, eval_set, hnc='mse', experiment='run', **common)
+    again = timm_hnc.evaluate(model, eval_set, naflex_loader=True, naflex_max_seq_len=16, device='cpu', workers=0)
+    assert again['loss'] == pytest.approx(found['final']['loss'], rel=1e-5)
+    loader = create_naflex_loader(
+        eval_set, patch_size=8, max_seq_len=16, num_workers=0, use_prefetcher=False, device=torch.device('cpu')
+    )
+    with pytest.raises(UsageError, match='DataLoader of NaFlex batches was provided: give its data set, and naflex_'):
+        timm_hnc.train(model, loader, None, device='cpu', output=str(tmp_path), experiment='loader', cam_images=0)
+    with pytest.raises(UsageError, match='--naflex-loader: a DataLoader was provided, give its data set instead'):
+        timm_hnc.train(model, loader, None, experiment='loader', **{**common, 'batch_size': 32})
+    with pytest.raises(UsageError, match='--naflex-max-seq-len 9: does nothing, the DataLoader'):
+        timm_hnc.evaluate(model, loader, naflex_max_seq_len=9, device='cpu')
+    with pytest.raises(UsageError, match="--naflex-loader: 'ResNet' takes images of one size only"):
+        timm_hnc.train(torchvision.models.resnet18(num_classes=3), train_set, None, naflex_loader=True, device='cpu')

@@ -19,6 +19,14 @@ NaFlexBatch = Mapping[str, Any]
 """
 
 
+def on_device(input: Tensor | NaFlexBatch, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Images on the device in the type; of a NaFlex batch its tensors, the patches alone in the type."""
+    if isinstance(input, Tensor):
+        return input.to(device=device, dtype=dtype)
+    tensors = {name: value.to(device) for name, value in input.items() if isinstance(value, Tensor)}
+    return {**tensors, 'patches': tensors['patches'].to(dtype)}
+
+
 @dataclass(eq=False, kw_only=True)
 class NaFlexMaps(ClassMaps):
     """Class activation maps of a NaFlex batch: the mean of a map over an image's own patches is the logit.

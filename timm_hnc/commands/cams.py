@@ -11,6 +11,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.commands.options.parsing import KeyValues
 from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
+from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.options import find_run, read_options
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
@@ -53,7 +54,10 @@ def _draw(args: argparse.Namespace) -> Rows:
         model = _load(args, checkpoint, folder)
         caption = _caption(checkpoint or args.model) if len(checkpoints) > 1 else ''
         names_of_classes = names_of(model.model, names)
-        subjects.append(Subject(model, caption, names_of_classes, _has_several_labels(args, checkpoint)))
+        run = _options_of_run(checkpoint)
+        several = (args.task or run.get('task')) == 'multilabel'
+        patches = NaFlexOptions.of_run(run).patches(model.model)
+        subjects.append(Subject(model, caption, names_of_classes, several, patches))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk, args.contrast)
     panel = draw_panel([row for _, row in drawn], args.title, labelled=False, contrast=args.contrast)
     save_picture(panel, args.out)
@@ -96,12 +100,10 @@ def _find_checkpoints(args: argparse.Namespace) -> list[tuple[str | None, Path |
     return found
 
 
-def _has_several_labels(args: argparse.Namespace, checkpoint: str | None) -> bool:
-    """Whether probabilities are sigmoids: as --task says, or a run folder."""
-    if args.task:
-        return args.task == 'multilabel'
+def _options_of_run(checkpoint: str | None) -> dict[str, Any]:
+    """What stands in the args.yaml of a run folder; empty where the checkpoint is of none."""
     run = find_run(Path(checkpoint)) if checkpoint else None
-    return run is not None and read_options(run).get('task') == 'multilabel'
+    return read_options(run) if run else {}
 
 
 def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None) -> CamModel:

@@ -14,6 +14,7 @@ import torch
 from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.validate_options import parse_validate_options
+from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.demo.samples import Sample, spread_over
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import open_eval_dataset
@@ -92,9 +93,11 @@ def _check_address(host: str, port: int) -> None:
 def _subject(model: str, args: argparse.Namespace) -> Subject:
     made = named_model(model, args, pretrained=not args.no_pretrained)
     run = find_run(Path(model)) if Path(model).exists() else None
-    task = args.task or (read_options(run).get('task') if run else None)
+    options = read_options(run) if run else {}
+    task = args.task or options.get('task')
+    patches = NaFlexOptions.of_run(options).patches(made.model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    return Subject(made.to(device), short_name(model), names_of(made.model), task == 'multilabel')
+    return Subject(made.to(device), short_name(model), names_of(made.model), task == 'multilabel', patches)
 
 
 def _samples(model: str, subject: Subject, count: int) -> list[Sample]:

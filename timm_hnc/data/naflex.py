@@ -1,10 +1,11 @@
 """Images of any shape and size, as NaFlex models take them: each a grid of patches of its own."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+from timm.data import create_transform
 from timm.data.naflex_dataset import NaFlexCollator
 from torch import Tensor
 
@@ -32,6 +33,11 @@ class NaFlexOptions:
     def __post_init__(self) -> None:
         check_range(self, 'naflex_max_seq_len', low=1)
 
+    @classmethod
+    def of_run(cls, options: Mapping[str, Any]) -> 'NaFlexOptions':
+        """Those of a run's args.yaml."""
+        return cls(**{each.name: options[each.name] for each in fields(cls) if each.name in options})
+
     def refuse_sizes(self, img_size: int | None, input_size: Sequence[int] | None) -> None:
         """Refuse a size of all images.
 
@@ -45,16 +51,15 @@ class NaFlexOptions:
                     'the number of their patches, --naflex-max-seq-len.'
                 )
 
-    def refuse_beside(self, **options: Any) -> None:
-        """Refuse options that do not go with images of several shapes, by name.
+    def refuse_beside(self, why: str, **options: Any) -> None:
+        """Refuse options that do not go with images of several shapes, by name, and say why and what to do.
 
         Raises:
             UsageError: one of them is on.
         """
         for name, value in options.items():
             if self.naflex_loader and value:
-                given = _as_given(name, value)
-                raise UsageError(f'{given}: not together with --naflex-loader, whose images have shapes of their own.')
+                raise UsageError(f'{_as_given(name, value)}: not together with --naflex-loader: {why}.')
 
     def patches(self, model: Any) -> 'Patches | None':
         """How images become patches of this model; None without --naflex-loader.
@@ -69,7 +74,7 @@ class NaFlexOptions:
                 f"--naflex-loader: '{name_of(model)}' takes images of one size only: choose one of naflexvit_*, or "
                 'leave the flag out.'
             )
-        first, own = self.naflex_patchify_channels_first, getattr(model.embeds, 'channels_last', None)
+        first, own = self.naflex_patchify_channels_first, getattr(_embedding(model), 'channels_last', None)
         if own is first:
             advice = 'leave it out' if first else 'give it'
             order = 'with channels last' if own else 'channel by channel'
@@ -79,6 +84,11 @@ class NaFlexOptions:
             )
         height, width = model.get_patch_size()
         return Patches((height, width), self.naflex_max_seq_len, not first)
+
+
+def _embedding(model: Any) -> Any:
+    """What makes tokens of patches."""
+    return getattr(model, 'embeds', None)
 
 
 def _as_given(name: str, value: Any) -> str:
@@ -126,7 +136,7 @@ class TrainNaFlexOptions(NaFlexOptions):
         """
         patches, sizes = super().patches(model), self.naflex_patch_sizes or ()
         others = [size for size in sizes if patches is not None and (size, size) != patches.size]
-        if others and not getattr(model.embeds, 'enable_patch_interpolator', False):
+        if others and not getattr(_embedding(model), 'enable_patch_interpolator', False):
             raise UsageError(
                 f"--naflex-patch-sizes {others[0]}: '{name_of(model)}' takes patches of one size: see --model-kwargs "
                 'enable_patch_interpolator=True.'
@@ -147,6 +157,15 @@ class Patches:
     size: tuple[int, int]
     max_seq_len: int
     channels_last: bool
+
+    def transform(self, **config: Any) -> Any:
+        """Timm's validation transform of an image to its patches; config as of timm's `create_transform`."""
+        own: dict[str, Any] = {
+            'patch_size': self.size,
+            'max_seq_len': self.max_seq_len,
+            'patchify_channels_last': self.channels_last,
+        }
+        return create_transform(**config, naflex=True, patchify=True, **own)
 
     def batch(self, samples: Sequence[Sequence[Any]]) -> tuple[dict[str, Any], Tensor]:
         """A NaFlex batch of samples of a data set, (patches, target) each, and its targets."""

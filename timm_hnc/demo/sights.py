@@ -95,7 +95,7 @@ def sight_of(photo: Image.Image, subject: Subject) -> Sight:
     Raises:
         UsageError: the model takes no photographs.
     """
-    class_maps, image = see(photo, subject.model)
+    class_maps, image = see(photo, subject)
     logits = class_maps.logits[0].float()
     probability = logits.sigmoid() if subject.multi_label else logits.softmax(0)
     return Sight(subject, class_maps, image, probability.cpu())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from timm_hnc.cam.heads.model_copies import evaluating
-from timm_hnc.cam.naflex_maps import NaFlexBatch
+from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.errors import DataError
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
@@ -43,14 +43,6 @@ def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channe
         input, target = on_device(input, device, dtype), target.to(device)
         channels_last = channels_last and isinstance(input, Tensor)
         yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target
-
-
-def on_device(input: Tensor | NaFlexBatch, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Images on the device in the type; of a NaFlex batch its tensors, the patches alone in the type."""
-    if isinstance(input, Tensor):
-        return input.to(device=device, dtype=dtype)
-    tensors = {name: value.to(device) for name, value in input.items() if isinstance(value, Tensor)}
-    return {**tensors, 'patches': tensors['patches'].to(dtype)}
 
 
 def evaluate(

@@ -108,6 +108,7 @@ class ValidateOptions:
         compiled, labels = self.device.torchcompile, self.labels
         self.naflex.refuse_sizes(self.input.img_size, self.input.input_size)
         self.naflex.refuse_beside(
+            'it is for images of one shape, evaluate with --img-size in its place',
             attack=self.attacks.attack,
             cam_boxes=self.maps.cam_boxes,
             cam_curves=self.maps.cam_curves,
@@ -193,12 +194,16 @@ def measure(
         'model': source.name,
         **metrics,
         'param_count': round(parameters / 1e6, 2),
-        'img_size': data_config['input_size'][-1],
-        **({} if patches is None else {'naflex_max_seq_len': patches.max_seq_len}),
-        'crop_pct': data_config['crop_pct'],
+        **_shape_of_images(data_config, patches),
         'interpolation': data_config['interpolation'],
         'skipped_images': int(count),
     }
+
+
+def _shape_of_images(data_config: dict[str, Any], patches: Patches | None) -> dict[str, Any]:
+    if patches is not None:  # they are neither cropped nor of one size
+        return {'naflex_max_seq_len': patches.max_seq_len}
+    return {'img_size': data_config['input_size'][-1], 'crop_pct': data_config['crop_pct']}
 
 
 def _create_loader(

@@ -65,6 +65,7 @@ def render_card(facts: CardFacts) -> str:
         map_losses=', '.join(facts.options.get('map_loss') or []),
         teacher=facts.options.get('map_teacher'),
         distilled=facts.options.get('kd_model_name'),
+        patches=facts.options.get('naflex_max_seq_len') if facts.options.get('naflex_loader') else None,
         learned=facts.options.get('kd_distill_type'),
         data=data_name(facts.options),
         table=figure_table(columns),

@@ -11,6 +11,8 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor
 
 from timm_hnc.cam import CamModel, ClassMaps
+from timm_hnc.cam.naflex_maps import on_device
+from timm_hnc.data.naflex import Patches
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.plots.cams import panel_rows
 from timm_hnc.plots.map_image import shared_scale
@@ -27,12 +29,14 @@ class Subject:
         caption: under its pictures.
         class_names: a name a class.
         multi_label: probabilities are sigmoids instead of a softmax.
+        patches: how photographs become patches, of a model that sees them in their own shape.
     """
 
     model: CamModel
     caption: str
     class_names: Sequence[str]
     multi_label: bool = False
+    patches: Patches | None = None
 
 
 def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
@@ -119,21 +123,28 @@ def check_channels(model: CamModel) -> int:
     return channels
 
 
-def see(photo: Image.Image, model: CamModel) -> tuple[ClassMaps, Tensor]:
+def see(photo: Image.Image, subject: Subject) -> tuple[ClassMaps, Tensor]:
     """The maps of a photograph, and (1, C, H, W) what the model sees of it, in [0, 1].
 
     Raises:
         UsageError: the model takes no photographs.
     """
+    model, patches = subject.model, subject.patches
     channels, config = check_channels(model), model.data_config
-    transform = create_transform(**config)
-    device = next(model.parameters()).device
-    input: Tensor = transform(photo.convert('L' if channels == 1 else 'RGB'))[None]
+    device, photo = next(model.parameters()).device, photo.convert('L' if channels == 1 else 'RGB')
+    if patches is None:
+        seen: Tensor = create_transform(**config)(photo)[None]
+        maps = model.class_maps(seen.to(device))
+    else:
+        batch, _ = patches.batch([(patches.transform(**config)(photo), 0)])
+        seen = patches.images(batch, channels)[0][None]
+        naflex_maps: Any = model.class_maps(on_device(batch, device))
+        maps = naflex_maps.of_image(0)
     mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
-    return model.class_maps(input.to(device)), (input * std + mean).clamp(0, 1)
+    return maps, (seen * std + mean).clamp(0, 1)
 
 
 def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:
-    maps, image = see(photo, subject.model)
+    maps, image = see(photo, subject)
     [row] = panel_rows(maps, image, maps.logits.argmax(1), subject.class_names, subject.multi_label, topk)
     return replace(row, caption=subject.caption)

@@ -161,6 +161,10 @@ class TailMaps(ClassMaps):
             return self.logits.new_zeros(len(classes), 0, *self.grid)
         return torch.stack([self._map(column) for column in classes.unbind(1)], 1).unflatten(-1, self.grid)
 
+    def scores(self, classes: Classes | None = None) -> Tensor:
+        """(B, k, L) maps with their positions in a row; see `ClassMaps.scores`."""
+        return self.maps(classes).flatten(2)
+
     def reached(self) -> list[bool]:
         """Which of the starts the logits depend on."""
         return [gradient is not None for gradient in self._gradients(self._detached)]

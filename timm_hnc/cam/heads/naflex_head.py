@@ -21,6 +21,11 @@ def takes_naflex(model: Any) -> bool:
     return hasattr(model, 'get_patch_size') and 'patch_coord' in inspect.signature(model.forward_features).parameters
 
 
+def has_naflex_maps(model: Any) -> bool:
+    """Whether its features and its head are of the form that class maps of such batches are made of."""
+    return takes_naflex(model) and set(_NEEDED) <= inspect.signature(model.forward_features).parameters.keys()
+
+
 def naflex_class_maps(model: TimmModel, batch: NaFlexBatch) -> NaFlexMaps:
     """Logits and maps of a NaFlex batch, in one forward pass.
 
@@ -28,8 +33,8 @@ def naflex_class_maps(model: TimmModel, batch: NaFlexBatch) -> NaFlexMaps:
         ValueError: the model takes no such batch, the batch lacks something, or the head has no trainable maps.
     """
     name = type(model).__name__
-    if not takes_naflex(model):
-        raise ValueError(f'{name} takes no NaFlex batches: choose one of naflexvit_*.')
+    if not has_naflex_maps(model):
+        raise ValueError(f'{name} has no class maps of NaFlex batches: choose one of naflexvit_*.')
     missing = [key for key in _NEEDED if batch.get(key) is None]
     if missing:
         raise ValueError(f'the NaFlex batch has no {missing[0]}: expected {", ".join(_NEEDED)}.')

@@ -8,6 +8,7 @@ from typing import Any
 
 from timm_hnc.checkpoints.checkpoints import Progress, run_folder_of
 from timm_hnc.data.datasets import class_to_idx
+from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import DataError
 from timm_hnc.files.options import NOT_COMPARED, read_options
@@ -23,6 +24,7 @@ _logger = logging.getLogger(__name__)
 _NEEDS = {
     'amp_dtype': 'amp',
     **{each.name: 'kd_model_name' for each in fields(DistillationOptions) if each.name != 'kd_model_name'},
+    **{each.name: 'naflex_loader' for each in fields(TrainNaFlexOptions) if each.name != 'naflex_loader'},
     **dict.fromkeys(('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu'), 'model_ema'),
 }
 # options that a run goes on exactly with, whatever they were before
@@ -33,17 +35,20 @@ _EXACT = frozenset(
     }
 )
 # facts that say which images an update takes
-_OF_THE_ORDER = ('training images', 'classes', 'updates an epoch', 'images an update')
+_OF_THE_ORDER = ('training images', 'classes', 'updates an epoch', 'images an update', 'patches an image')
 _FACTS = (*_OF_THE_ORDER, 'processes', 'device')
 
 
 def _facts(run: Run) -> dict[str, Any]:
     dataset = run.data.train_set
+    naflex = run.options.naflex
     return {
         'training images': len(dataset),
         'classes': len(class_to_idx(dataset)) or run.options.input.num_classes,
         'updates an epoch': run.updates_per_epoch,
         'images an update': run.options.batches.batch_size * run.options.batches.grad_accum_steps,
+        # which say how many images each batch has
+        'patches an image': sorted(naflex.naflex_train_seq_lens) if naflex.naflex_loader else None,
         'processes': run.accelerator.num_processes,
         'device': run.accelerator.device.type,
     }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.probe import UnsupportedHead
-from timm_hnc.evaluation.evaluate import on_device
+from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.plots.cams import draw_cams
 from timm_hnc.training.outputs.picture_samples import restored, spread_samples
 from timm_hnc.training.setup.build import Run

@@ -35,7 +35,7 @@ from timm_hnc.training.setup.objective.losses import create_run_loss
 from timm_hnc.training.setup.objective.map_losses import create_map_losses, grid_of
 from timm_hnc.training.setup.objective.teachers import create_teacher, image_sizes
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
-from timm_hnc.training.setup.options import TrainOptions, check_image_size
+from timm_hnc.training.setup.options import TrainOptions, check_image_size, check_naflex_maps
 from timm_hnc.training.setup.run_data import RunData, create_run_data
 from timm_hnc.training.signals import StopSignals
 from timm_hnc.training.update_flags import Notices
@@ -180,6 +180,7 @@ def build_run(
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
     patches = options.naflex.patches(model)
+    check_naflex_maps(options, model)
     looked_at = options.distillation.on and options.needs_class_maps
     check_student(options.distillation, model, provided.wrap(model) if looked_at else None)
     num_classes = options.input.num_classes or model.num_classes

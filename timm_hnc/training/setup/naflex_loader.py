@@ -1,14 +1,18 @@
 """Training data as NaFlex batches, augmented as timm does."""
 
+import logging
 from typing import Any
 
 from accelerate import Accelerator
 from timm.data import NaFlexMixup
+from timm.data.naflex_dataset import calculate_naflex_batch_size
 
 from timm_hnc.data.naflex import Patches
 from timm_hnc.evaluation.loaders import create_timed_loader
 from timm_hnc.training.setup.loaders import augmentation_arguments, train_interpolation
 from timm_hnc.training.setup.options import TrainOptions
+
+_logger = logging.getLogger(__name__)
 
 
 def create_naflex_train_loader(
@@ -25,6 +29,7 @@ def create_naflex_train_loader(
         UsageError: timm refuses an option.
     """
     naflex = options.naflex
+    _tell_batch_sizes(options)
     sizes: dict[str, Any] = {'patch_size': patches.size}
     if naflex.naflex_patch_sizes:
         sizes = {
@@ -52,6 +57,15 @@ def create_naflex_train_loader(
         **sizes,
         **augmentation_arguments(options.augmentation),
     )
+
+
+def _tell_batch_sizes(options: TrainOptions) -> None:
+    """Timm makes batches of so many patches, and of a multiple of 8 images, or of a single one."""
+    lengths = sorted(set(options.naflex.naflex_train_seq_lens))
+    tokens = options.batches.batch_size * lengths[-1]
+    sizes = [calculate_naflex_batch_size(tokens, length, divisor=8) for length in lengths]
+    text = ', '.join(f'{size} of {length}' for size, length in zip(sizes, lengths, strict=True))
+    _logger.info(f'NaFlex batches: images, and patches of an image at most: {text}.')
 
 
 def _mixup(options: TrainOptions, num_classes: int) -> NaFlexMixup | None:

@@ -112,15 +112,19 @@ def check_mixing(
         raise UsageError('--use-multi-epochs-loader: not together with --train-img-sizes.')
     if sizes.train_img_sizes is not None and splits:
         raise UsageError(f'--aug-splits {splits}: not together with --train-img-sizes.')
-    name = 'train_batch_sizes' if sizes.train_batch_sizes else 'batch_size'
-    for size in sizes.train_batch_sizes or [batches.batch_size]:
-        if mixup.active and size % 2:
-            raise UsageError(f'{flag_of(name)} {size}: --mixup and --cutmix mix pairs, expected an even number.')
     if augmentation.aug_repeats and world_size() == 1:
         repeats = augmentation.aug_repeats
         raise UsageError(f'--aug-repeats {repeats:g}: for several processes only (accelerate launch, torchrun).')
     if model.sync_bn and model.split_bn and world_size() > 1:
         raise UsageError('--split-bn: not together with --sync-bn.')
+
+
+def check_even(mixup: MixupOptions, sizes: TrainSizeOptions, batches: BatchOptions) -> None:
+    """Refuse batches of which mixup and cutmix make no pairs."""
+    name = 'train_batch_sizes' if sizes.train_batch_sizes else 'batch_size'
+    for size in sizes.train_batch_sizes or [batches.batch_size]:
+        if mixup.active and size % 2:
+            raise UsageError(f'{flag_of(name)} {size}: --mixup and --cutmix mix pairs, expected an even number.')
 
 
 def check_metric(task: TaskOptions, eval_metric: str) -> None:

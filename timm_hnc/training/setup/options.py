@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.naflex_head import has_naflex_maps
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import cell_size
 from timm_hnc.data.naflex import TrainNaFlexOptions
@@ -37,6 +38,7 @@ from timm_hnc.training.setup.option_checks import (
     check_auto_weight,
     check_data_in_memory,
     check_distillation,
+    check_even,
     check_label_noise,
     check_losses,
     check_metric,
@@ -184,6 +186,8 @@ class TrainOptions:
         check_label_noise(self.splits.label_noise, self.data, self.task)
         check_data_in_memory(self.data, self.batches, self.augmentation, self.sizes, self.loader)
         check_mixing(self.task, self.model, self.augmentation, self.mixup, self.sizes, self.batches, self.loader)
+        if not self.naflex.naflex_loader:
+            check_even(self.mixup, self.sizes, self.batches)
         check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
         check_auto_weight(self.loss, self.hnc)
         check_two_views(self.map_losses, self.augmentation)
@@ -300,7 +304,7 @@ def check_naflex(options: TrainOptions) -> None:
     one_shape = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_one_shape]
     two_views = options.loss.is_ours and LOSSES[options.loss.loss or ''].needs == 'two_views'
     naflex.refuse_beside(
-        train_img_sizes=options.sizes.train_img_sizes,
+        "timm's loader has nothing of the kind, leave it out",
         dataset=options.data.is_streamed and options.data.dataset,
         aug_splits=augmentation.aug_splits,
         aug_repeats=augmentation.aug_repeats,
@@ -308,7 +312,12 @@ def check_naflex(options: TrainOptions) -> None:
         data_in_memory=batches.data_in_memory,
         use_multi_epochs_loader=batches.use_multi_epochs_loader,
         cutmix_minmax=mixup.cutmix_minmax,
-        mixup_mode=mixup.mixup_mode != 'batch' and mixup.mixup_mode,
+        mixup_mode=mixup.active and mixup.mixup_mode != 'batch' and mixup.mixup_mode,
+        train_batches_per_epoch=options.sizes.train_batches_per_epoch,
+    )
+    naflex.refuse_beside(
+        'it is for images of one shape, leave one of the two out',
+        train_img_sizes=options.sizes.train_img_sizes,
         kd_model_name=options.distillation.kd_model_name,
         map_loss=one_shape,
         loss=two_views and options.loss.loss,
@@ -337,6 +346,19 @@ def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None 
             check_classifier(cam_model, loss_of(options.loss, options.task))
         except ValueError as error:
             raise UsageError(f'--loss {options.loss.loss}: {error}') from error
+
+
+def check_naflex_maps(options: TrainOptions, model: Any) -> None:
+    """Refuse a model without class maps of NaFlex batches for losses that need them.
+
+    Raises:
+        UsageError: with the loss and the way out.
+    """
+    if options.naflex.naflex_loader and options.needs_class_maps and not has_naflex_maps(model):
+        raise UsageError(
+            f"{options.loss_flag}: '{options.model.model}' has no class maps of NaFlex batches: choose one of "
+            'naflexvit_*, or leave --naflex-loader out.'
+        )
 
 
 def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from timm.data import Mixup
+from timm.data.naflex_dataset import NaFlexCollator, NaFlexMapDatasetWrapper
 from torch.utils.data import DataLoader
 
 from timm_hnc.data.datasets import check_same_classes, class_names
@@ -118,6 +119,7 @@ def _create_train_loader(
     """The loader that trains; keys are those of its batches, where each is a function of its place."""
     distributed, device = accelerator.num_processes > 1, accelerator.device
     if taken_as_it_is(train_set, accelerator.num_processes):
+        _refuse_naflex_batches(train_set)
         return train_set, None
     train_set.skipped_images = skipped  # travels to the loader's workers
     loader = create_train_loader(train_set, options, config, device, distributed, mixup)
@@ -147,6 +149,12 @@ def _refuse_loader(data: Any) -> None:
         raise UsageError('--naflex-loader: a DataLoader was provided, give its data set instead.')
 
 
+def _refuse_naflex_batches(data: Any) -> None:
+    made_by = (getattr(data, 'dataset', None), getattr(data, 'collate_fn', None))
+    if isinstance(made_by[0], NaFlexMapDatasetWrapper) or isinstance(made_by[1], NaFlexCollator):
+        raise UsageError('a DataLoader of NaFlex batches was provided: give its data set, and naflex_loader=True.')
+
+
 def _create_eval_loader(
     eval_set: Any,
     options: TrainOptions,
@@ -159,6 +167,7 @@ def _create_eval_loader(
     if patches is not None:
         _refuse_loader(eval_set)
     if taken_as_it_is(eval_set, accelerator.num_processes):
+        _refuse_naflex_batches(eval_set)
         return eval_set
     eval_set.skipped_images = skipped
     arguments: dict[str, Any] = dict(img_dtype=options.device.input_dtype)
