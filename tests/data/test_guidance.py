@@ -16,6 +16,7 @@ from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.labels import sample_labels
+from timm_hnc.data.moved_objects import MovedBoxes
 from timm_hnc.data.object_sources import Boxes, MaskColumn, MaskFolder, Masks
 from timm_hnc.data.sets.decoy_digits import PATCH, PLACES, SIDE, DecoyDigitsReader
 from timm_hnc.data.transforms import use_crop
@@ -120,6 +121,22 @@ def test_images_are_those_without_masks(colours):
             found.append((torch.as_tensor(dataset[index][0]), random.random(), torch.rand(1)))
         assert torch.equal(found[0][0], found[1][0])
         assert found[0][1:] == found[1][1:], 'what is drawn afterwards is the same'
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_what_boxes_cover_is_what_their_union_covers(seed):
+    """Of boxes with whole corners: beside their pixels, counted. Some boxes of a class overlap, some lie outside."""
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(-6, 36, (5, 2))
+    corners, labels = np.concatenate([starts, starts + rng.integers(1, 20, (5, 2))], 1), np.array([2, 7, 2, 2, 7])
+    covers = MovedBoxes(corners.astype(float), labels, (40, 24)).covers((3, 5))
+    assert covers.keys() == {2, 7}
+    for label, cover in covers.items():
+        pixels = np.zeros((24, 40))
+        for x1, y1, x2, y2 in corners[labels == label].clip(min=0):
+            pixels[y1:y2, x1:x2] = 1
+        expected = pixels.reshape(3, 8, 5, 8).mean((1, 3))
+        np.testing.assert_allclose(cover, expected, atol=1 / 255)
 
 
 def test_masks_of_several_labels_lie_in_slots():
@@ -229,7 +246,7 @@ def masks_of(masked, folder='masks', grey=False):
     for index in range(len(reader)):
         name = reader.filename(index, basename=True).removesuffix('.jpg')
         try:
-            pictures = masks.read(index, (20, 10)).pictures()
+            pictures = masks.read(index, (20, 10)).masks
         except DataError:
             found[name] = 'odd'
             continue
@@ -273,7 +290,7 @@ def test_masks_of_a_column():
     reader = Read(None)
     reader.dataset = datasets.Dataset.from_dict(columns, features=kinds)
     masks = Masks(MaskColumn(reader, 'mask'))
-    [picture] = masks.read(0, (6, 6)).pictures().values()
+    [picture] = masks.read(0, (6, 6)).masks.values()
     assert np.array_equal(picture, mask)
     assert len(masks.read(1, (6, 6))) == 0
     with pytest.raises(DataError, match='the mask of sample 0 is damaged'):

@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from timm_hnc.data.loading.seeded_batches import mixed
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader, innermost
-from timm_hnc.data.moved_objects import MovedBoxes, MovedPictures
+from timm_hnc.data.moved_objects import Covers, MovedBoxes, MovedPictures
 from timm_hnc.data.object_sources import ANY_CLASS, ObjectSource
 from timm_hnc.errors import DataError
 
@@ -44,7 +44,7 @@ class Slots(NamedTuple):
     slots: int
     grid: tuple[int, int]
 
-    def join(self, target: Any, masks: 'dict[int, np.ndarray[Any, Any]]') -> Tensor:
+    def join(self, target: Any, masks: Covers) -> Tensor:
         """A target and the (h, w) masks of its classes, as one vector."""
         values = np.asarray(target, dtype=np.float32).reshape(-1)
         present = [int(target)] if not self.targets else values.nonzero()[0].tolist()
@@ -103,14 +103,10 @@ class GuidedDataset(WrappedDataset):
 
     def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
         image, target = self.dataset[index]
-        joined = self.slots.join(target, {label: self._cover(mask) for label, mask in self._objects.pictures().items()})
+        joined = self.slots.join(target, self._objects.covers(self.slots.grid))
         if joined[self.slots.targets or 1] >= 0:
             _count(self.guided_images)
         return image, joined
-
-    def _cover(self, mask: Image.Image) -> 'np.ndarray[Any, Any]':
-        height, width = self.slots.grid
-        return np.asarray(mask.resize((width, height), Image.Resampling.BOX)) / np.float32(255)
 
     def _apply(self, image: Image.Image) -> Any:
         """The transform of an image, and of the objects of the sample that was read last."""

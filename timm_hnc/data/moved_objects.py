@@ -1,7 +1,7 @@
 """The objects of an image on their way through its transform."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,6 +14,8 @@ _OF_BOXES = (
     *(transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip),
 )
 Step = Callable[[Any], Any]
+Array: TypeAlias = 'np.ndarray[Any, Any]'
+Covers: TypeAlias = dict[int, Array]
 
 
 class MovedPictures:
@@ -37,9 +39,11 @@ class MovedPictures:
             moved[label] = step(mask)
         return MovedPictures(moved)
 
-    def pictures(self) -> Mapping[int, Image.Image]:
-        """Grey pictures by class."""
-        return self.masks
+    def covers(self, grid: tuple[int, int]) -> Covers:
+        """(h, w) shares of the cells of a grid that the objects of each class cover."""
+        height, width = grid
+        small = {label: mask.resize((width, height), Image.Resampling.BOX) for label, mask in self.masks.items()}
+        return {label: np.asarray(mask) / np.float32(255) for label, mask in small.items()}
 
 
 class MovedBoxes(Image.Image):
@@ -51,7 +55,7 @@ class MovedBoxes(Image.Image):
         size: (width, height).
     """
 
-    def __init__(self, corners: 'np.ndarray[Any, Any]', labels: 'np.ndarray[Any, Any]', size: tuple[int, int]) -> None:
+    def __init__(self, corners: Array, labels: Array, size: tuple[int, int]) -> None:
         super().__init__()
         self.corners, self.labels = corners, labels
         self._size, self._mode = size, 'L'
@@ -62,12 +66,22 @@ class MovedBoxes(Image.Image):
     def moved(self, step: Step, again: Callable[[], None]) -> 'MovedBoxes | MovedPictures':
         """See `MovedPictures.moved`; other steps than those of boxes move pictures of them."""
         if not isinstance(step, _OF_BOXES):
-            return MovedPictures(self.pictures()).moved(step, again)
+            return self.drawn().moved(step, again)
         again()
         found: MovedBoxes = step(self)
         return found
 
-    def pictures(self) -> dict[int, Image.Image]:
+    def covers(self, grid: tuple[int, int]) -> Covers:
+        """See `MovedPictures.covers`: what several boxes cover is what each does, where no two of a class overlap."""
+        if _overlap(self.corners, self.labels):
+            return self.drawn().covers(grid)
+        covers: Covers = {}
+        columns, rows = (_shares(self.corners[:, axis::2], self.size[axis], grid[1 - axis]) for axis in (0, 1))
+        for label, cover in zip(self.labels.tolist(), rows[:, :, None] * columns[:, None], strict=True):
+            covers[label] = covers[label] + cover if label in covers else cover
+        return covers
+
+    def drawn(self) -> MovedPictures:
         """White boxes on black by class, to whole pixels; of a box that is in the picture at least one."""
         found: dict[int, Image.Image] = {}
         for label, box in zip(self.labels.tolist(), self.corners.round().astype(int).tolist(), strict=True):
@@ -75,7 +89,7 @@ class MovedBoxes(Image.Image):
                 found[label] = Image.new('L', self.size)
             x1, y1, x2, y2 = box
             ImageDraw.Draw(found[label]).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
-        return found
+        return MovedPictures(found)
 
     def crop(self, box: Any = None) -> 'MovedBoxes':
         """See PIL's."""
@@ -96,3 +110,20 @@ class MovedBoxes(Image.Image):
         )
         corners[:, [side, side + 2]] = self.size[side] - corners[:, [side + 2, side]]
         return MovedBoxes(corners, self.labels, self.size)
+
+
+def _overlap(corners: Array, labels: Array) -> bool:
+    """Whether two boxes of a class do."""
+    if len(set(labels.tolist())) == len(labels):
+        return False
+    low = np.maximum(corners[:, None, :2], corners[None, :, :2])
+    high = np.minimum(corners[:, None, 2:], corners[None, :, 2:])
+    shared = (low < high).all(-1) & (labels[:, None] == labels)
+    return int(shared.sum()) > len(labels)
+
+
+def _shares(ends: Array, side: float, cells: int) -> Array:
+    """(m, cells) shares of the cells of a side that lie between two ends, (m, 2)."""
+    edges = np.arange(cells + 1) * (side / cells)
+    between = np.minimum(ends[:, 1:], edges[1:]) - np.maximum(ends[:, :1], edges[:-1])
+    return np.maximum(between, 0) * (cells / side)
