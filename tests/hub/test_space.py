@@ -72,11 +72,12 @@ def wait_for(address, process):
     raise AssertionError('the page is not served')
 
 
-def test_code_that_is_gone_leaves_the_space(server, worker, run, pushed):
+def test_code_that_is_gone_leaves_the_space(server, worker, run):
     own = {'notes.txt': b'of the owner', 'args.yaml': b'of the owner'}
-    server.put_repo('spaces/alice/paged', server.files('spaces/alice/paged') | own | {'timm_hnc/old.py': b'old'})
-    assert worker('push', run, 'alice/paged', '--space').code == 0
-    files = server.files('spaces/alice/paged')
+    assert worker('push', run, 'alice/renewed', '--space').code == 0
+    server.put_repo('spaces/alice/renewed', server.files('spaces/alice/renewed') | own | {'timm_hnc/old.py': b'old'})
+    assert worker('push', run, 'alice/renewed', '--space').code == 0
+    files = server.files('spaces/alice/renewed')
     assert 'timm_hnc/old.py' not in files
     assert files['notes.txt'] == files['args.yaml'] == b'of the owner'
     assert files['timm_hnc/__init__.py'] == Path(timm_hnc.__file__).read_bytes()

@@ -164,7 +164,7 @@ def argv(images, tmp_path, teacher):
 EVERYTHING = '--hnc kd --mixup 0.3 --model-ema --grad-accum-steps 2 --clip-grad 1 --amp --amp-dtype bfloat16'
 
 
-@pytest.mark.parametrize('more', ['--hnc mse --hnc-weight auto', EVERYTHING, '', '--map-loss separability'])
+@pytest.mark.parametrize('more', ['--hnc mse --hnc-weight auto --map-loss separability', EVERYTHING, ''])
 def test_a_run_goes_on_exactly_and_tells_of_its_teacher(argv, teacher, capsys, more):
     options = f'{more} --kd-model-name TEACHER --kd-distill-type feature --epochs 2'
     whole = train(*argv('whole', options))
