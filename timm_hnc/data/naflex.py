@@ -98,12 +98,9 @@ def _as_given(name: str, value: Any) -> str:
 
 @dataclass(frozen=True)
 class TrainNaFlexOptions(NaFlexOptions):
-    """Images of any shape and size, also while training.
+    """Images of any shape and size, also while training: what `NaFlexOptions` has, and more.
 
     Args:
-        naflex_loader: keep the shape of images, each a grid of patches of its own; for naflexvit_* models.
-        naflex_max_seq_len: patches of an image that is evaluated, at most.
-        naflex_patchify_channels_first: the numbers of a patch come channel by channel.
         naflex_train_seq_lens: patches of a training image, at most; one of them is drawn a batch, and with fewer
             patches a batch has more images.
         naflex_patch_sizes: side of patches in pixels, one of them drawn a batch; the model's own if left out.

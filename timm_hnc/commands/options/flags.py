@@ -53,9 +53,11 @@ def split_values(args: argparse.Namespace, kind: type) -> tuple[dict[str, Any], 
 
 
 def field_helps(kind: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of its fields, without the full stop."""
-    section = inspect.cleandoc(kind.__doc__ or '').partition('Args:\n')[2].partition('\n\n')[0]
-    entries = re.findall(r'^    (\w+): (.*(?:\n {8}.*)*)', section, re.MULTILINE)
+    """What the docstrings of a dataclass and of its bases say of its fields, without the full stop."""
+    entries = []
+    for each in reversed(kind.__mro__):
+        section = inspect.cleandoc(each.__doc__ or '').partition('Args:\n')[2].partition('\n\n')[0]
+        entries += re.findall(r'^    (\w+): (.*(?:\n {8}.*)*)', section, re.MULTILINE)
     texts = {name: ' '.join(text.split()).replace('%', '%%') for name, text in entries}
     return {name: text if text.endswith('...') else text.removesuffix('.') for name, text in texts.items()}
 
