@@ -13,7 +13,7 @@ from timm_hnc.commands.options.parsing import KeyValues
 from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.files.options import find_run, read_options
+from timm_hnc.files.options import options_of_run
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
 from timm_hnc.plots.photo_cams import Subject, map_values, names_of, photo_rows
 from timm_hnc.plots.photos import find_photos
@@ -54,7 +54,7 @@ def _draw(args: argparse.Namespace) -> Rows:
         model = _load(args, checkpoint, folder)
         caption = _caption(checkpoint or args.model) if len(checkpoints) > 1 else ''
         names_of_classes = names_of(model.model, names)
-        run = _options_of_run(checkpoint)
+        run = options_of_run(checkpoint)
         several = (args.task or run.get('task')) == 'multilabel'
         patches = NaFlexOptions.of_run(run).patches(model.model)
         subjects.append(Subject(model, caption, names_of_classes, several, patches))
@@ -98,12 +98,6 @@ def _find_checkpoints(args: argparse.Namespace) -> list[tuple[str | None, Path |
     for checkpoint, folder in named if len(named) == len(found) else ():
         check_architecture(folder, f"--model {args.model}: '{checkpoint}'", args.model)
     return found
-
-
-def _options_of_run(checkpoint: str | None) -> dict[str, Any]:
-    """What stands in the args.yaml of a run folder; empty where the checkpoint is of none."""
-    run = find_run(Path(checkpoint)) if checkpoint else None
-    return read_options(run) if run else {}
 
 
 def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None) -> CamModel:

@@ -6,7 +6,6 @@ import signal
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -18,7 +17,7 @@ from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.demo.samples import Sample, spread_over
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import open_eval_dataset
-from timm_hnc.files.options import find_run, read_options
+from timm_hnc.files.options import options_of_run
 from timm_hnc.plots.photo_cams import Subject, names_of
 from timm_hnc.weights.opening import short_name
 
@@ -92,8 +91,7 @@ def _check_address(host: str, port: int) -> None:
 
 def _subject(model: str, args: argparse.Namespace) -> Subject:
     made = named_model(model, args, pretrained=not args.no_pretrained)
-    run = find_run(Path(model)) if Path(model).exists() else None
-    options = read_options(run) if run else {}
+    options = options_of_run(model)
     task = args.task or options.get('task')
     patches = NaFlexOptions.of_run(options).patches(made.model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
@@ -107,7 +105,7 @@ def _samples(model: str, subject: Subject, count: int) -> list[Sample]:
         UsageError: the run's options cannot be used any more.
         DataError: its data cannot be read.
     """
-    if not Path(model).exists() or find_run(Path(model)) is None:
+    if not options_of_run(model):
         return []
     options, _, _ = parse_validate_options(['--checkpoint', model])
     channels = subject.model.data_config['input_size'][0]

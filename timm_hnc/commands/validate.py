@@ -17,7 +17,7 @@ from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.precision import agreed_device, end_training, set_up_process
 from timm_hnc.evaluation.sources import Source, find_sources
 from timm_hnc.evaluation.validation import ValidateOptions, validate
-from timm_hnc.files.options import find_run, read_options
+from timm_hnc.files.options import options_of_run
 from timm_hnc.files.tables import without_nan, write_csv, write_json
 from timm_hnc.options import flag_of
 
@@ -58,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _teacher_of(checkpoint: str) -> dict[str, str]:
     """The model that a run learned from, by its name; empty without one."""
-    run = find_run(Path(checkpoint)) if checkpoint else None
-    teacher = read_options(run).get('kd_model_name') if run else None
+    teacher = options_of_run(checkpoint).get('kd_model_name')
     return {'teacher': teacher} if teacher else {}
 
 

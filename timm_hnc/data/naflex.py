@@ -15,6 +15,9 @@ from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.errors import UsageError
 from timm_hnc.options import check_range, flag_of
 
+KEPT_SHAPE = 'where images keep their shape: give the number of their patches, --naflex-max-seq-len'
+"""Why one size of all images does not go with it."""
+
 
 @dataclass(frozen=True)
 class NaFlexOptions:
@@ -38,19 +41,6 @@ class NaFlexOptions:
         """Those of a run's args.yaml."""
         return cls(**{each.name: options[each.name] for each in fields(cls) if each.name in options})
 
-    def refuse_sizes(self, img_size: int | None, input_size: Sequence[int] | None) -> None:
-        """Refuse a size of all images.
-
-        Raises:
-            UsageError: there is one.
-        """
-        for name, size in {'img_size': img_size, 'input_size': input_size}.items():
-            if self.naflex_loader and size:
-                raise UsageError(
-                    f'{_as_given(name, size)}: not together with --naflex-loader, where images keep their shape; give '
-                    'the number of their patches, --naflex-max-seq-len.'
-                )
-
     def refuse_beside(self, why: str, **options: Any) -> None:
         """Refuse options that do not go with images of several shapes, by name, and say why and what to do.
 
@@ -59,7 +49,7 @@ class NaFlexOptions:
         """
         for name, value in options.items():
             if self.naflex_loader and value:
-                raise UsageError(f'{_as_given(name, value)}: not together with --naflex-loader: {why}.')
+                raise UsageError(f'{_as_given(name, value)}: not together with --naflex-loader, {why}.')
 
     def patches(self, model: Any) -> 'Patches | None':
         """How images become patches of this model; None without --naflex-loader.

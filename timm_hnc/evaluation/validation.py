@@ -20,7 +20,7 @@ from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.data.datasets import class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages
-from timm_hnc.data.naflex import NaFlexOptions, Patches
+from timm_hnc.data.naflex import KEPT_SHAPE, NaFlexOptions, Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.compilation import Compilation
@@ -106,9 +106,9 @@ class ValidateOptions:
 
     def __post_init__(self) -> None:
         compiled, labels = self.device.torchcompile, self.labels
-        self.naflex.refuse_sizes(self.input.img_size, self.input.input_size)
+        self.naflex.refuse_beside(KEPT_SHAPE, img_size=self.input.img_size, input_size=self.input.input_size)
         self.naflex.refuse_beside(
-            'it is for images of one shape, evaluate with --img-size in its place',
+            'whose images differ in shape: evaluate with --img-size in its place',
             attack=self.attacks.attack,
             cam_boxes=self.maps.cam_boxes,
             cam_curves=self.maps.cam_curves,

@@ -53,6 +53,16 @@ def find_run(path: Path) -> Path | None:
     return next((folder for folder in folders if (folder / 'args.yaml').is_file()), None)
 
 
+def options_of_run(path: str | None) -> dict[str, Any]:
+    """args.yaml of the run folder that a path is or lies in; empty where it is of none, or is a name.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    run = find_run(Path(path)) if path and Path(path).exists() else None
+    return read_options(run) if run else {}
+
+
 def read_options(folder: Path) -> dict[str, Any]:
     """args.yaml of a run folder.
 

@@ -18,12 +18,17 @@ _NEEDED = ('patches', 'patch_coord', 'patch_valid')
 
 def takes_naflex(model: Any) -> bool:
     """Whether a model takes the batches of timm's NaFlex loader."""
-    return hasattr(model, 'get_patch_size') and 'patch_coord' in inspect.signature(model.forward_features).parameters
+    return 'patch_coord' in _inputs(model)
 
 
 def has_naflex_maps(model: Any) -> bool:
     """Whether its features and its head are of the form that class maps of such batches are made of."""
-    return takes_naflex(model) and set(_NEEDED) <= inspect.signature(model.forward_features).parameters.keys()
+    return set(_NEEDED) <= _inputs(model)
+
+
+def _inputs(model: Any) -> set[str]:
+    """What features are made of, by name; nothing of a model that does not say how large its patches are."""
+    return set(inspect.signature(model.forward_features).parameters) if hasattr(model, 'get_patch_size') else set()
 
 
 def naflex_class_maps(model: TimmModel, batch: NaFlexBatch) -> NaFlexMaps:

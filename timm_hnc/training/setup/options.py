@@ -9,7 +9,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.naflex_head import has_naflex_maps
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import cell_size
-from timm_hnc.data.naflex import TrainNaFlexOptions
+from timm_hnc.data.naflex import KEPT_SHAPE, TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
@@ -300,11 +300,11 @@ def check_naflex(options: TrainOptions) -> None:
         UsageError: with the flag, its value and the way out.
     """
     naflex, augmentation, batches, mixup = options.naflex, options.augmentation, options.batches, options.mixup
-    naflex.refuse_sizes(options.input.img_size, options.input.input_size)
+    naflex.refuse_beside(KEPT_SHAPE, img_size=options.input.img_size, input_size=options.input.input_size)
     one_shape = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_one_shape]
     two_views = options.loss.is_ours and LOSSES[options.loss.loss or ''].needs == 'two_views'
     naflex.refuse_beside(
-        "timm's loader has nothing of the kind, leave it out",
+        'which has nothing of the kind: leave it out',
         dataset=options.data.is_streamed and options.data.dataset,
         aug_splits=augmentation.aug_splits,
         aug_repeats=augmentation.aug_repeats,
@@ -316,7 +316,7 @@ def check_naflex(options: TrainOptions) -> None:
         train_batches_per_epoch=options.sizes.train_batches_per_epoch,
     )
     naflex.refuse_beside(
-        'it is for images of one shape, leave one of the two out',
+        'whose images differ in shape: leave one of the two out',
         train_img_sizes=options.sizes.train_img_sizes,
         kd_model_name=options.distillation.kd_model_name,
         map_loss=one_shape,

@@ -84,9 +84,9 @@ def create_run_data(
     if patches is None:
         train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
     else:
-        _refuse_loader(train_set)
-        train_set.skipped_images = skipped
-        train_loader, keys = _create_naflex_loader(train_set, options, config, patches, num_classes, accelerator)
+        train_loader, keys = _create_naflex_loader(
+            train_set, options, config, patches, num_classes, skipped, accelerator
+        )
     if train_loader is train_set:
         train_set = train_loader.dataset
     eval_loader = None
@@ -136,9 +136,12 @@ def _create_naflex_loader(
     config: dict[str, Any],
     patches: Patches,
     num_classes: int,
+    skipped: SkippedImages,
     accelerator: Accelerator,
 ) -> tuple[Any, NaFlexBatches]:
     """The loader that trains with NaFlex batches, and these."""
+    _refuse_loader(train_set)
+    train_set.skipped_images = skipped
     loader = create_naflex_train_loader(train_set, options, config, patches, num_classes, accelerator)
     outlive_signals(loader)
     return loader, use_naflex_keys(loader, mixed(options.loader.seed, accelerator.process_index))
