@@ -8,7 +8,7 @@ the same model's without maps: medians of runs in turn. What has no ONNX is trie
 Rows are added to --output as they are made and made only once, so that an interrupted run goes on.
 
     python benchmarks/export.py --families             # the smallest name of every family and kind
-    python benchmarks/export.py                        # every name; hours
+    python benchmarks/export.py --jobs 8               # every name; hours of a core
     python benchmarks/export.py --table                # what was measured, by kind
 """
 
@@ -18,13 +18,15 @@ import fnmatch
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 
 from timm_hnc import CamModel
 from timm_hnc.cam.heads.base import DESCRIPTIONS
@@ -44,17 +46,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--families', action='store_true', help='only the smallest name of every family and kind')
     parser.add_argument('--output', type=Path, default=RESULTS / 'export.csv', metavar='FILE', help='rows')
     parser.add_argument('--table', action='store_true', help='print the table of --output')
+    parser.add_argument('--jobs', type=int, default=1, metavar='J', help='models at a time, of one thread each')
     args = parser.parse_args(argv)
     done = _read(args.output)
     if args.table:
         print(table(done))
         return
     known = {row['name'] for row in done}
-    for row in chosen(args.names, args.most, args.families):
-        if row['name'] not in known:
-            measured = measure(row)
-            _add(args.output, measured)
-            print(' '.join(str(measured[column]) for column in ('name', 'kind', 'onnx', 'cost', 'note')), flush=True)
+    missing = [row for row in chosen(args.names, args.most, args.families) if row['name'] not in known]
+    with ProcessPoolExecutor(args.jobs, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
+        for future in as_completed([pool.submit(measure, row) for row in missing]):
+            row = future.result()
+            _add(args.output, row)
+            print(' '.join(str(row[column]) for column in ('name', 'kind', 'onnx', 'cost', 'note')), flush=True)
 
 
 def chosen(pattern: str, most: float, families: bool) -> list[dict[str, str]]:
@@ -68,7 +72,6 @@ def chosen(pattern: str, most: float, families: bool) -> list[dict[str, str]]:
 def measure(row: dict[str, str]) -> dict[str, Any]:
     """Export one model; its row."""
     found: dict[str, Any] = {name: row.get(name, '') for name in COLUMNS}
-    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model = CamModel(timm.create_model(row['name']).eval())
@@ -80,7 +83,6 @@ def measure(row: dict[str, str]) -> dict[str, Any]:
             found |= dict(cost=f'{cost:.3f}', seconds=f'{seconds:.4f}')
         except Exception as error:  # whatever torch, ONNX and its runtime raise
             found |= dict(onnx=False, note=first_lines(error, 200), torch_export=_by_torch(model, Path(folder)))
-    print(f'{time.monotonic() - started:.0f} s', end=' ')
     return found
 
 
