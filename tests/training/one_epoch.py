@@ -44,7 +44,7 @@ def batches(accelerator, multi_label: bool, slots: Slots | None = None, count: i
         whole.append((input, target))
     share = size // accelerator.num_processes
     part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    return Batches((input[part], target[part]) for input, target in whole)
+    return Batches((input[part].to(accelerator.device), target[part].to(accelerator.device)) for input, target in whole)
 
 
 def wrappers(task: nn.Module) -> list[str]:
