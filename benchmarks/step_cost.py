@@ -6,7 +6,6 @@ so that a machine whose speed drifts does not matter. Peak memory is that of fre
 
     python benchmarks/step_cost.py                                    # ResNet-50 and cifar_resnet110: the limits
     python benchmarks/step_cost.py --preset matrix --memory-runs 0 --out benchmarks/results/step_cost_matrix
-    python benchmarks/step_cost.py --preset gpu --variants mse full                       # a few minutes
     python benchmarks/step_cost.py --trace traces                      # where the added time goes, by torch.profiler
     python benchmarks/step_cost.py --model resnet18 --classes 100 1000 --topk 1 10 --dtype float32 bfloat16
 

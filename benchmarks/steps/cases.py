@@ -48,7 +48,6 @@ def _each(values: dict[str, list[Any]], **fixed: Any) -> list[Case]:
 
 
 _FEW = {'pairs': 12}
-_BOTH = ['eager', 'compiled']
 PRESETS = {
     'limits': [*_each({'classes': [1000, 21843]}), Case(**CIFAR, classes=100, topk=10)],
     # one thing at a time, around the limits; about 20 minutes on 2 cores without memory
@@ -63,9 +62,5 @@ PRESETS = {
         *_each({'classes': [1000, 21843]}, model='vit_small_patch16_224', model_kwargs=VIT, **_FEW),
         *_each({'classes': [1000, 21843]}, model='mobilenetv3_large_100', **_FEW),
         *_each({'dtype': ['float32', 'bfloat16']}, mode='compiled', **_FEW),
-    ],
-    'gpu': [
-        *_each({'classes': [1000, 21843], 'mode': _BOTH}, batch_size=256, dtype='bfloat16'),
-        *_each({'mode': _BOTH}, **CIFAR, classes=100, topk=10, dtype='bfloat16'),
     ],
 }
