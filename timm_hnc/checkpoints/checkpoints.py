@@ -221,11 +221,7 @@ def read_progress(checkpoint: Path, architecture: str) -> Progress:
 
 
 def read_training_state(checkpoint: Path) -> dict[str, Any]:
-    """Tensors to go on from.
-
-    Raises:
-        DataError: they cannot be read.
-    """
+    """Tensors to go on from."""
     path = checkpoint / 'training_state.pt'
     try:
         return torch.load(path, map_location='cpu', weights_only=True)

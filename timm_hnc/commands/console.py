@@ -27,11 +27,7 @@ _USAGE = 'usage: timm-hnc COMMAND ...  (timm-hnc COMMAND --help: its options)\n\
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command that the first word names.
-
-    Returns:
-        The command's exit code, None for 0.
-    """
+    """Run the command that the first word names."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
     if name in ('-h', '--help', '--version'):
         sys.stdout.write(f'timm_hnc {__version__}\n' if name == '--version' else _USAGE)

@@ -41,12 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve the page until somebody presses Ctrl-C.
-
-    Raises:
-        UsageError: options are wrong, a model's maps cannot be shown, or the page cannot be served.
-        DataError: a model cannot be read.
-    """
+    """Serve the page until somebody presses Ctrl-C."""
     args = build_parser().parse_args(argv)
     if len(args.models) > 2:
         raise UsageError(f'{len(args.models)} models: expected one, or two to compare.')
@@ -99,12 +94,7 @@ def _subject(model: str, args: argparse.Namespace) -> Subject:
 
 
 def _samples(model: str, subject: Subject, count: int) -> list[Sample]:
-    """Validation images of a run; none of a model that is no run.
-
-    Raises:
-        UsageError: the run's options cannot be used any more.
-        DataError: its data cannot be read.
-    """
+    """Validation images of a run; none of a model that is no run."""
     if not options_of_run(model):
         return []
     options, _, _ = parse_validate_options(['--checkpoint', model])

@@ -31,12 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the file, and print what it is.
-
-    Raises:
-        UsageError: options are wrong, or the model's maps cannot be exported.
-        DataError: the model cannot be read or followed.
-    """
+    """Write the file, and print what it is."""
     args = build_parser().parse_args(argv)
     path = args.out or Path(f'{short_name(args.model)}.{args.format}')
     check_format(args.format, path)

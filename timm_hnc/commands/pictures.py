@@ -54,11 +54,7 @@ def picture_command(
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, into a folder that is made where it is missing.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
+    """Write a picture, into a folder that is made where it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)

@@ -28,12 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Publish the run, and print the address; the Space's on a line of its own.
-
-    Raises:
-        UsageError: options are wrong, or there is no token.
-        DataError: the run cannot be published, or the Hub refuses or fails.
-    """
+    """Publish the run, and print the address; the Space's on a line of its own."""
     options = vars(build_parser().parse_args(argv))
     run, repo_id, space = options.pop('run'), options.pop('repo_id'), options.pop('space')
     if space and options['create_pr']:

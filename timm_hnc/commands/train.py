@@ -15,11 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says.
-
-    Returns:
-        The exit code: 0, or 130 after Ctrl-C, when the run was saved.
-    """
+    """Train as the command line says."""
     options, explicit, others = parse_train_options(argv)
     options.data.check_named()
     outcome = train_run(options, explicit, recorded=others)

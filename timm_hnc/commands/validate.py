@@ -25,12 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate as the command line says: figures to stdout, and to --results-file.
-
-    Raises:
-        UsageError: options are wrong.
-        DataError: data or weights cannot be used.
-    """
+    """Evaluate as the command line says: figures to stdout, and to --results-file."""
     options, explicit, others = parse_validate_options(argv)
     options.data.check_named()
     for name, file in (('results_file', others['results_file']), ('cam_classes_file', options.maps.cam_classes_file)):

@@ -118,11 +118,7 @@ class BoxSource:
 
 
 def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None:
-    """Refuse boxes that end beyond their image, but for the pixel by which conventions differ.
-
-    Raises:
-        DataError: naming sample and box.
-    """
+    """Refuse boxes that end beyond their image, but for the pixel by which conventions differ."""
     corners = boxes.numpy()
     wrong = corners[(corners[:, 2:] > np.array(image_size) + 1).any(1)]
     _refuse(wrong, index, f'ends outside the image of {image_size[0]} x {image_size[1]} pixels')

@@ -49,10 +49,6 @@ def create_dataset(
         multi_label: targets are sets of labels, encoded as (num_classes,) floats.
         target_format: 'indices' or 'multihot', for sets of labels.
         **kwargs: for timm's create_dataset.
-
-    Raises:
-        UsageError: the name or split is wrong, or a package is missing.
-        DataError: there is no data, or its labels do not fit.
     """
     if name.startswith('hnc/'):
         if name == 'hnc/coco' and target_format == 'multihot':

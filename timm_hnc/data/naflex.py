@@ -42,21 +42,13 @@ class NaFlexOptions:
         return cls(**{each.name: options[each.name] for each in fields(cls) if each.name in options})
 
     def refuse_beside(self, why: str, **options: Any) -> None:
-        """Refuse options that do not go with images of several shapes, by name, and say why and what to do.
-
-        Raises:
-            UsageError: one of them is on.
-        """
+        """Refuse options that do not go with images of several shapes, by name, and say why and what to do."""
         for name, value in options.items():
             if self.naflex_loader and value:
                 raise UsageError(f'{_as_given(name, value)}: not together with --naflex-loader, {why}.')
 
     def patches(self, model: Any) -> 'Patches | None':
-        """How images become patches of this model; None without --naflex-loader.
-
-        Raises:
-            UsageError: the model takes none.
-        """
+        """How images become patches of this model; None without --naflex-loader."""
         if not self.naflex_loader:
             return None
         if not takes_naflex(model):
@@ -116,11 +108,7 @@ class TrainNaFlexOptions(NaFlexOptions):
             raise UsageError('--naflex-patch-size-probs: expected one above 0.')
 
     def patches(self, model: Any) -> 'Patches | None':
-        """See `NaFlexOptions.patches`.
-
-        Raises:
-            UsageError: the model takes none, or none of these sizes.
-        """
+        """See `NaFlexOptions.patches`."""
         patches, sizes = super().patches(model), self.naflex_patch_sizes or ()
         others = [size for size in sizes if patches is not None and (size, size) != patches.size]
         if others and not getattr(_embedding(model), 'enable_patch_interpolator', False):

@@ -33,11 +33,7 @@ class LabelNoise:
 
     @classmethod
     def parse(cls, text: str) -> 'LabelNoise':
-        """Noise written as 'symmetric:0.4'.
-
-        Raises:
-            ValueError: the text has another form.
-        """
+        """Noise written as 'symmetric:0.4'."""
         kind, _, rate = text.partition(':')
         try:
             return cls(kind, float(rate))

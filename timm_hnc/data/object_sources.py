@@ -35,9 +35,6 @@ class ObjectSource(Protocol):
         Args:
             index: of the sample.
             size: (width, height) of its image.
-
-        Raises:
-            DataError: they cannot be used.
         """
 
 

@@ -44,11 +44,7 @@ class DataOptions:
         return self.dataset.lower().startswith(('hfids/', 'wds/', 'tfds/'))
 
     def check_named(self) -> None:
-        """Refuse options that name no data.
-
-        Raises:
-            UsageError: with the flags that name it.
-        """
+        """Refuse options that name no data."""
         if not (self.data_dir or self.dataset):
             raise UsageError('no data: pass --data-dir DIR, or --dataset NAME.')
 

@@ -40,11 +40,7 @@ class LabelSet(MultiLabelTarget):
     """Several labels: timm's targets, with a message that says what to do."""
 
     def __call__(self, target: Any) -> Tensor:
-        """(num_classes,) float targets.
-
-        Raises:
-            DataError: the target fits neither form.
-        """
+        """(num_classes,) float targets."""
         if isinstance(target, int):
             raise DataError(f'a target is {target}, one class index: for a single label leave out --task multilabel.')
         try:

@@ -111,15 +111,7 @@ def _connect(parts: _Parts, answers: Answers, samples: Sequence[Sample]) -> None
 
 
 def show_page(page: gr.Blocks, **options: Any) -> str:
-    """Serve the page, and give its address at once.
-
-    Args:
-        page: of `build_page`.
-        **options: for Gradio's `launch`, such as server_name and server_port.
-
-    Raises:
-        UsageError: it cannot be served there.
-    """
+    """Serve the page, and give its address at once."""
     try:
         _, address, _ = page.launch(
             quiet=True,

@@ -26,11 +26,7 @@ class Sample:
 
 
 def spread_over(dataset: Any, count: int) -> list[Sample]:
-    """Samples evenly spread over a data set of PIL images, the first ones where it can only be read in order.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """Samples evenly spread over a data set of PIL images, the first ones where it can only be read in order."""
     dataset.transform = None
     try:
         return [Sample(photo, _classes(target)) for photo, target in islice(_pairs(dataset, count), count)]

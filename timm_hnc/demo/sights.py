@@ -90,11 +90,7 @@ class Sight:
 
 @torch.no_grad()
 def sight_of(photo: Image.Image, subject: Subject) -> Sight:
-    """What a model sees in a photograph.
-
-    Raises:
-        UsageError: the model takes no photographs.
-    """
+    """What a model sees in a photograph."""
     class_maps, image = see(photo, subject)
     logits = class_maps.logits[0].float()
     probability = logits.sigmoid() if subject.multi_label else logits.softmax(0)

@@ -12,11 +12,7 @@ from timm_hnc.errors import UsageError
 
 
 def agreed_compilation(backend: str | None, mode: str | None) -> tuple[str | None, str | None]:
-    """Backend and mode that command line and launcher ask for together.
-
-    Raises:
-        UsageError: they contradict each other.
-    """
+    """Backend and mode that command line and launcher ask for together."""
     launcher = (os.environ.get('ACCELERATE_DYNAMO_BACKEND') or 'no').lower()
     if launcher == 'no':
         return backend, mode
@@ -33,11 +29,7 @@ def _check_agreement(flag: str, value: str | None, launcher: str | None) -> None
 
 
 def check_compiler(backend: str | None, mode: str | None) -> None:
-    """Refuse a backend or mode that torch.compile does not have.
-
-    Raises:
-        UsageError: with those that there are.
-    """
+    """Refuse a backend or mode that torch.compile does not have."""
     if not backend:
         return
     if backend not in torch.compiler.list_backends(exclude_tags=()):

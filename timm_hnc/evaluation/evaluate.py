@@ -32,11 +32,7 @@ def create_evaluator(
 
 
 def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable[Any]:
-    """(input, target) pairs of a timm loader, of NaFlex too, on the device, whether it prefetches or not.
-
-    Raises:
-        DataError: the data cannot be read.
-    """
+    """(input, target) pairs of a timm loader, of NaFlex too, on the device, whether it prefetches or not."""
     # a stream that was asked for its length warns when it turns out to be another
     total = None if isinstance(getattr(loader, 'dataset', None), IterableDataset) else len(loader)
     for input, target in progress(read(loader), 'batch', total):

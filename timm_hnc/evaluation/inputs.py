@@ -79,9 +79,6 @@ def model_arguments(name: str, options: InputOptions, **arguments: Any) -> dict[
         options: a model of fixed size is made for the size that they name; of one that takes any, the size is a matter
             of preprocessing.
         **arguments: further ones; None leaves one out.
-
-    Raises:
-        UsageError: the options contradict each other.
     """
     asked = {key: getattr(options, key) for key in ('in_chans', 'img_size', 'input_size')}
     try:
@@ -91,11 +88,7 @@ def model_arguments(name: str, options: InputOptions, **arguments: Any) -> dict[
 
 
 def input_config(model: Any, options: InputOptions, **arguments: Any) -> dict[str, Any]:
-    """Input size, mean, std, interpolation and crop; `arguments` are for timm's `resolve_input_data_config`.
-
-    Raises:
-        UsageError: the model does not take what the options say.
-    """
+    """Input size, mean, std, interpolation and crop; `arguments` are for timm's `resolve_input_data_config`."""
     told: Any = model
     if not is_of_timm(model):  # which the options describe
         told = SimpleNamespace(pretrained_cfg={'input_size': tuple(options.input_size or (3, 224, 224))})

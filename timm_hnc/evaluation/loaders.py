@@ -38,12 +38,7 @@ def image_mode(asked: str | None, channels: int) -> str:
 
 
 def open_dataset(data: DataOptions, task: TaskOptions, channels: int, num_classes: int, **options: Any) -> Dataset[Any]:
-    """The data set that the options name; `options` are split and more for timm's create_dataset.
-
-    Raises:
-        UsageError: an option is wrong.
-        DataError: the data is missing or does not fit.
-    """
+    """The data set that the options name; `options` are split and more for timm's create_dataset."""
     return create_dataset(
         name=data.dataset,
         root=data.data_dir,
@@ -134,9 +129,6 @@ def create_timed_loader(
     """Timm's create_loader, with an end to waiting for a worker that hangs; arguments as of `create_eval_loader`.
 
     With `patches` it is timm's create_naflex_loader.
-
-    Raises:
-        UsageError: timm refuses an option.
     """
     defaults: dict[str, Any] = dict(
         mean=data_config['mean'],

@@ -188,11 +188,7 @@ class QualityPass:
         self.quality.update(class_maps, target, padding)
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
-        """Figures over all processes, and how many negatives they are of; the rows of the classes go to the file.
-
-        Raises:
-            UsageError: the file cannot be written.
-        """
+        """Figures over all processes, and how many negatives they are of; the rows of the classes go to the file."""
         self.quality.sums = accelerator.reduce(self.quality.sums.to(accelerator.device)).cpu()
         if self.classes_file and accelerator.is_main_process:
             rows = self.quality.per_class(self.class_names)

@@ -15,12 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 def load_model(source: Source, options: SourceOptions, input: InputOptions) -> Any:
-    """Create a model with its weights, on the CPU.
-
-    Raises:
-        UsageError: timm refuses the options.
-        DataError: the weights are missing, damaged or of another architecture.
-    """
+    """Create a model with its weights, on the CPU."""
     try:
         with reading(source.model):
             arguments = dict(num_classes=input.num_classes, global_pool=input.gp, **input.model_kwargs)

@@ -55,11 +55,7 @@ class AttackOptions:
             raise UsageError('--attack-eps: does nothing without --attack fgsm or --attack pgd.')
 
     def attacks(self) -> list[Attack]:
-        """Each attack at each eps.
-
-        Raises:
-            UsageError: with the option and what is allowed.
-        """
+        """Each attack at each eps."""
         settings = (self.attack_steps, self.attack_step_size, not self.attack_no_random_start, self.attack_restarts)
         try:
             return [

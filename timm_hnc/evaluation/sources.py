@@ -52,12 +52,7 @@ class Source:
 
 
 def find_sources(options: SourceOptions, model_given: bool) -> list[Source]:
-    """The models to evaluate; more than one for a folder of checkpoints, a file of names, a wildcard or 'all'.
-
-    Raises:
-        UsageError: no such model.
-        DataError: no such weights.
-    """
+    """The models to evaluate; more than one for a folder of checkpoints, a file of names, a wildcard or 'all'."""
     if options.checkpoint:
         return _of_checkpoint(options, model_given)
     if Path(options.model).is_file():

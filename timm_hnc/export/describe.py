@@ -16,14 +16,7 @@ from timm_hnc.version import __version__
 def describe(
     graph: MapGraph, traced: Traced, config: dict[str, Any], class_names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """The metadata of a file, of plain values.
-
-    Args:
-        graph: what is exported.
-        traced: of it.
-        config: preprocessing, of `stated_config`.
-        class_names: a name a class, if there are any.
-    """
+    """The metadata of a file, of plain values."""
     channels, *size = config['input_size']
     any_size = ['height', 'width']
     if graph.preprocessing is not None:

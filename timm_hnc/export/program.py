@@ -37,16 +37,7 @@ class Traced:
 
 
 def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
-    """Trace a graph.
-
-    Args:
-        graph: in evaluation mode, on the CPU.
-        channels: of an image.
-        size: (height, width) that the model is made for.
-
-    Raises:
-        DataError: torch.export cannot follow the model.
-    """
+    """Trace a graph."""
     if graph.preprocessing is not None:
         wide, high = (size[0] + 37, 2 * size[1]), (2 * size[0] + 1, size[1])  # as photographs come
         images = torch.zeros(2, *wide, channels, dtype=torch.uint8)

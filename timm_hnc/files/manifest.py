@@ -24,11 +24,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path, part: str = '') -> None:
-    """Refuse a folder whose files, or those whose path begins with `part`, are not those of its manifest.
-
-    Raises:
-        DataError: naming the file that is missing or damaged.
-    """
+    """Refuse a folder whose files, or those whose path begins with `part`, are not those of its manifest."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())

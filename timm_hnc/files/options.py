@@ -32,11 +32,7 @@ NOT_COMPARED = frozenset(
 
 
 def load_yaml(text: str) -> Any:
-    """What a YAML text of plain values says.
-
-    Raises:
-        yaml.YAMLError: it is none.
-    """
+    """What a YAML text of plain values says."""
     return yaml.load(text, _LOADER)
 
 
@@ -54,21 +50,13 @@ def find_run(path: Path) -> Path | None:
 
 
 def options_of_run(path: str | None) -> dict[str, Any]:
-    """args.yaml of the run folder that a path is or lies in; empty where it is of none, or is a name.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """args.yaml of the run folder that a path is or lies in; empty where it is of none, or is a name."""
     run = find_run(Path(path)) if path and Path(path).exists() else None
     return read_options(run) if run else {}
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """args.yaml of a run folder.
-
-    Raises:
-        DataError: it is no run folder.
-    """
+    """args.yaml of a run folder."""
     if not (folder / 'args.yaml').is_file():
         raise DataError(f"'{folder}' is no run folder of train.py: there is no args.yaml in it.")
     try:

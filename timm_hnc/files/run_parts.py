@@ -60,11 +60,7 @@ def write_parts(folder: Path, parts: Sequence[Part]) -> None:
 
 
 def read_parts(folder: Path) -> list[Part]:
-    """The parts of a run whose options changed, in their order; none where they stayed.
-
-    Raises:
-        DataError: parts.json cannot be read.
-    """
+    """The parts of a run whose options changed, in their order; none where they stayed."""
     path = folder / PARTS
     if not path.is_file():
         return []

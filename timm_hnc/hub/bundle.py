@@ -107,11 +107,7 @@ def bundle_run(
 
 
 def check_baseline(run: Path) -> dict[str, float]:
-    """Figures of a run to compare with.
-
-    Raises:
-        DataError: it has none.
-    """
+    """Figures of a run to compare with."""
     figures = read_figures(run)
     if not figures:
         raise DataError(f"--baseline '{run}' is no run folder with figures.")
@@ -158,11 +154,7 @@ def _load(folder: Path) -> Any:
 
 @torch.no_grad()
 def check_weights(folder: Path, model: Any) -> None:
-    """See that saved weights give the logits of the model that they were saved from, bit by bit.
-
-    Raises:
-        DataError: they do not, or do not load at all.
-    """
+    """See that saved weights give the logits of the model that they were saved from, bit by bit."""
     plain = model.model if isinstance(model, CamModel) else model
     plain = copy.deepcopy(plain).cpu().float().to(memory_format=torch.contiguous_format)
     loaded = _load(folder)

@@ -39,11 +39,7 @@ def portable_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable_result(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result for result.json, its command line cut word by word.
-
-    Raises:
-        ValueError: the command line is none.
-    """
+    """A result for result.json, its command line cut word by word."""
     command = {'command': shlex.join(portable(shlex.split(result['command'])))} if result.get('command') else {}
     return {**portable(result), **command}
 

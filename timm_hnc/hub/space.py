@@ -24,16 +24,6 @@ def push_space(
 ) -> str:
     """Publish the page as a Space that has the name of a published model, whose weights it loads when it starts.
 
-    Args:
-        repo_id: user/name of the model, and of the Space.
-        multi_label: probabilities are sigmoids instead of a softmax.
-        private: make the Space private; it reads a private model with a secret HF_TOKEN of its settings.
-        revision: of the model.
-        token: of the Hub; that of HF_TOKEN or `hf auth login` if None.
-
-    Returns:
-        Address of the commit.
-
     Raises:
         DataError: the Hub refuses or fails; the Space is as it was, or has the whole commit.
     """
@@ -45,11 +35,7 @@ def push_space(
 
 
 def write_space(folder: Path, repo_id: str, multi_label: bool, revision: str | None = None) -> None:
-    """Write what a Space is made of: README.md, app.py, requirements.txt, and this package, which no index has.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write what a Space is made of: README.md, app.py, requirements.txt, and this package, which no index has."""
     templates = Environment(loader=PackageLoader('timm_hnc.hub'), trim_blocks=True, keep_trailing_newline=True)
     facts = {
         'repo_id': repo_id,

@@ -77,11 +77,7 @@ def read_run(folder: Path) -> RunCurves:
 
 
 def draw_curves(runs: Sequence[RunCurves]) -> Image.Image:
-    """A panel a figure with a line a run; with runs of several weights of HNC also accuracy by weight.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+    """A panel a figure with a line a run; with runs of several weights of HNC also accuracy by weight."""
     panels = curve_panels(runs)
     longest = 0.6 + 0.1 * max(len(run.label) for run in runs)  # inches of the legend's widest column
     width = max(4.6 * len(panels), longest)

@@ -32,11 +32,7 @@ def values_and_gradients(map_: Tensor, variant: str) -> tuple[Tensor, Tensor]:
 
 
 def draw_losses() -> Image.Image:
-    """Both maps, a row each: the map, loss and gradient against the value of a cell, then both over the map.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+    """Both maps, a row each: the map, loss and gradient against the value of a cell, then both over the map."""
     figure = new_figure(15, 5.2)
     axes = figure.subplots(2, 7)
     for row, (name, map_) in enumerate(example_maps().items()):

@@ -75,9 +75,6 @@ def photo_rows(
 
     Returns:
         A photo and its row for `draw_panel`, for every photo and model.
-
-    Raises:
-        DataError: no photo can be read.
     """
     rows: list[tuple[Path, PanelRow]] = []
     for path, photo in load_photos(photos):
@@ -112,11 +109,7 @@ def _contrasted(row: PanelRow) -> PanelRow:
 
 
 def check_channels(model: CamModel) -> int:
-    """The channels of the images that a model takes.
-
-    Raises:
-        UsageError: photographs have others.
-    """
+    """The channels of the images that a model takes."""
     channels = int(model.data_config['input_size'][0])
     if channels not in (1, 3):
         raise UsageError(f'the model has {channels} input channels: photos have 1 or 3.')
@@ -124,11 +117,7 @@ def check_channels(model: CamModel) -> int:
 
 
 def see(photo: Image.Image, subject: Subject) -> tuple[ClassMaps, Tensor]:
-    """The maps of a photograph, and (1, C, H, W) what the model sees of it, in [0, 1].
-
-    Raises:
-        UsageError: the model takes no photographs.
-    """
+    """The maps of a photograph, and (1, C, H, W) what the model sees of it, in [0, 1]."""
     model, patches = subject.model, subject.patches
     channels, config = check_channels(model), model.data_config
     device, photo = next(model.parameters()).device, photo.convert('L' if channels == 1 else 'RGB')

@@ -33,11 +33,7 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def load_photos(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]:
-    """Photos as `load_photo` reads them; one that it cannot read is skipped with a warning.
-
-    Raises:
-        DataError: none of them can be read.
-    """
+    """Photos as `load_photo` reads them; one that it cannot read is skipped with a warning."""
     problems: list[DataError] = []
     count = 0
     for path in paths:

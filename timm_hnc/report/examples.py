@@ -104,11 +104,7 @@ def _alone(row: PanelRow) -> PanelRow:
 
 
 def write_examples(folder: Path, kept: dict[str, list[Example]]) -> None:
-    """Write examples.json (with the maps), examples.csv (without) and an image file each.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write examples.json (with the maps), examples.csv (without) and an image file each."""
     entries, rows = [], []
     for end in ENDS:
         for rank, example in enumerate(kept[end], start=1):
@@ -128,11 +124,7 @@ def write_examples(folder: Path, kept: dict[str, list[Example]]) -> None:
 
 
 def read_examples(folder: Path) -> dict[str, list[Example]]:
-    """What `write_examples` wrote; no examples where it wrote nothing.
-
-    Raises:
-        DataError: a file is damaged.
-    """
+    """What `write_examples` wrote; no examples where it wrote nothing."""
     kept: dict[str, list[Example]] = {end: [] for end in ENDS}
     path = folder / 'examples.json'
     if not path.is_file():

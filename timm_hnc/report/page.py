@@ -43,15 +43,7 @@ _ABOUT = {
 
 
 def write_report(folders: Sequence[Path], path: Path) -> list[RunFiles]:
-    """Write the report of runs as one HTML page; figures of the others are compared with those of the first.
-
-    Returns:
-        What was read of the runs.
-
-    Raises:
-        DataError: a folder is no run folder, or damaged.
-        UsageError: the page cannot be written.
-    """
+    """Write the report of runs as one HTML page; figures of the others are compared with those of the first."""
     with of_this_version(folders):
         runs = [read_run_files(folder) for folder in folders]
         page = render_report(runs)

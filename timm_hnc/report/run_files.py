@@ -85,20 +85,12 @@ def read_run_files(folder: Path) -> RunFiles:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """result.json of a run folder, empty where there is none.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """result.json of a run folder, empty where there is none."""
     return _read(folder / 'result.json', dict) or {}
 
 
 def read_figures(folder: Path) -> dict[str, float]:
-    """Final figures by name: those of the run, of its report, and of validate.py where it wrote into the folder.
-
-    Raises:
-        DataError: a file is damaged.
-    """
+    """Final figures by name: those of the run, of its report, and of validate.py where it wrote into the folder."""
     final = read_result(folder).get('final') or {}
     validation = numbers(_read(folder / VALIDATION, dict) or {})
     measured = {name: value for name, value in validation.items() if name.startswith('cam_') or not final}

@@ -55,14 +55,6 @@ class Step:
 def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, notice: None) -> dict[str, float]:
     """Train for an epoch, or for what is left of it.
 
-    Args:
-        run: model, data, optimizer and the rest, changed in place.
-        epoch: its index; data order, augmentation and dropout follow from it and the seed.
-        on_update: called after every update with its number, counted from the start of the epoch, and the notice.
-
-    Returns:
-        Means of the task's 'loss' and of its parts.
-
     Raises:
         DataError: a loss or gradient is not finite, or no image can be read.
     """
@@ -128,11 +120,7 @@ def _exchange(run: Run, step: Step, loss: Tensor) -> Notice | None:
 
 
 def settle(run: Run, epoch: int) -> None:
-    """Look at the last update's numbers, if that was not done yet: before anything of it is kept.
-
-    Raises:
-        DataError: they are not finite.
-    """
+    """Look at the last update's numbers, if that was not done yet: before anything of it is kept."""
     notice = run.notices.settle()
     if notice is not None and notice.bad:
         leave_out(run, notice, epoch)

@@ -28,14 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
-    """Train, evaluate and save every epoch; then evaluate the best weights as they were saved.
-
-    Returns:
-        What stands in result.json.
-
-    Raises:
-        DataError: the loss is not finite, or something cannot be read or written.
-    """
+    """Train, evaluate and save every epoch; then evaluate the best weights as they were saved."""
     started = time.monotonic()
     pictures = CamPictures(run)
     if run.accelerator.is_main_process:

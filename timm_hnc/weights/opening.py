@@ -13,18 +13,7 @@ from timm_hnc.weights.saving import find_weights
 
 
 def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamModel:
-    """A model in evaluation mode, on the CPU.
-
-    Args:
-        model: run folder, folder of weights, or a name: timm's, hf-hub: or local-dir:.
-        pretrained: load the published weights of timm's name; the others come with theirs.
-        **arguments: for `timm.create_model`.
-
-    Raises:
-        UsageError: there is no such model, or it does not take the arguments.
-        DataError: its weights cannot be read.
-        UnsupportedHead: (a ValueError) it has no exact class maps.
-    """
+    """A model in evaluation mode, on the CPU."""
     folder, name = find_weights(Path(model)), model
     if folder is not None:
         name = f'local-dir:{folder}'

@@ -29,9 +29,6 @@ def add_flags(
         kind: the dataclass, with Google's docstring.
         arguments: by field, what differs from what its type says: 'short' and 'also' are flags more, before and
             behind its own; all else is argparse's.
-
-    Returns:
-        The group.
     """
     group = parser.add_argument_group(title)
     hints, helps = get_type_hints(kind), field_helps(kind)

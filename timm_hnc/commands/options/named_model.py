@@ -21,12 +21,7 @@ def add_architecture_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def named_model(model: str, args: argparse.Namespace, pretrained: bool) -> CamModel:
-    """The model, with what the flags say of it.
-
-    Raises:
-        UsageError: there is no such model, it does not take the arguments, or it has no exact class maps.
-        DataError: its weights cannot be read.
-    """
+    """The model, with what the flags say of it."""
     asked: dict[str, Any] = {'num_classes': args.num_classes, 'global_pool': args.gp}
     given = {name: value for name, value in asked.items() if value is not None}
     try:

@@ -133,9 +133,6 @@ def refuse(
     """Refuse options that the parser knows only to say what to use instead: `refused`, advice by destination.
 
     Their defaults are let through: timm writes every option into its args.yaml.
-
-    Raises:
-        UsageError: one of them was given.
     """
     for action in parser._actions:
         dest = action.dest

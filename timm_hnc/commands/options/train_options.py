@@ -29,9 +29,6 @@ def parse_train_options(
     Returns:
         The options, the names of those that were given on the command line or in the YAML file, and the values that the
         command line has besides: older spellings, the YAML file, and what is refused.
-
-    Raises:
-        UsageError: options that cannot work, alone or together.
     """
     parser = build_parser()
     args, explicit = parse_options(parser, argv, FORMER_FLAGS, given_values)

@@ -42,11 +42,7 @@ _OF_A_RUN = (
 
 
 def fraction(text: str) -> float:
-    """A number, also one written as 8/255.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A number, also one written as 8/255."""
     try:
         return float(Fraction(text))
     except (ZeroDivisionError, OverflowError) as error:
@@ -93,10 +89,6 @@ def parse_validate_options(
     Returns:
         The options, the names of those that were given, and the values that the command line has besides: where the
         results go, and what is refused.
-
-    Raises:
-        UsageError: options that cannot work, alone or together.
-        DataError: the args.yaml of the run folder to validate cannot be read.
     """
     parser = build_parser()
     args, explicit = parse_options(parser, argv)
@@ -117,9 +109,6 @@ def run_data(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
     Args:
         checkpoint: perhaps a run folder, or weights in one.
         explicit: names of the options that were given.
-
-    Raises:
-        DataError: the run's args.yaml cannot be read.
     """
     if not checkpoint or {'data', 'data_dir', 'dataset'} & explicit:
         return {}

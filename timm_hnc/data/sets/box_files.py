@@ -31,11 +31,7 @@ class XmlBoxes:
             raise DataError('--boxes-dir: the data set has no names of files and classes, it wants a folder of images.')
 
     def __call__(self, index: int) -> tuple[list[Box], list[int]]:
-        """Boxes (x1, y1, x2, y2) in pixels of the stored image, and the class index of each.
-
-        Raises:
-            DataError: the file is damaged.
-        """
+        """Boxes (x1, y1, x2, y2) in pixels of the stored image, and the class index of each."""
         name = Path(self.reader.filename(index)).with_suffix('.xml')
         path = next((path for path in (self.folder / name.name, self.folder / name) if path.is_file()), None)
         if path is None:

@@ -51,11 +51,7 @@ class FileReader(Reader):
 
 
 def read_text(path: Path, remedy: str) -> str:
-    """The text of an index file; `remedy` is what to do where it cannot be read.
-
-    Raises:
-        DataError: the file is missing or no text.
-    """
+    """The text of an index file; `remedy` is what to do where it cannot be read."""
     try:
         return path.read_text(encoding='utf-8')
     except FileNotFoundError as error:

@@ -15,10 +15,6 @@ def read_tiny_imagenet(root: str, split: str) -> FileReader:
     Args:
         root: the folder tiny-imagenet-200, or that in which it lies.
         split: 'train', or 'validation' ('val'); the images of `test` have no labels.
-
-    Raises:
-        UsageError: no such split.
-        DataError: a file is missing or damaged.
     """
     if split not in ('train', 'validation', 'val'):
         raise UsageError(f"hnc/tiny-imagenet has no split '{split}' with labels: use train or validation.")

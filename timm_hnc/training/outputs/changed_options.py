@@ -77,11 +77,7 @@ def parts_of(checkpoint: Path, progress: Progress) -> list[Part]:
 
 
 def check_place(run: Run, checkpoint: Path) -> None:
-    """Refuse to go on inside an epoch that would take other images than were meant.
-
-    Raises:
-        DataError: it would.
-    """
+    """Refuse to go on inside an epoch that would take other images than were meant."""
     progress = run.checkpoints.progress
     if not progress.updates_in_epoch or run.data.keys is None or run.options.schedule.start_epoch is not None:
         return

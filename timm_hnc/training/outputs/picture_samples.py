@@ -21,9 +21,6 @@ def spread_samples(run: Run, count: int) -> tuple[Any, Tensor] | None:
 
     Returns:
         (B, C, H, W) normalised images, or a NaFlex batch, and their targets; None where there are none.
-
-    Raises:
-        DataError: the data cannot be read.
     """
     dataset: Any = run.data.eval_loader.dataset
     if not isinstance(dataset, IterableDataset):

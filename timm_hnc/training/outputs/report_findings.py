@@ -58,11 +58,7 @@ class Findings:
         return evaluate_model(self.watched, self.watched.before(lambda output, target: (output, target)))
 
     def write(self, final: dict[str, float]) -> None:
-        """Write figures, examples, confusions and robustness, each as CSV and JSON.
-
-        Raises:
-            DataError: a file cannot be written.
-        """
+        """Write figures, examples, confusions and robustness, each as CSV and JSON."""
         accelerator = self.run.accelerator
         maps = self.watched.figures(accelerator) if self.watched else {}
         if self.watched and self.watched.failure:

@@ -24,11 +24,7 @@ _PLATEAU_SETTINGS = ('factor', 'patience', 'cooldown', 'min_lrs')
 def save_run(
     run: Run, name: str, completed_epochs: int, updates: int = 0, metric: float | None = None, milestone: bool = False
 ) -> None:
-    """Write a checkpoint, with arguments as of `CheckpointFolder.save`; all processes call it.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write a checkpoint, with arguments as of `CheckpointFolder.save`; all processes call it."""
     progress = run.checkpoints.progress
     progress.completed_epochs, progress.updates_in_epoch = completed_epochs, updates
     progress.num_updates = completed_epochs * run.updates_per_epoch + updates
@@ -89,11 +85,7 @@ def _has_history(run: Run) -> bool:
 
 
 def restore(run: Run, checkpoint: Path) -> None:
-    """Put a checkpoint's state into a run, and start where it stopped.
-
-    Raises:
-        DataError: the state is damaged or does not fit the run.
-    """
+    """Put a checkpoint's state into a run, and start where it stopped."""
     _check_processes(run)
     check_place(run, checkpoint)
     state = read_training_state(checkpoint)

@@ -170,12 +170,7 @@ class Run:
 def build_run(
     options: TrainOptions, accelerator: Accelerator, checkpoints: CheckpointFolder, provided: Provided | None = None
 ) -> Run:
-    """Make model, data, losses, optimizer and schedule.
-
-    Raises:
-        UsageError: an option is wrong.
-        DataError: data or weights are missing or do not fit.
-    """
+    """Make model, data, losses, optimizer and schedule."""
     provided = provided or Provided()
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)

@@ -44,11 +44,7 @@ class ProcessOptions:
 
 
 def import_device_modules(processes: ProcessOptions) -> None:
-    """Import what makes the device known to torch.
-
-    Raises:
-        UsageError: there is no such module.
-    """
+    """Import what makes the device known to torch."""
     for module in processes.device_modules or ():
         try:
             importlib.import_module(module)

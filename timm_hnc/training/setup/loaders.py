@@ -98,11 +98,7 @@ def create_train_loader(
     distributed: bool,
     mixup: Mixup | None,
 ) -> Any:
-    """Timm's training loader; under torch.distributed it shards by itself.
-
-    Raises:
-        DataError: the data does not fill one batch.
-    """
+    """Timm's training loader; under torch.distributed it shards by itself."""
     augmentation, batches = options.augmentation, options.batches
     interpolation = train_interpolation(augmentation, data_config)
     mode = augmentation.train_crop_mode

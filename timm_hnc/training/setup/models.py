@@ -64,11 +64,7 @@ class ModelOptions:
 
 
 def check_model_name(name: str, flag: str = '--model') -> None:
-    """Refuse a name that timm does not know; `flag` gave it.
-
-    Raises:
-        UsageError: with the names that come nearest.
-    """
+    """Refuse a name that timm does not know; `flag` gave it."""
     try:
         source, architecture = parse_model_name(name)
     except ValueError as error:
@@ -109,12 +105,7 @@ def cam_model_without_weights(options: ModelOptions, input: InputOptions) -> Cam
 
 
 def create_model(options: ModelOptions, input: InputOptions, splits: int = 0) -> Any:
-    """The plain timm model that the options name, with its weights; `splits` are those of --split-bn.
-
-    Raises:
-        UsageError: timm refuses the options.
-        DataError: weights are missing or belong to another architecture.
-    """
+    """The plain timm model that the options name, with its weights; `splits` are those of --split-bn."""
     for flag, path in (
         ('--initial-checkpoint', options.initial_checkpoint),
         ('--pretrained-path', options.pretrained_path),

@@ -23,11 +23,7 @@ def create_naflex_train_loader(
     num_classes: int,
     accelerator: Accelerator,
 ) -> Any:
-    """Timm's NaFlex loader for training; of several processes each reads its share.
-
-    Raises:
-        UsageError: timm refuses an option.
-    """
+    """Timm's NaFlex loader for training; of several processes each reads its share."""
     naflex = options.naflex
     _tell_batch_sizes(options)
     sizes: dict[str, Any] = {'patch_size': patches.size}

@@ -187,11 +187,7 @@ def create_optimizer(
     loss_lr: float,
     projection: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
-    """Timm's optimizer of a model, with groups of their own for what a loss and a teacher's projection learn.
-
-    Raises:
-        UsageError: timm refuses the options.
-    """
+    """Timm's optimizer of a model, with groups of their own for what a loss and a teacher's projection learn."""
     cfg = SimpleNamespace(**asdict(options), lr=schedule.lr)
     try:
         optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=cfg), **options.opt_kwargs)

@@ -29,11 +29,7 @@ def world_size() -> int:
 
 
 def check_label_noise(noise: str | None, data: DataOptions, task: TaskOptions) -> None:
-    """Refuse label noise where it cannot be.
-
-    Raises:
-        UsageError: with the flag, its value and what is allowed.
-    """
+    """Refuse label noise where it cannot be."""
     if noise is not None and task.multi_label:
         raise UsageError(f'--label-noise {noise}: for --task classification only.')
     if noise is not None and data.is_streamed:
@@ -41,11 +37,7 @@ def check_label_noise(noise: str | None, data: DataOptions, task: TaskOptions) -
 
 
 def check_distillation(distillation: DistillationOptions, task: TaskOptions, loss: LossOptions) -> None:
-    """Refuse a teacher where timm's tasks of distillation cannot work.
-
-    Raises:
-        UsageError: with the flag, its value and what is allowed.
-    """
+    """Refuse a teacher where timm's tasks of distillation cannot work."""
     if not distillation.on:
         return
     flag = f'--kd-model-name {distillation.kd_model_name}'
@@ -66,11 +58,7 @@ def check_data_in_memory(
     sizes: TrainSizeOptions,
     loader: LoaderOptions,
 ) -> None:
-    """Refuse data kept in memory where it cannot be.
-
-    Raises:
-        UsageError: with the flag, its value and what is allowed.
-    """
+    """Refuse data kept in memory where it cannot be."""
     if not batches.data_in_memory:
         return
     # it makes the padded crop and flips, and leaves erasing and mixup to timm
@@ -128,11 +116,7 @@ def check_even(mixup: MixupOptions, sizes: TrainSizeOptions, batches: BatchOptio
 
 
 def check_metric(task: TaskOptions, eval_metric: str) -> None:
-    """Refuse a metric that the task does not have.
-
-    Raises:
-        UsageError: with those that it has.
-    """
+    """Refuse a metric that the task does not have."""
     names = (MultiLabelEvaluator if task.multi_label else ClassificationEvaluator).metric_names
     if eval_metric not in names:
         raise UsageError(f'--eval-metric {eval_metric}: expected one of {", ".join(names)} for --task {task.task}.')

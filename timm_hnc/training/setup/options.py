@@ -277,11 +277,7 @@ def _following(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOptions:
-    """The options with what the launcher asks for, on a device that is there.
-
-    Raises:
-        UsageError: command line and launcher contradict each other, or there is no such device.
-    """
+    """The options with what the launcher asks for, on a device that is there."""
     import_device_modules(options.processes)
     batches, launcher = options.batches, int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS') or 1)
     if launcher not in (1, batches.grad_accum_steps):
@@ -294,11 +290,7 @@ def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOpti
 
 
 def check_naflex(options: TrainOptions) -> None:
-    """Refuse what timm's NaFlex loader cannot do, and losses that need images of one shape.
-
-    Raises:
-        UsageError: with the flag, its value and the way out.
-    """
+    """Refuse what timm's NaFlex loader cannot do, and losses that need images of one shape."""
     naflex, augmentation, batches, mixup = options.naflex, options.augmentation, options.batches, options.mixup
     naflex.refuse_beside(KEPT_SHAPE, img_size=options.input.img_size, input_size=options.input.input_size)
     one_shape = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_one_shape]
@@ -331,9 +323,6 @@ def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None 
     Args:
         options: those in force.
         make: makes the CamModel of a model that is provided, in place of the one that the options name.
-
-    Raises:
-        UsageError: no such class maps, a head that the loss cannot work with, or timm refuses the model's options.
     """
     try:
         cam_model = make() if make else cam_model_without_weights(options.model, options.input)
@@ -349,11 +338,7 @@ def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None 
 
 
 def check_naflex_maps(options: TrainOptions, model: Any) -> None:
-    """Refuse a model without class maps of NaFlex batches for losses that need them.
-
-    Raises:
-        UsageError: with the loss and the way out.
-    """
+    """Refuse a model without class maps of NaFlex batches for losses that need them."""
     if options.naflex.naflex_loader and options.needs_class_maps and not has_naflex_maps(model):
         raise UsageError(
             f"{options.loss_flag}: '{options.model.model}' has no class maps of NaFlex batches: choose one of "
@@ -362,11 +347,7 @@ def check_naflex_maps(options: TrainOptions, model: Any) -> None:
 
 
 def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
-    """Refuse images that are smaller than one cell of the maps that a loss needs.
-
-    Raises:
-        UsageError: with both sizes.
-    """
+    """Refuse images that are smaller than one cell of the maps that a loss needs."""
     side, cell = min(*input_size[1:], *(options.sizes.train_img_sizes or ())), cell_size(model)
     if options.needs_class_maps and side < cell:
         raise UsageError(

@@ -30,11 +30,7 @@ _OF_BATCHES = frozenset(
 
 
 def refuse_unused(options: Any, names: Iterable[str], why: str) -> None:
-    """Refuse options that would do nothing, unless they have their default.
-
-    Raises:
-        UsageError: with the first flag, its value and why.
-    """
+    """Refuse options that would do nothing, unless they have their default."""
     values, defaults = flattened(options), flattened(type(options)())
     for name in sorted(names):
         if values[name] != defaults[name]:
@@ -45,11 +41,7 @@ def refuse_unused(options: Any, names: Iterable[str], why: str) -> None:
 def fitted_options(
     options: TrainOptions, explicit: Collection[str], model: Any, train_set: Any, eval_set: Any
 ) -> TrainOptions:
-    """The options of a run on a model and data that are provided, with the batch size of a loader.
-
-    Raises:
-        UsageError: some of them would do nothing, or do not go with the loader.
-    """
+    """The options of a run on a model and data that are provided, with the batch size of a loader."""
     refuse_unused(options, OF_DATA | _OF_SPLITS, 'the data sets are provided.')
     refuse_unused(options, _OF_TRAINED_MODEL, 'the model is provided.')
     asked = options.input.num_classes

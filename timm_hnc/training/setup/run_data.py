@@ -66,10 +66,6 @@ def create_run_data(
 
     With a `grid`, that of the class maps, the training images come with the masks of their objects. With `patches` the
     loaders make NaFlex batches.
-
-    Raises:
-        UsageError: an option is wrong.
-        DataError: data is missing or does not fit.
     """
     skipped, channels = SkippedImages(), config['input_size'][0]
     mixup = None

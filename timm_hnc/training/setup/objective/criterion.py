@@ -14,11 +14,7 @@ from timm_hnc.training.setup.objective.loss_options import LossOptions
 def timm_criterion_kwargs(
     options: LossOptions, soft_targets: bool = False, jsd_splits: int = 0, num_classes: int | None = None
 ) -> dict[str, Any]:
-    """The arguments of timm's `create_classification_loss`, without `multi_label`, which the task passes itself.
-
-    Raises:
-        UsageError: a file of class weights or counts cannot be used, or is of another number of classes.
-    """
+    """The arguments of timm's `create_classification_loss`, without `multi_label`, which the task passes itself."""
     stats = _read('class_stats', options.class_stats, lambda: load_class_stats(options.class_stats))
 
     def weights(kind: str, name: str) -> float | Tensor | None:
@@ -46,11 +42,7 @@ def timm_criterion_kwargs(
 
 
 def read_class_stats(options: LossOptions, num_classes: int | None) -> tuple[Tensor, int] | None:
-    """(n,) training samples of every class, and how many samples there are, from --class-stats, if it is given.
-
-    Raises:
-        UsageError: the file cannot be used, or is of another number of classes.
-    """
+    """(n,) training samples of every class, and how many samples there are, from --class-stats, if it is given."""
     stats = _read('class_stats', options.class_stats, lambda: load_class_stats(options.class_stats))
     if stats is not None:
         _check_length('class_stats', options.class_stats, stats[0], num_classes)

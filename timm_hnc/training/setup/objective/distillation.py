@@ -62,16 +62,7 @@ class DistillationOptions:
 
 
 def check_student(options: DistillationOptions, model: Any, cam_model: CamModel | None = None) -> None:
-    """Refuse a model that cannot learn in this way.
-
-    Args:
-        options: of the run.
-        model: the plain model.
-        cam_model: around it, where a loss looks at class maps.
-
-    Raises:
-        UsageError: with its name and what can.
-    """
+    """Refuse a model that cannot learn in this way."""
     if not options.on:
         return
     flag = f'--kd-model-name {options.kd_model_name}'
@@ -96,21 +87,7 @@ def create_distillation(
     dtype: torch.dtype | None = None,
     **criterion: Any,
 ) -> TrainingTask:
-    """The task of timm's that the options name.
-
-    Args:
-        options: with a teacher.
-        teacher: a timm model, frozen.
-        data_config: with the mean and std of the student's images.
-        student: what trains.
-        device: of the task's tensors.
-        verbose: log the weights.
-        dtype: of the student's weights.
-        **criterion: `criterion`, or `criterion_kwargs` for timm's.
-
-    Raises:
-        UsageError: timm refuses them.
-    """
+    """The task of timm's that the options name."""
     taught: Any = DistillationTeacher(teacher, device=device, dtype=dtype)
     weights = {name: getattr(options, name) for name in ('distill_loss_weight', 'task_loss_weight')}
     common = weights | criterion | {'device': device, 'dtype': dtype, 'verbose': verbose}
@@ -150,11 +127,7 @@ def _of_channels(values: Sequence[float], channels: int, like: Tensor) -> Tensor
 def _check_lengths(
     task: FeatureDistillationTask, student: nn.Module, teacher: nn.Module, input_size: tuple[int, int, int]
 ) -> None:
-    """See that the pooled features are as long as the projection between them, or as each other.
-
-    Raises:
-        UsageError: with the flag that says how long they are.
-    """
+    """See that the pooled features are as long as the projection between them, or as each other."""
     lengths = {}
     for name, model in (('student', getattr(student, 'cam_model', student)), ('teacher', teacher)):
         plain: Any = getattr(model, 'model', model) if isinstance(model, CamModel) else model

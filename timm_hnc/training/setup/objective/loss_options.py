@@ -164,11 +164,7 @@ def weight_or_share(text: str) -> float | str:
 
 
 def word_and_share(text: str) -> tuple[str, float]:
-    """What `auto`, `auto:SHARE` or `follow:SHARE` says.
-
-    Raises:
-        UsageError: it says something else.
-    """
+    """What `auto`, `auto:SHARE` or `follow:SHARE` says."""
     word, _, share = text.partition(':')
     value = weight_or_share(share or str(DEFAULT_SHARE))
     if word not in ('auto', 'follow') or not isinstance(value, float) or not (math.isfinite(value) and value > 0):

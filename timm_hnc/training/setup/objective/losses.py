@@ -18,11 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 def loss_of(options: LossOptions, task: TaskOptions, num_classes: int | None = None, **given: Any) -> Loss:
-    """The loss that the options name, made as `given`, else for three classes and two features, to see what it is.
-
-    Raises:
-        UsageError: its settings are wrong.
-    """
+    """The loss that the options name, made as `given`, else for three classes and two features, to see what it is."""
     classes = num_classes or 3
     made: dict[str, Any] = dict(
         num_classes=classes, num_features=2, class_counts=torch.ones(classes), num_samples=classes
@@ -37,12 +33,7 @@ def loss_of(options: LossOptions, task: TaskOptions, num_classes: int | None = N
 def create_run_loss(
     options: LossOptions, task: TaskOptions, smoothed: bool, model: Any, num_classes: int, dataset: Dataset[Any]
 ) -> Loss | None:
-    """The loss that the options name; None where it is one of timm's. From mixup the targets come `smoothed`.
-
-    Raises:
-        UsageError: the loss's settings are wrong.
-        DataError: the classes cannot be counted.
-    """
+    """The loss that the options name; None where it is one of timm's. From mixup the targets come `smoothed`."""
     if options.loss is None or not options.is_ours:
         return None
     counts, num_samples = None, None

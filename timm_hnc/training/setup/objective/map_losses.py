@@ -19,12 +19,7 @@ from timm_hnc.training.setup.options import TrainOptions
 def create_map_losses(
     options: TrainOptions, num_classes: int, data_config: dict[str, Any], accelerator: Accelerator
 ) -> dict[str, tuple[MapLoss, float]]:
-    """The losses on class maps that the options name, with their weights.
-
-    Raises:
-        UsageError: a teacher does not go with the run.
-        DataError: its weights cannot be read.
-    """
+    """The losses on class maps that the options name, with their weights."""
     found: dict[str, tuple[MapLoss, float]] = {}
     for name, weight in options.map_losses.weights.items():
         if name == 'teacher':

@@ -26,20 +26,7 @@ def create_teacher(
     device: DeviceOptions,
     accelerator: Accelerator,
 ) -> Any:
-    """A timm model with its weights, in evaluation mode and without gradients.
-
-    Args:
-        name: run folder, or a name of pretrained weights as timm takes it.
-        flag: that named it.
-        num_classes: that it has to have.
-        sizes: (channels, height, width) of the images that it has to take.
-        device: number formats.
-        accelerator: its device.
-
-    Raises:
-        UsageError: it does not go with the run.
-        DataError: its weights cannot be read.
-    """
+    """A timm model with its weights, in evaluation mode and without gradients."""
     what = f"{flag} '{name}'"
     folder = find_weights(Path(name)) if Path(name).is_dir() else None
     if folder is None and '/' in name and not name.startswith(WITH_WEIGHTS):
