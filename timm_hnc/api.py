@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
-from timm_hnc.cam.heads.probe import UnsupportedHead, name_of
+from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
@@ -126,10 +126,7 @@ def _parts(model: nn.Module) -> tuple[Any, Callable[[Any], CamModel]]:
         return model.model, model.around
     if is_of_timm(model):
         return model, CamModel
-    try:
-        return model, CamModel(model).around
-    except UnsupportedHead as error:
-        raise UsageError(str(error)) from error
+    return model, CamModel(model).around
 
 
 def _input_of(cam_model: CamModel, options: InputOptions) -> InputOptions:

@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.commands.options.named_model import subject_of
 from timm_hnc.commands.options.parsing import KeyValues
 from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
-from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.files.options import options_of_run
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
-from timm_hnc.plots.photo_cams import Subject, map_values, names_of, photo_rows
+from timm_hnc.plots.photo_cams import map_values, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.progress import progress
 from timm_hnc.weights.loading import WITH_WEIGHTS, reading
@@ -53,11 +50,7 @@ def _draw(args: argparse.Namespace) -> Rows:
     for checkpoint, folder in checkpoints:
         model = _load(args, checkpoint, folder)
         caption = _caption(checkpoint or args.model) if len(checkpoints) > 1 else ''
-        names_of_classes = names_of(model.model, names)
-        run = options_of_run(checkpoint)
-        several = (args.task or run.get('task')) == 'multilabel'
-        patches = NaFlexOptions.of_run(run).patches(model.model)
-        subjects.append(Subject(model, caption, names_of_classes, several, patches))
+        subjects.append(subject_of(model, checkpoint, caption, args.task, names))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk, args.contrast)
     panel = draw_panel([row for _, row in drawn], args.title, labelled=False, contrast=args.contrast)
     save_picture(panel, args.out)
@@ -101,7 +94,7 @@ def _find_checkpoints(args: argparse.Namespace) -> list[tuple[str | None, Path |
 
 
 def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None) -> CamModel:
-    """A model in evaluation mode, on the accelerator if there is one."""
+    """A model in evaluation mode."""
     options: dict[str, Any] = dict(args.model_kwargs)
     if args.num_classes is not None:
         options['num_classes'] = args.num_classes
@@ -121,11 +114,7 @@ def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None)
         raise
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         raise DataError(f"'{checkpoint or name}' cannot be loaded: {first_lines(error)}") from error
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    try:
-        return CamModel(model).eval().to(device)
-    except UnsupportedHead as error:
-        raise UsageError(str(error)) from error
+    return CamModel(model).eval()
 
 
 def _caption(checkpoint: str) -> str:

@@ -1,11 +1,14 @@
 """How a command runs: errors as one line on stderr, exit codes, and what the user typed."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.files.tables import without_nan
 
 
 def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
@@ -34,6 +37,11 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
 def is_first_process() -> bool:
     """Whether this is the process that speaks for all, before there is an Accelerator to ask."""
     return (os.environ.get('RANK') or '0') == '0'
+
+
+def print_result(result: Any) -> None:
+    """Print figures behind --result, as timm's scripts do, for programs that read them."""
+    sys.stdout.write(f'--result\n{json.dumps(without_nan(result), indent=4)}\n')
 
 
 def command_words(script: str) -> list[str]:

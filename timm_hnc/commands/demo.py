@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 
-import torch
-
-from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model
+from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model, subject_of
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.validate_options import parse_validate_options
-from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.demo.samples import Sample, spread_over
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import open_eval_dataset
 from timm_hnc.files.options import options_of_run
-from timm_hnc.plots.photo_cams import Subject, names_of
+from timm_hnc.plots.photo_cams import Subject
 from timm_hnc.weights.opening import short_name
 
 # a closed terminal, where there are such
@@ -86,11 +83,7 @@ def _check_address(host: str, port: int) -> None:
 
 def _subject(model: str, args: argparse.Namespace) -> Subject:
     made = named_model(model, args, pretrained=not args.no_pretrained)
-    options = options_of_run(model)
-    task = args.task or options.get('task')
-    patches = NaFlexOptions.of_run(options).patches(made.model)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    return Subject(made.to(device), short_name(model), names_of(made.model), task == 'multilabel', patches)
+    return subject_of(made, model, short_name(model), args.task)
 
 
 def _samples(model: str, subject: Subject, count: int) -> list[Sample]:

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model
 from timm_hnc.commands.options.parsing import HelpFormatter
-from timm_hnc.errors import UsageError
 from timm_hnc.export.export import Exported, cost_of_maps, export_model
 from timm_hnc.export.files import check_format
 from timm_hnc.export.graph import Outputs
@@ -37,11 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_format(args.format, path)
     outputs = Outputs(args.maps, args.contrast)
     model = named_model(args.model, args, args.pretrained)
-    try:
-        exported = export_model(model, path, args.format, outputs, args.preprocess)
-        timing = cost_of_maps(model, exported, args.preprocess) if outputs.maps != 'none' else None
-    except UnsupportedHead as error:
-        raise UsageError(str(error)) from error
+    exported = export_model(model, path, args.format, outputs, args.preprocess)
+    timing = cost_of_maps(model, exported, args.preprocess) if outputs.maps != 'none' else None
     print(_summary(exported, model, timing))  # noqa: T201  # the result of the command
 
 

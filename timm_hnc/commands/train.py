@@ -1,14 +1,12 @@
 """timm-hnc train, and train.py: a training run."""
 
-import json
 import logging
 import shlex
 import sys
 from collections.abc import Sequence
 
-from timm_hnc.commands.command_line import command_words, run_command
+from timm_hnc.commands.command_line import command_words, print_result, run_command
 from timm_hnc.commands.options.train_options import parse_train_options
-from timm_hnc.files.tables import without_nan
 from timm_hnc.training.run import Outcome, train_run
 
 _logger = logging.getLogger(__name__)
@@ -30,8 +28,7 @@ def _say(outcome: Outcome) -> None:
         again = shlex.join([*command_words('train.py'), '-c', str(folder / 'args.yaml'), '--resume', str(folder)])
         _logger.info(f'{outcome.stopped} It is saved; to go on: {again}')
         return
-    # timm's scripts print their results this way, for sweeps that read them
-    sys.stdout.write(f'--result\n{json.dumps(without_nan(outcome.result or {}), indent=4)}\n')
+    print_result(outcome.result or {})
     _logger.info(f'Run folder: {folder}')
     for title, path in (('CAM pictures', folder / 'cams'), ('Report', folder / 'report.html')):
         if path.exists():

@@ -1,6 +1,5 @@
 """timm-hnc validate, and validate.py: figures of weights on a validation set."""
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -11,14 +10,14 @@ from typing import Any
 from accelerate import Accelerator
 from timm import utils
 
-from timm_hnc.commands.command_line import run_command
+from timm_hnc.commands.command_line import print_result, run_command
 from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.precision import agreed_device, end_training, set_up_process
 from timm_hnc.evaluation.sources import Source, find_sources
 from timm_hnc.evaluation.validation import ValidateOptions, validate
 from timm_hnc.files.options import options_of_run
-from timm_hnc.files.tables import without_nan, write_csv, write_json
+from timm_hnc.files.tables import write_csv, write_json
 from timm_hnc.options import flag_of
 
 _logger = logging.getLogger(__name__)
@@ -44,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _logger.info(f'Evaluating {len(sources)} models.')
         results = _validate_all(options, sources, accelerator)
     if accelerator.is_main_process:
-        # timm's scripts print their results this way, for other programs to read
-        sys.stdout.write(f'--result\n{json.dumps(without_nan(results), indent=4)}\n')
+        print_result(results)
         if others['results_file']:
             _write_results(others['results_file'], results, others['results_format'])
     end_training(accelerator)

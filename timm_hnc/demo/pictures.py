@@ -11,7 +11,7 @@ from torch import Tensor
 
 from timm_hnc.demo.sights import Mistake
 from timm_hnc.plots.lettering import format_ends, format_probability, format_value
-from timm_hnc.plots.map_image import as_grey, blend, data_uri, levels, map_over_image, shared_scale, sized
+from timm_hnc.plots.map_image import as_grey, blend, data_uri, levels, map_uri, shared_scale, sized
 from timm_hnc.plots.panel import CELL, Cell, PanelRow
 
 Scale = tuple[float, float]
@@ -70,18 +70,14 @@ def _explained(mistake: Mistake, grey: Tensor, scale: Scale) -> dict[str, Any]:
         'cells': [
             _shown('predicted', predicted, grey, scale),
             _shown('expected', expected, grey, scale),
-            {'head': 'difference', 'picture': _over(mistake.difference, grey, scale)},
+            {'head': 'difference', 'picture': map_uri(mistake.difference, grey, scale)},
         ],
     }
 
 
 def _shown(head: str, cell: Cell, grey: Tensor, scale: Scale) -> dict[str, str]:
-    picture = _over(cell.map, grey, scale)
+    picture = map_uri(cell.map, grey, scale)
     return {'head': head, 'name': cell.name, 'probability': format_probability(cell.probability), 'picture': picture}
-
-
-def _over(map_: Tensor, grey: Tensor, scale: Scale) -> str:
-    return data_uri(Image.fromarray(map_over_image(map_, grey, scale).numpy()), 'JPEG')
 
 
 def _bar() -> Image.Image:

@@ -145,6 +145,18 @@ def _parts(
         yield class_maps.of_image(index), target[here], image, int(index >= len(target) - padding)
 
 
+def with_maps(model: Any, wrap: Callable[[Any], CamModel], purpose: str) -> CamModel:
+    """The CamModel that a model is, or that `wrap` makes of it.
+
+    Raises:
+        UsageError: it has no exact class maps.
+    """
+    try:
+        return model if isinstance(model, CamModel) else wrap(model)
+    except UnsupportedHead as error:
+        raise UsageError(f'{purpose}: {error}') from error
+
+
 def watch_maps(
     model: Any,
     options: MapOptions,
@@ -161,10 +173,7 @@ def watch_maps(
     """
     if options.first is None:
         return None
-    try:
-        cam_model = model if isinstance(model, CamModel) else wrap(model)
-    except UnsupportedHead as error:
-        raise UsageError(f'no class maps to measure: {error}') from error
+    cam_model = with_maps(model, wrap, 'no class maps to measure')
     passes: list[MapPass] = []
     if options.cam_metrics:
         passes.append(QualityPass(class_names, options.cam_topk, options.cam_classes_file))

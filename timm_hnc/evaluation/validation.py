@@ -16,7 +16,6 @@ from timm.utils import check_batch_size_retry, decay_batch_step
 from timm_hnc.attacks.attacks import cross_entropy, normalized
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
-from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.data.datasets import class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages
@@ -28,10 +27,10 @@ from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.inputs import InputOptions, input_config
 from timm_hnc.evaluation.labels import LabelOptions, OtherLabels
 from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
-from timm_hnc.evaluation.map_pass import MapOptions, watch_maps
+from timm_hnc.evaluation.map_pass import MapOptions, watch_maps, with_maps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.precision import DeviceOptions
-from timm_hnc.evaluation.robustness import AttackOptions, Threat, robust_figures, threat_of
+from timm_hnc.evaluation.robustness import AttackOptions, robust_figures, threat_of
 from timm_hnc.evaluation.sources import Source, SourceOptions
 from timm_hnc.options import check_range, flag_of
 
@@ -248,16 +247,6 @@ def _place(model: Any, options: DeviceOptions, device: torch.device) -> Any:
     return Compilation(options.torchcompile, options.torchcompile_mode)(model)
 
 
-def _attacked(model: Any, threat: Threat | None, wrap: Callable[[Any], CamModel]) -> Any:
-    """The model as the attacked loss wants it."""
-    if threat is None or threat.loss is cross_entropy:
-        return model
-    try:
-        return model if isinstance(model, CamModel) else wrap(model)
-    except UnsupportedHead as error:
-        raise UsageError(f'--attack-loss train: {error}') from error
-
-
 def _evaluate(
     model: Any,
     loader: Any,
@@ -274,7 +263,9 @@ def _evaluate(
     inputs = partial(batches, loader, device, options.device.input_dtype, options.device.channels_last)
     evaluator = partial(create_evaluator, loader, device, task.multi_label, task.multilabel_threshold)
     threat = threat_of(options.attacks, source, options.loader.seed) if options.attacks.attack else None
-    attacked = _attacked(model, threat, wrap)
+    attacked = model
+    if threat is not None and threat.loss is not cross_entropy:
+        attacked = with_maps(model, wrap, '--attack-loss train')
     names, autocast = class_names(dataset, num_classes), accelerator.autocast
     watched = watch_maps(model, options.maps, loader, names, task.multi_label, autocast, wrap)
     metrics = evaluate(

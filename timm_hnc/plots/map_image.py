@@ -35,11 +35,16 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(maps[None], size, mode='bicubic', antialias=True, align_corners=False)[0]
 
 
-def sized(image: Tensor, side: int) -> Tensor:
-    """(3, H, W) in double precision of an image in [0, 1], its longer side as long as asked for."""
+def size_in(side: int, image: Tensor) -> tuple[int, int]:
+    """(height, width) of an image whose longer side is as long as asked for."""
     height, width = image.shape[-2:]
     scale = side / max(height, width)
-    return resize(as_colour(image), (max(1, round(height * scale)), max(1, round(width * scale)))).clamp(0, 1)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def sized(image: Tensor, side: int) -> Tensor:
+    """(3, H, W) in double precision of an image in [0, 1], its longer side as long as asked for."""
+    return resize(as_colour(image), size_in(side, image)).clamp(0, 1)
 
 
 def data_uri(picture: Image.Image, format: str = 'JPEG') -> str:
@@ -63,6 +68,11 @@ def shared_scale(maps: Sequence[Tensor]) -> tuple[float, float] | None:
 def map_over_image(map_: Tensor, grey: Tensor, scale: tuple[float, float]) -> Tensor:
     """(H, W, 3) uint8 of a map blended over the grey image (H, W)."""
     return blend(levels(map_, scale, (grey.shape[0], grey.shape[1])), grey)
+
+
+def map_uri(map_: Tensor, grey: Tensor, scale: tuple[float, float]) -> str:
+    """A map over its grey image, as the address of a picture in a page; as of `map_over_image`."""
+    return data_uri(Image.fromarray(map_over_image(map_, grey, scale).numpy()))
 
 
 def levels(map_: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:

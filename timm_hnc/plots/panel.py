@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from timm_hnc.plots.lettering import Colour, font_of, format_ends, format_probability, format_value, write
-from timm_hnc.plots.map_image import as_colour, as_grey, as_picture, blend, map_over_image, resize, shared_scale
+from timm_hnc.plots.map_image import as_grey, as_picture, blend, map_over_image, shared_scale, size_in, sized
 
 MAX_NEGATIVES = 4
 CELL = 160  # longer side of a picture in pixels
@@ -65,11 +65,7 @@ class _Layout:
     def __init__(self, rows: Sequence[PanelRow], has_title: bool) -> None:
         self.has_title = has_title
         self.columns = 2 + max(len(row.negatives) for row in rows)
-        self.pictures: list[tuple[int, int]] = []  # (height, width) of each row's, the longer side as long as a cell
-        for row in rows:
-            height, width = row.image.shape[-2:]
-            scale = CELL / max(height, width)
-            self.pictures.append((max(1, round(height * scale)), max(1, round(width * scale))))
+        self.pictures = [size_in(CELL, row.image) for row in rows]
         self.header = self.margin + (round(1.9 * self.line) if has_title else 0)
         # Room for the longest figure beside a colour bar, whatever the figures are.
         self.label_width = math.ceil(font_of('0', self.font_size).getlength('-1.2e-38'))
@@ -155,7 +151,7 @@ def _check(rows: Sequence[PanelRow]) -> None:
 
 def _draw_row(panel: Image.Image, layout: _Layout, index: int, row: PanelRow) -> None:
     draw = ImageDraw.Draw(panel)
-    colour = resize(as_colour(row.image), layout.pictures[index]).clamp(0, 1)
+    colour = sized(row.image, CELL)
     panel.paste(as_picture(colour), layout.box(index, 0)[:2])
 
     grey = as_grey(colour)

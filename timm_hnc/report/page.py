@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader
-from PIL import Image
 
 from timm_hnc.errors import UsageError
 from timm_hnc.plots.curves import Panel, curve_panels, label
 from timm_hnc.plots.figures import as_image, new_figure, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
-from timm_hnc.plots.map_image import as_grey, as_picture, data_uri, map_over_image, shared_scale, sized
+from timm_hnc.plots.map_image import as_grey, as_picture, data_uri, map_uri, shared_scale, sized
 from timm_hnc.plots.panel import CELL, Cell
 from timm_hnc.progress import progress
 from timm_hnc.report.examples import Example
@@ -109,7 +108,7 @@ def _example(example: Example) -> dict[str, Any]:
 
 def _cell(cell: Cell, grey: torch.Tensor, span: tuple[float, float], present: bool) -> dict[str, Any]:
     return {
-        'picture': data_uri(Image.fromarray(map_over_image(cell.map, grey, span).numpy())),
+        'picture': map_uri(cell.map, grey, span),
         'name': cell.name,
         'probability': format_probability(cell.probability),
         'present': present,

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.layout import Live
@@ -14,6 +14,7 @@ from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.grids import Cell, token_grid
 from timm_hnc.cam.heads.base import TimmModel
 
+Maps = TypeVar('Maps')
 # the kind is the first of these that the head has
 KINDS = {'attention': 'F', 'convolution': 'E', 'gate': 'D', 'norm': 'C', 'batch norm': 'B', 'hidden layer': 'D'}
 
@@ -54,19 +55,22 @@ class DetachedHead:
     trainable = True
 
     def class_maps(self, model: TimmModel, x: Tensor) -> ClassMaps:
-        """Logits and maps of images, in one forward pass.
-
-        Raises:
-            ValueError: this pass did something else than the one that was probed.
-        """
+        """Logits and maps of images, in one forward pass."""
         features = model.forward_features(x)
         maps, _ = detached_class_maps(model, features, self.branches, (x.shape[-2], x.shape[-1]))
-        if isinstance(maps, Lost):
-            name = type(model).__name__
-            raise ValueError(
-                f'no class maps: the head of {name} works otherwise than when it was probed ({maps.reason}).'
-            )
-        return maps
+        return as_probed(maps, model)
+
+
+def as_probed(maps: Maps | Lost, model: nn.Module) -> Maps:
+    """The maps.
+
+    Raises:
+        ValueError: this pass did something else than the one that was probed.
+    """
+    if isinstance(maps, Lost):
+        name = type(model).__name__
+        raise ValueError(f'no class maps: {name} works otherwise than when it was probed ({maps.reason}).')
+    return maps
 
 
 def followed_calls(

@@ -22,7 +22,7 @@ from timm_hnc.cam.following.tracking import Detached, Lost, Tracker
 from timm_hnc.cam.grids import finest, resize_positions
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
-from timm_hnc.cam.heads.detached_head import Branch
+from timm_hnc.cam.heads.detached_head import Branch, as_probed
 from timm_hnc.cam.heads.hooked_head import whole_pass
 
 
@@ -213,16 +213,8 @@ class DetachedTail:
 
     @torch.compiler.disable
     def class_maps(self, model: TimmModel, x: Tensor) -> TailMaps:
-        """Logits and maps of images.
-
-        Raises:
-            ValueError: this pass did something else than the one that was probed.
-        """
-        maps, _ = tail_maps(model, x, self)
-        if isinstance(maps, Lost):
-            name = type(model).__name__
-            raise ValueError(f'no class maps: {name} works otherwise than it did when it was probed ({maps.reason}).')
-        return maps
+        """Logits and maps of images."""
+        return as_probed(tail_maps(model, x, self)[0], model)
 
 
 def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps | Lost, ShadowTracker]:

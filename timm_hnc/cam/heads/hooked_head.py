@@ -13,7 +13,7 @@ from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.positions import PositionTracker
 from timm_hnc.cam.following.tracking import Lost
-from timm_hnc.cam.heads.detached_head import Branch
+from timm_hnc.cam.heads.detached_head import Branch, as_probed
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,8 @@ class HookedHead:
     trainable = True
 
     def class_maps(self, model: nn.Module, x: Tensor) -> ClassMaps:
-        """Logits and maps of images, in one forward pass.
-
-        Raises:
-            ValueError: this pass did something else than the one that was probed.
-        """
-        maps, _ = hooked_class_maps(model, x, self.place, self.branch)
-        if isinstance(maps, Lost):
-            raise ValueError(
-                f'no class maps: {type(model).__name__} works otherwise than when it was probed ({maps.reason}).'
-            )
-        return maps
+        """Logits and maps of images, in one forward pass."""
+        return as_probed(hooked_class_maps(model, x, self.place, self.branch)[0], model)
 
 
 @torch.compiler.disable

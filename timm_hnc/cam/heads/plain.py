@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from timm_hnc.cam.grids import Cell, cell_of, token_grid
 from timm_hnc.cam.heads.base import Head, Layout, TimmModel
 from timm_hnc.cam.heads.model_copies import evaluating
+from timm_hnc.cam.heads.refusal import ERRORS
 
 MAX_PREFIX_TOKENS = 16
 _SHAPING = ('view', 'reshape', 'permute', 'transpose', 't', 'slice', 'squeeze', 'unsqueeze', 'alias', 'detach', 'clone')
 _POOLING = (*_SHAPING, '_unsafe_view', '_reshape_alias', 'mean', 'adaptive_avg_pool2d', '_adaptive_avg_pool2d')
 _LINEAR = ('addmm', 'mm', 'linear', 'convolution')
 _AVERAGING = ('add', 'div', 'mul')
-_ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError)
 
 
 class _Recorder(TorchDispatchMode):
@@ -124,7 +124,7 @@ def _recorded(model: TimmModel, function: Callable[[], Any], allowed: set[str]) 
     """The function's outcome, None where it fails; other operations than the allowed ones are refused."""
     recorder = _Recorder()
     outcome = None
-    with suppress(*_ERRORS), evaluating(model), torch.no_grad(), recorder:
+    with suppress(*ERRORS), evaluating(model), torch.no_grad(), recorder:
         outcome = function()
     found = recorder.operations - allowed
     if found:

@@ -21,7 +21,7 @@ from timm_hnc.cam.heads.model_copies import evaluating, exact_numbers, full_copy
 from timm_hnc.cam.heads.plain import agree, plain_head
 from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
 from timm_hnc.cam.heads.refusal import ERRORS, Refused
-from timm_hnc.errors import first_lines
+from timm_hnc.errors import UsageError, first_lines
 
 MapHead = Head | DetachedHead | DetachedTail | HookedHead
 LARGER = 4  # times the image size, where the model's own makes a single position
@@ -29,7 +29,7 @@ ANOTHER_PLACE = "name a module nearer to the logits with features='...', or feat
 ELSE = 'choose a model with an average pool in front of its classifier, such as resnet50'
 
 
-class UnsupportedHead(ValueError):
+class UnsupportedHead(UsageError):
     """The maps of this model would not explain its logits; the message says why and what to do."""
 
 

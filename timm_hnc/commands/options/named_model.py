@@ -3,10 +3,13 @@
 import argparse
 from typing import Any
 
+import torch
+
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.commands.options.parsing import KeyValues
-from timm_hnc.errors import UsageError
+from timm_hnc.data.naflex import NaFlexOptions
+from timm_hnc.files.options import options_of_run
+from timm_hnc.plots.photo_cams import Subject, names_of
 from timm_hnc.weights.opening import open_model
 
 NAMED = "run folder, folder of weights, or a name: timm's, hf-hub: or local-dir:"
@@ -20,11 +23,19 @@ def add_architecture_flags(parser: argparse.ArgumentParser) -> None:
     add('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='model arguments')
 
 
+def subject_of(
+    model: CamModel, name: str | None, caption: str, task: str | None, names: list[str] | None = None
+) -> Subject:
+    """A model on the accelerator, if there is one, that draws photographs as the run that `name` is was trained on."""
+    run = options_of_run(name)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    patches = NaFlexOptions.of_run(run).patches(model.model)
+    several = (task or run.get('task')) == 'multilabel'
+    return Subject(model.to(device), caption, names_of(model.model, names), several, patches)
+
+
 def named_model(model: str, args: argparse.Namespace, pretrained: bool) -> CamModel:
     """The model, with what the flags say of it."""
     asked: dict[str, Any] = {'num_classes': args.num_classes, 'global_pool': args.gp}
     given = {name: value for name, value in asked.items() if value is not None}
-    try:
-        return open_model(model, pretrained, **args.model_kwargs | given)
-    except UnsupportedHead as error:
-        raise UsageError(str(error)) from error
+    return open_model(model, pretrained, **args.model_kwargs | given)
