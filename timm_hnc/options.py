@@ -1,8 +1,8 @@
 """Options: frozen dataclasses, each beside what it drives. An option has one name: as field, as flag, and in YAML."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from math import inf, isfinite
 from typing import Any, TypeVar, get_type_hints
 
 from timm_hnc.errors import UsageError
@@ -27,9 +27,9 @@ def check_choice(options: Any, name: str, allowed: Iterable[str | None]) -> None
 
 
 def check_range(
-    options: Any, *names: str, low: float = -math.inf, high: float = math.inf, below: float = math.inf
+    options: Any, *names: str, low: float = -inf, high: float = inf, above: float = -inf, below: float = inf
 ) -> None:
-    """Refuse a number, or one in a list, that is not finite or not in [low, high] and below `below`; None passes.
+    """Refuse a number, or one in a list, that is not finite or not in [low, high] and (above, below); None passes.
 
     Raises:
         UsageError: with the flag, the value and what is allowed.
@@ -37,11 +37,12 @@ def check_range(
     for name in names:
         value = getattr(options, name)
         for number in value if isinstance(value, (list, tuple)) else [value]:
-            if number is None or (math.isfinite(number) and low <= number <= high and number < below):
+            if number is None or (isfinite(number) and low <= number <= high and above < number < below):
                 continue
-            bounds = [f'{low:g} or more'] if math.isfinite(low) else []
-            bounds += [f'{high:g} or less'] if math.isfinite(high) else []
-            bounds += [f'less than {below:g}'] if math.isfinite(below) else []
+            bounds = [f'{low:g} or more'] if isfinite(low) else []
+            bounds += [f'{high:g} or less'] if isfinite(high) else []
+            bounds += [f'more than {above:g}'] if isfinite(above) else []
+            bounds += [f'less than {below:g}'] if isfinite(below) else []
             raise UsageError(f'{flag_of(name)} {number}: expected {" and ".join(bounds) or "a finite number"}.')
 
 

@@ -6,7 +6,6 @@ import shutil
 from unittest import mock
 
 import pytest
-import yaml
 from running import (
     SMALL,
     arguments,
@@ -21,7 +20,6 @@ from running import (
     training_state,
 )
 
-from timm_hnc.files.manifest import write_manifest
 from timm_hnc.hub.publish import bundled_run
 
 LINE = re.compile('Going on with other options than before: (.*)')
@@ -211,22 +209,6 @@ def test_the_parts_are_those_of_the_checkpoint(resume):
     first = resume.folder / 'checkpoints' / 'epoch-0'
     assert resume(how=first) is None
     assert not (resume.folder / 'parts.json').exists()
-
-
-def test_a_checkpoint_of_an_earlier_version(resume):
-    """It knows nothing of options; args.yaml does, if it can be read."""
-    checkpoint = resume.folder / 'checkpoints' / 'epoch-0'
-    state = json.loads((checkpoint / 'state.json').read_text())
-    del state['parts']
-    (checkpoint / 'state.json').write_text(json.dumps(state))
-    write_manifest(checkpoint)
-    assert resume(how=checkpoint) is None
-    assert resume('--lr', 0.01, how=checkpoint).startswith('--lr 0.003125 -> 0.01; no longer')
-    options = arguments(resume.folder)
-    assert resume('--lr', 0.01, how=checkpoint) is None
-    (resume.folder / 'args.yaml').write_text(yaml.safe_dump(options)[:100] + ': [')
-    assert resume('--lr', 0.02, how=checkpoint) is None
-    assert len(summary(resume.folder)) == 2
 
 
 def test_other_data_is_told(resume, images, tmp_path):

@@ -34,7 +34,7 @@ from timm_hnc.data.loading.naflex_batches import use_naflex_keys
 from timm_hnc.data.naflex import Patches
 from timm_hnc.errors import UsageError
 from timm_hnc.training.epoch import _batch_scale
-from timm_hnc.training.setup.naflex_loader import create_naflex_train_loader
+from timm_hnc.training.setup.loaders import create_naflex_train_loader
 
 TINY = {'embed_dim': 32, 'num_heads': 2, 'depth': 2, 'patch_size': 8}
 MODEL = [

@@ -207,7 +207,7 @@ def read_progress(checkpoint: Path, architecture: str) -> Progress:
         state = json.loads((checkpoint / 'state.json').read_text())
         lists = {
             'ranking': [(name, metric) for name, metric in state['ranking']],
-            'parts': [Part(**part) for part in state.get('parts', [])],
+            'parts': [Part(**part) for part in state['parts']],
         }
         progress = Progress(**{**state, **lists})
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -45,7 +45,9 @@ class NaFlexOptions:
         """Refuse options that do not go with images of several shapes, by name, and say why and what to do."""
         for name, value in options.items():
             if self.naflex_loader and value:
-                raise UsageError(f'{_as_given(name, value)}: not together with --naflex-loader, {why}.')
+                words = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
+                given = ' '.join(map(str, [flag_of(name), *words]))
+                raise UsageError(f'{given}: not together with --naflex-loader, {why}.')
 
     def patches(self, model: Any) -> 'Patches | None':
         """How images become patches of this model; None without --naflex-loader."""
@@ -56,7 +58,8 @@ class NaFlexOptions:
                 f"--naflex-loader: '{name_of(model)}' takes images of one size only: choose one of naflexvit_*, or "
                 'leave the flag out.'
             )
-        first, own = self.naflex_patchify_channels_first, getattr(_embedding(model), 'channels_last', None)
+        first = self.naflex_patchify_channels_first
+        own = getattr(getattr(model, 'embeds', None), 'channels_last', None)
         if own is first:
             advice = 'leave it out' if first else 'give it'
             order = 'with channels last' if own else 'channel by channel'
@@ -66,16 +69,6 @@ class NaFlexOptions:
             )
         height, width = model.get_patch_size()
         return Patches((height, width), self.naflex_max_seq_len, not first)
-
-
-def _embedding(model: Any) -> Any:
-    """What makes tokens of patches."""
-    return getattr(model, 'embeds', None)
-
-
-def _as_given(name: str, value: Any) -> str:
-    words = [] if value is True else list(value) if isinstance(value, (list, tuple)) else [value]
-    return ' '.join(map(str, [flag_of(name), *words]))
 
 
 @dataclass(frozen=True)
@@ -111,7 +104,7 @@ class TrainNaFlexOptions(NaFlexOptions):
         """See `NaFlexOptions.patches`."""
         patches, sizes = super().patches(model), self.naflex_patch_sizes or ()
         others = [size for size in sizes if patches is not None and (size, size) != patches.size]
-        if others and not getattr(_embedding(model), 'enable_patch_interpolator', False):
+        if others and not getattr(getattr(model, 'embeds', None), 'enable_patch_interpolator', False):
             raise UsageError(
                 f"--naflex-patch-sizes {others[0]}: '{name_of(model)}' takes patches of one size: see --model-kwargs "
                 'enable_patch_interpolator=True.'
@@ -150,7 +143,8 @@ class Patches:
         """A batch of pixels from 0 to 255 as the model takes it."""
         pixels = self._pixels(batch['patches'], len(mean)) / 255
         shift, scale = (torch.tensor(values).to(pixels) for values in (mean, std))
-        return {**batch, 'patches': self._flat((pixels - shift) / scale)}
+        pixels = (pixels - shift) / scale
+        return {**batch, 'patches': (pixels if self.channels_last else pixels.transpose(2, 3)).flatten(2)}
 
     def images(self, batch: NaFlexBatch, channels: int) -> list[Tensor]:
         """(C, H, W) of every image of a batch: its patches put together."""
@@ -167,9 +161,6 @@ class Patches:
         if self.channels_last:
             return flat.unflatten(2, (-1, channels))
         return flat.unflatten(2, (channels, -1)).transpose(2, 3)
-
-    def _flat(self, pixels: Tensor) -> Tensor:
-        return (pixels if self.channels_last else pixels.transpose(2, 3)).flatten(2)
 
     def _joined(self, pixels: Tensor, coordinates: Tensor) -> Tensor:
         rows, columns = (coordinates.amax(0) + 1).tolist()

@@ -36,11 +36,10 @@ class LabelNoise:
         """Noise written as 'symmetric:0.4'."""
         kind, _, rate = text.partition(':')
         try:
-            return cls(kind, float(rate))
+            probability = float(rate)
         except ValueError as error:
-            if str(error).startswith('label noise'):
-                raise
             raise ValueError(f"label noise '{text}': expected TYPE:RATE, such as symmetric:0.4.") from error
+        return cls(kind, probability)
 
     def label(self, label: int, index: int, num_classes: int, seed: int) -> int:
         """What becomes of the label of one sample: a function of its arguments alone."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,26 +18,6 @@ _GREYS = ('1', 'L')
 _NUMBERED = (*_GREYS, 'P', 'I', 'I;16')
 
 
-class ObjectSource(Protocol):
-    """Where a data set has its objects.
-
-    Attributes:
-        kind: what they are, for messages.
-        odd: what is wrong with those that cannot be used, for messages.
-    """
-
-    kind: str
-    odd: str
-
-    def read(self, index: int, size: tuple[int, int]) -> MovedBoxes | MovedPictures:
-        """The objects of each class, or of `ANY_CLASS`.
-
-        Args:
-            index: of the sample.
-            size: (width, height) of its image.
-        """
-
-
 class Boxes:
     """Boxes of objects.
 
@@ -45,13 +25,14 @@ class Boxes:
         source: of the boxes.
     """
 
+    # for messages: what they are, and what is wrong with those that cannot be used
     kind, odd = 'boxes', 'no size, or outside the image'
 
     def __init__(self, source: BoxSource) -> None:
         self.source = source
 
     def read(self, index: int, size: tuple[int, int]) -> MovedBoxes:
-        """See `ObjectSource.read`."""
+        """The boxes of the objects of each class in a sample whose image has that (width, height)."""
         found = self.source[index]
         check_inside(found.boxes, size, index)
         corners, labels = found.boxes.numpy(), found.labels.numpy()
@@ -72,7 +53,7 @@ class Masks:
         self.stored, self.grey = stored, grey
 
     def read(self, index: int, size: tuple[int, int]) -> MovedPictures:
-        """See `ObjectSource.read`."""
+        """The mask of the object, of `ANY_CLASS`, in a sample whose image has that (width, height)."""
         try:
             with decoding():
                 mask = self.stored(index)
@@ -85,6 +66,9 @@ class Masks:
             raise DataError(f'the mask of sample {index} is {mask.size} and {mask.mode}, expected {size} and grey.')
         mask = mask.convert('L') if self.grey else Image.fromarray((np.asarray(mask) != 0).astype(np.uint8) * 255)
         return MovedPictures({ANY_CLASS: mask} if mask.getbbox() else {})
+
+
+ObjectSource = Boxes | Masks
 
 
 class MaskFolder:

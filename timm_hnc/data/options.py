@@ -66,10 +66,7 @@ class TaskOptions:
     multilabel_threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.multilabel_threshold < 1:
-            raise UsageError(
-                f'--multilabel-threshold {self.multilabel_threshold}: expected more than 0 and less than 1.'
-            )
+        check_range(self, 'multilabel_threshold', above=0, below=1)
         try:
             target_keys = parse_target_keys(self.target_key)
             check_target_format(self.target_format, target_keys)

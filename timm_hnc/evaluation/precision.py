@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -71,6 +72,11 @@ class DeviceOptions:
     def precision(self) -> str:
         """Accelerate's name of the mixed precision."""
         return _ACCELERATE_NAMES[self.amp_dtype] if self.amp else 'no'
+
+    def placed(self, model: Any, device: torch.device) -> Any:
+        """The model on the device, with weights of the type and in the memory layout that the options name."""
+        model = model.to(device=device, dtype=self.weight_dtype)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
 
 def agreed_device(options: DeviceOptions, explicit: frozenset[str]) -> DeviceOptions:

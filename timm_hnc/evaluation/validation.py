@@ -179,7 +179,8 @@ def measure(
         data_config = {**data_config, **({'crop_pct': 1.0} if pooled else {})}
     elif not is_of_timm(model):
         model = wrap(model)  # whose output is the logits
-    model = _place(model, options.device, accelerator.device)
+    compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
+    model = compiled(options.device.placed(model, accelerator.device))
     skipped = SkippedImages()
     loader: Any = data
     if not taken_as_it_is(data, accelerator.num_processes):
@@ -238,13 +239,6 @@ def _create_loader(
         img_dtype=options.device.input_dtype,
         **(others if patches is None else {}),
     )
-
-
-def _place(model: Any, options: DeviceOptions, device: torch.device) -> Any:
-    model = model.to(device=device, dtype=options.weight_dtype)
-    if options.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return Compilation(options.torchcompile, options.torchcompile_mode)(model)
 
 
 def _evaluate(

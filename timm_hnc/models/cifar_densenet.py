@@ -52,16 +52,10 @@ class CifarDenseNet(DenseNet):
         block_config: number of layers of every dense block; the network has L = 2 * sum + len + 1 layers.
         num_classes: 0 leaves the classifier out.
         in_chans: channels of the images.
-        global_pool: 'avg', 'max', 'avgmax', 'catavgmax' or '' for none.
-        bn_size: channels of the bottleneck in multiples of growth_rate.
-        act_layer: activation.
-        norm_layer: normalisation.
-        drop_rate: dropout before the classifier.
-        proj_drop_rate: dropout of the channels that a layer adds.
         drop_path_rate: probability of zeros for an image in the last layer; it grows linearly from 0 in the first.
-        memory_efficient: start with gradient checkpointing.
         device: as in torch.
         dtype: as in torch.
+        **kwargs: of timm's DenseNet, but for its stem.
     """
 
     def __init__(
@@ -70,16 +64,10 @@ class CifarDenseNet(DenseNet):
         block_config: tuple[int, ...] = (16, 16, 16),
         num_classes: int = 100,
         in_chans: int = 3,
-        global_pool: str = 'avg',
-        bn_size: int = 4,
-        act_layer: str = 'relu',
-        norm_layer: str = 'batchnorm2d',
-        drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        memory_efficient: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__(
@@ -87,13 +75,10 @@ class CifarDenseNet(DenseNet):
             block_config=block_config,
             num_classes=num_classes,
             in_chans=in_chans,
-            global_pool=global_pool,
-            bn_size=bn_size,
-            act_layer=act_layer,
-            norm_layer=norm_layer,
-            drop_rate=drop_rate,
-            proj_drop_rate=proj_drop_rate,
-            memory_efficient=memory_efficient,
+            stem_type='',  # named here, what is timm's stem alone is refused among kwargs
+            aa_layer=None,
+            aa_stem_only=True,
+            **kwargs,
             **dd,
         )
         del self.features.norm0, self.features.pool0

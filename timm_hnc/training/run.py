@@ -23,7 +23,7 @@ from timm_hnc.files.run_parts import write_parts
 from timm_hnc.options import flattened
 from timm_hnc.report.run_files import read_result
 from timm_hnc.training.fit import fit
-from timm_hnc.training.outputs.changed_options import begin_part, parts_of
+from timm_hnc.training.outputs.changed_options import begin_part
 from timm_hnc.training.outputs.publishing import Publisher, check_publishing
 from timm_hnc.training.outputs.results import start_trackers
 from timm_hnc.training.outputs.state import restore, start_schedule
@@ -94,7 +94,6 @@ def _train(
     """Build the run, restore it, and train it to its end."""
     name, is_main = options.model.model, accelerator.is_main_process
     progress = read_progress(checkpoint, name) if checkpoint else Progress(name)
-    progress.parts = parts_of(checkpoint, progress) if checkpoint else []
     decreasing = options.run.eval_metric == 'loss' or not options.splits.val_split
     checkpoints = CheckpointFolder(folder, options.run.checkpoint_hist, decreasing, progress)
     run = build_run(options, accelerator, checkpoints, provided)

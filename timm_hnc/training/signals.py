@@ -4,8 +4,7 @@ import signal
 import threading
 from types import FrameType
 
-# of a user, of a scheduler that ends the job, and of one that warns before it does (Slurm's --signal=USR1)
-_SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
+from timm_hnc.data.loading.worker_signals import STOP_SIGNALS
 
 
 class RunStopped(Exception):
@@ -25,10 +24,8 @@ class StopSignals:
 
     def __enter__(self) -> 'StopSignals':
         if threading.current_thread() is threading.main_thread():
-            for name in _SIGNALS:
-                number = getattr(signal, name, None)
-                if number is not None:
-                    self._before[number] = signal.signal(number, self._note)
+            for number in STOP_SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,8 @@ from functools import partial
 from multiprocessing.context import ForkProcess
 from typing import Any
 
-_SIGNALS = {getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)}
+# of a user, of a scheduler that ends the job, and of one that warns before it does (Slurm's --signal=USR1)
+STOP_SIGNALS = {getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)}
 
 
 def outlive_signals(loader: Any) -> None:
@@ -27,7 +28,7 @@ def _begin(before: Callable[[int], None] | None, worker: int) -> None:
         before(worker)
     reader = multiprocessing.parent_process()
     if isinstance(multiprocessing.current_process(), ForkProcess) and hasattr(signal, 'sigwaitinfo') and reader:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=_end_with, args=(reader.pid,), daemon=True).start()
     elif hasattr(os, 'setpgrp'):
         # started anew, it has threads of libraries that would take the signals: those to a group do not reach it
@@ -37,6 +38,6 @@ def _begin(before: Callable[[int], None] | None, worker: int) -> None:
 def _end_with(reader: int) -> None:
     """Wait for the signals that no thread takes; that of the reader ends this process, as torch's own handler does."""
     while True:
-        received = signal.sigwaitinfo(_SIGNALS)
+        received = signal.sigwaitinfo(STOP_SIGNALS)
         if received.si_signo == signal.SIGTERM and received.si_pid == reader:
             os._exit(0)

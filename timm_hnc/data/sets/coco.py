@@ -43,7 +43,9 @@ def read_coco(root: str, split: str) -> FileReader:
         raise DataError(f"'{file}' is damaged, an entry lacks {error}: {REMEDY}.") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"'{file}' is damaged, {first_lines(error)}: {REMEDY}.") from error
-    boxed = {image: [(label, box) for label, box in objects[image] if _has_area(box)] for image in paths}
+    boxed = {
+        image: [(label, box) for label, box in objects[image] if box[2] > box[0] and box[3] > box[1]] for image in paths
+    }
     return FileReader(
         Path(root) / name,
         list(paths.values()),
@@ -106,7 +108,3 @@ def _objects(
         x, y, width, height = map(float, entry['bbox'])
         objects[entry['image_id']].append((index_of[entry['category_id']], (x, y, x + width, y + height)))
     return objects
-
-
-def _has_area(box: Box) -> bool:
-    return box[2] > box[0] and box[3] > box[1]

@@ -6,12 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from timm_hnc.checkpoints.checkpoints import Progress, run_folder_of
+from timm_hnc.checkpoints.checkpoints import run_folder_of
 from timm_hnc.data.datasets import class_to_idx
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import DataError
-from timm_hnc.files.options import NOT_COMPARED, read_options
+from timm_hnc.files.options import NOT_COMPARED
 from timm_hnc.files.run_parts import Part
 from timm_hnc.options import flag_of, flattened
 from timm_hnc.training.setup.build import Run
@@ -61,19 +61,7 @@ def _compared(options: dict[str, Any]) -> dict[str, Any]:
         left_out |= {'workers', 'worker_seeding'}  # of other data, all depends on the place of a sample alone
     kept = {name: value for name, value in options.items() if name not in left_out}
     kept['loss'] = kept.get('loss') or ('bce' if kept.get('task') == 'multilabel' else 'ce')
-    if kept.get('drop_path') is None:
-        kept['drop_path'] = options.get('drop_connect')
     return json.loads(json.dumps(kept, default=str))
-
-
-def parts_of(checkpoint: Path, progress: Progress) -> list[Part]:
-    """What a checkpoint was trained with; where an earlier version made it, what args.yaml says, of the last part."""
-    if progress.parts:
-        return progress.parts
-    try:
-        return [Part(options=_compared(read_options(run_folder_of(checkpoint))))]
-    except DataError:
-        return [Part()]
 
 
 def check_place(run: Run, checkpoint: Path) -> None:
@@ -122,7 +110,6 @@ def begin_part(run: Run, checkpoint: Path | None) -> None:
         return
     changed = _differences(parts[-1].options, now) | _of_this_resume(run)
     if not changed:
-        parts[-1].options = now | parts[-1].options  # with what an earlier version did not know
         return
     exact = changed.keys() <= {flag_of(name) for name in _EXACT}
     parts.append(Part(run.start_epoch, run.start_update, now, changed, exact))

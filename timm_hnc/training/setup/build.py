@@ -30,10 +30,9 @@ from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import Interval
 from timm_hnc.training.setup.models import create_model
 from timm_hnc.training.setup.objective.criterion import timm_criterion_kwargs
-from timm_hnc.training.setup.objective.distillation import check_student, create_distillation, projection_of
+from timm_hnc.training.setup.objective.distillation import check_student, create_distillation
 from timm_hnc.training.setup.objective.losses import create_run_loss
-from timm_hnc.training.setup.objective.map_losses import create_map_losses, grid_of
-from timm_hnc.training.setup.objective.teachers import create_teacher, image_sizes
+from timm_hnc.training.setup.objective.map_losses import create_map_losses, create_teacher, grid_of, image_sizes
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
 from timm_hnc.training.setup.options import TrainOptions, check_image_size, check_naflex_maps
 from timm_hnc.training.setup.run_data import RunData, create_run_data
@@ -190,7 +189,8 @@ def build_run(
     map_losses = create_map_losses(options, num_classes, data_config, accelerator)
     distil = _distil(options, num_classes, data_config, accelerator) if options.distillation.on else None
     task = create_task(options, model, provided.wrap, loss, map_losses, accelerator, len(data.train_loader), distil)
-    projection = projection_of(getattr(task, 'distillation', None) or task)
+    distilling = getattr(task, 'distillation', None) or task
+    projection = getattr(distilling.trainable_module, 'projection', None)
     task = compiled(task)  # inside DDP, whose hooks would break the graph
     optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr, projection)
     task, optimizer = accelerator.prepare(task, optimizer)
@@ -233,10 +233,7 @@ def _create_model(options: TrainOptions, model: Any, accelerator: Accelerator) -
             model = create_model(options.model, options.input, options.augmentation.aug_splits)
     data_config = input_config(model, options.input, verbose=accelerator.is_main_process)
     check_image_size(options, model, data_config['input_size'])
-    model.to(device=accelerator.device, dtype=options.device.weight_dtype)
-    if options.device.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return model, data_config
+    return options.device.placed(model, accelerator.device), data_config
 
 
 def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: int) -> TrainOptions:

@@ -1,10 +1,12 @@
-"""Training data as batches, augmented as timm does."""
+"""Training data as batches, NaFlex batches among them, augmented as timm does."""
 
-from collections.abc import Sequence
+import logging
 from typing import Any
 
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup
+from accelerate import Accelerator
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, NaFlexMixup
+from timm.data.naflex_dataset import calculate_naflex_batch_size
 from torch.utils.data import DataLoader, Dataset
 
 from timm_hnc.data.boxes import BoxSource
@@ -12,15 +14,17 @@ from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.seeded_batches import seed_shares
 from timm_hnc.data.loading.wrapped_dataset import innermost
+from timm_hnc.data.naflex import Patches
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.object_sources import Boxes, MaskColumn, MaskFolder, Masks, ObjectSource
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset
 from timm_hnc.losses.maps.base import MOST_PRESENT
-from timm_hnc.training.setup.data_options import AugmentationOptions, TrainSizeOptions
 from timm_hnc.training.setup.objective.loss_options import MapLossOptions
 from timm_hnc.training.setup.options import TrainOptions
+
+_logger = logging.getLogger(__name__)
 
 
 def open_train_dataset(options: TrainOptions, channels: int, num_classes: int) -> Dataset[Any]:
@@ -70,6 +74,20 @@ def _objects(dataset: Any, chosen: MapLossOptions, several: bool) -> ObjectSourc
     return Boxes(BoxSource(dataset, chosen.boxes_key, chosen.boxes_format, chosen.boxes_dir, chosen.needs_objects))
 
 
+def _mixing_arguments(options: TrainOptions, num_classes: int) -> dict[str, Any]:
+    """Mixup and cutmix as timm's classes of both loaders take them."""
+    mixing = options.mixup
+    return dict(
+        num_classes=num_classes,
+        mixup_alpha=mixing.mixup,
+        cutmix_alpha=mixing.cutmix,
+        prob=mixing.mixup_prob,
+        switch_prob=mixing.mixup_switch_prob,
+        label_smoothing=options.loss.smoothing,
+        multi_label=options.task.multi_label,
+    )
+
+
 def create_mixup(options: TrainOptions, num_classes: int, on_device: bool = False) -> Mixup | None:
     """Timm's mixup or cutmix: a collate function for the prefetching loader, else for the batch on the device."""
     mixing = options.mixup
@@ -77,17 +95,7 @@ def create_mixup(options: TrainOptions, num_classes: int, on_device: bool = Fals
         return None
     on_device = on_device or options.loader.no_prefetcher or options.batches.data_in_memory
     kind = Mixup if on_device else FastCollateMixup
-    return kind(
-        mixup_alpha=mixing.mixup,
-        cutmix_alpha=mixing.cutmix,
-        cutmix_minmax=mixing.cutmix_minmax,
-        prob=mixing.mixup_prob,
-        switch_prob=mixing.mixup_switch_prob,
-        mode=mixing.mixup_mode,
-        label_smoothing=options.loss.smoothing,
-        num_classes=num_classes,
-        multi_label=options.task.multi_label,
-    )
+    return kind(**_mixing_arguments(options, num_classes), cutmix_minmax=mixing.cutmix_minmax, mode=mixing.mixup_mode)
 
 
 def create_train_loader(
@@ -99,88 +107,118 @@ def create_train_loader(
     mixup: Mixup | None,
 ) -> Any:
     """Timm's training loader; under torch.distributed it shards by itself."""
-    augmentation, batches = options.augmentation, options.batches
-    interpolation = train_interpolation(augmentation, data_config)
-    mode = augmentation.train_crop_mode
+    augmentation, sizes, seed = options.augmentation, options.sizes, options.loader.seed
+    mode, schedule = augmentation.train_crop_mode, sizes.train_size_schedule
     if augmentation.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
+    arguments = _training_arguments(options, data_config)
     loader = create_timed_loader(
         dataset,
         options.loader,
         data_config,
         device,
         distributed,
-        batch_size=batches.batch_size,
-        is_training=True,
-        img_dtype=options.device.input_dtype,
-        interpolation=interpolation,
         train_crop_mode='rrc' if mode in CROPS else mode,
-        worker_seeding=batches.worker_seeding,
         collate_fn=mixup if isinstance(mixup, FastCollateMixup) else None,
         # what fresh workers draw depends on the epoch's seed, not on the epochs before; use_keys() lets them stay
         persistent_workers=False,
-        use_multi_epochs_loader=batches.use_multi_epochs_loader,
-        **augmentation_arguments(augmentation),
-        **_sizes(options.sizes, options.schedule.epochs, options.loader.seed),
+        use_multi_epochs_loader=options.batches.use_multi_epochs_loader,
+        input_size_choices=sizes.train_img_sizes,
+        batch_size_choices=sizes.train_batch_sizes,
+        batch_choice_weights=sizes.train_size_probs,
+        batch_choice_seed=seed,
+        batch_choice_schedule=schedule,
+        batch_schedule_epochs=options.schedule.epochs if schedule == 'progressive' else None,
+        batch_schedule_spread=sizes.train_size_schedule_spread,
+        batch_schedule_random_mix=sizes.train_size_random_mix,
+        num_batches=sizes.train_batches_per_epoch,
+        **arguments,
     )
-    seed_shares(loader, options.loader.seed)
+    seed_shares(loader, seed)
     if mode in CROPS and not augmentation.no_aug:
-        _replace_crops(loader.dataset, mode, options.sizes.train_img_sizes, data_config['input_size'], interpolation)
+        several = sizes.train_img_sizes or ()
+        transforms = loader.dataset.transforms if several else [loader.dataset.transform]
+        shapes = [(size, size) for size in several] or [data_config['input_size']]
+        for transform, shape in zip(transforms, shapes, strict=True):
+            use_crop(mode, transform, shape, arguments['interpolation'])
     if len(loader) == 0:
         raise DataError(
-            f'{len(dataset)} training images do not fill one batch of {batches.batch_size} a process: '
+            f'{len(dataset)} training images do not fill one batch of {options.batches.batch_size} a process: '
             'set a lower --batch-size.'
         )
     return loader
 
 
-def train_interpolation(options: AugmentationOptions, data_config: dict[str, Any]) -> str:
-    """How training images are resized."""
-    return (not options.no_aug and options.train_interpolation) or data_config['interpolation']
-
-
-def augmentation_arguments(options: AugmentationOptions) -> dict[str, Any]:
-    """Augmentation as timm's loaders take it."""
-    return dict(
-        no_aug=options.no_aug,
-        re_prob=options.reprob,
-        re_mode=options.remode,
-        re_count=options.recount,
-        re_split=options.resplit,
-        scale=options.scale,
-        ratio=options.ratio,
-        hflip=options.hflip,
-        vflip=options.vflip,
-        color_jitter=options.color_jitter or None,  # timm would draw for a jitter of nothing
-        color_jitter_prob=options.color_jitter_prob,
-        grayscale_prob=options.grayscale_prob,
-        gaussian_blur_prob=options.gaussian_blur_prob,
-        auto_augment=options.aa,
-        num_aug_repeats=options.aug_repeats,
-        num_aug_splits=options.aug_splits,
+def create_naflex_train_loader(
+    dataset: Any,
+    options: TrainOptions,
+    data_config: dict[str, Any],
+    patches: Patches,
+    num_classes: int,
+    accelerator: Accelerator,
+) -> Any:
+    """Timm's NaFlex loader for training; of several processes each reads its share."""
+    naflex, mixing = options.naflex, options.mixup
+    mixup = None
+    if mixing.active:
+        mixup = NaFlexMixup(**_mixing_arguments(options, num_classes), mixup_off_epoch=mixing.mixup_off_epoch)
+    _tell_batch_sizes(options)
+    sizes: dict[str, Any] = {'patch_size': patches.size}
+    if naflex.naflex_patch_sizes:
+        sizes = {
+            'patch_size_choices': list(naflex.naflex_patch_sizes),
+            'patch_size_choice_probs': naflex.naflex_patch_size_probs,
+        }
+    return create_timed_loader(
+        dataset,
+        options.loader,
+        data_config,
+        accelerator.device,
+        accelerator.num_processes > 1,
+        patches,
+        train_crop_mode=options.augmentation.train_crop_mode,
+        train_seq_lens=tuple(naflex.naflex_train_seq_lens),
+        mixup_fn=mixup,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        seed=options.loader.seed,
+        **sizes,
+        **_training_arguments(options, data_config),
     )
 
 
-def _sizes(options: TrainSizeOptions, epochs: int, seed: int) -> dict[str, Any]:
-    """Options of timm's scheduled resolutions."""
+def _tell_batch_sizes(options: TrainOptions) -> None:
+    """Timm makes batches of so many patches, and of a multiple of 8 images, or of a single one."""
+    lengths = sorted(set(options.naflex.naflex_train_seq_lens))
+    tokens = options.batches.batch_size * lengths[-1]
+    sizes = [calculate_naflex_batch_size(tokens, length, divisor=8) for length in lengths]
+    text = ', '.join(f'{size} of {length}' for size, length in zip(sizes, lengths, strict=True))
+    _logger.info(f'NaFlex batches: images, and patches of an image at most: {text}.')
+
+
+def _training_arguments(options: TrainOptions, data_config: dict[str, Any]) -> dict[str, Any]:
+    """Batches and augmentation as both of timm's training loaders take them."""
+    augmentation = options.augmentation
     return dict(
-        input_size_choices=options.train_img_sizes,
-        batch_size_choices=options.train_batch_sizes,
-        batch_choice_weights=options.train_size_probs,
-        batch_choice_seed=seed,
-        batch_choice_schedule=options.train_size_schedule,
-        batch_schedule_epochs=epochs if options.train_size_schedule == 'progressive' else None,
-        batch_schedule_spread=options.train_size_schedule_spread,
-        batch_schedule_random_mix=options.train_size_random_mix,
-        num_batches=options.train_batches_per_epoch,
+        batch_size=options.batches.batch_size,
+        is_training=True,
+        img_dtype=options.device.input_dtype,
+        interpolation=(not augmentation.no_aug and augmentation.train_interpolation) or data_config['interpolation'],
+        worker_seeding=options.batches.worker_seeding,
+        no_aug=augmentation.no_aug,
+        re_prob=augmentation.reprob,
+        re_mode=augmentation.remode,
+        re_count=augmentation.recount,
+        re_split=augmentation.resplit,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=augmentation.hflip,
+        vflip=augmentation.vflip,
+        color_jitter=augmentation.color_jitter or None,  # timm would draw for a jitter of nothing
+        color_jitter_prob=augmentation.color_jitter_prob,
+        grayscale_prob=augmentation.grayscale_prob,
+        gaussian_blur_prob=augmentation.gaussian_blur_prob,
+        auto_augment=augmentation.aa,
+        num_aug_repeats=augmentation.aug_repeats,
+        num_aug_splits=augmentation.aug_splits,
     )
-
-
-def _replace_crops(
-    dataset: Any, mode: str, sizes: Sequence[int] | None, input_size: Sequence[int], interpolation: str
-) -> None:
-    if sizes:
-        for transform, size in zip(dataset.transforms, sizes, strict=True):
-            use_crop(mode, transform, (size, size), interpolation)
-    else:
-        use_crop(mode, dataset.transform, input_size, interpolation)

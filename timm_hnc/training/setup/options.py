@@ -9,13 +9,13 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.naflex_head import has_naflex_maps
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import cell_size
-from timm_hnc.data.naflex import KEPT_SHAPE, TrainNaFlexOptions
+from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.precision import DeviceOptions, agreed_device
 from timm_hnc.losses.export import check_classifier
-from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
+from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flattened, grouped
 from timm_hnc.training.checkpoint_interval import Interval
@@ -34,18 +34,7 @@ from timm_hnc.training.setup.objective.distillation import DistillationOptions
 from timm_hnc.training.setup.objective.loss_options import HNCOptions, LossOptions, MapLossOptions
 from timm_hnc.training.setup.objective.losses import loss_of
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
-from timm_hnc.training.setup.option_checks import (
-    check_auto_weight,
-    check_data_in_memory,
-    check_distillation,
-    check_even,
-    check_label_noise,
-    check_losses,
-    check_metric,
-    check_mixing,
-    check_objects,
-    check_two_views,
-)
+from timm_hnc.training.setup.option_checks import check_options
 
 
 @dataclass(frozen=True)
@@ -183,24 +172,7 @@ class TrainOptions:
     defaults: FilledIn = field(default_factory=FilledIn)
 
     def __post_init__(self) -> None:
-        check_label_noise(self.splits.label_noise, self.data, self.task)
-        check_data_in_memory(self.data, self.batches, self.augmentation, self.sizes, self.loader)
-        check_mixing(self.task, self.model, self.augmentation, self.mixup, self.sizes, self.batches, self.loader)
-        if not self.naflex.naflex_loader:
-            check_even(self.mixup, self.sizes, self.batches)
-        check_losses(self.loss, self.task, self.data, self.mixup, self.augmentation, self.input.num_classes)
-        check_auto_weight(self.loss, self.hnc)
-        check_two_views(self.map_losses, self.augmentation)
-        check_distillation(self.distillation, self.task, self.loss)
-        check_objects(self.map_losses, self.data, self.batches, self.augmentation, self.mixup, self.sizes)
-        check_naflex(self)
-        check_metric(self.task, self.run.eval_metric)
-        if self.tracking.wandb_resume_id and not self.run.resume:
-            raise UsageError(f'--wandb-resume-id {self.tracking.wandb_resume_id}: needs --resume.')
-        if self.model.sync_bn and self.device.on_cpu:
-            raise UsageError(
-                '--sync-bn: PyTorch synchronises batch statistics on accelerators only; leave it out here.'
-            )
+        check_options(self)
 
     def changed(self, **values: Any) -> 'TrainOptions':
         """The same options but for these; what was filled in follows from them.
@@ -287,34 +259,6 @@ def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOpti
             )
         batches = replace(batches, grad_accum_steps=launcher)
     return replace(options, device=agreed_device(options.device, explicit), batches=batches)
-
-
-def check_naflex(options: TrainOptions) -> None:
-    """Refuse what timm's NaFlex loader cannot do, and losses that need images of one shape."""
-    naflex, augmentation, batches, mixup = options.naflex, options.augmentation, options.batches, options.mixup
-    naflex.refuse_beside(KEPT_SHAPE, img_size=options.input.img_size, input_size=options.input.input_size)
-    one_shape = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_one_shape]
-    two_views = options.loss.is_ours and LOSSES[options.loss.loss or ''].needs == 'two_views'
-    naflex.refuse_beside(
-        'which has nothing of the kind: leave it out',
-        dataset=options.data.is_streamed and options.data.dataset,
-        aug_splits=augmentation.aug_splits,
-        aug_repeats=augmentation.aug_repeats,
-        train_crop_mode=augmentation.train_crop_mode not in (None, '', 'rrc') and augmentation.train_crop_mode,
-        data_in_memory=batches.data_in_memory,
-        use_multi_epochs_loader=batches.use_multi_epochs_loader,
-        cutmix_minmax=mixup.cutmix_minmax,
-        mixup_mode=mixup.active and mixup.mixup_mode != 'batch' and mixup.mixup_mode,
-        train_batches_per_epoch=options.sizes.train_batches_per_epoch,
-    )
-    naflex.refuse_beside(
-        'whose images differ in shape: leave one of the two out',
-        train_img_sizes=options.sizes.train_img_sizes,
-        kd_model_name=options.distillation.kd_model_name,
-        map_loss=one_shape,
-        loss=two_views and options.loss.loss,
-        save_images=options.run.save_images,
-    )
 
 
 def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None = None) -> None:

@@ -18,8 +18,13 @@ from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.data.naflex import Patches
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
-from timm_hnc.training.setup.loaders import create_mixup, create_train_loader, open_train_dataset, with_masks
-from timm_hnc.training.setup.naflex_loader import create_naflex_train_loader
+from timm_hnc.training.setup.loaders import (
+    create_mixup,
+    create_naflex_train_loader,
+    create_train_loader,
+    open_train_dataset,
+    with_masks,
+)
 from timm_hnc.training.setup.options import TrainOptions
 
 
@@ -75,14 +80,9 @@ def create_run_data(
         train_set = open_train_dataset(options, channels, num_classes)
     guided = with_masks(train_set, options, num_classes, grid) if grid is not None else None
     train_set = train_set if guided is None else guided
-    train_loader: Any
-    keys: KeyedBatches | NaFlexBatches | None
-    if patches is None:
-        train_loader, keys = _create_train_loader(train_set, options, config, mixup, skipped, accelerator)
-    else:
-        train_loader, keys = _create_naflex_loader(
-            train_set, options, config, patches, num_classes, skipped, accelerator
-        )
+    train_loader, keys = _create_train_loader(
+        train_set, options, config, mixup, patches, num_classes, skipped, accelerator
+    )
     if train_loader is train_set:
         train_set = train_loader.dataset
     eval_loader = None
@@ -109,49 +109,38 @@ def _create_train_loader(
     options: TrainOptions,
     config: dict[str, Any],
     mixup: Mixup | None,
+    patches: Patches | None,
+    num_classes: int,
     skipped: SkippedImages,
     accelerator: Accelerator,
-) -> tuple[Any, KeyedBatches | None]:
+) -> tuple[Any, KeyedBatches | NaFlexBatches | None]:
     """The loader that trains; keys are those of its batches, where each is a function of its place."""
     distributed, device = accelerator.num_processes > 1, accelerator.device
-    if taken_as_it_is(train_set, accelerator.num_processes):
-        _refuse_naflex_batches(train_set)
+    seed = mixed(options.loader.seed, accelerator.process_index)
+    if _is_loader(train_set, patches, accelerator.num_processes):
         return train_set, None
     train_set.skipped_images = skipped  # travels to the loader's workers
+    if patches is not None:
+        loader = create_naflex_train_loader(train_set, options, config, patches, num_classes, accelerator)
+        outlive_signals(loader)
+        return loader, use_naflex_keys(loader, seed)
     loader = create_train_loader(train_set, options, config, device, distributed, mixup)
     outlive_signals(loader)
-    keys = use_keys(loader, mixed(options.loader.seed, accelerator.process_index))
+    keys = use_keys(loader, seed)
     if options.batches.data_in_memory and keys is not None:
         keep_in_memory(loader, keys, options.augmentation.hflip, options.augmentation.vflip, device)
     return loader, keys
 
 
-def _create_naflex_loader(
-    train_set: Any,
-    options: TrainOptions,
-    config: dict[str, Any],
-    patches: Patches,
-    num_classes: int,
-    skipped: SkippedImages,
-    accelerator: Accelerator,
-) -> tuple[Any, NaFlexBatches]:
-    """The loader that trains with NaFlex batches, and these."""
-    _refuse_loader(train_set)
-    train_set.skipped_images = skipped
-    loader = create_naflex_train_loader(train_set, options, config, patches, num_classes, accelerator)
-    outlive_signals(loader)
-    return loader, use_naflex_keys(loader, mixed(options.loader.seed, accelerator.process_index))
-
-
-def _refuse_loader(data: Any) -> None:
-    if isinstance(data, DataLoader):
+def _is_loader(data: Any, patches: Patches | None, processes: int) -> bool:
+    """Whether data is a loader already, which is taken as it is; one of NaFlex batches is refused, or beside them."""
+    if patches is not None and isinstance(data, DataLoader):
         raise UsageError('--naflex-loader: a DataLoader was provided, give its data set instead.')
-
-
-def _refuse_naflex_batches(data: Any) -> None:
-    made_by = (getattr(data, 'dataset', None), getattr(data, 'collate_fn', None))
-    if isinstance(made_by[0], NaFlexMapDatasetWrapper) or isinstance(made_by[1], NaFlexCollator):
+    if not taken_as_it_is(data, processes):
+        return False
+    if isinstance(data.dataset, NaFlexMapDatasetWrapper) or isinstance(data.collate_fn, NaFlexCollator):
         raise UsageError('a DataLoader of NaFlex batches was provided: give its data set, and naflex_loader=True.')
+    return True
 
 
 def _create_eval_loader(
@@ -163,10 +152,7 @@ def _create_eval_loader(
     accelerator: Accelerator,
 ) -> Any:
     batches = options.batches
-    if patches is not None:
-        _refuse_loader(eval_set)
-    if taken_as_it_is(eval_set, accelerator.num_processes):
-        _refuse_naflex_batches(eval_set)
+    if _is_loader(eval_set, patches, accelerator.num_processes):
         return eval_set
     eval_set.skipped_images = skipped
     arguments: dict[str, Any] = dict(img_dtype=options.device.input_dtype)

@@ -15,7 +15,7 @@ def timm_criterion_kwargs(
     options: LossOptions, soft_targets: bool = False, jsd_splits: int = 0, num_classes: int | None = None
 ) -> dict[str, Any]:
     """The arguments of timm's `create_classification_loss`, without `multi_label`, which the task passes itself."""
-    stats = _read('class_stats', options.class_stats, lambda: load_class_stats(options.class_stats))
+    stats = read_class_stats(options, None)
 
     def weights(kind: str, name: str) -> float | Tensor | None:
         value, power = getattr(options, name), options.loss_weight_power

@@ -52,8 +52,7 @@ class DistillationOptions:
         check_range(self, 'distill_loss_weight', 'task_loss_weight', low=0)
         check_range(self, 'kd_student_feature_dim', 'kd_teacher_feature_dim', low=1)
         check_range(self, 'kd_temperature')
-        if self.kd_temperature <= 0:
-            raise UsageError(f'--kd-temperature {self.kd_temperature}: expected more than 0.')
+        check_range(self, 'kd_temperature', above=0)
 
     @property
     def on(self) -> bool:
@@ -102,14 +101,10 @@ def create_distillation(
         setattr(taught, f'{name}_kd', _of_channels(own.flatten().tolist(), channels, own))
     alike = torch.equal(task.student_mean, taught.mean_kd) and torch.equal(task.student_std, taught.std_kd)
     # timm's own compares them at every step, which waits for the device
-    taught.normalize_input = _as_they_are if alike else partial(_normalised_anew, taught)
+    taught.normalize_input = (lambda images, *_: images) if alike else partial(_normalised_anew, taught)
     if isinstance(task, FeatureDistillationTask):
         _check_lengths(task, student, teacher, data_config['input_size'])
     return task
-
-
-def _as_they_are(images: Tensor, *_: Tensor) -> Tensor:
-    return images
 
 
 def _normalised_anew(teacher: Any, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -139,11 +134,6 @@ def _check_lengths(
     for (name, length), taken in zip(lengths.items(), between, strict=True):
         if length != taken:
             raise UsageError(f'--kd-{name}-feature-dim {taken}: the pooled features of the {name} have {length}.')
-
-
-def projection_of(task: TrainingTask) -> nn.Module | None:
-    """What a task learns beside the student: a layer between features of different lengths."""
-    return getattr(task.trainable_module, 'projection', None)
 
 
 def _create(

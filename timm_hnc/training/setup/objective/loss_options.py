@@ -228,8 +228,7 @@ class LossOptions:
         check_range(self, *numbers, 'loss_weight_power')
         for name in ('twoway_tp', 'twoway_tn'):
             check_range(self, name)
-            if getattr(self, name) <= 0:
-                raise UsageError(f'{flag_of(name)} {getattr(self, name)}: expected more than 0.')
+            check_range(self, name, above=0)
         if not self.is_ours and self.loss_kwargs:
             raise UsageError(
                 f'--loss-kwargs: for --loss {", ".join(LOSSES)} only; empty, it leaves out those of a YAML file.'
