@@ -12,15 +12,13 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from evidence.boxes import EnergyInBoxes, MapsInBoxes, Objects, covered
 from evidence.regimes import Regime
 from timm_hnc.attacks.attacks import Attack, attack, normalized
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import exact_numbers
-from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.data.input_geometry import InputGeometry
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
-from timm_hnc.metrics.localization import energy_inside
 from timm_hnc.metrics.map_quality import MapQuality
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 
@@ -52,14 +50,17 @@ def run_figures(
         under FGSM at 1/255 and 2/255 against cross-entropy), `energy` (share of a map's positive values inside the
         boxes of its class, where images have several labels), `grid_pointing` (share of a class's positive map in its
         own cell of a 2 x 2 grid, 25 by chance; NaN without grids). In units of logits `negative_peak`, the highest
-        value of a negative map above its mean, of 5 negatives an image.
+        value of a negative map above its mean, of 5 negatives an image. A regime of boxes has those of `evidence.boxes`
+        as well, the logits of `attacked` images.
     """
     model = timm.create_model(f'local-dir:{folder / "last" / "model"}', pretrained=True).eval().to(_device())
     test = _dataset(regime, data_dir, regime.test_split, model)
     images, targets = _tensors(test)
-    found, logits = _clean(model, test, images, targets)
+    found, logits = _clean(model, test, images, targets, regime.boxes)
     some = _places(len(images), attacked)
     found |= _attacked(model, images[some], targets[some])
+    if regime.boxes:
+        found |= covered(model, Objects(test), some, images[some], targets[some])
     found['grid_pointing'] = _grid_pointing(model, images, targets.cpu(), logits, grids)
     seen = _as_trained(_dataset(regime, data_dir, regime.train_split, model), folder, regime)
     images, targets = _tensors(Subset(seen, _places(len(seen), train)))
@@ -113,16 +114,22 @@ def _accuracy(logits: Tensor, targets: Tensor) -> float:
 
 
 @torch.no_grad()
-def _clean(model: nn.Module, dataset: Any, images: Tensor, targets: Tensor) -> tuple[dict[str, float], Tensor]:
+def _clean(
+    model: nn.Module, dataset: Any, images: Tensor, targets: Tensor, all_of_boxes: bool
+) -> tuple[dict[str, float], Tensor]:
     """Figures of images as they are, and the (N, n) logits, on the CPU."""
     cam_model, several, logits = CamModel(model).eval(), targets.ndim == 2, []
     num_classes: Any = model.num_classes
-    quality, energy = MapQuality(num_classes, NEGATIVES), _Energy(dataset)
+    quality = MapQuality(num_classes, NEGATIVES)
+    in_boxes = None
+    if several:
+        objects = Objects(dataset)
+        in_boxes = MapsInBoxes(objects, num_classes) if all_of_boxes else EnergyInBoxes(objects)
     for inputs, labels in zip(images.split(_BATCH), targets.split(_BATCH), strict=True):
         class_maps = cam_model.class_maps(inputs)
         quality.update(class_maps, labels)
-        if several:
-            energy.update(class_maps.maps().cpu(), labels.cpu())
+        if in_boxes is not None:
+            in_boxes.update(class_maps.maps().cpu(), labels.cpu())
         logits.append(class_maps.logits)
     scores, targets = torch.cat(logits).cpu(), targets.cpu()
     # here, for importing it takes two seconds, which the choice of settings does without
@@ -135,34 +142,7 @@ def _clean(model: nn.Module, dataset: Any, images: Tensor, targets: Tensor) -> t
         'calibration_error': 100 * error(*chances).item(),
         'negative_peak': quality.compute()['negative_peak'],
     }
-    return found | ({'energy': energy.compute()} if several else {}), scores
-
-
-class _Energy:
-    """Share of the positive values of maps that lies inside the boxes of their class.
-
-    Args:
-        dataset: images with boxes, in the order in which the maps come.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset, self.next, self.shares = dataset, 0, list[float]()
-
-    def update(self, maps: Tensor, targets: Tensor) -> None:
-        """Count the maps (B, n, h, w) of the classes (B, n) that are in the next images."""
-        source, geometry = BoxSource(self.dataset), InputGeometry(self.dataset.transform)
-        for index, image_maps in enumerate(maps, self.next):
-            found, size = source[index], source.image_size(index)
-            frame = geometry.frame(size) if size else None
-            for label in targets[index - self.next].nonzero().flatten().tolist() if frame else ():
-                boxes = frame.boxes(found.boxes[found.labels == label])
-                if (boxes[:, 2:] > boxes[:, :2]).all(1).any():  # some of one is in the input
-                    self.shares.append(energy_inside(image_maps[label], boxes, frame.size))
-        self.next += len(maps)
-
-    def compute(self) -> float:
-        """The mean, in %; NaN without boxes."""
-        return 100 * sum(self.shares) / len(self.shares) if self.shares else float('nan')
+    return found | (in_boxes.compute() if in_boxes is not None else {}), scores
 
 
 def _attacked(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, float]:

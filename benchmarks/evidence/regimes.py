@@ -43,6 +43,7 @@ class Regime:
         choice_seeds: seeds of every setting; 0: nothing is tried.
         seeds: runs of every row once its setting is chosen; none of these seeds was used for choosing.
         pretrained: the runs begin with the ImageNet weights of EfficientNet-Lite0.
+        boxes: maps are compared with boxes, and objects covered.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Regime:
     choice_seeds: int = 2
     seeds: int = 5
     pretrained: bool = False
+    boxes: bool = False
 
     @property
     def multi_label(self) -> bool:
@@ -133,6 +135,23 @@ _PAPER_ROWS = (
         for form, weight in (('mse', '0.001'), ('kd', '0.003'))
     ),
 )
+_KD = ('--hnc', 'kd', '--hnc-weight', '0.06', '--hnc-topk', '5')
+_ENERGY = ('--map-loss', 'energy=1')
+_BOXES = '--map-loss energy, boxes of'
+_BOX_ROWS = (
+    _VOC_ROWS[0],
+    *(
+        Row(key, label, flags)
+        for key, label, flags in (
+            ('kd', 'HNC kd, 0.06, k 5', _KD),
+            ('energy', f'{_BOXES} all images', _ENERGY),
+            ('energy-tenth', f'{_BOXES} 10 % of the images', (*_ENERGY, '--boxes-share', '0.1')),
+            ('energy-hundredth', f'{_BOXES} 1 % of the images', (*_ENERGY, '--boxes-share', '0.01')),
+            ('outside', '--map-loss outside, boxes of all images', ('--map-loss', 'outside=0.1')),
+            ('energy-kd', f'{_BOXES} all images, and HNC kd', (*_ENERGY, *_KD)),
+        )
+    ),
+)
 _LITE_CIFAR = (*_LITE, '--num-classes', '100', '--img-size', '96', '--train-crop-mode', 'rrc', '--scale', '0.5', '1.0')
 _VOC_NAME = 'VOC2007-test re-split (2,476 training images, not the official split), EfficientNet-Lite0 fine-tuned'
 
@@ -146,6 +165,15 @@ REGIMES = {
         Regime(
             *('voc-long', f'{_VOC_NAME} at 128 px for 25 epochs', 'voc2007', (*_LITE, *_VOC, '--epochs', '25')),
             **dict(rows=_VOC_ROWS, test_split='validation', pretrained=True),
+        ),
+        Regime(
+            *(
+                'voc-boxes',
+                f'{_VOC_NAME} at 128 px for 6 epochs, with boxes',
+                'voc2007',
+                (*_LITE, *_VOC, '--epochs', '6'),
+            ),
+            **dict(rows=_BOX_ROWS, test_split='validation', pretrained=True, boxes=True, choice_seeds=0, seeds=3),
         ),
         Regime(
             'cifar-5000',

@@ -18,7 +18,8 @@ KEPT = ('args.yaml', 'summary.csv', 'figures.json', 'result.json')
 _HEADINGS = {
     **{'accuracy': 'accuracy', 'train_accuracy': 'of training images', 'negative_peak': 'peak of negative maps'},
     **{'energy': 'energy in boxes', 'grid_pointing': 'grid pointing', 'calibration_error': 'calibration error'},
-    **{'fgsm_1': 'FGSM 1/255', 'fgsm_2': 'FGSM 2/255'},
+    **{'fgsm_1': 'FGSM 1/255', 'fgsm_2': 'FGSM 2/255', 'pointing': 'pointing game', 'max_box_acc_v2': 'MaxBoxAccV2'},
+    **{'object_covered': 'logit lost, object covered', 'rest_covered': 'logit lost, rest covered'},
 }
 _METRICS = {'map': 'mAP', 'top1': 'top-1'}
 
@@ -98,7 +99,7 @@ def markdown(regime: Regime, found: Sequence[Result]) -> str:
 
 
 def _column(result: Result, name: str) -> dict[int, float]:
-    return {seed: float(figures[name]) for seed, figures in result.runs.items()}
+    return {seed: float(figures[name]) for seed, figures in result.runs.items() if name in figures}
 
 
 def _spread(values: Mapping[int, float], digits: int) -> str:

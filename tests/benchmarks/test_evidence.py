@@ -9,6 +9,7 @@ import torch
 import yaml
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
+from evidence.boxes import Objects, covered
 from evidence.figures import _as_trained, run_figures
 from evidence.regimes import BASELINE, REGIMES, Row
 from evidence.runs import FIRST_SEED, Setting, Stage, choose, due_runs, needed_trials, read_choices
@@ -17,8 +18,10 @@ from image_data import png, square
 from running import ROOT, SMALL, train, validate
 from scripts import load_script
 from table_runs import finish
+from timm.data import create_transform
 
 from timm_hnc.commands.options.train_options import parse_train_options
+from timm_hnc.data.datasets import create_dataset
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.options import flattened
 
@@ -42,7 +45,7 @@ def test_train_py_takes_the_options_of_every_row(key):
             assert options['holdout'] == (regime.holdout if 'trials' in run.folder.parts else 0)
             assert options['val_interval'] == options['epochs'], 'evaluated once, at the end'
             assert options['num_classes'] == regime.num_classes
-            assert (options['hnc'] == 'none') == (row.key in (BASELINE, 'smoothing'))
+            assert (options['hnc'] == 'none') == ('--hnc' not in row.flags)
         assert len({run.name for run in trials}) == len(trials) == regime.choice_seeds * len(settings)
 
 
@@ -172,15 +175,35 @@ def test_figures_are_those_of_validate_py(tmp_path, capsys):
     run = train(*SMALL, *data, *task, *begin)
     regime = replace(REGIMES['voc-short'], flags=tuple(task))
     found = run_figures(run, regime, str(tmp_path / 'set'), train=12, attacked=12, grids=1)
+    beside_boxes = run_figures(run, replace(regime, boxes=True), str(tmp_path / 'set'), train=12, attacked=12, grids=1)
+    assert {name: beside_boxes[name] for name in found if name != 'grid_pointing'} == pytest.approx(
+        {name: value for name, value in found.items() if name != 'grid_pointing'}
+    )
     figures = ['--attack', 'fgsm', '--attack-eps', '1/255', '2/255', '--cam-metrics', '--cam-topk', '5', '--cam-boxes']
     argv = ['--checkpoint', run / 'last', *data, *task, *HERE, *figures]
     expected = validate(capsys, *argv)
     assert found['accuracy'] == found['train_accuracy'] == pytest.approx(expected['map'], abs=1e-3)
     assert found['negative_peak'] == pytest.approx(expected['cam_negative_peak'], rel=1e-3)
-    assert found['energy'] == pytest.approx(expected['cam_energy'], rel=1e-3)
+    for name in ('energy', 'pointing', 'max_box_acc_v2'):
+        assert beside_boxes[name] == pytest.approx(expected[f'cam_{name}'], rel=1e-3)
     for eps in (1, 2):
         assert found[f'fgsm_{eps}'] == pytest.approx(expected[f'fgsm_{eps / 255:.6g}_map'], abs=1e-3)
     assert 0 <= found['calibration_error'] <= 100
+
+
+def test_what_is_covered_is_lost(tmp_path):
+    """Of a network whose logits are the shares of an image that are white, and white images."""
+    write_objects(tmp_path / 'set')
+    dataset = create_dataset(f'hfds/{tmp_path / "set"}', None, 'train', CLASSES, True, target_key='labels')
+    dataset.transform = create_transform((3, 64, 64), crop_pct=1.0)
+    images, targets = torch.ones(2, 3, 64, 64), torch.stack([torch.as_tensor(dataset[place][1]) for place in (3, 5)])
+    found = covered(
+        lambda images: images.mean((1, 2, 3))[:, None].expand(-1, CLASSES), Objects(dataset), [3, 5], images, targets
+    )
+    # labels 0 and 1, 2 and 0; boxes of 32 x 32 pixels, from 1 + 3 label to 20 and from 2 to 9 + 5 label
+    areas = [(19 - 3 * label) * (7 + 5 * label) / 32**2 for label in (0, 1, 2, 0)]
+    assert found['object_covered'] == pytest.approx(sum(areas) / 4, abs=1e-6)
+    assert found['rest_covered'] == pytest.approx(1 - sum(areas) / 4, abs=1e-6)
 
 
 def test_training_accuracy_is_of_the_labels_that_a_run_saw(tmp_path):
