@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timm_hnc.cam.following.mean_of_parts import Parts, Scores, Stacked, Term
+from timm_hnc.cam.following.mean_of_parts import HiddenParts, Parts, Scores, Stacked, Term
 from timm_hnc.cam.following.operations import GATED, LINEAR, NORMS, Call, names, tensors_in
 from timm_hnc.cam.following.tracking import Detached, Lost, Tracker
 from timm_hnc.cam.grids import Grid, finest
-from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
+from timm_hnc.cam.heads.detached_functions import affine_norm, attention_weights, detached_gate, detached_norm, gate_of
+from timm_hnc.cam.hidden_layers import Scale
 
+_SAME_PARTS = names('flatten reshape view squeeze contiguous clone')
 _SAME_SCORES = names('flatten reshape view squeeze contiguous clone to float')
 
 
@@ -27,6 +29,8 @@ class BehindPool:
         first = self.companion(call.args[0])
         if isinstance(first, Stacked):
             return _merge(call, first)
+        if isinstance(first, HiddenParts) and call.name in _SAME_PARTS and call.out.shape[:2] == call.value.shape[:2]:
+            return first.shaped(call.out.shape)
         scores = self._scores(call, first)
         if scores is not None:
             return scores
@@ -35,6 +39,8 @@ class BehindPool:
         if first is not None and call.name in NORMS:
             self.found.add('batch norm' if call.name == 'batch_norm' else 'norm')
             parts = self._parts(call.args[0])
+            if isinstance(parts, HiddenParts) and (layers := affine_norm(call)):
+                return parts.then(*layers)
             return Parts(detached_norm(call, parts.values), parts.grid)
         if first is not None and _is_dense(call):
             return self._dense(call)
@@ -57,6 +63,8 @@ class BehindPool:
         if call.name not in ('dropout', 'pow', 'square'):  # powers are parts of norms and of other activations
             self.found.add('gate')
         parts = self._parts(call.args[0])
+        if isinstance(parts, HiddenParts):
+            return parts.then(Scale(gate_of(call).flatten(1)[:, None]))
         return Parts(detached_gate(call, parts.values), parts.grid)
 
     def _dense(self, call: Call) -> Any:

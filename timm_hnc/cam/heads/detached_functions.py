@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from timm_hnc.cam.following.operations import Call
 from timm_hnc.cam.following.tracking import Lost
+from timm_hnc.cam.hidden_layers import Centre, Scale
 
 
 class DetachedDropout(TorchFunctionMode):
@@ -50,20 +51,36 @@ def raised(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def detached_gate(call: Call, parts: Tensor) -> Tensor:
-    """f(z) = z * g with the gate g = f(z) / z detached: activations, dropout, normalisation to unit length."""
-    if call.name == 'dropout' and call.out is call.value:
-        return parts
+def gate_of(call: Call) -> Tensor:
+    """The gate f(z) / z of f(z) = z * gate, detached, in the shape of z; 0 where z is."""
     value, out = raised(call.value.detach()), raised(call.out.detach())
     zero = value == 0
-    gate = torch.where(zero, 0, out / torch.where(zero, 1, value))
-    return (raised(parts) * gate).to(call.out.dtype)
+    return torch.where(zero, 0, out / torch.where(zero, 1, value))
+
+
+def detached_gate(call: Call, parts: Tensor) -> Tensor:
+    """f(z) = z * g with the gate detached: activations, dropout, normalisation to unit length."""
+    if call.name == 'dropout' and call.out is call.value:
+        return parts
+    return (raised(parts) * gate_of(call)).to(call.out.dtype)
 
 
 def detached_norm(call: Call, parts: Tensor) -> Tensor:
     """A norm with its scale detached; the mean that it takes away is linear (batch norm: detached too)."""
     arguments = (raised(call.value.detach()), raised(parts), *call.options)
     return _NORMS[call.name](*arguments, **call.kwargs).to(call.out.dtype)
+
+
+def affine_norm(call: Call) -> tuple[Centre | Scale, ...]:
+    """The layers that `detached_norm` is for a layer norm of (B, D) vectors; none for other norms."""
+    if call.name != 'layer_norm' or call.value.ndim != 2:
+        return ()
+
+    def layers(value: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
+        scale = (value.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+        return Centre(), Scale((scale if weight is None else scale * weight)[:, None], bias)
+
+    return layers(raised(call.value.detach()), *call.options, **call.kwargs)
 
 
 def _layer_norm(
