@@ -147,7 +147,7 @@ _BOX_ROWS = (
             ('energy', f'{_BOXES} all images', _ENERGY),
             ('energy-tenth', f'{_BOXES} 10 % of the images', (*_ENERGY, '--boxes-share', '0.1')),
             ('energy-hundredth', f'{_BOXES} 1 % of the images', (*_ENERGY, '--boxes-share', '0.01')),
-            ('outside', '--map-loss outside, boxes of all images', ('--map-loss', 'outside=0.1')),
+            ('outside', '--map-loss outside, boxes of all images', ('--map-loss', 'outside=0.03')),
             ('energy-kd', f'{_BOXES} all images, and HNC kd', (*_ENERGY, *_KD)),
         )
     ),
