@@ -1,6 +1,8 @@
 """timm-hnc COMMAND, and what it shares with train.py and validate.py."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from running import run_script
@@ -55,3 +57,11 @@ def test_modules_are_commands_for_a_launcher(words, tmp_path):
     done = run_script('-m', *words, '--batch-size', '0', cwd=tmp_path)
     assert done.returncode == 2
     assert 'error: --batch-size 0: expected 1 or more.' in done.stderr
+
+
+def test_every_module_with_a_main_is_a_command():
+    folder = Path(console.__file__).parent
+    modules = {
+        path.stem for path in folder.glob('*.py') if re.search('^(def main\\b|main = )', path.read_text(), re.MULTILINE)
+    }
+    assert modules - {'console'} == {module for module, _ in console.COMMANDS.values()}

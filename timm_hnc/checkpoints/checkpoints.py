@@ -3,7 +3,7 @@
 A checkpoint is a folder `checkpoints/<name>/`, complete once it has that name:
 
     model/                config.json and model.safetensors of the weights that were evaluated, in timm's Hub format
-    training_state.pt     weights, EMA, optimizer and scaler to go on from
+    training_state.pt     weights, EMA, optimizer, scaler ... to go on from: what `training/outputs/state.py` gathers
     state.json            epochs and updates done, the ranking of all checkpoints, and what was trained with
     manifest.json         size and SHA-256 of the others, written last
 """

@@ -21,8 +21,9 @@ COMMANDS = {
     'losses': ('losses', 'draw both forms of HNC and their gradients'),
     'report': ('report', 'write one HTML page of runs'),
 }
+_WIDTH = max(map(len, COMMANDS)) + 2
 _USAGE = 'usage: timm-hnc COMMAND ...  (timm-hnc COMMAND --help: its options)\n\n' + ''.join(
-    f'  {name:10}{does}\n' for name, (_, does) in COMMANDS.items()
+    f'  {name:{_WIDTH}}{does}\n' for name, (_, does) in COMMANDS.items()
 )
 
 

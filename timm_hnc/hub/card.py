@@ -1,4 +1,4 @@
-"""The model card of published weights: README.md with the Hub's metadata."""
+"""The model card of published weights: README.md with the Hub's metadata. Its text is templates/card.md."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -103,11 +103,11 @@ def _of_every_map(class_maps: ClassMaps, indices: Tensor, variant: str, alpha: f
     if variant == 'logit':
         return (raised(class_maps.logits.gather(1, indices)) - alpha).square()
     scores = raised(class_maps.scores(indices))
-    if variant == 'mse':
+    if variant == 'mse':  # Eq. 2
         return class_maps.mean((scores - alpha).square())
     if variant == 'var':
         return class_maps.mean(_centred(class_maps, scores).square())
-    return -class_maps.mean(class_maps.log_softmax(scores))
+    return -class_maps.mean(class_maps.log_softmax(scores))  # kd, Eq. 5
 
 
 def _centred(class_maps: ClassMaps, scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves first."""
+"""Signals that ask a run to stop; `_after_update` in fit.py saves it first."""
 
 import signal
 import threading
