@@ -2,13 +2,16 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from map_checks import assert_same, gradients
 from small_models import DETACHED_MODELS
 
+from timm_hnc import HNCLoss, HNCTask
 from timm_hnc.cam.hidden_layers import Centre, Dense, HiddenLayers, HiddenMaps, Scale
+from timm_hnc.losses.maps.consistency import ConsistencyLoss
 
 BEHIND_LAYERS = ('mobilenetv3', 'mambaout', 'metaformer', 'efficientvit')
 
@@ -72,11 +75,52 @@ def test_under_autocast_maps_can_be_asked_for_behind_it(name):
         torch.testing.assert_close(maps.float(), expected, rtol=0, atol=0.05 * exact.abs().max().item())
 
 
+@pytest.mark.parametrize('first', [torch.no_grad, torch.inference_mode])
+def test_maps_that_were_looked_at_without_gradients_have_them_later(first):
+    model, images = class_maps_of('mobilenetv3')
+    fresh, class_maps = model.class_maps(images), model.class_maps(images)
+    with first():
+        torch.testing.assert_close(class_maps.maps(None), fresh.maps(None).detach())
+        changed = replace(class_maps, bias=None)
+    expected = gradients(fresh.maps(None).square().sum(), model)
+    assert_same(gradients(class_maps.maps(None).square().sum(), model), expected)
+    assert changed.positions.requires_grad
+
+
+def test_hnc_that_is_only_looked_at_leaves_other_losses_their_gradients():
+    """Where `--hnc-start-epoch` comes later, its value is made without gradients, from maps that other losses share."""
+    found = []
+    for joins in (True, False):
+        small = DETACHED_MODELS['mobilenetv3']
+        task = HNCTask(
+            small.cam_model().double(),
+            hnc=HNCLoss('mse', topk=7),
+            hnc_weight=0.0,
+            verbose=False,
+            map_losses={'consistency': (ConsistencyLoss(), 100.0)},
+        )
+        task.hnc_joins = joins
+        loss = task(small.images().double(), torch.tensor([1, 2, 3]))['loss']
+        found.append(gradients(loss, task))
+    assert_same(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_positions_that_are_given_are_taken():
+    model, images = class_maps_of('mobilenetv3')
+    class_maps = replace(model.class_maps(images), positions=torch.zeros_like(model.class_maps(images).positions))
+    for classes in ([0], None):
+        maps, bias = class_maps.maps(classes), class_maps.bias if classes is None else class_maps.bias[classes]
+        torch.testing.assert_close(maps, bias[:, None, None].expand_as(maps[0]).expand_as(maps))
+    with pytest.raises(ValueError, match='positions of shape'):
+        replace(class_maps, positions=class_maps.positions[:, :1])
+    assert len(repr(model.class_maps(images))) < 100
+
+
 def test_positions_are_made_once_when_they_are_asked_for():
     model, images = class_maps_of('mobilenetv3')
     class_maps = model.class_maps(images)
     class_maps.maps([0])
-    assert 'outer' not in vars(class_maps.hidden)
+    assert class_maps.hidden.made is None
     assert class_maps.positions is class_maps.positions
     assert copy.copy(class_maps).grid == class_maps.grid
     with pytest.raises(AttributeError, match="'HiddenMaps' has no attribute 'other'"):

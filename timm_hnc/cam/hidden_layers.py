@@ -7,7 +7,6 @@ through them. The second costs less where k is smaller than the number of positi
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,7 +79,8 @@ class Centre:
 
     def forward(self, values: Tensor) -> Tensor:
         """(B, L, H) to the same."""
-        return values - values.mean(-1, keepdim=True)
+        mean = values.mean(-1, keepdim=True, dtype=torch.promote_types(values.dtype, torch.float32))
+        return (values - mean).to(values.dtype)
 
     back = forward
 
@@ -92,7 +92,7 @@ class Centre:
 Layer = Dense | Scale | Centre
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class HiddenLayers:
     """Positions in front of layers.
 
@@ -100,24 +100,30 @@ class HiddenLayers:
         positions: (B, L, D).
         layers: the first one first.
         precision: makes the context of autocast in which the model itself ran.
+        made: `outer`, once it was asked for.
+        with_gradients: gradients were on then.
     """
 
     positions: Tensor
     layers: tuple[Layer, ...]
     precision: Callable[[], AbstractContextManager[object]]
+    made: Tensor | None = field(default=None, init=False)
+    with_gradients: bool = field(default=False, init=False)
 
     def then(self, *layers: Layer) -> 'HiddenLayers':
         """With more layers behind."""
         return HiddenLayers(self.positions, (*self.layers, *layers), self.precision)
 
-    @cached_property
+    @property
     def outer(self) -> Tensor:
-        """(B, L, H) positions behind the layers."""
-        values = self.positions
-        with self.precision():
-            for layer in self.layers:
-                values = layer.forward(values)
-        return values
+        """(B, L, H) positions behind the layers, made once; once more where gradients are wanted first now."""
+        if self.made is None or (torch.is_grad_enabled() and not self.with_gradients):
+            values = self.positions
+            with self.precision():
+                for layer in self.layers:
+                    values = layer.forward(values)
+            self.made, self.with_gradients = values, torch.is_grad_enabled()
+        return self.made
 
     def scores(self, rows: Tensor) -> Tensor:
         """(B, k, L) products of the (B, k, H) rows with the positions behind the layers."""
@@ -145,17 +151,23 @@ class HiddenLayers:
 class HiddenMaps(ClassMaps):
     """`ClassMaps` behind hidden layers, whose `positions` go through them when they are asked for.
 
+    The layers' weights are those of the moment at which maps are asked for: ask before an optimizer changes them.
+
     Args:
-        hidden: what the positions are made of.
+        hidden: what the positions are made of; other positions that are given are taken in their place.
     """
 
     hidden: HiddenLayers = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.positions is None:
+        given = self.positions is not None and self.positions is not self.hidden.made
+        if not given:
             del self.positions  # made by __getattr__
-        if self.logits is None:
+        if given or self.logits is None:
             super().__post_init__()
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(logits of shape {tuple(self.logits.shape)}, grid={self.grid})'
 
     def __getattr__(self, name: str) -> Tensor:
         if name == 'positions':
@@ -164,6 +176,8 @@ class HiddenMaps(ClassMaps):
 
     def scores(self, classes: Classes | None = None) -> Tensor:
         """See `ClassMaps.scores`."""
+        if 'positions' in vars(self):
+            return super().scores(classes)
         inner = self.hidden.positions
         if classes is not None:
             classes = class_indices(classes, inner.shape[0], self.num_classes, inner.device)
