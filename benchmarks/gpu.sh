@@ -7,8 +7,8 @@
 #     benchmarks/gpu.sh cifar OUT           # of cifar_resnet110, both
 #     benchmarks/gpu.sh run OUT DATA        # the paper's schedule with HNC: OUT/cifar_resnet56, seconds in result.json
 #
-# Flags behind these go to pytest, step_cost.py or train.py, and win. A step takes at most 8 minutes; `run` is stopped
-# then, keeps a checkpoint, and goes on when it is started again. DATA is a local folder of CIFAR-100's parquet files with
+# Flags behind these go to pytest, step_cost.py or train.py, and win. `run` is stopped after
+# 8 minutes, keeps a checkpoint, and goes on when it is started again. DATA is a local folder of CIFAR-100's parquet files with
 # the columns img and fine_label, as the Hub has them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,8 @@ eager | compiled)
     exec "${cost[@]}" --model resnet50 --classes 1000 21843 --batch-size 256 --pairs 30 --mode "$step" "$@"
     ;;
 cifar)
-    exec "${cost[@]}" --model cifar_resnet110 --classes 100 --topk 10 --img-size 32 --batch-size 128 --mode eager compiled "$@"
+    exec "${cost[@]}" --model cifar_resnet110 --classes 100 --topk 10 --img-size 32 --batch-size 128 --pairs 30 \
+        --mode eager compiled "$@"
     ;;
 run)
     data=$(realpath "${1:?expected DATA, a folder of parquet files}")
