@@ -15,6 +15,8 @@ from evidence.regimes import Regime, Row
 from timm_hnc.errors import DataError
 
 FIRST_SEED = 10  # of what is measured; settings are chosen with seeds from 0 on
+_WIDER = 2  # weights tried beyond a row's largest; below its smallest lies the baseline
+_STEP = 3  # from one to the next
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Setting:
         """The same pull on another number of maps: HNC is their sum. A weight that follows does so by itself."""
         weight = self.weight if ':' in self.weight else f'{float(self.weight) * self.topk / topk:g}'
         return Setting(weight, topk)
+
+    def stronger(self) -> 'Setting':
+        """The next larger weight."""
+        name, _, share = self.weight.rpartition(':')
+        return Setting(f'{name}:{_STEP * float(share):g}' if name else f'{_STEP * float(share):g}', self.topk)
 
     def __str__(self) -> str:
         return f'{self.weight}, k {self.topk}'
@@ -185,15 +192,29 @@ def _write_choice(folder: Path, row: Row, choice: Choice) -> None:
 
 
 def needed_trials(stage: Stage, row: Row) -> list[Run]:
-    """The trials that come next of a row: its weights with the first k, then other k with the best weight."""
+    """The trials that come next of a row: its weights with the first k, then other k with the best weight.
+
+    While the largest weight is the best, a larger one is tried.
+    """
     if not row.weights:
         return stage.trials(row, None)
-    first = [Setting(weight, row.topks[0]) for weight in row.weights]
-    runs = [run for setting in first for run in stage.trials(row, setting)]
-    if any(run.next_step for run in runs):
-        return runs
-    best = max(first, key=lambda setting: held_out(stage, row, setting))
+    grid = _grid(row)
+    for count in range(len(row.weights), len(grid) + 1):
+        runs = [run for setting in grid[:count] for run in stage.trials(row, setting)]
+        if any(run.next_step for run in runs):
+            return runs
+        best = max(grid[:count], key=lambda setting: held_out(stage, row, setting))
+        if best != grid[count - 1]:
+            break
     return [run for topk in row.topks[1:] for run in stage.trials(row, best.at(topk))]
+
+
+def _grid(row: Row) -> list[Setting]:
+    """A row's weights, and those that follow while the largest is the best, with the first k."""
+    grid = [Setting(weight, row.topks[0]) for weight in row.weights]
+    for _ in range(_WIDER):
+        grid.append(grid[-1].stronger())
+    return grid
 
 
 def choose(stage: Stage, row: Row) -> None:
@@ -203,8 +224,8 @@ def choose(stage: Stage, row: Row) -> None:
     if not row.weights:
         _write_choice(stage.folder, row, Choice(None, {'': held_out(stage, row, None)}))
         return
-    first = [Setting(weight, row.topks[0]) for weight in row.weights]
-    tried = [*first, *(setting.at(topk) for setting in first for topk in row.topks[1:])]
+    grid = _grid(row)
+    tried = [*grid, *(setting.at(topk) for setting in grid for topk in row.topks[1:])]
     figures = {
         setting: held_out(stage, row, setting)
         for setting in tried

@@ -49,9 +49,10 @@ def test_train_py_takes_the_options_of_every_row(key):
         assert len({run.name for run in trials}) == len(trials) == regime.choice_seeds * len(settings)
 
 
-def test_weights_are_tried_first_then_k_and_what_is_chosen_stays(tmp_path):
+def test_weights_are_tried_first_while_larger_is_better_then_k_and_what_is_chosen_stays(tmp_path):
     stage = Stage(REGIME, tmp_path, '')
-    tops = {'mse-0.1-k5': (50, 60), 'mse-0.2-k5': (50, 61), 'mse-0.1-k10': (40, 80), BASELINE: (10, 20)}
+    tops = {'mse-0.1-k5': (50, 60), 'mse-0.2-k5': (50, 61), 'mse-0.6-k5': (45, 60), 'mse-0.1-k10': (40, 80)}
+    tops[BASELINE] = (10, 20)
 
     def run_all(row):
         missing = [run for run in needed_trials(stage, row) if run.next_step]
@@ -62,12 +63,13 @@ def test_weights_are_tried_first_then_k_and_what_is_chosen_stays(tmp_path):
     assert run_all(ROW) == [f'mse-{name}-seed{seed}' for name in ('0.1-k5', '0.2-k5') for seed in (0, 1)]
     choose(stage, ROW)
     assert read_choices(tmp_path) == {}, 'the other k is still to be tried'
+    assert run_all(ROW) == ['mse-0.6-k5-seed0', 'mse-0.6-k5-seed1'], 'the largest was the best'
     # half the weight of the best on twice as many maps
     assert run_all(ROW) == ['mse-0.1-k10-seed0', 'mse-0.1-k10-seed1']
     choose(stage, ROW)
     choice = read_choices(tmp_path)['mse']
     assert choice.setting == Setting('0.1', 10)
-    assert choice.held_out == {'0.1, k 5': 55, '0.2, k 5': 55.5, '0.1, k 10': 60}
+    assert choice.held_out == {'0.1, k 5': 55, '0.2, k 5': 55.5, '0.6, k 5': 52.5, '0.1, k 10': 60}
     finish(stage.trials(ROW, Setting('0.1', 5))[0], 99)
     choose(stage, ROW)
     run_all(REGIME.rows[0])
@@ -78,6 +80,18 @@ def test_weights_are_tried_first_then_k_and_what_is_chosen_stays(tmp_path):
     assert [run.seed for run in measured] == [FIRST_SEED, FIRST_SEED + 1]
     assert not measured[0].folder.exists()
     assert Setting('auto:0.1', 5).at(10) == Setting('auto:0.1', 10)
+    assert Setting('auto:0.1', 5).stronger() == Setting('auto:0.3', 5)
+
+
+def test_no_more_than_two_larger_weights_are_tried(tmp_path):
+    stage, tried = Stage(REGIME, tmp_path, ''), []
+    names = [f'mse-{setting}' for setting in ('0.1-k5', '0.2-k5', '0.6-k5', '1.8-k5', '0.9-k10')]
+    while missing := [run for run in needed_trials(stage, ROW) if run.next_step]:
+        for run in missing:
+            name = run.name.rpartition('-seed')[0]
+            finish(run, 0, 50 + names.index(name))
+            tried.append(name)
+    assert tried[::2] == names
     (tmp_path / 'chosen.json').write_text('{"mse":')
     with pytest.raises(DataError, match='cannot be read'):
         read_choices(tmp_path)
