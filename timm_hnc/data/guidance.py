@@ -1,11 +1,9 @@
 """Objects that go with their images through the training transforms, to say where on the class maps they are.
 
-Every step of the transform that moves pixels is done to the objects as well, with the random numbers that the image
-had: whatever timm's crops and flips do to the image, they do to them.
+Every step of the transform that moves pixels is done to the objects as well: whatever timm's crops and flips do to the
+image, they do to them.
 """
 
-import random
-from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -115,9 +113,7 @@ class GuidedDataset(WrappedDataset):
             if isinstance(step, _IN_PLACE) or not len(self._objects):
                 image = step(image)
                 continue
-            again = _generators()
-            image = step(image)
-            self._objects = self._objects.moved(step, again)
+            image, self._objects = self._objects.through(step, image)
         return image
 
     def _read(self, index: int, size: tuple[int, int]) -> MovedBoxes | MovedPictures:
@@ -143,14 +139,3 @@ class _Remembering(WrappedReader):
     def __getitem__(self, index: int) -> Any:
         self.last = index
         return self.unchecked[index]
-
-
-def _generators() -> Callable[[], None]:
-    """What goes back to the random numbers of now, of the generators that timm's transforms draw from."""
-    state = random.getstate(), torch.get_rng_state()
-
-    def again() -> None:
-        random.setstate(state[0])
-        torch.set_rng_state(state[1])
-
-    return again

@@ -9,17 +9,18 @@ from PIL import Image
 
 from timm_hnc.data.boxes import BoxSource, check_inside
 from timm_hnc.data.loading.unreadable_images import decoding
-from timm_hnc.data.moved_objects import MovedBoxes, MovedPictures
+from timm_hnc.data.moved_objects import Array, MovedBoxes, MovedPictures
 from timm_hnc.errors import DataError, UsageError
 
 ANY_CLASS = -1
 """In place of a class: the object is of the image's own class, whatever that is."""
 _GREYS = ('1', 'L')
+_KEPT = 100_000
 _NUMBERED = (*_GREYS, 'P', 'I', 'I;16')
 
 
 class Boxes:
-    """Boxes of objects.
+    """Boxes of objects; those of the first 100,000 images read are kept, to be there at once in later epochs.
 
     Args:
         source: of the boxes.
@@ -30,13 +31,21 @@ class Boxes:
 
     def __init__(self, source: BoxSource) -> None:
         self.source = source
+        self._kept: dict[int, tuple[Array, Array]] = {}
 
     def read(self, index: int, size: tuple[int, int]) -> MovedBoxes:
         """The boxes of the objects of each class in a sample whose image has that (width, height)."""
+        corners, labels = self._kept.get(index) or self._checked(index, size)
+        return MovedBoxes(corners, labels, size)
+
+    def _checked(self, index: int, size: tuple[int, int]) -> tuple[Array, Array]:
         found = self.source[index]
         check_inside(found.boxes, size, index)
         corners, labels = found.boxes.numpy(), found.labels.numpy()
-        return MovedBoxes(corners[labels >= 0], labels[labels >= 0], size)
+        chosen = corners[labels >= 0], labels[labels >= 0]
+        if len(self._kept) < _KEPT:
+            self._kept[index] = chosen
+        return chosen
 
 
 class Masks:
