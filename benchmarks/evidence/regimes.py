@@ -156,6 +156,9 @@ _BOX_ROWS = (
             ('energy-hundredth', f'{_BOXES} 1 % of the images', (*_ENERGY, '--boxes-share', '0.01')),
             ('outside', '--map-loss outside, boxes of all images', ('--map-loss', 'outside=0.03')),
             ('energy-kd', f'{_BOXES} all images, and HNC kd', (*_ENERGY, *_KD)),
+            ('target-maps', '--map-loss target-maps, boxes of all images', ('--map-loss', 'target-maps')),
+            ('separability', '--map-loss separability, no boxes', ('--map-loss', 'separability')),
+            ('consistency', '--map-loss consistency, no boxes', ('--map-loss', 'consistency')),
         )
     ),
 )
