@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Images a second of train.py: with --data-in-memory over without, and over timm's own train.py with the same flags.
+"""Speed of train.py: with --data-in-memory over without, and over timm's own train.py with the same flags.
 
 Every pair of runs is one epoch each of a CIFAR ResNet-20 (timm's script: test_resnet, which timm has) on CIFAR-100, in
 real processes, one after the other in alternating order; a rate is that from the second log line to the last, of the
 updates and of the evaluation behind them.
 
-    python benchmarks/train_speed.py --data hfds/DIR [--timm PATH/train.py] [--compiled resnet18] [--pairs 5]
+    python benchmarks/train_speed.py --data hfds/DIR [--timm PATH/train.py] [--compiled resnet18 | --start] [--pairs 5]
 
-DIR is a local folder of CIFAR-100's parquet files with the columns img and fine_label, as the Hub has them.
+--start times how long it takes until something happens, beside timm: the import, --help, the first batch. DIR is a
+local folder of CIFAR-100's parquet files with the columns img and fine_label, as the Hub has them.
 --compiled times both scripts with --torchcompile on a model, and nothing else.
 """
 
@@ -27,6 +28,7 @@ BATCH_SIZE = 128
 PLAIN = f'--img-size 32 --crop-pct 1.0 -b {BATCH_SIZE} --epochs 1 --color-jitter 0 --lr 0.1'.split()
 FAST = ['--model', 'cifar_resnet20', '--train-crop-mode', 'pad', '--amp', '--amp-dtype', 'bfloat16', '--channels-last']
 OURS = ['--no-report', '--cam-images', '0']
+FIRST = re.compile(r'Train: 0 ')
 UPDATE, OURS_EVALUATED, TIMMS_EVALUATED, EVALUATED_ALL = map(
     re.compile,
     (r'Train: 0 \[ *(\d+)/', r'Evaluated (\d+) images', r'Test: \[ *(\d+)/', r'Evaluation: |Test: \[ *(\d+)/\1\]'),
@@ -55,6 +57,28 @@ def rates(command: list[str]) -> dict[str, float]:
     return {phase: (found[-1][1] - found[1][1]) / (found[-1][0] - found[1][0]) for phase, found in seen.items()}
 
 
+def seconds(command: list[str], until: re.Pattern | None = None) -> float:
+    """What a command takes to its end, or to the line that it looks for."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    next((line for line in process.stderr or () if until and until.search(line)), None)
+    if until:
+        process.kill()
+    process.wait()
+    return time.perf_counter() - start
+
+
+def compare_starts(name: str, left: list[str], right: list[str], pairs: int, until: re.Pattern | None = None) -> None:
+    """Print the median ratio of two commands' times, a first run of each apart."""
+    sides, ratios = (left, right), []
+    for pair in range(-1, pairs):
+        times = {index: seconds(sides[index], until) for index in ((0, 1) if pair % 2 else (1, 0))}
+        ratios += [times[0] / times[1]] if pair >= 0 else []
+    print(
+        f'| {name} | {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) | {pairs} |', flush=True
+    )
+
+
 def compare(name: str, left: list[str], right: list[str], pairs: int) -> None:
     """Print the median ratios of two commands' rates."""
     found: tuple[list, list] = ([], [])
@@ -72,15 +96,32 @@ def compare(name: str, left: list[str], right: list[str], pairs: int) -> None:
         )
 
 
+def start(data: list[str], timm: str, pairs: int) -> None:
+    """Print how long ours takes until something happens, beside timm."""
+    print('| time | ratio, median (least to most) | pairs |\n|---|---|--:|')
+    imports = [[sys.executable, '-c', f'import {name}'] for name in ('timm_hnc', 'timm')]
+    compare_starts('`import timm_hnc` over `import timm`', *imports, pairs)
+    helps = [[sys.executable, script, '--help'] for script in (TRAIN, timm)]
+    compare_starts("`train.py --help` over timm's", *helps, pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        same = [*data, '--log-interval', '1', '--model', 'test_resnet', '--device', 'cpu', '--output', folder]
+        ours, theirs = [sys.executable, TRAIN, *same, *OURS], [sys.executable, timm, *same]
+        compare_starts("from the command to the first batch's line, `train.py` over timm's", ours, theirs, pairs, FIRST)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', required=True, metavar='NAME', help="as train.py's --dataset")
     parser.add_argument('--timm', metavar='FILE', help="timm's train.py")
     parser.add_argument('--compiled', metavar='MODEL', help="with --timm: both scripts' --torchcompile on this model")
+    parser.add_argument('--start', action='store_true', help='with --timm: times until something happens')
     parser.add_argument('--pairs', type=int, default=5)
     parser.add_argument('--workers', default='2')
     args = parser.parse_args()
     data = ['--dataset', args.data, *DATA, *PLAIN, '--workers', args.workers, '--log-interval', '20']
+    if args.start:
+        start(data, args.timm, args.pairs)
+        return
     print('| images a second | ratio, median (least to most) | pairs | rates |\n|---|---|--:|--:|')
     with tempfile.TemporaryDirectory() as folder:
         out = ['--output', folder]
