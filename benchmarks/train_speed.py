@@ -6,10 +6,12 @@ real processes, one after the other in alternating order; a rate is that from th
 updates and of the evaluation behind them.
 
     python benchmarks/train_speed.py --data hfds/DIR [--timm PATH/train.py] [--compiled resnet18 | --start] [--pairs 5]
+    python benchmarks/train_speed.py --data hfds/DIR --validate PATH/validate.py
 
 --start times how long it takes until something happens, beside timm: the import, --help, the first batch. DIR is a
 local folder of CIFAR-100's parquet files with the columns img and fine_label, as the Hub has them.
---compiled times both scripts with --torchcompile on a model, and nothing else.
+--compiled times both scripts with --torchcompile on a model, and nothing else. --validate times validate.py beside
+timm's, with and without --cam-metrics: resnet18 at 64 pixels.
 """
 
 import argparse
@@ -21,8 +23,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+from timm import create_model
+
 ROOT = Path(__file__).parents[1]
-TRAIN = str(ROOT / 'train.py')
+TRAIN, VALIDATE = (str(ROOT / name) for name in ('train.py', 'validate.py'))
 DATA = ['--input-key', 'img', '--target-key', 'fine_label', '--num-classes', '100', '--val-split', 'test']
 BATCH_SIZE = 128
 PLAIN = f'--img-size 32 --crop-pct 1.0 -b {BATCH_SIZE} --epochs 1 --color-jitter 0 --lr 0.1'.split()
@@ -52,6 +57,8 @@ def rates(command: list[str]) -> dict[str, float]:
             break
     process.kill()
     process.wait()
+    # validate.py does not train
+    seen = {phase: found for phase, found in seen.items() if found or phase == 'validation'}
     if min(map(len, seen.values())) < 3:
         sys.exit(f'{" ".join(command)}\nsaid nothing of its speed:\n{"".join(lines[-20:])}')
     return {phase: (found[-1][1] - found[1][1]) / (found[-1][0] - found[1][0]) for phase, found in seen.items()}
@@ -61,10 +68,16 @@ def seconds(command: list[str], until: re.Pattern | None = None) -> float:
     """What a command takes to its end, or to the line that it looks for."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    next((line for line in process.stderr or () if until and until.search(line)), None)
-    if until:
-        process.kill()
-    process.wait()
+    lines = []
+    for line in process.stderr or ():
+        lines.append(line)
+        if until and until.search(line):
+            took = time.perf_counter() - start
+            process.kill()
+            process.wait()
+            return took
+    if process.wait() or until:
+        sys.exit(f'{" ".join(command)}\nfailed:\n{"".join(lines[-20:])}')
     return time.perf_counter() - start
 
 
@@ -109,16 +122,34 @@ def start(data: list[str], timm: str, pairs: int) -> None:
         compare_starts("from the command to the first batch's line, `train.py` over timm's", ours, theirs, pairs, FIRST)
 
 
+def validation(data: list[str], timm: str, pairs: int) -> None:
+    """Print the ratios of validate.py beside timm's."""
+    print('| images a second | ratio, median (least to most) | pairs | rates |\n|---|---|--:|--:|')
+    with tempfile.TemporaryDirectory() as folder:
+        path = f'{folder}/resnet18.pth'
+        torch.save({'state_dict': create_model('resnet18', num_classes=100).state_dict()}, path)
+        model = f'--model resnet18 --checkpoint {path} --img-size 64 -b {BATCH_SIZE} --device cpu --log-freq 10'.split()
+        ours, theirs = ([sys.executable, script, *data, *model] for script in (VALIDATE, timm))
+        compare("validate.py over timm's", ours, theirs, pairs)
+        compare("validate.py --cam-metrics over timm's", [*ours, '--cam-metrics'], theirs, pairs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', required=True, metavar='NAME', help="as train.py's --dataset")
     parser.add_argument('--timm', metavar='FILE', help="timm's train.py")
     parser.add_argument('--compiled', metavar='MODEL', help="with --timm: both scripts' --torchcompile on this model")
     parser.add_argument('--start', action='store_true', help='with --timm: times until something happens')
+    parser.add_argument('--validate', metavar='FILE', help="timm's validate.py")
     parser.add_argument('--pairs', type=int, default=5)
     parser.add_argument('--workers', default='2')
     args = parser.parse_args()
+    if (args.start or args.compiled) and not args.timm:
+        parser.error('--start and --compiled need --timm.')
     data = ['--dataset', args.data, *DATA, *PLAIN, '--workers', args.workers, '--log-interval', '20']
+    if args.validate:
+        validation([*data[:8], '--split', 'test', '--workers', args.workers], args.validate, args.pairs)
+        return
     if args.start:
         start(data, args.timm, args.pairs)
         return

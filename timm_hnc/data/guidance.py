@@ -1,7 +1,6 @@
 """Objects that go with their images through the training transforms, to say where on the class maps they are.
 
-Every step of the transform that moves pixels is done to the objects as well: whatever timm's crops and flips do to the
-image, they do to them.
+Every step of the transform that moves pixels is done to the objects as well: timm's crops and flips move both alike.
 """
 
 from multiprocessing import get_context
@@ -102,6 +101,7 @@ class GuidedDataset(WrappedDataset):
     def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
         image, target = self.dataset[index]
         joined = self.slots.join(target, self._objects.covers(self.slots.grid))
+        self._objects = MovedPictures({})
         if joined[self.slots.targets or 1] >= 0:
             _count(self.guided_images)
         return image, joined

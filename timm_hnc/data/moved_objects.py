@@ -93,7 +93,8 @@ class MovedBoxes(Image.Image):
         ends = corners.reshape(-1, 2, 2)  # low and high, x and y
         cuts = np.sort(corners.reshape(-1, 2), 0)  # between two of them a box covers all or nothing
         inside = (ends[:, None, 0] <= cuts[:-1]) & (cuts[1:] <= ends[:, None, 1])
-        covered = (inside[:, :, None, 1] & inside[:, None, :, 0]).any(0)
+        across, down = inside.astype(np.float32).transpose(2, 0, 1)
+        covered = down.T @ across > 0
         columns, rows = (_shares(cuts[:-1, axis], cuts[1:, axis], self.size[axis], grid[1 - axis]) for axis in (0, 1))
         union: Array = rows.T @ covered @ columns
         return union

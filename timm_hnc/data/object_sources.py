@@ -20,7 +20,7 @@ _NUMBERED = (*_GREYS, 'P', 'I', 'I;16')
 
 
 class Boxes:
-    """Boxes of objects; those of the first 100,000 images read are kept, to be there at once in later epochs.
+    """Boxes of objects; a process keeps those of the first 100,000 images that it reads, to have them at once later.
 
     Args:
         source: of the boxes.
