@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 import timm_hnc
 from steps.cases import Case
+from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.losses import AutoWeight
+from timm_hnc.losses.maps.boxes import EnergyLoss
+from timm_hnc.tasks import ClassMapTask
 
-VARIANTS = ('ce', 'mse', 'kd', 'auto', 'full')
+VARIANTS = ('ce', 'mse', 'kd', 'auto', 'energy', 'full')
 _WARM_UP = 3
 _WEIGHT = 0.001
 
@@ -47,12 +50,18 @@ def build_model(case: Case, device: str) -> nn.Module:
 
 
 def build_task(model: nn.Module, variant: str, topk: int, device: str) -> nn.Module:
-    """Cross-entropy ('ce'), HNC ('mse', 'kd', 'auto': mse whose weight follows), or the published way ('full')."""
+    """Cross-entropy ('ce'), HNC, or the published way of HNC ('full').
+
+    HNC is 'mse', 'kd', or 'auto', mse whose weight follows; 'energy' is no HNC but maps drawn into boxes.
+    """
     if variant == 'ce':
         return ClassificationTask(model, device=torch.device(device), verbose=False)
     cam_model = timm_hnc.CamModel(model)
     if variant == 'full':
         return FullMapTask(cam_model, topk)
+    if variant == 'energy':
+        losses = {'energy': (EnergyLoss(), 1.0)}
+        return ClassMapTask(cam_model, map_losses=losses, device=torch.device(device), verbose=False)
     hnc = timm_hnc.HNCLoss('mse' if variant == 'auto' else variant, topk=topk)
     weight = AutoWeight() if variant == 'auto' else _WEIGHT
     return timm_hnc.HNCTask(cam_model, hnc=hnc, hnc_weight=weight, device=torch.device(device), verbose=False)
@@ -65,11 +74,16 @@ def build_step(model: nn.Module, variant: str, case: Case, device: str) -> Calla
     images = torch.randn(case.batch_size, 3, case.img_size, case.img_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     target = torch.randint(case.classes, (case.batch_size,), device=device)
+    masks = []
+    if variant == 'energy':
+        cover = torch.zeros(case.batch_size, 1, 7, 7, device=device)
+        cover[..., 2:5, 2:5] = 1
+        masks = [ObjectMasks(target[:, None], cover)]
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=case.dtype == 'bfloat16'):
-            loss = forward(images, target)['loss']
+            loss = forward(images, target, *masks)['loss']
         loss.backward()
         if device != 'cpu':
             torch.accelerator.synchronize()
