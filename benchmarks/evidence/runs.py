@@ -92,6 +92,7 @@ class Stage:
         data_dir: folder of parquet files.
         flags: of train.py, that name the data and the weights to begin with.
         extra: of train.py, from the command line; they win.
+        failed: what went wrong, by name of the run.
     """
 
     regime: Regime
@@ -99,6 +100,7 @@ class Stage:
     data_dir: str
     flags: Sequence[str] = ()
     extra: Sequence[str] = ()
+    failed: dict[str, str] = field(default_factory=dict, compare=False)
     _checked: set[Path] = field(default_factory=set, compare=False)
 
     def trials(self, row: Row, setting: Setting | None) -> list[Run]:
@@ -194,13 +196,15 @@ def _write_choice(folder: Path, row: Row, choice: Choice) -> None:
 def needed_trials(stage: Stage, row: Row) -> list[Run]:
     """The trials that come next of a row: its weights with the first k, then other k with the best weight.
 
-    While the largest weight is the best, a larger one is tried.
+    While the largest weight is the best, a larger one is tried; one that fails, as too large a weight may, ends that.
     """
     if not row.weights:
         return stage.trials(row, None)
     grid = _grid(row)
     for count in range(len(row.weights), len(grid) + 1):
         runs = [run for setting in grid[:count] for run in stage.trials(row, setting)]
+        if count > len(row.weights) and any(run.name in stage.failed for run in runs):
+            break
         if any(run.next_step for run in runs):
             return runs
         best = max(grid[:count], key=lambda setting: held_out(stage, row, setting))

@@ -21,7 +21,12 @@ def command_line(run: Run, step: str, launcher: str = '') -> list[str]:
     return [*(shlex.split(launcher) or [sys.executable]), *run.command(step)]
 
 
-def execute(runs: Sequence[Run] | Callable[[], Sequence[Run]], jobs: int, launcher: str = '') -> dict[str, str]:
+def execute(
+    runs: Sequence[Run] | Callable[[], Sequence[Run]],
+    jobs: int,
+    launcher: str = '',
+    failures: dict[str, str] | None = None,
+) -> dict[str, str]:
     """Do what is missing of the runs.
 
     Args:
@@ -29,13 +34,14 @@ def execute(runs: Sequence[Run] | Callable[[], Sequence[Run]], jobs: int, launch
             that can be done by now, the most urgent first; it is asked again when one has ended.
         jobs: processes at a time.
         launcher: see `command_line`.
+        failures: what is returned, filled as it happens.
 
     Returns:
         What went wrong, by name of the run.
     """
     environment = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
     running: list[_Process] = []
-    failures: dict[str, str] = {}
+    failures = {} if failures is None else failures
     due = runs if callable(runs) else lambda: runs
     known = due()
     print(f'{len(known)} runs, {sum(run.next_step is None for run in known)} of them complete.', flush=True)

@@ -92,7 +92,21 @@ def test_no_more_than_two_larger_weights_are_tried(tmp_path):
             finish(run, 0, 50 + names.index(name))
             tried.append(name)
     assert tried[::2] == names
-    (tmp_path / 'chosen.json').write_text('{"mse":')
+
+
+def test_a_larger_weight_that_fails_is_not_chosen(tmp_path):
+    stage = Stage(REGIME, tmp_path, '')
+    for weight, top in (('0.1', 50), ('0.2', 60)):
+        for run in stage.trials(ROW, Setting(weight, 5)):
+            finish(run, 0, top)
+    larger = needed_trials(stage, ROW)[-2:]
+    assert [run.name for run in larger] == ['mse-0.6-k5-seed0', 'mse-0.6-k5-seed1']
+    stage.failed[larger[1].name] = 'the loss is not finite'
+    for run in needed_trials(stage, ROW):
+        assert run.name.startswith('mse-0.1-k10')
+        finish(run, 0, 40)
+    choose(stage, ROW)
+    assert read_choices(tmp_path)['mse'].setting == Setting('0.2', 5)(tmp_path / 'chosen.json').write_text('{"mse":')
     with pytest.raises(DataError, match='cannot be read'):
         read_choices(tmp_path)
 
