@@ -69,7 +69,8 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     stage.folder.mkdir(parents=True, exist_ok=True)
     if args.kept:
         take_up(regime, stage.folder, args.kept)
-    failures = execute(lambda: due_runs(stage, rows, args.seeds or regime.seeds), args.jobs, failures=stage.failed)
+    seeds = args.seeds or regime.seeds
+    failures = execute(lambda: due_runs(stage, rows, seeds), args.jobs, failures=stage.failed)
     for name, message in failures.items():
         sys.stderr.write(f'evidence.py: {name}: {message}\n')
     return 1 if failures else 0

@@ -81,6 +81,9 @@ def test_weights_are_tried_first_while_larger_is_better_then_k_and_what_is_chose
     assert not measured[0].folder.exists()
     assert Setting('auto:0.1', 5).at(10) == Setting('auto:0.1', 10)
     assert Setting('auto:0.1', 5).stronger() == Setting('auto:0.3', 5)
+    (tmp_path / 'chosen.json').write_text('{"mse":')
+    with pytest.raises(DataError, match='cannot be read'):
+        read_choices(tmp_path)
 
 
 def test_no_more_than_two_larger_weights_are_tried(tmp_path):
@@ -106,9 +109,7 @@ def test_a_larger_weight_that_fails_is_not_chosen(tmp_path):
         assert run.name.startswith('mse-0.1-k10')
         finish(run, 0, 40)
     choose(stage, ROW)
-    assert read_choices(tmp_path)['mse'].setting == Setting('0.2', 5)(tmp_path / 'chosen.json').write_text('{"mse":')
-    with pytest.raises(DataError, match='cannot be read'):
-        read_choices(tmp_path)
+    assert read_choices(tmp_path)['mse'].setting == Setting('0.2', 5)
 
 
 def test_a_row_goes_on_when_its_own_trials_are_complete(tmp_path):
