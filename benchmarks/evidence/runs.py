@@ -43,8 +43,8 @@ class Setting:
 
     def stronger(self) -> 'Setting':
         """The next larger weight."""
-        name, _, share = self.weight.rpartition(':')
-        return Setting(f'{name}:{_STEP * float(share):g}' if name else f'{_STEP * float(share):g}', self.topk)
+        name, colon, value = self.weight.rpartition(':')
+        return Setting(f'{name}{colon}{_STEP * float(value):g}', self.topk)
 
     def __str__(self) -> str:
         return f'{self.weight}, k {self.topk}'
