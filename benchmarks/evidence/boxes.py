@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.input_geometry import InputFrame, InputGeometry
+from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.metrics.localization import Localization, energy_inside
 
 _BATCH = 50

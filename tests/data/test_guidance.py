@@ -1,6 +1,7 @@
 """Masks of objects that follow their images through the training transforms."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,16 +9,21 @@ import torch
 from image_data import write_cub
 from PIL import Image
 from timm.data import ImageDataset, create_transform
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from torchvision.transforms.functional import pil_to_tensor
 
-from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.labels import sample_labels
-from timm_hnc.data.moved_objects import MovedBoxes
-from timm_hnc.data.object_sources import Boxes, MaskColumn, MaskFolder, Masks
+from timm_hnc.data.loading.in_memory import keep_in_memory
+from timm_hnc.data.loading.seeded_batches import KeyedBatches
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
+from timm_hnc.data.objects.boxes import BoxSource
+from timm_hnc.data.objects.guided import GuidedDataset
+from timm_hnc.data.objects.moved import MovedBoxes, Rectangles
+from timm_hnc.data.objects.slots import Slots
+from timm_hnc.data.objects.sources import Boxes, MaskColumn, MaskFolder, Masks
 from timm_hnc.data.sets.decoy_digits import PATCH, PLACES, SIDE, DecoyDigitsReader
 from timm_hnc.data.transforms import use_crop
 from timm_hnc.errors import DataError, UsageError
@@ -35,11 +41,11 @@ GEOMETRY = {
 class Drawn:
     """A data set of pictures whose object is white on black, and its boxes."""
 
-    def __init__(self, seed, count=200):  # 1,000 in all five tests of geometry
+    def __init__(self, seed, count=200, sides=(40, 120)):  # 1,000 in all five tests of geometry
         generator = random.Random(seed)
         self.images, self.boxes = [], []
         for _ in range(count):
-            width, height = generator.randint(40, 120), generator.randint(40, 120)
+            width, height = generator.randint(*sides), generator.randint(*sides)
             x1, y1 = generator.randint(0, width - 20), generator.randint(0, height - 20)
             x2, y2 = generator.randint(x1 + 8, width), generator.randint(y1 + 8, height)
             pixels = np.zeros((height, width, 3), np.uint8)
@@ -61,14 +67,14 @@ class Read(torch.utils.data.Dataset):
     """As timm's ImageDataset reads it."""
 
     def __init__(self, reader):
-        self.reader, self.transform = reader, None
+        self.reader, self.transform, self.target_transform = reader, None, None
 
     def __len__(self):
         return len(self.reader)
 
     def __getitem__(self, index):
         image, target = self.reader[index]
-        return self.transform(image), target
+        return self.transform(image), target if self.target_transform is None else self.target_transform(target)
 
 
 def boxes_of(dataset):
@@ -108,6 +114,38 @@ def test_objects_stay_where_they_are_in_the_image_after_every_transform(name, ki
     assert seen > len(drawn) / 2
 
 
+@pytest.mark.parametrize('targets', [0, 5])
+def test_objects_in_memory_go_with_their_images(targets):
+    """What is white of the image is what its mask covers, to the pixel, and on a coarser grid its share."""
+    drawn = Drawn(seed=5, count=40, sides=(SIZE, SIZE))
+    read = Read(drawn)
+    if targets:
+        read.target_transform = lambda target: torch.eye(targets)[target]
+    slots = Slots(targets, 3 if targets else 1, (4, 8))
+    guided = GuidedDataset(read, boxes_of(read), slots)
+    guided.transform = create_transform(SIZE, is_training=True, use_prefetcher=True, color_jitter=None, hflip=0.5)
+    use_crop('pad', guided.transform, (SIZE, SIZE))
+    keys = KeyedBatches(BatchSampler(SequentialSampler(drawn), 8, False), seed=1)
+    # as timm's prefetching loader and the keys wrap it
+    loader = SimpleNamespace(loader=DataLoader(WrappedDataset(guided)))
+    with guided.of_pixels() as kept:
+        keep_in_memory(loader, keys, 0.5, 0.5, torch.device('cpu'), kept)
+    moved = 0
+    for epoch in range(3):
+        keys.set_epoch(epoch)
+        for images, joined in loader.loader:
+            target, classes, cover = slots.split(joined)
+            assert (target[:, 1] if targets else target).eq(1).all()
+            assert classes[:, 0].eq(1).all()
+            assert classes[:, 1:].eq(-1).all()
+            white = images[:, :1] / 255
+            torch.testing.assert_close(cover[:, :1], avg_pool2d(white, (SIZE // 4, SIZE // 8)), atol=1e-6, rtol=0)
+            moved += (white[:, 0] != kept._columns[2][: len(white), 0] / 255).any().item()
+    assert moved > 10
+    assert guided.guided_images.value == 40, 'each was read once'
+    assert guided[0][1].shape == joined.shape[1:], 'outside it is as before'
+
+
 @pytest.mark.parametrize('colours', [{}, {'color_jitter': 0.4, 'grayscale_prob': 0.5, 'gaussian_blur_prob': 0.5}])
 def test_images_are_those_without_masks(colours):
     transform = create_transform(SIZE, is_training=True, use_prefetcher=True, **{'color_jitter': None, **colours})
@@ -129,20 +167,32 @@ def test_what_boxes_cover_is_what_their_union_covers(seed):
     rng = np.random.default_rng(seed)
     starts = rng.integers(-6, 36, (5, 2))
     corners, labels = np.concatenate([starts, starts + rng.integers(1, 20, (5, 2))], 1), np.array([2, 7, 2, 2, 7])
-    covers = MovedBoxes(corners.astype(float), labels, (40, 24)).covers((3, 5))
+    covers = MovedBoxes(Rectangles.of(corners.tolist(), labels.tolist()), (40, 24)).covers((3, 5))
     assert covers.keys() == {2, 7}
     for label, cover in covers.items():
         pixels = np.zeros((24, 40))
         for x1, y1, x2, y2 in corners[labels == label].clip(min=0):
             pixels[y1:y2, x1:x2] = 1
         expected = pixels.reshape(3, 8, 5, 8).mean((1, 3))
-        np.testing.assert_allclose(cover, expected, atol=1 / 255)
+        np.testing.assert_allclose(cover, expected, atol=1e-12)
+
+
+def test_a_box_in_an_image_of_one_pixel():
+    """Timm's crop of it may be empty, and goes on."""
+    crop = create_transform(8, is_training=True, use_prefetcher=True).transforms[0]
+    for seed in range(10):
+        random.seed(seed)
+        image, moved = MovedBoxes(Rectangles.of([(0, 0, 1, 1)], [3]), (1, 1)).through(crop, Image.new('RGB', (1, 1)))
+        assert image.size == moved.size == (8, 8)
+        assert moved.covers((2, 2))[3].shape == (2, 2)
 
 
 def test_masks_of_several_labels_lie_in_slots():
     slots = Slots(targets=5, slots=2, grid=(1, 2))
     masks = {label: torch.full((1, 2), label / 10) for label in (1, 3, 4)}
-    joined = slots.join(torch.tensor([0, 1.0, 1, 1, 1]), masks), slots.join(torch.tensor([1.0, 0, 0, 0, 0]), masks)
+    targets = torch.tensor([[0, 1.0, 1, 1, 1], [1, 0, 0, 0, 0]])
+    joined, is_guided = zip(*(slots.join(target, masks) for target in targets), strict=True)
+    assert is_guided == (True, False)
     target, classes, cover = slots.split(torch.stack(joined))
     assert target.tolist() == [[0, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
     assert classes.tolist() == [[1, 3], [-1, -1]], 'of classes without boxes there are none'

@@ -13,10 +13,10 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader, Subset
 
 import timm_hnc
-from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
+from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 
 HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']

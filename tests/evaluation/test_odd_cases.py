@@ -17,7 +17,7 @@ from timm_hnc import CamModel, save_pretrained
 from timm_hnc.attacks.attacks import Attack, attack, normalized, sample_losses, with_hnc
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.options.validate_options import fraction
-from timm_hnc.data.boxes import BoxSource
+from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
 from timm_hnc.evaluation.loaders import sample_order

@@ -16,7 +16,7 @@ from torch import nn
 
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
 from timm_hnc.commands.options.train_options import parse_train_options
-from timm_hnc.data.guidance import Slots
+from timm_hnc.data.objects.slots import Slots
 from timm_hnc.training.epoch import train_one_epoch
 from timm_hnc.training.setup.build import build_run
 from timm_hnc.training.setup.environment import create_accelerator
@@ -40,7 +40,7 @@ def batches(accelerator, multi_label: bool, slots: Slots | None = None, count: i
         if slots is not None:
             cover = torch.rand(size, *slots.grid, generator=generator)
             pairs = zip(target, cover, strict=True)
-            target = torch.stack([slots.join(label, {int(label): mask}) for label, mask in pairs])
+            target = torch.stack([slots.join(label, {int(label): mask})[0] for label, mask in pairs])
         whole.append((input, target))
     share = size // accelerator.num_processes
     part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)

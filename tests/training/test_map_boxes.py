@@ -61,7 +61,6 @@ def test_two_processes_have_the_gradients_of_one(birds, tmp_path):
         ('--aug-splits 2', 'not together with --aug-splits'),
         ('--mixup 0.2', 'not together with --mixup and --cutmix'),
         ('--train-img-sizes 24 32', 'not together with --train-img-sizes'),
-        ('--data-in-memory --train-crop-mode pad --color-jitter 0', 'not together with --data-in-memory'),
         ('--model test_vit --model-kwargs', "no trainable class maps for 'test_vit'"),
     ],
 )
@@ -101,8 +100,9 @@ def masked(images, tmp_path):
     return ['--dataset', '', '--data-dir', images, '--masks-dir', str(tmp_path / 'masks')]
 
 
-def test_a_run_with_masks_goes_on_exactly(argv, masked):
-    options = ['--map-loss', 'target-maps', 'energy=0.5', '--epochs', 2, '--hflip', 0.5, *masked]
+@pytest.mark.parametrize('memory', ['', '--data-in-memory --train-crop-mode pad --color-jitter 0'])
+def test_a_run_with_masks_goes_on_exactly(argv, masked, memory):
+    options = ['--map-loss', 'target-maps', 'energy=0.5', '--epochs', 2, '--hflip', 0.5, *masked, *memory.split()]
     whole = train(*argv('whole', *options, '--workers', 1))
     train(*argv('parts', *options, '--stop-epoch', 1))
     parts = train(*argv('parts', *options, '--resume', 'auto'))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.cam.naflex_maps import NaFlexBatch, NaFlexMaps
-from timm_hnc.data.boxes import BoxSource
+from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
 from timm_hnc.evaluation.evaluate import Autocast

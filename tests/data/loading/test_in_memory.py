@@ -5,14 +5,17 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from timm_hnc.data.loading.in_memory import InMemoryBatches, RememberedBatches
+from timm_hnc.data.loading.in_memory import InMemoryBatches, KeptTargets, RememberedBatches
 from timm_hnc.data.loading.seeded_batches import KeyedBatches
 
 
 def batches_of(images, count, flips=(0.5, 0.0), padding=(1, 2)):
     sampler = BatchSampler(SequentialSampler(range(count)), 4, False)
     keys = KeyedBatches(sampler, seed=3)
-    return InMemoryBatches(images, torch.arange(count), keys, images.shape[-2:], padding, flips), keys
+    targets = KeptTargets()
+    targets.add(torch.arange(count), images)
+    targets.close(torch.device('cpu'))
+    return InMemoryBatches(images, targets, keys, images.shape[-2:], padding, flips), keys
 
 
 def outcomes(pixels, padding, flips):

@@ -10,10 +10,10 @@ from faulty_images import ERRORS, faulty
 from image_data import write_folder, write_parquet, write_tar
 from PIL import Image, ImageDraw
 
-from timm_hnc.data.boxes import BoxSource
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.loading.loader_errors import read as read_loader
 from timm_hnc.data.loading.skipped_images import SkippedImages
+from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import DataError
 
 

@@ -5,7 +5,7 @@ once. Order and random numbers follow from seed, epoch and batch, as they do in 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,7 +25,35 @@ _DECODED_AT_ONCE = 512
 _MOST_OF_MEMORY = 0.8
 
 
-def keep_in_memory(loader: Any, keys: KeyedBatches, hflip: float, vflip: float, device: torch.device) -> None:
+class KeptTargets:
+    """Targets of the images in memory."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, ...]] = []
+        self._columns: tuple[Tensor, ...] = ()
+
+    def add(self, targets: Tensor, images: Tensor) -> None:
+        """Take those of further images, as the data set yields both."""
+        self._parts.append((targets,))
+
+    @property
+    def bytes_an_image(self) -> float:
+        """How much memory is taken for one image of the first part, in bytes."""
+        return sum(column.nbytes for column in self._parts[0]) / len(self._parts[0][0])
+
+    def close(self, device: torch.device) -> None:
+        """There are no more of them: keep them on a device."""
+        self._columns = tuple(torch.cat(column).to(device) for column in zip(*self._parts, strict=True))
+        self._parts = []
+
+    def batch(self, indices: Tensor, crop: Callable[[Tensor], Tensor]) -> Tensor:
+        """Those of a batch; `crop` takes pictures (B, C, H, W) of all its images the way their images go."""
+        return self._columns[0][indices]
+
+
+def keep_in_memory(
+    loader: Any, keys: KeyedBatches, hflip: float, vflip: float, device: torch.device, targets: KeptTargets
+) -> None:
     """Let timm's prefetching training loader take its batches from memory; it normalises and erases as before.
 
     Args:
@@ -34,6 +62,7 @@ def keep_in_memory(loader: Any, keys: KeyedBatches, hflip: float, vflip: float, 
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         device: where the images lie.
+        targets: takes theirs.
 
     Raises:
         UsageError: the images have several sizes.
@@ -43,7 +72,7 @@ def keep_in_memory(loader: Any, keys: KeyedBatches, hflip: float, vflip: float, 
     crop = next(step for step in dataset.transform.transforms if isinstance(step, RandomCrop))
     before = dataset.transform.transforms[: dataset.transform.transforms.index(crop)]
     ordinary, dataset.transform = dataset.transform, transforms.Compose([*before, transforms.PILToTensor()])
-    images, targets = _decode(dataset, loader.loader, device)
+    images = _decode(dataset, targets, loader.loader, device)
     dataset.transform = ordinary
     left, top = crop.padding
     loader.loader = InMemoryBatches(images, targets, keys, tuple(crop.size), (top, left), (hflip, vflip))
@@ -54,7 +83,7 @@ class InMemoryBatches:
 
     Args:
         images: (N, C, H, W) bytes.
-        targets: (N,) or (N, n).
+        targets: of all images.
         batch_sampler: yields the batches' indices and places.
         size: (height, width) of the crop in pixels.
         padding: (vertical, horizontal) zeros on each side in pixels.
@@ -64,7 +93,7 @@ class InMemoryBatches:
     def __init__(
         self,
         images: Tensor,
-        targets: Tensor,
+        targets: KeptTargets,
         batch_sampler: KeyedBatches,
         size: tuple[int, int],
         padding: tuple[int, int],
@@ -85,13 +114,16 @@ class InMemoryBatches:
     def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self._generator.manual_seed(mixed(batch.seed, batch.epoch, batch.number) >> 1)
         indices = torch.tensor(batch.indices, device=self.images.device)
-        vertical, horizontal = self.padding
-        padded = functional.pad(self.images[indices], (horizontal, horizontal, vertical, vertical))
-        rows = self._places(len(indices), padded.shape[-2], self.size[0], self.flips[1])
-        columns = self._places(len(indices), padded.shape[-1], self.size[1], self.flips[0])
-        padded = padded.gather(2, rows[:, None, :, None].expand(-1, padded.shape[1], -1, padded.shape[3]))
-        images = padded.gather(3, columns[:, None, None, :].expand(-1, padded.shape[1], padded.shape[2], -1))
-        return images, self.targets[indices]
+        (vertical, horizontal), (height, width) = self.padding, self.images.shape[-2:]
+        rows = self._places(len(indices), height + 2 * vertical, self.size[0], self.flips[1])
+        columns = self._places(len(indices), width + 2 * horizontal, self.size[1], self.flips[0])
+
+        def crop(pictures: Tensor) -> Tensor:
+            padded = functional.pad(pictures, (horizontal, horizontal, vertical, vertical))
+            padded = padded.gather(2, rows[:, None, :, None].expand(-1, padded.shape[1], -1, padded.shape[3]))
+            return padded.gather(3, columns[:, None, None, :].expand(-1, padded.shape[1], padded.shape[2], -1))
+
+        return crop(self.images[indices]), self.targets.batch(indices, crop)
 
     def _places(self, count: int, length: int, side: int, flip: float) -> Tensor:
         """(count, side) rows or columns of random crops, some of them backwards."""
@@ -122,23 +154,25 @@ class RememberedBatches(Wrapper):
             yield from self._kept
 
 
-def _decode(dataset: Dataset[Any], like: DataLoader[Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    parts: list[tuple[Tensor, Tensor]] = []
+def _decode(dataset: Dataset[Any], kept: KeptTargets, like: DataLoader[Any], device: torch.device) -> Tensor:
+    parts: list[Tensor] = []
     loader = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=like.num_workers, timeout=like.timeout)
     try:
         for images, targets in progress(read(loader), 'batch', len(loader), 'Decoding'):
+            kept.add(targets, images)
             if not parts:
-                _check_memory(images[0].numel() * len(dataset), device)  # type: ignore[arg-type]
-            parts.append((images.to(device), targets.to(device)))
-        images, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+                needed = images[0].nbytes + kept.bytes_an_image
+                _check_memory(needed * len(dataset), device)  # type: ignore[arg-type]
+            parts.append(images.to(device))
+        kept.close(device)
+        return torch.cat(parts)
     except (RuntimeError, DataError) as error:
         if 'size' not in str(error):
             raise
         raise UsageError(f'--data-in-memory: the images have several sizes ({first_lines(error, 120)}).') from error
-    return images, targets
 
 
-def _check_memory(needed: int, device: torch.device) -> None:
+def _check_memory(needed: float, device: torch.device) -> None:
     if device.type == 'cuda':
         free = torch.cuda.mem_get_info(device)[0]
     else:

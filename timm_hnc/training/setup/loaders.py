@@ -9,14 +9,15 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, NaFlexMixup
 from timm.data.naflex_dataset import calculate_naflex_batch_size
 from torch.utils.data import DataLoader, Dataset
 
-from timm_hnc.data.boxes import BoxSource
-from timm_hnc.data.guidance import GuidedDataset, Slots
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.seeded_batches import seed_shares
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.noise import NoisyLabels
-from timm_hnc.data.object_sources import Boxes, MaskColumn, MaskFolder, Masks, ObjectSource
+from timm_hnc.data.objects.boxes import BoxSource
+from timm_hnc.data.objects.guided import GuidedDataset
+from timm_hnc.data.objects.slots import Slots
+from timm_hnc.data.objects.sources import Boxes, MaskColumn, MaskFolder, Masks, ObjectSource
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset

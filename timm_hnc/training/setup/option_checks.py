@@ -143,7 +143,6 @@ def _check_objects(options: 'TrainOptions') -> None:
         '--aug-splits': options.augmentation.aug_splits,
         '--mixup and --cutmix': options.mixup.active,
         '--train-img-sizes': options.sizes.train_img_sizes,
-        '--data-in-memory': options.batches.data_in_memory,
     }
     for other, value in others.items():
         if value:

@@ -1,5 +1,6 @@
 """The data of a run: its loaders, and what goes with them."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,13 @@ from timm.data.naflex_dataset import NaFlexCollator, NaFlexMapDatasetWrapper
 from torch.utils.data import DataLoader
 
 from timm_hnc.data.datasets import check_same_classes, class_names
-from timm_hnc.data.guidance import GuidedDataset
-from timm_hnc.data.loading.in_memory import RememberedBatches, keep_in_memory
+from timm_hnc.data.loading.in_memory import KeptTargets, RememberedBatches, keep_in_memory
 from timm_hnc.data.loading.naflex_batches import NaFlexBatches, use_naflex_keys
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
 from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.data.naflex import Patches
+from timm_hnc.data.objects.guided import GuidedDataset
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
 from timm_hnc.training.setup.loaders import (
@@ -128,7 +129,9 @@ def _create_train_loader(
     outlive_signals(loader)
     keys = use_keys(loader, seed)
     if options.batches.data_in_memory and keys is not None:
-        keep_in_memory(loader, keys, options.augmentation.hflip, options.augmentation.vflip, device)
+        hflip, vflip = options.augmentation.hflip, options.augmentation.vflip
+        with train_set.of_pixels() if isinstance(train_set, GuidedDataset) else nullcontext(KeptTargets()) as targets:
+            keep_in_memory(loader, keys, hflip, vflip, device, targets)
     return loader, keys
 
 

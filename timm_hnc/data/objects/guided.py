@@ -3,11 +3,11 @@
 Every step of the transform that moves pixels is done to the objects as well: timm's crops and flips move both alike.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
 from torch import Tensor
@@ -15,8 +15,10 @@ from torchvision import transforms
 
 from timm_hnc.data.loading.seeded_batches import mixed
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader, innermost
-from timm_hnc.data.moved_objects import Covers, MovedBoxes, MovedPictures
-from timm_hnc.data.object_sources import ANY_CLASS, ObjectSource
+from timm_hnc.data.objects.in_memory import KeptMasks
+from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures
+from timm_hnc.data.objects.slots import Slots
+from timm_hnc.data.objects.sources import ObjectSource
 from timm_hnc.errors import DataError
 
 # steps of training transforms that leave pixels where they are
@@ -26,42 +28,6 @@ _IN_PLACE = (
     *(MaybePILToTensor, MaybeToTensor, ToNumpy),
 )
 _CHOICE = -7
-
-
-class Slots(NamedTuple):
-    """How a sample's target and its masks lie in one vector, so that they pass through timm's loaders.
-
-    Args:
-        targets: values of the target, 0 for a class index.
-        slots: most classes of an image that have masks.
-        grid: (height, width) of a mask.
-    """
-
-    targets: int
-    slots: int
-    grid: tuple[int, int]
-
-    def join(self, target: Any, masks: Covers) -> Tensor:
-        """A target and the (h, w) masks of its classes, as one vector."""
-        values = np.asarray(target, dtype=np.float32).reshape(-1)
-        present = [int(target)] if not self.targets else values.nonzero()[0].tolist()
-        if ANY_CLASS in masks:
-            masks = dict.fromkeys(present, masks[ANY_CLASS])
-        chosen = [label for label in present if label in masks][: self.slots]
-        height, width = self.grid
-        filled = np.zeros((self.slots, 1 + height * width), dtype=np.float32)
-        filled[:, 0] = -1
-        for slot, label in zip(filled, chosen, strict=False):
-            slot[0] = label
-            slot[1:] = masks[label].reshape(-1)
-        return torch.from_numpy(np.concatenate([values, filled.reshape(-1)]))
-
-    def split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch of such vectors as targets, (B, P) classes, and (B, P, h, w) masks."""
-        length = self.targets or 1
-        target, rest = joined[:, :length], joined[:, length:].unflatten(1, (self.slots, -1))
-        target = target if self.targets else target[:, 0].long()
-        return target, rest[..., 0].long(), rest[..., 1:].unflatten(-1, self.grid)
 
 
 class GuidedDataset(WrappedDataset):
@@ -86,6 +52,7 @@ class GuidedDataset(WrappedDataset):
         read = innermost(dataset)
         self._reader = read.reader = _Remembering(read.reader)
         self._transform: Any = None
+        self._of_pixels = False
         self._objects: MovedBoxes | MovedPictures = MovedPictures({})  # of the sample that is being read
 
     @property
@@ -100,11 +67,21 @@ class GuidedDataset(WrappedDataset):
 
     def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
         image, target = self.dataset[index]
-        joined = self.slots.join(target, self._objects.covers(self.slots.grid))
+        slots = self.slots._replace(grid=tuple(image.shape[-2:])) if self._of_pixels else self.slots
+        joined, is_guided = slots.join(target, self._objects.covers(slots.grid))
         self._objects = MovedPictures({})
-        if joined[self.slots.targets or 1] >= 0:
+        if is_guided:
             _count(self.guided_images)
         return image, joined
+
+    @contextmanager
+    def of_pixels(self) -> Iterator[KeptMasks]:
+        """Meanwhile masks are those of the pixels of a transformed image: what takes samples with them."""
+        self._of_pixels = True
+        try:
+            yield KeptMasks(self.slots)
+        finally:
+            self._of_pixels = False
 
     def _apply(self, image: Image.Image) -> Any:
         """The transform of an image, and of the objects of the sample that was read last."""

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from timm_hnc.data.boxes import BoxSource, check_inside
 from timm_hnc.data.loading.unreadable_images import decoding
-from timm_hnc.data.moved_objects import Array, MovedBoxes, MovedPictures
+from timm_hnc.data.objects.boxes import BoxSource, check_inside
+from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures, Rectangles
 from timm_hnc.errors import DataError, UsageError
 
 ANY_CLASS = -1
@@ -31,21 +31,20 @@ class Boxes:
 
     def __init__(self, source: BoxSource) -> None:
         self.source = source
-        self._kept: dict[int, tuple[Array, Array]] = {}
+        self._kept: dict[int, Rectangles] = {}
 
     def read(self, index: int, size: tuple[int, int]) -> MovedBoxes:
         """The boxes of the objects of each class in a sample whose image has that (width, height)."""
-        corners, labels = self._kept.get(index) or self._checked(index, size)
-        return MovedBoxes(corners, labels, size)
+        return MovedBoxes(self._kept.get(index) or self._checked(index, size), size)
 
-    def _checked(self, index: int, size: tuple[int, int]) -> tuple[Array, Array]:
+    def _checked(self, index: int, size: tuple[int, int]) -> Rectangles:
         found = self.source[index]
         check_inside(found.boxes, size, index)
-        corners, labels = found.boxes.numpy(), found.labels.numpy()
-        chosen = corners[labels >= 0], labels[labels >= 0]
+        known = found.labels >= 0
+        rectangles = Rectangles.of(found.boxes[known].tolist(), found.labels[known].tolist())
         if len(self._kept) < _KEPT:
-            self._kept[index] = chosen
-        return chosen
+            self._kept[index] = rectangles
+        return rectangles
 
 
 class Masks:

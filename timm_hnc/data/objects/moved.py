@@ -1,0 +1,201 @@
+"""The objects of an image on their way through its transform, with the image."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision import transforms
+
+# steps that crop, resize and mirror, and nothing else
+_OF_BOXES = (
+    *(RandomResizedCropAndInterpolation, transforms.Resize),
+    *(transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip),
+)
+Step = Callable[[Any], Any]
+Array: TypeAlias = 'np.ndarray[Any, Any]'
+Covers: TypeAlias = dict[int, Array]
+Corners: TypeAlias = tuple[float, ...]
+Frame: TypeAlias = tuple[tuple[float, float], ...]
+
+
+class MovedPictures:
+    """Grey pictures of the objects of each class: whatever is done to an image can be done to them as well.
+
+    Args:
+        masks: by class.
+    """
+
+    def __init__(self, masks: Mapping[int, Image.Image]) -> None:
+        self.masks = masks
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def through(self, step: Step, image: Any) -> tuple[Any, 'MovedPictures']:
+        """The image and they behind a step of its transform."""
+        again = _generators()
+        image = step(image)
+        moved = {}
+        for label, mask in self.masks.items():
+            again()
+            moved[label] = step(mask)
+        return image, MovedPictures(moved)
+
+    def covers(self, grid: tuple[int, int]) -> Covers:
+        """(h, w) shares of the cells of a grid that the objects of each class cover."""
+        height, width = grid
+        small = {label: mask.resize((width, height), Image.Resampling.BOX) for label, mask in self.masks.items()}
+        return {label: np.asarray(mask) / np.float32(255) for label, mask in small.items()}
+
+
+class Rectangles(NamedTuple):
+    """What boxes cover, as rectangles that do not overlap within their class.
+
+    Args:
+        corners: (m, 4) x1, y1, x2, y2 in pixels of the stored image.
+        parts: classes, and where the rectangles of each stand.
+    """
+
+    corners: Array
+    parts: list[tuple[int, slice]]
+
+    @staticmethod
+    def of(boxes: Sequence[Corners], labels: Sequence[int]) -> 'Rectangles':
+        """Those of boxes and their classes."""
+        corners: list[Corners] = []
+        parts = []
+        for label in dict.fromkeys(labels):
+            start = len(corners)
+            corners += _apart([tuple(box) for box, other in zip(boxes, labels, strict=True) if other == label])
+            parts.append((label, slice(start, len(corners))))
+        return Rectangles(np.array(corners).reshape(-1, 4), parts)
+
+
+class MovedBoxes(Image.Image):
+    """Boxes, which steps take for their image: what crops, resizes or mirrors them does the same to the image.
+
+    Args:
+        rectangles: of the stored image.
+        size: (width, height) of the picture.
+        frame: per axis, by how much a coordinate was scaled and then moved to be one of the picture.
+        image: of that size, while a step has both.
+    """
+
+    def __init__(
+        self,
+        rectangles: Rectangles,
+        size: tuple[int, int],
+        frame: Frame = ((1.0, 0.0), (1.0, 0.0)),
+        image: Image.Image | None = None,
+    ) -> None:
+        super().__init__()
+        self.rectangles, self.frame, self.image = rectangles, frame, image
+        self._size, self._mode = size, 'L'
+
+    def __len__(self) -> int:
+        return len(self.rectangles.parts)
+
+    def through(self, step: Step, image: Any) -> 'tuple[Any, MovedBoxes | MovedPictures]':
+        """See `MovedPictures.through`; other steps than those of boxes move pictures of them."""
+        if not isinstance(step, _OF_BOXES):
+            return self.drawn().through(step, image)
+        self.image = image
+        moved: MovedBoxes = step(self)
+        image, self.image, moved.image = moved.image, None, None
+        return image, moved
+
+    def covers(self, grid: tuple[int, int]) -> Covers:
+        """See `MovedPictures.covers`."""
+        corners, parts = self.rectangles
+        columns, rows = (
+            _shares(corners[:, axis], corners[:, axis + 2], self.size[axis], *self.frame[axis], grid[1 - axis])
+            for axis in (0, 1)
+        )
+        return {label: rows[:, part] @ columns[:, part].T for label, part in parts}
+
+    def drawn(self) -> MovedPictures:
+        """White boxes on black by class, to whole pixels; of a rectangle that is in the picture at least one."""
+        scale, move = np.array(self.frame).T
+        ends = (self.rectangles.corners.reshape(-1, 2, 2) * scale + move).round().astype(int)
+        corners = np.concatenate([ends.min(1), ends.max(1)], 1).tolist()
+        found = {}
+        for label, part in self.rectangles.parts:
+            found[label] = Image.new('L', self.size)
+            for x1, y1, x2, y2 in corners[part]:
+                ImageDraw.Draw(found[label]).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
+        return MovedPictures(found)
+
+    def crop(self, box: Any = None) -> 'MovedBoxes':
+        """See PIL's."""
+        left, top, right, bottom = box
+        (across, x), (down, y) = self.frame
+        image = self.image and self.image.crop(box)
+        frame = (across, x - left), (down, y - top)
+        return MovedBoxes(self.rectangles, (right - left, bottom - top), frame, image)
+
+    def resize(self, size: Any, *how: Any, **named: Any) -> 'MovedBoxes':
+        """See PIL's."""
+        image = self.image and self.image.resize(size, *how, **named)
+        # timm crops nothing at all out of a single pixel, now and then
+        width, height = size[0] / max(self.size[0], 1), size[1] / max(self.size[1], 1)
+        (across, x), (down, y) = self.frame
+        frame = (across * width, x * width), (down * height, y * height)
+        return MovedBoxes(self.rectangles, tuple(size), frame, image)
+
+    def transpose(self, method: Image.Transpose) -> 'MovedBoxes':
+        """See PIL's; mirroring alone."""
+        image = self.image and self.image.transpose(method)
+        axis = {Image.Transpose.FLIP_LEFT_RIGHT: 0, Image.Transpose.FLIP_TOP_BOTTOM: 1}[method]
+        frame = list(self.frame)
+        scale, move = frame[axis]
+        frame[axis] = -scale, self.size[axis] - move
+        return MovedBoxes(self.rectangles, self.size, tuple(frame), image)
+
+
+def _generators() -> Callable[[], None]:
+    """What goes back to the random numbers of now, of the generators that timm's transforms draw from."""
+    state = random.getstate(), torch.get_rng_state()
+
+    def again() -> None:
+        random.setstate(state[0])
+        torch.set_rng_state(state[1])
+
+    return again
+
+
+def _apart(boxes: Iterable[Corners]) -> list[Corners]:
+    """Rectangles that cover what at least one of the boxes covers, none of it twice."""
+    found: list[Corners] = []
+    for box in boxes:
+        parts = [box]
+        for other in found:
+            parts = [rest for part in parts for rest in _without(part, other)]
+        found += parts
+    return found
+
+
+def _without(one: Corners, other: Corners) -> list[Corners]:
+    """What a rectangle covers and another does not: above, below, left and right of it."""
+    (x1, y1, x2, y2), (left, top, right, bottom) = one, other
+    if x2 <= left or right <= x1 or y2 <= top or bottom <= y1:
+        return [one]
+    middle = max(y1, top), min(y2, bottom)
+    rests = (
+        *((x1, y1, x2, top), (x1, bottom, x2, y2)),
+        *((x1, middle[0], left, middle[1]), (right, middle[0], x2, middle[1])),
+    )
+    return [rest for rest in rests if rest[0] < rest[2] and rest[1] < rest[3]]
+
+
+def _shares(low: Array, high: Array, side: int, scale: float, move: float, cells: int) -> Array:
+    """(cells, m) shares of the cells of a side that lie between two ends, (m,) each, in the stored image."""
+    # where the cells begin and end in the stored image, backwards where it was mirrored
+    start, step = -move / scale, side / (cells * scale)
+    edges = np.array([[start + step * i] for i in range(cells + 1)])
+    reached = np.minimum(np.maximum(edges, low), high)
+    shares: Array = (reached[1:] - reached[:-1]) / step
+    return shares

@@ -1,0 +1,54 @@
+"""Targets that carry masks, as one vector a sample."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from timm_hnc.data.objects.moved import Covers
+from timm_hnc.data.objects.sources import ANY_CLASS
+
+
+class Slots(NamedTuple):
+    """How a sample's target and its masks lie in one vector, so that they pass through timm's loaders.
+
+    Args:
+        targets: values of the target, 0 for a class index.
+        slots: most classes of an image that have masks.
+        grid: (height, width) of a mask.
+    """
+
+    targets: int
+    slots: int
+    grid: tuple[int, int]
+
+    def join(self, target: Any, masks: Covers) -> tuple[Tensor, bool]:
+        """A target and the (h, w) masks of its classes, as one vector; and whether there are any."""
+        length, cells = self.targets or 1, self.grid[0] * self.grid[1]
+        joined = np.zeros(length + self.slots * (1 + cells), dtype=np.float32)
+        joined[:length] = target
+        joined[length :: 1 + cells] = -1
+        if ANY_CLASS in masks:
+            masks = {int(target): masks[ANY_CLASS]}
+        present = [label for label in sorted(masks) if (joined[label] if self.targets else label == target)]
+        for slot, label in enumerate(present[: self.slots]):
+            start = length + slot * (1 + cells)
+            joined[start] = label
+            joined[start + 1 : start + 1 + cells] = masks[label].reshape(-1)
+        return torch.from_numpy(joined), bool(present)
+
+    def split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch of such vectors as targets, (B, P) classes, and (B, P, h, w) masks."""
+        length = self.targets or 1
+        target, rest = joined[:, :length], joined[:, length:].unflatten(1, (self.slots, -1))
+        target = target if self.targets else target[:, 0].long()
+        return target, rest[..., 0].long(), rest[..., 1:].unflatten(-1, self.grid)
+
+    def join_batch(self, targets: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+        """What `split` takes apart; with fewer than P classes the other slots stay empty."""
+        empty = self.slots - labels.shape[1]
+        labels, masks = functional.pad(labels, (0, empty), value=-1), functional.pad(masks, (0, 0) * 2 + (0, empty))
+        filled = torch.cat([labels[..., None], masks.flatten(2)], 2).flatten(1)
+        return torch.cat([targets.reshape(len(targets), -1), filled], 1)
