@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lite import MODEL
 
+RUNS = '{runs}'  # in flags: the folder of the regime's measured runs
 MULTI_LABEL, SINGLE_LABEL = 'map', 'top1'
 BASELINE = 'baseline'
 
@@ -144,6 +145,7 @@ def _given(mse: str, kd: str) -> tuple[Row, ...]:
 _PAPER_ROWS = _given('0.001', '0.003')
 _KD = ('--hnc', 'kd', '--hnc-weight', '0.06', '--hnc-topk', '5')
 _ENERGY = ('--map-loss', 'energy=1')
+_TEACHER = ('--map-loss', 'teacher', '--map-teacher', f'{RUNS}/energy-seed10')
 _BOXES = '--map-loss energy, boxes of'
 _BOX_ROWS = (
     _VOC_ROWS[0],
@@ -159,6 +161,7 @@ _BOX_ROWS = (
             ('target-maps', '--map-loss target-maps, boxes of all images', ('--map-loss', 'target-maps')),
             ('separability', '--map-loss separability, no boxes', ('--map-loss', 'separability')),
             ('consistency', '--map-loss consistency, no boxes', ('--map-loss', 'consistency')),
+            ('teacher', '--map-loss teacher, the first run of `energy`, no boxes', _TEACHER),
         )
     ),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from tables.plan import ROOT, Cell
 from tables.runs import Plan, Run
 
-from evidence.regimes import Regime, Row
+from evidence.regimes import RUNS, Regime, Row
 from timm_hnc.errors import DataError
 
 FIRST_SEED = 10  # of what is measured; settings are chosen with seeds from 0 on
@@ -137,7 +137,8 @@ class Stage:
 
     def _cell(self, row: Row, setting: Setting | None) -> Cell:
         name, flags = (setting.name, setting.flags) if setting else ('', ())
-        return Cell(row.key, '', f'{row.key}{name}', (*self.regime.flags, *row.flags, *flags))
+        own = (flag.replace(RUNS, str(self.folder / 'runs')) for flag in row.flags)
+        return Cell(row.key, '', f'{row.key}{name}', (*self.regime.flags, *own, *flags))
 
 
 def last_figure(run: Run, metric: str) -> float:

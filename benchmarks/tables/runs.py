@@ -30,7 +30,7 @@ _ELSEWHERE = {
     *('data', 'data_dir', 'dataset', 'dataset_download', 'input_key', 'target_key', 'train_split', 'val_split'),
     *('config', 'output', 'experiment', 'resume', 'seed', 'workers', 'pin_mem', 'device', 'torchcompile'),
     *('torchcompile_mode', 'channels_last', 'cam_images', 'checkpoint_hist', 'log_interval', 'recovery_interval'),
-    *('checkpoint_interval', 'pretrained_path'),
+    *('checkpoint_interval', 'pretrained_path', 'map_teacher'),
     *(
         'no_report',
         'validation_batch_size',

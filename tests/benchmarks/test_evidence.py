@@ -46,6 +46,8 @@ def test_train_py_takes_the_options_of_every_row(key):
             assert options['val_interval'] == options['epochs'], 'evaluated once, at the end'
             assert options['num_classes'] == regime.num_classes
             assert (options['hnc'] == 'none') == ('--hnc' not in row.flags)
+            teacher = str(ROOT / 'runs' / 'energy-seed10')
+            assert options['map_teacher'] == (teacher if row.key == 'teacher' else '')
         assert len({run.name for run in trials}) == len(trials) == regime.choice_seeds * len(settings)
 
 
