@@ -20,6 +20,8 @@ class ClassIndex:
         Raises:
             DataError: it is none, or outside the class range.
         """
+        if type(target) is int and 0 <= target < self.num_classes:
+            return target
         if isinstance(target, (list, tuple, dict, str)) or getattr(target, 'ndim', 0) > 0:
             raise DataError(f'a target is {target!r}, not one class index: for several labels pass --task multilabel.')
         try:

@@ -7,7 +7,6 @@ Damaged ones, on which Pillow raises whatever its parsing of them ends in: timm 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -57,11 +56,13 @@ class CheckedReader(WrappedReader):
                 _open(file)
             file.seek(0)
             return file, *rest
-        with decoding(), file:
-            image = _open(file)
-            image.load()
-            image = image.convert(self.mode) if self.mode else image
-            return SimpleNamespace(read=lambda: image), *rest
+        try:  # not decoding(): to enter and leave a generator is a part of a CIFAR image's time that can be seen
+            with file:
+                return _Decoded(_open(file), self.mode), *rest
+        except Exception as error:
+            if not _is_of_pillow(error):
+                raise
+            raise _unreadable(error) from error
 
     def __iter__(self) -> Iterator[Any]:
         with decoding(RuntimeError):  # a reader's own words
@@ -88,12 +89,30 @@ def decoding(*others: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
-        raise
-    except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, NotImplementedError ...
-        if type(error) in others or is_of_a_worker(error):
+    except Exception as error:
+        if type(error) in others or not _is_of_pillow(error):
             raise
-        raise OSError(f'{type(error).__name__}: {first_lines(error)}') from error
+        raise _unreadable(error) from error
+
+
+class _Decoded:
+    """In place of a file, which timm reads where it opens none itself: the decoded image."""
+
+    def __init__(self, image: Image.Image, mode: str | None) -> None:
+        if mode:
+            image = image.convert(mode)
+        else:
+            image.load()
+        self.read = lambda: image
+
+
+def _is_of_pillow(error: Exception) -> bool:
+    """Whether it may be one of its plugins': ValueError, SyntaxError, struct.error, NotImplementedError, ..."""
+    return not isinstance(error, OSError) and not is_of_a_worker(error)
+
+
+def _unreadable(error: Exception) -> OSError:
+    return OSError(f'{type(error).__name__}: {first_lines(error)}')
 
 
 def _load(loader: Callable[[str], Any], path: str) -> Any:
@@ -103,6 +122,6 @@ def _load(loader: Callable[[str], Any], path: str) -> Any:
 
 def _open(file: BinaryIO) -> Image.Image:
     image = Image.open(file)
-    if image.mode == 'F' or image.mode.startswith('I'):
+    if image.mode.startswith(('F', 'I')):
         raise OSError('It is grey with more than 8 bits a pixel: convert it to 8 bits, or to RGB.')
     return image
