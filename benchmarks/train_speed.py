@@ -146,7 +146,7 @@ def main() -> None:
     args = parser.parse_args()
     if (args.start or args.compiled) and not args.timm:
         parser.error('--start and --compiled need --timm.')
-    data = ['--dataset', args.data, *DATA, *PLAIN, '--workers', args.workers, '--log-interval', '20']
+    data = ['--dataset', args.data, *DATA, *PLAIN, '--workers', args.workers, '--log-interval', '10']
     if args.validate:
         validation([*data[:8], '--split', 'test', '--workers', args.workers], args.validate, args.pairs)
         return

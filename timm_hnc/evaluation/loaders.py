@@ -1,8 +1,9 @@
 """Validation data as batches."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from timm_hnc.data.holdout import split_off
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError, first_lines
+
+_modes: list[torch.inference_mode] = []  # of this process, while it loads
 
 
 def image_mode(asked: str | None, channels: int) -> str:
@@ -152,4 +155,14 @@ def create_timed_loader(
     inner = getattr(loader, 'loader', loader)
     if inner.num_workers:
         inner.timeout = options.worker_timeout
+        inner.worker_init_fn = partial(_without_autograd, inner.worker_init_fn)
     return loader
+
+
+def _without_autograd(before: Callable[[int], None] | None, worker: int) -> None:
+    """Let a loading process make tensors that nobody differentiates, as in timm's evaluation; others it hands on."""
+    if before is not None:
+        before(worker)
+    mode = torch.inference_mode()
+    mode.__enter__()
+    _modes.append(mode)
