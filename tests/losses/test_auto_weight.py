@@ -59,7 +59,7 @@ def test_averages_by_hand():
 @pytest.mark.parametrize('bad', [0.0, float('inf'), float('nan')])
 @pytest.mark.parametrize('place', [0, 1])
 def test_what_is_no_use_leaves_the_weight_and_is_counted(bad, place):
-    weight, norms = AutoWeight(), [torch.tensor(2.0), torch.tensor(4.0)]
+    weight, norms = AutoWeight(0.1), [torch.tensor(2.0), torch.tensor(4.0)]
     found = [torch.tensor(bad) if number == place else norm for number, norm in enumerate(norms)]
     weight.update(*found)
     assert weight.value == 0

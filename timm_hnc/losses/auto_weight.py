@@ -11,7 +11,7 @@ from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
 from timm_hnc.losses.hnc import HNCLoss
 
-DEFAULT_SHARE = 0.1
+DEFAULT_SHARE = 0.03
 _DECAY = 0.98
 
 
@@ -38,7 +38,7 @@ class AutoWeight(nn.Module):
         ValueError: the share is no finite number above 0.
 
     Example:
-        >>> task = HNCTask(CamModel(timm.create_model('resnet18')), hnc=HNCLoss('mse'), hnc_weight=AutoWeight(0.1))
+        >>> task = HNCTask(CamModel(timm.create_model('resnet18')), hnc=HNCLoss('mse'), hnc_weight=AutoWeight())
         >>> task(torch.randn(2, 3, 224, 224), torch.tensor([7, 3]))['hnc_weight']
     """
 

@@ -22,7 +22,7 @@ class HNCOptions:
     Args:
         hnc: HNC loss: none, mse (Eq. 2), kd (Eq. 5), or half of Eq. 2: var (flat maps) or logit (small logits).
         hnc_weight: its weight (lambda), 0.0065 for kd and 0.0007 for the others; or auto:SHARE: HNC pulls at the maps
-            with that share of the criterion's pull (auto: 0.1), measured until the first epoch after the warm-up ends;
+            with that share of the criterion's pull (auto: 0.03), measured until the first epoch after the warm-up ends;
             or follow:SHARE, measured to the end.
         hnc_topk: negative classes of each image that it takes.
         hnc_alpha: value that mse draws the maps to, and logit the logits.
