@@ -51,6 +51,20 @@ def test_train_py_takes_the_options_of_every_row(key):
         assert len({run.name for run in trials}) == len(trials) == regime.choice_seeds * len(settings)
 
 
+def test_the_recipe_that_is_recommended_is_what_was_measured():
+    """But for where data and weights lie, and for when it is evaluated."""
+    regime = REGIMES['voc-long']
+    [row] = [row for row in regime.rows if row.key == 'kd']
+    chosen = json.loads((ROOT / 'benchmarks/results/evidence/voc-long/chosen.json').read_text())['kd']
+    run, *_ = Stage(regime, ROOT, '').measured(row, Setting(chosen['weight'], chosen['topk']), 1)
+    measured = flattened(parse_train_options(run.command('train')[1:])[0])
+    recipe = flattened(parse_train_options(['-c', str(ROOT / 'hparams' / 'finetune_multilabel.yaml')])[0])
+    elsewhere = {'config', 'pretrained', 'input_key', 'target_key', 'val_split', 'train_split', 'val_interval', 'seed'}
+    elsewhere |= {'experiment', 'checkpoint_interval', 'checkpoint_hist', 'cam_images', 'no_report', 'resume'}
+    elsewhere |= {'filled_in', 'output'}
+    assert {name for name in recipe if recipe[name] != measured[name]} <= elsewhere
+
+
 def test_weights_are_tried_first_while_larger_is_better_then_k_and_what_is_chosen_stays(tmp_path):
     stage = Stage(REGIME, tmp_path, '')
     tops = {'mse-0.1-k5': (50, 60), 'mse-0.2-k5': (50, 61), 'mse-0.6-k5': (45, 60), 'mse-0.1-k10': (40, 80)}
