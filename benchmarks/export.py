@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--table', action='store_true', help='print the table of --output')
     parser.add_argument('--jobs', type=int, default=1, metavar='J', help='models at a time, of one thread each')
     args = parser.parse_args(argv)
-    done = _read(args.output)
+    done = read_rows(args.output)
     if args.table:
         print(table(done))
         return
@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ProcessPoolExecutor(args.jobs, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
         for future in as_completed([pool.submit(measure, row) for row in missing]):
             row = future.result()
-            _add(args.output, row)
+            add_row(args.output, COLUMNS, row)
             print(' '.join(str(row[column]) for column in ('name', 'kind', 'onnx', 'cost', 'note')), flush=True)
 
 
 def chosen(pattern: str, most: float, families: bool) -> list[dict[str, str]]:
     """Rows of coverage.csv with trainable maps, smallest first."""
-    rows = [row for row in _read(RESULTS / 'coverage.csv') if row['trainable'] == 'True']
+    rows = [row for row in read_rows(RESULTS / 'coverage.csv') if row['trainable'] == 'True']
     rows = [row for row in rows if int(row['params']) <= most * 1e6 and fnmatch.fnmatch(row['name'], pattern)]
     rows.sort(key=lambda row: int(row['params']))
     return list({(row['module'], row['kind'][0]): row for row in reversed(rows)}.values())[::-1] if families else rows
@@ -113,17 +113,19 @@ def table(rows: list[dict[str, str]]) -> str:
     return '\n'.join(lines)
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, none where there is no file."""
     if not path.is_file():
         return []
     with path.open(newline='') as file:
         return list(csv.DictReader(file))
 
 
-def _add(path: Path, row: dict[str, Any]) -> None:
+def add_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Add a row to a CSV file, which begins with the names of its columns."""
     fresh = not path.is_file()
     with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns, lineterminator='\n')
         if fresh:
             writer.writeheader()
         writer.writerow(row)
