@@ -114,14 +114,14 @@ def test_objects_stay_where_they_are_in_the_image_after_every_transform(name, ki
     assert seen > len(drawn) / 2
 
 
-@pytest.mark.parametrize('targets', [0, 5])
-def test_objects_in_memory_go_with_their_images(targets):
+@pytest.mark.parametrize(('targets', 'grid'), [(0, (4, 8)), (5, (7, 12))])
+def test_objects_in_memory_go_with_their_images(targets, grid):
     """What is white of the image is what its mask covers, to the pixel, and on a coarser grid its share."""
     drawn = Drawn(seed=5, count=40, sides=(SIZE, SIZE))
     read = Read(drawn)
     if targets:
         read.target_transform = lambda target: torch.eye(targets)[target]
-    slots = Slots(targets, 3 if targets else 1, (4, 8))
+    slots = Slots(targets, 3 if targets else 1, grid)
     guided = GuidedDataset(read, boxes_of(read), slots)
     guided.transform = create_transform(SIZE, is_training=True, use_prefetcher=True, color_jitter=None, hflip=0.5)
     use_crop('pad', guided.transform, (SIZE, SIZE))
@@ -139,7 +139,8 @@ def test_objects_in_memory_go_with_their_images(targets):
             assert classes[:, 0].eq(1).all()
             assert classes[:, 1:].eq(-1).all()
             white = images[:, :1] / 255
-            torch.testing.assert_close(cover[:, :1], avg_pool2d(white, (SIZE // 4, SIZE // 8)), atol=1e-6, rtol=0)
+            tiled = white.repeat_interleave(grid[0], 2).repeat_interleave(grid[1], 3)
+            torch.testing.assert_close(cover[:, :1], avg_pool2d(tiled, SIZE), atol=1e-5, rtol=0)
             moved += (white[:, 0] != kept._columns[2][: len(white), 0] / 255).any().item()
     assert moved > 10
     assert guided.guided_images.value == 40, 'each was read once'
@@ -193,6 +194,7 @@ def test_masks_of_several_labels_lie_in_slots():
     targets = torch.tensor([[0, 1.0, 1, 1, 1], [1, 0, 0, 0, 0]])
     joined, is_guided = zip(*(slots.join(target, masks) for target in targets), strict=True)
     assert is_guided == (True, False)
+    assert not slots.join(targets[0], {5: masks[1], 99: masks[1]})[1], 'of classes that the model has not'
     target, classes, cover = slots.split(torch.stack(joined))
     assert target.tolist() == [[0, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
     assert classes.tolist() == [[1, 3], [-1, -1]], 'of classes without boxes there are none'

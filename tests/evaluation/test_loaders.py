@@ -4,12 +4,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.options import LoaderOptions
 from timm_hnc.evaluation.loaders import create_timed_loader
 
 
-class Modes(Dataset):
-    """Images whose target says whether they were loaded without autograd."""
+def mode(image):
+    """In an image's place, in what mode it was loaded."""
+    return np.full((3, 8, 8), int(torch.is_inference_mode_enabled()), np.uint8)
+
+
+class Provided(Dataset):
+    """Differentiates as it loads."""
 
     transform = None
 
@@ -17,15 +23,28 @@ class Modes(Dataset):
         return 4
 
     def __getitem__(self, index):
-        return np.full((3, 8, 8), index, np.uint8), int(torch.is_inference_mode_enabled())
+        weight = torch.ones(3, 8, 8, requires_grad=True)
+        (weight * index).sum().backward()
+        return weight.grad.byte(), index
 
 
-def test_processes_load_without_autograd_what_is_ordinary_here():
+def loader_of(dataset):
     config = {'input_size': (3, 8, 8), 'mean': (0.0,) * 3, 'std': (1.0,) * 3}
     options = LoaderOptions(workers=1, no_prefetcher=True)
-    loader = create_timed_loader(Modes(), options, config, torch.device('cpu'), False, batch_size=2, is_training=True)
-    for images, targets in loader:
-        assert targets.tolist() == [1, 1]
-        weight = torch.ones(3, 8, 8, requires_grad=True)
-        (images.float() * weight).sum().backward()
-        torch.testing.assert_close(weight.grad, images.float().sum(0))
+    loader = create_timed_loader(dataset, options, config, torch.device('cpu'), False, batch_size=2)
+    dataset.transform = mode
+    return loader
+
+
+def test_processes_load_images_without_autograd_that_are_ordinary_here():
+    dataset = create_dataset('hnc/digits', None, 'validation', 10)
+    images, _ = next(iter(loader_of(dataset)))
+    assert images.eq(1).all()
+    weight = torch.ones(3, 8, 8, requires_grad=True)
+    (images.float() * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, images.float().sum(0))
+
+
+def test_a_data_set_of_ones_own_may_differentiate():
+    images, targets = next(iter(loader_of(Provided())))
+    torch.testing.assert_close(images[:, 0, 0, 0].long(), targets)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from PIL import ImageMode
-from timm.data import create_loader, create_naflex_loader
+from timm.data import ImageDataset, create_loader, create_naflex_loader
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError, first_lines
@@ -155,7 +156,8 @@ def create_timed_loader(
     inner = getattr(loader, 'loader', loader)
     if inner.num_workers:
         inner.timeout = options.worker_timeout
-        inner.worker_init_fn = partial(_without_autograd, inner.worker_init_fn)
+        if isinstance(innermost(dataset), ImageDataset):  # who provides another may differentiate in it
+            inner.worker_init_fn = partial(_without_autograd, inner.worker_init_fn)
     return loader
 
 

@@ -14,7 +14,7 @@ def batches_of(images, count, flips=(0.5, 0.0), padding=(1, 2)):
     keys = KeyedBatches(sampler, seed=3)
     targets = KeptTargets()
     targets.add(torch.arange(count), images)
-    targets.close(torch.device('cpu'))
+    targets.close()
     return InMemoryBatches(images, targets, keys, images.shape[-2:], padding, flips), keys
 
 

@@ -41,9 +41,9 @@ class KeptTargets:
         """How much memory is taken for one image of the first part, in bytes."""
         return sum(column.nbytes for column in self._parts[0]) / len(self._parts[0][0])
 
-    def close(self, device: torch.device) -> None:
-        """There are no more of them: keep them on a device."""
-        self._columns = tuple(torch.cat(column).to(device) for column in zip(*self._parts, strict=True))
+    def close(self) -> None:
+        """There are no more of them."""
+        self._columns = tuple(torch.cat(column) for column in zip(*self._parts, strict=True))
         self._parts = []
 
     def batch(self, indices: Tensor, crop: Callable[[Tensor], Tensor]) -> Tensor:
@@ -159,12 +159,13 @@ def _decode(dataset: Dataset[Any], kept: KeptTargets, like: DataLoader[Any], dev
     loader = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=like.num_workers, timeout=like.timeout)
     try:
         for images, targets in progress(read(loader), 'batch', len(loader), 'Decoding'):
-            kept.add(targets, images)
+            images = images.to(device)
+            kept.add(targets.to(device), images)
             if not parts:
                 needed = images[0].nbytes + kept.bytes_an_image
                 _check_memory(needed * len(dataset), device)  # type: ignore[arg-type]
-            parts.append(images.to(device))
-        kept.close(device)
+            parts.append(images)
+        kept.close()
         return torch.cat(parts)
     except (RuntimeError, DataError) as error:
         if 'size' not in str(error):

@@ -112,20 +112,21 @@ class MovedBoxes(Image.Image):
         """See `MovedPictures.covers`."""
         corners, parts = self.rectangles
         columns, rows = (
-            _shares(corners[:, axis], corners[:, axis + 2], self.size[axis], *self.frame[axis], grid[1 - axis])
+            shares(corners[:, axis], corners[:, axis + 2], self.size[axis], grid[1 - axis], *self.frame[axis])
             for axis in (0, 1)
         )
         return {label: rows[:, part] @ columns[:, part].T for label, part in parts}
 
     def drawn(self) -> MovedPictures:
-        """White boxes on black by class, to whole pixels; of a rectangle that is in the picture at least one."""
+        """White boxes on black by class, to whole pixels; of a class that is in the picture at least one."""
         scale, move = np.array(self.frame).T
         ends = (self.rectangles.corners.reshape(-1, 2, 2) * scale + move).round().astype(int)
         corners = np.concatenate([ends.min(1), ends.max(1)], 1).tolist()
         found = {}
         for label, part in self.rectangles.parts:
             found[label] = Image.new('L', self.size)
-            for x1, y1, x2, y2 in corners[part]:
+            whole = [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners[part] if x1 < x2 and y1 < y2]
+            for x1, y1, x2, y2 in whole or corners[part]:
                 ImageDraw.Draw(found[label]).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
         return MovedPictures(found)
 
@@ -191,11 +192,20 @@ def _without(one: Corners, other: Corners) -> list[Corners]:
     return [rest for rest in rests if rest[0] < rest[2] and rest[1] < rest[3]]
 
 
-def _shares(low: Array, high: Array, side: int, scale: float, move: float, cells: int) -> Array:
-    """(cells, m) shares of the cells of a side that lie between two ends, (m,) each, in the stored image."""
+def shares(low: Array, high: Array, side: int, cells: int, scale: float = 1.0, move: float = 0.0) -> Array:
+    """(cells, m) shares of the cells of a side that lie between two ends, (m,) each.
+
+    Args:
+        low: ends.
+        high: the other ends.
+        side: length of what the cells divide.
+        cells: how many.
+        scale: what the ends are to be multiplied with to lie on the side.
+        move: what is then added to them.
+    """
     # where the cells begin and end in the stored image, backwards where it was mirrored
     start, step = -move / scale, side / (cells * scale)
     edges = np.array([[start + step * i] for i in range(cells + 1)])
     reached = np.minimum(np.maximum(edges, low), high)
-    shares: Array = (reached[1:] - reached[:-1]) / step
-    return shares
+    found: Array = (reached[1:] - reached[:-1]) / step
+    return found

@@ -32,7 +32,10 @@ class Slots(NamedTuple):
         joined[length :: 1 + cells] = -1
         if ANY_CLASS in masks:
             masks = {int(target): masks[ANY_CLASS]}
-        present = [label for label in sorted(masks) if (joined[label] if self.targets else label == target)]
+        if self.targets:
+            present = [label for label in sorted(masks) if label < length and joined[label]]
+        else:
+            present = [label for label in masks if label == target]
         for slot, label in enumerate(present[: self.slots]):
             start = length + slot * (1 + cells)
             joined[start] = label
@@ -46,9 +49,14 @@ class Slots(NamedTuple):
         target = target if self.targets else target[:, 0].long()
         return target, rest[..., 0].long(), rest[..., 1:].unflatten(-1, self.grid)
 
+    @staticmethod
+    def padded(labels: Tensor, masks: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """Classes and masks of a batch with empty slots behind them, as many as are wanted in all."""
+        empty = slots - labels.shape[1]
+        return functional.pad(labels, (0, empty), value=-1), functional.pad(masks, (0, 0) * 2 + (0, empty))
+
     def join_batch(self, targets: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         """What `split` takes apart; with fewer than P classes the other slots stay empty."""
-        empty = self.slots - labels.shape[1]
-        labels, masks = functional.pad(labels, (0, empty), value=-1), functional.pad(masks, (0, 0) * 2 + (0, empty))
+        labels, masks = self.padded(labels, masks, self.slots)
         filled = torch.cat([labels[..., None], masks.flatten(2)], 2).flatten(1)
         return torch.cat([targets.reshape(len(targets), -1), filled], 1)
