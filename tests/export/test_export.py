@@ -164,6 +164,13 @@ def test_what_does_not_agree_is_not_written(tmp_path, monkeypatch):
     assert not agreement.relative <= 1
 
 
+def test_attention_with_a_bias_is_written_out_for_onnx(tmp_path):
+    model = MODELS['relpos'].cam_model().eval()
+    exported = export_model(model, tmp_path / 'model.onnx')
+    assert exported.agreement.relative < 1e-4
+    assert any(getattr(module, 'fused_attn', False) for module in model.modules()), 'the model is as it was'
+
+
 def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = timm.create_model('test_resnet', num_classes=3)
@@ -255,6 +262,27 @@ def test_one_size_where_no_other_can_be_traced(monkeypatch, no_timer):
         export_program, '_export', lambda graph, images, sides: time.sleep(9) if sides else export(graph, images, {})
     )
     assert trace(graph, 3, (32, 48)).fixed == 'torch.export of other sizes took more than 1 s'
+
+
+def test_one_size_where_the_file_takes_no_other(tmp_path, monkeypatch):
+    plain = Padded().eval()
+    plain.conv = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    model = CamModel(plain, image_size=(32, 48))
+
+    def picky(path):
+        run = export_files._open_pt2(path)
+
+        def of_one_size(images):
+            if images.shape[-2:] != (32, 48):
+                raise IndexError('an index is out of bounds')
+            return run(images)
+
+        return of_one_size
+
+    monkeypatch.setitem(export_files.READERS, 'pt2', picky)
+    exported = export_model(model, tmp_path / 'model.pt2', 'pt2')
+    assert exported.sizes == ((32, 48),)
+    assert exported.fixed == 'an index is out of bounds'
 
 
 class ObjectOutput(torch.nn.Module):

@@ -56,7 +56,12 @@ def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
         return Traced(program, (size, wide, high))
     except Exception as error:  # of the model, of torch.export, or of what it made
         reason = first_lines(error, 100)
-    return Traced(_export_or_refuse(graph, torch.zeros(2, channels, *size), {}), (size,), reason)
+    return trace_one_size(graph, channels, size, reason)
+
+
+def trace_one_size(graph: MapGraph, channels: int, size: Size, why: str) -> Traced:
+    """Trace a graph for images of one size, and say why."""
+    return Traced(_export_or_refuse(graph, torch.zeros(2, channels, *size), {}), (size,), why)
 
 
 def _export_or_refuse(graph: MapGraph, images: Tensor, sides: Mapping[int, object]) -> ExportedProgram:
