@@ -47,6 +47,20 @@ def wait_for(process, pattern: Path, seconds: float = 90):
         time.sleep(0.02)
 
 
+def freeze(pids: list[int], seconds: float = 20):
+    """SIGSTOP to processes, until they have stopped: a signal that is sent is not yet received."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + seconds
+    while any(_state(pid) != 'T' for pid in pids):
+        assert time.monotonic() < end, 'a process does not stop'
+        time.sleep(0.01)
+
+
+def _state(pid: int) -> str:
+    return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
+
+
 def workers_of(process) -> list[int]:
     """The loading processes of a run; they are forks of it."""
     own = _command_line(process.pid)

@@ -6,11 +6,12 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from background import TRAIN, running, wait_for, workers_of
+from background import TRAIN, freeze, running, wait_for, workers_of
 from running import SMALL, contents, failure, main_of, run_script, summary, train, validate
 
 from timm_hnc.hub.publish import bundled_run
@@ -84,8 +85,7 @@ def test_a_resume_right_after_a_kill_is_not_held_up_by_workers_that_live_on(opti
         wait_for(process, folder / 'checkpoints' / 'epoch-0')
         workers = workers_of(process)
         assert len(workers) >= 2
-        for pid in workers:
-            os.kill(pid, signal.SIGSTOP)  # else they see that their parent is gone, and end
+        freeze(workers)  # else they see that their parent is gone, and end
         try:
             process.kill()
             process.wait(20)
@@ -95,7 +95,8 @@ def test_a_resume_right_after_a_kill_is_not_held_up_by_workers_that_live_on(opti
             assert all(Path(f'/proc/{pid}').exists() for pid in workers)
         finally:
             for pid in workers:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     assert [row['epoch'] for row in summary(folder)] == list(range(done + 1))
     assert not (folder / LOCK).exists()
 
