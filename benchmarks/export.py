@@ -40,20 +40,14 @@ COLUMNS = ('name', 'module', 'kind', 'params', 'onnx', 'torch_export', 'differen
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--names', default='*', metavar='PATTERN', help='names of models (default: all)')
-    parser.add_argument('--most', type=float, default=30, metavar='M', help='million parameters (default: 30)')
-    parser.add_argument('--families', action='store_true', help='only the smallest name of every family and kind')
-    parser.add_argument('--output', type=Path, default=RESULTS / 'export.csv', metavar='FILE', help='rows')
-    parser.add_argument('--table', action='store_true', help='print the table of --output')
+    parser = build_parser(__doc__, 'export.csv')
     parser.add_argument('--jobs', type=int, default=1, metavar='J', help='models at a time, of one thread each')
     args = parser.parse_args(argv)
     done = read_rows(args.output)
     if args.table:
         print(table(done))
         return
-    known = {row['name'] for row in done}
-    missing = [row for row in chosen(args.names, args.most, args.families) if row['name'] not in known]
+    missing = chosen(args, done)
     with ProcessPoolExecutor(args.jobs, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
         for future in as_completed([pool.submit(measure, row) for row in missing]):
             row = future.result()
@@ -61,12 +55,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(' '.join(str(row[column]) for column in ('name', 'kind', 'onnx', 'cost', 'note')), flush=True)
 
 
-def chosen(pattern: str, most: float, families: bool) -> list[dict[str, str]]:
-    """Rows of coverage.csv with trainable maps, smallest first."""
+def build_parser(description: str | None, output: str) -> argparse.ArgumentParser:
+    """Which models, and where their rows go: by default to a file of the results."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--names', default='*', metavar='PATTERN', help='names of models (default: all)')
+    parser.add_argument('--most', type=float, default=30, metavar='M', help='million parameters (default: 30)')
+    parser.add_argument('--families', action='store_true', help='only the smallest name of every family and kind')
+    parser.add_argument('--output', type=Path, default=RESULTS / output, metavar='FILE', help='rows')
+    parser.add_argument('--table', action='store_true', help='print the table of --output')
+    return parser
+
+
+def chosen(args: argparse.Namespace, done: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Rows of coverage.csv with trainable maps that were asked for and are not done, smallest first."""
     rows = [row for row in read_rows(RESULTS / 'coverage.csv') if row['trainable'] == 'True']
-    rows = [row for row in rows if int(row['params']) <= most * 1e6 and fnmatch.fnmatch(row['name'], pattern)]
+    rows = [row for row in rows if int(row['params']) <= args.most * 1e6 and fnmatch.fnmatch(row['name'], args.names)]
     rows.sort(key=lambda row: int(row['params']))
-    return list({(row['module'], row['kind'][0]): row for row in reversed(rows)}.values())[::-1] if families else rows
+    if args.families:
+        rows = list({(row['module'], row['kind'][0]): row for row in reversed(rows)}.values())[::-1]
+    known = {row['name'] for row in done}
+    return [row for row in rows if row['name'] not in known]
 
 
 def measure(row: dict[str, str]) -> dict[str, Any]:

@@ -12,48 +12,37 @@ as they are made and made only once.
     python benchmarks/openvino_peer.py --table
 """
 
-import argparse
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from export import RESULTS, add_row, chosen, read_rows
+from export import add_row, build_parser, chosen, read_rows
 
 from timm_hnc import CamModel
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.errors import first_lines
+from timm_hnc.export.check import cost
 
 COLUMNS = ('name', 'kind', 'params', 'inserted', 'mean_off', 'correlation', 'cost', 'note')
-ROUNDS = 30
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--names', default='*', metavar='PATTERN', help='names of models (default: all)')
-    parser.add_argument('--most', type=float, default=30, metavar='M', help='million parameters (default: 30)')
-    parser.add_argument('--families', action='store_true', help='only the smallest name of every family and kind')
-    parser.add_argument('--output', type=Path, default=RESULTS / 'openvino_peer.csv', metavar='FILE', help='rows')
-    parser.add_argument('--table', action='store_true', help='print the table of --output')
-    args = parser.parse_args(argv)
+    args = build_parser(__doc__, 'openvino_peer.csv').parse_args(argv)
     done = read_rows(args.output)
     if args.table:
         print(table(done))
         return
     torch.set_num_threads(1)
-    known = {row['name'] for row in done}
-    for row in chosen(args.names, args.most, args.families):
-        if row['name'] not in known:
-            found = measure(row)
-            add_row(args.output, COLUMNS, found)
-            print(*found.values(), flush=True)
+    for row in chosen(args, done):
+        found = measure(row)
+        add_row(args.output, COLUMNS, found)
+        print(*found.values(), flush=True)
 
 
 def measure(row: dict[str, str]) -> dict[str, Any]:
@@ -64,7 +53,7 @@ def measure(row: dict[str, str]) -> dict[str, Any]:
     images = torch.randn(1, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
     try:
         plain, mapped = runners(model, images)
-        outputs = mapped(images.numpy())
+        outputs = mapped(images)
     except Exception as error:  # whatever torch, OpenVINO and its XAI raise
         return found | dict(inserted=False, note=first_lines(error, 200))
     [logits], [maps] = (next(each for each in outputs if each.ndim == ndim) for ndim in (2, 4))
@@ -77,11 +66,11 @@ def measure(row: dict[str, str]) -> dict[str, Any]:
         inserted=True,
         mean_off=f'{np.abs(means - logits).max() / np.abs(logits).max():.2g}',
         correlation=f'{alike:.3f}',
-        cost=f'{cost(lambda: mapped(images.numpy()), lambda: plain(images.numpy())):.3f}',
+        cost=f'{cost(mapped, plain, images)[1]:.3f}',
     )
 
 
-def runners(model: torch.nn.Module, images: torch.Tensor) -> list[Callable[[Any], list[Any]]]:
+def runners(model: torch.nn.Module, images: torch.Tensor) -> list[Callable[[torch.Tensor], Any]]:
     """The model without and with maps, as functions of images."""
     import openvino
     import openvino_xai
@@ -93,18 +82,7 @@ def runners(model: torch.nn.Module, images: torch.Tensor) -> list[Callable[[Any]
     mapped = openvino_xai.insert_xai(converted.clone(), task=Task.CLASSIFICATION, embed_scaling=False)
     threads = {'INFERENCE_NUM_THREADS': 1, 'INFERENCE_PRECISION_HINT': 'f32'}
     compiled = [openvino.Core().compile_model(each, 'CPU', threads) for each in (converted, mapped)]
-    return [lambda x, each=each: list(each(x).values()) for each in compiled]
-
-
-def cost(left: Callable[[], Any], right: Callable[[], Any]) -> float:
-    """Time of one function as a multiple of another's."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for function, column in zip((left, right), times, strict=True):
-            start = time.perf_counter()
-            function()
-            column.append(time.perf_counter() - start)
-    return statistics.median(times[0]) / statistics.median(times[1])
+    return [lambda x, each=each: list(each(x.numpy()).values()) for each in compiled]
 
 
 def table(rows: list[dict[str, str]]) -> str:

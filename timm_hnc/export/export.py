@@ -26,7 +26,14 @@ TOLERANCE = 1e-3
 TOLERANCE_OF_BYTES = 0.02
 """The same where the graph resizes: a pixel may come out one of 255 levels brighter."""
 _BATCHES = (1, 2, 5)
-_UNWRITTEN = ' is not written: '
+
+
+class _Unwritten(DataError):
+    """A file does not say what PyTorch says."""
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        super().__init__(f"'{path}' is not written: {why}")
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -103,12 +110,11 @@ def export_model(
 
     try:
         return write(traced)
-    except DataError as error:
+    except _Unwritten as error:
         if traced.fixed or preprocess:
             raise
         # torch took other sizes, and what became of its graph does not
-        _, _, why = str(error).partition(_UNWRITTEN)
-        return write(trace_one_size(graph, channels, (height, width), why[:100]))
+        return write(trace_one_size(graph, channels, (height, width), error.why[:100]))
 
 
 def _write_compared(
@@ -141,7 +147,7 @@ def _written(
     except OSError:
         raise
     except Exception as error:  # of ONNX and its runtime, which have many
-        raise DataError(f"'{path.name}'{_UNWRITTEN}{first_lines(error)}") from error
+        raise _Unwritten(path.name, first_lines(error)) from error
 
 
 def _write_out_attention(graph: MapGraph) -> None:
@@ -192,7 +198,8 @@ def _batches(channels: int, sizes: Sequence[Size], preprocess: bool) -> list[Ten
 def _check(agreement: Agreement, path: Path, tolerance: float) -> None:
     """Refuse a file that says something else; NaN is no agreement."""
     if not agreement.relative <= tolerance:
-        raise DataError(
-            f"'{path}'{_UNWRITTEN}its {agreement.name} are {agreement.difference:.3g} off PyTorch's, which go up "
-            f'to {agreement.largest:.3g}.'
+        raise _Unwritten(
+            path,
+            f"its {agreement.name} are {agreement.difference:.3g} off PyTorch's, which go up to "
+            f'{agreement.largest:.3g}.',
         )

@@ -76,7 +76,7 @@ class GuidedDataset(WrappedDataset):
 
     @contextmanager
     def of_pixels(self) -> Iterator[KeptMasks]:
-        """Meanwhile masks are those of the pixels of a transformed image: what takes samples with them."""
+        """Meanwhile masks cover the pixels of a transformed image; yields what takes such samples."""
         self._of_pixels = True
         try:
             yield KeptMasks(self.slots)

@@ -41,12 +41,12 @@ class KeptMasks(KeptTargets):
         values, labels, masks = (column[indices] for column in self._columns)
         masks = crop(masks).float() / 255
         (height, width), (down, across) = masks.shape[2:], self.slots.grid
-        rows, columns = _by_cells(height, down).to(masks), _by_cells(width, across).to(masks)
+        rows, columns = _by_cells(height, down, masks.device), _by_cells(width, across, masks.device)
         return self.slots.join_batch(values, labels, rows @ masks @ columns.T)
 
 
 @lru_cache
-def _by_cells(side: int, cells: int) -> Tensor:
+def _by_cells(side: int, cells: int, device: torch.device) -> Tensor:
     """(cells, side) what makes means over cells out of values of pixels."""
     pixels = np.arange(side, dtype=np.float64)
-    return torch.from_numpy(shares(pixels, pixels + 1, side, cells))
+    return torch.from_numpy(shares(pixels, pixels + 1, side, cells)).to(device, torch.float32)
