@@ -52,12 +52,13 @@ def freeze(pids: list[int], seconds: float = 20):
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     end = time.monotonic() + seconds
-    while any(_state(pid) != 'T' for pid in pids):
+    while any(state_of(pid) != 'T' for pid in pids):
         assert time.monotonic() < end, 'a process does not stop'
         time.sleep(0.01)
 
 
-def _state(pid: int) -> str:
+def state_of(pid: int) -> str:
+    """As in proc(5): T is stopped, Z has ended."""
     return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
 
 

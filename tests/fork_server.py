@@ -31,7 +31,8 @@ class Request(socketserver.StreamRequestHandler):
         script = multiprocessing.get_context('fork').Process(target=become, kwargs=json.loads(self.rfile.readline()))
         script.start()
         self._answer(script.pid)
-        if self.request in wait([script.sentinel, self.request]):
+        end = os.pidfd_open(script.pid)  # script.sentinel waits for the script's own forks too
+        if self.request in wait([end, self.request]):
             script.kill()
         script.join()
         self._answer(script.exitcode)

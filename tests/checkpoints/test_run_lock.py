@@ -7,11 +7,10 @@ import re
 import signal
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from background import TRAIN, freeze, running, wait_for, workers_of
+from background import TRAIN, freeze, running, state_of, wait_for, workers_of
 from running import SMALL, contents, failure, main_of, run_script, summary, train, validate
 
 from timm_hnc.hub.publish import bundled_run
@@ -92,7 +91,7 @@ def test_a_resume_right_after_a_kill_is_not_held_up_by_workers_that_live_on(opti
             assert f'process {process.pid} on ' in (folder / LOCK).read_text()
             done = len(summary(folder))
             train(*argv, '--stop-epoch', done + 1)
-            assert all(Path(f'/proc/{pid}').exists() for pid in workers)
+            assert all(state_of(pid) == 'T' for pid in workers)
         finally:
             for pid in workers:
                 with suppress(ProcessLookupError):

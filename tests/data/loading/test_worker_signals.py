@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -44,8 +45,20 @@ def loader_of(context):
     return loader
 
 
-def test_only_the_process_that_reads_ends_them():
-    loader = loader_of('fork')
+@pytest.fixture(params=['named', 'default'])
+def fork(request):
+    """The context of processes that are copies: by its name, and as the default that a loader takes."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    if request.param == 'named':
+        yield 'fork'
+    else:
+        multiprocessing.set_start_method('fork', force=True)
+        yield None
+        multiprocessing.set_start_method(before, force=True)
+
+
+def test_only_the_process_that_reads_ends_them(fork):
+    loader = loader_of(fork)
     workers = workers_of(loader)
     # this process reads: another one sends them
     numbers = [int(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]

@@ -27,12 +27,19 @@ def _begin(before: Callable[[int], None] | None, worker: int) -> None:
     if before is not None:
         before(worker)
     reader = multiprocessing.parent_process()
-    if isinstance(multiprocessing.current_process(), ForkProcess) and hasattr(signal, 'sigwaitinfo') and reader:
+    if _forked() and hasattr(signal, 'sigwaitinfo') and reader:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=_end_with, args=(reader.pid,), daemon=True).start()
     elif hasattr(os, 'setpgrp'):
         # started anew, it has threads of libraries that would take the signals: those to a group do not reach it
         os.setpgrp()
+
+
+def _forked() -> bool:
+    """Whether this process is a copy of the one that reads: of a context of its own, or of the default one."""
+    process = multiprocessing.current_process()
+    default = type(process) is multiprocessing.Process and multiprocessing.get_start_method() == 'fork'
+    return isinstance(process, ForkProcess) or default
 
 
 def _end_with(reader: int) -> None:
