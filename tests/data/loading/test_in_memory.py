@@ -4,18 +4,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, SequentialSampler
+from torchvision.transforms import RandomCrop
 
 from timm_hnc.data.loading.in_memory import InMemoryBatches, KeptTargets, RememberedBatches
 from timm_hnc.data.loading.seeded_batches import KeyedBatches
 
 
-def batches_of(images, count, flips=(0.5, 0.0), padding=(1, 2)):
+def batches_of(images, count, flips=(0.5, 0.0), padding=(1, 2), size=None):
     sampler = BatchSampler(SequentialSampler(range(count)), 4, False)
     keys = KeyedBatches(sampler, seed=3)
     targets = KeptTargets()
     targets.add(torch.arange(count), images)
     targets.close()
-    return InMemoryBatches(images, targets, keys, images.shape[-2:], padding, flips), keys
+    return InMemoryBatches(images, targets, keys, size or images.shape[-2:], padding, flips), keys
 
 
 def outcomes(pixels, padding, flips):
@@ -53,6 +54,17 @@ def test_outcomes_are_those_of_pad_crop_and_flip_and_as_often():
     chances = {key: (0.5 / 15) * (0.25 if key[3] else 0.75) for key in counts}
     chi_squared = sum((counts[key] - total * p) ** 2 / (total * p) for key, p in chances.items())
     assert chi_squared < 101  # 59 degrees of freedom: one in a thousand is above 98
+
+
+def test_images_that_are_smaller_than_the_crop_are_padded_as_torchvision_does():
+    torch.manual_seed(0)
+    image = torch.randint(1, 256, (3, 3, 9)).byte()
+    loader, _ = batches_of(image.expand(400, -1, -1, -1).contiguous(), 400, (0.0, 0.0), (0, 1), (5, 8))
+    found = {each.numpy().tobytes() for images, _ in loader for each in images}
+    crop = RandomCrop((5, 8), padding=(1, 0), pad_if_needed=True)
+    expected = {crop(image).numpy().tobytes() for _ in range(400)}
+    assert len(expected) == 3 * 4
+    assert found == expected
 
 
 def test_a_batch_depends_on_its_place_alone():

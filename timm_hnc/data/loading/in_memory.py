@@ -86,7 +86,7 @@ class InMemoryBatches:
         targets: of all images.
         batch_sampler: yields the batches' indices and places.
         size: (height, width) of the crop in pixels.
-        padding: (vertical, horizontal) zeros on each side in pixels.
+        padding: (vertical, horizontal) zeros on each side in pixels; more where the crop is larger, as RandomCrop does.
         flips: probabilities of a horizontal and of a vertical flip.
     """
 
@@ -100,7 +100,11 @@ class InMemoryBatches:
         flips: tuple[float, float],
     ) -> None:
         self.images, self.targets, self.batch_sampler = images, targets, batch_sampler
-        self.size, self.padding, self.flips = size, padding, flips
+        self.size, self.flips = size, flips
+        self.padding = tuple(
+            zeros + max(0, side - length - 2 * zeros)
+            for zeros, side, length in zip(padding, size, images.shape[-2:], strict=True)
+        )
         self.dataset, self.sampler, self.num_workers = images, batch_sampler.sampler, 0
         self._generator = torch.Generator(images.device)
 
