@@ -6,9 +6,11 @@ import pytest
 import torch
 from map_checks import off_by
 from small_models import NUM_CLASSES, TAIL_MODELS, SmallModel
+from torch.nn import functional
 
 from timm_hnc import CamModel, HNCTask, hnc_loss
 from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.cam.heads.sparse_linear import SparseLinear
 
 ALL = pytest.mark.parametrize('small', TAIL_MODELS.values(), ids=TAIL_MODELS)
 
@@ -47,6 +49,20 @@ def test_the_detached_tail_is_affine_in_the_tokens(name):
     share = (start.shadow * gradient).sum(-1)[:, start.live.prefix :] * start.live.num_positions
     maps = class_maps.maps(torch.full((3, 1), 2)).flatten(1)
     torch.testing.assert_close(maps - maps.mean(1, True), share - share.mean(1, True), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('rows', [[], [0], [0, 3, 4], range(6)], ids=str)
+def test_a_linear_layer_of_few_rows_has_the_gradient_of_torch(rows):
+    generator = torch.Generator().manual_seed(0)
+    tokens, weight, upstream = (torch.randn(2, 6, size, generator=generator).double() for size in (4, 4, 5))
+    weight, bias = weight[0, :5], upstream[1, 0].clone()
+    upstream[:, [row for row in range(6) if row not in rows]] = 0
+    results = []
+    for layer in (functional.linear, SparseLinear.apply):
+        leaf = tokens.clone().requires_grad_()
+        out = layer(leaf, weight, bias)
+        results.append((out, *torch.autograd.grad(out, leaf, upstream)))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 def test_factors_are_the_maps_themselves():

@@ -24,6 +24,7 @@ from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
 from timm_hnc.cam.heads.detached_head import Branch, as_probed
 from timm_hnc.cam.heads.hooked_head import whole_pass
+from timm_hnc.cam.heads.sparse_linear import SparseLinear
 
 
 class ShadowTracker(Tracker):
@@ -55,6 +56,9 @@ class ShadowTracker(Tracker):
         if lost is not None:
             return lost
         first = self.companion(call.args[0])
+        alone = first is not None and all(companion is None for companion in companions[1:])
+        if call.name == 'linear' and alone and not call.kwargs:
+            return SparseLinear.apply(first, *call.options)
         if call.name in LINEAR:
             return self._repeated(call)
         if call.name in ('mul', 'div'):
