@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from timm_hnc import CamModel, HNCTask, hnc_loss
 from timm_hnc.cam.heads.probe import UnsupportedHead
-from timm_hnc.cam.heads.sparse_linear import SparseLinear
+from timm_hnc.cam.heads.sparse_products import SparseLinear, SparseMix
 
 ALL = pytest.mark.parametrize('small', TAIL_MODELS.values(), ids=TAIL_MODELS)
 
@@ -52,17 +52,24 @@ def test_the_detached_tail_is_affine_in_the_tokens(name):
 
 
 @pytest.mark.parametrize('rows', [[], [0], [0, 3, 4], range(6)], ids=str)
-def test_a_linear_layer_of_few_rows_has_the_gradient_of_torch(rows):
+@pytest.mark.parametrize('columns', [slice(0, 0), slice(2, 4)], ids=['all columns', 'few columns'])
+def test_products_of_few_rows_have_the_gradients_of_torch(rows, columns):
     generator = torch.Generator().manual_seed(0)
-    tokens, weight, upstream = (torch.randn(2, 6, size, generator=generator).double() for size in (4, 4, 5))
-    weight, bias = weight[0, :5], upstream[1, 0].clone()
+    tokens, mixture, weight, upstream = (
+        torch.randn(*shape, generator=generator).double() for shape in ((2, 6, 5), (2, 6, 6), (5, 5), (2, 6, 5))
+    )
     upstream[:, [row for row in range(6) if row not in rows]] = 0
-    results = []
-    for layer in (functional.linear, SparseLinear.apply):
+    upstream[..., columns] = 0
+    bias = weight[0]
+    for plain, sparse in (
+        (lambda leaf: functional.linear(leaf, weight, bias), lambda leaf: SparseLinear.apply(leaf, weight, bias)),
+        (lambda leaf: mixture @ leaf, lambda leaf: SparseMix.apply(mixture, leaf)),
+    ):
         leaf = tokens.clone().requires_grad_()
-        out = layer(leaf, weight, bias)
-        results.append((out, *torch.autograd.grad(out, leaf, upstream)))
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+        expected, found = plain(leaf), sparse(leaf)
+        assert torch.equal(expected, found)
+        gradients = [torch.autograd.grad(out, leaf, upstream)[0] for out in (expected, found)]
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def test_factors_are_the_maps_themselves():

@@ -24,7 +24,7 @@ from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
 from timm_hnc.cam.heads.detached_head import Branch, as_probed
 from timm_hnc.cam.heads.hooked_head import whole_pass
-from timm_hnc.cam.heads.sparse_linear import SparseLinear
+from timm_hnc.cam.heads.sparse_products import SparseLinear, SparseMix
 
 
 class ShadowTracker(Tracker):
@@ -108,7 +108,7 @@ class ShadowTracker(Tracker):
             return companion
         self.attended = True
         weights = attention_weights(*call.args, **call.kwargs)
-        return weights if isinstance(weights, Lost) else weights.to(companion.dtype) @ companion
+        return weights if isinstance(weights, Lost) else SparseMix.apply(weights.to(companion.dtype), companion)
 
 
 @dataclass
