@@ -161,6 +161,12 @@ _BOX_ROWS = (
             ('target-maps', '--map-loss target-maps, boxes of all images', ('--map-loss', 'target-maps')),
             ('separability', '--map-loss separability, no boxes', ('--map-loss', 'separability')),
             ('consistency', '--map-loss consistency, no boxes', ('--map-loss', 'consistency')),
+            ('energy-consistency', f'{_BOXES} all images, and consistency', (*_ENERGY, 'consistency')),
+            (
+                'energy3-consistency',
+                'the same, energy three times as strong',
+                ('--map-loss', 'energy=3', 'consistency'),
+            ),
             ('teacher', '--map-loss teacher, the first run of `energy`, no boxes', _TEACHER),
         )
     ),
