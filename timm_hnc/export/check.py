@@ -12,7 +12,8 @@ from torch import Tensor
 from timm_hnc.export.files import Runner
 from timm_hnc.export.graph import MapGraph
 
-_ROUNDS = 15
+_FEWEST_PAIRS = 15
+_SECONDS = 1.5  # or longer: one run of a small model says little
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,14 @@ def _largest(values: Sequence[float]) -> float:
 
 def cost(run: Runner, plain: Runner, image: Tensor) -> tuple[float, float]:
     """Seconds that a graph takes for an image, and as a multiple of another; medians of runs in turn."""
-    seconds: dict[Runner, list[float]] = {run: [], plain: []}
-    for _ in range(_ROUNDS):
-        for each, times in seconds.items():
-            started = time.perf_counter()
-            each(image)
-            times.append(time.perf_counter() - started)
-    ours, theirs = (statistics.median(times) for times in seconds.values())
-    return ours, ours / theirs
+    pairs: list[tuple[float, float]] = []
+    end = time.perf_counter() + _SECONDS
+    while len(pairs) < _FEWEST_PAIRS or time.perf_counter() < end:
+        pairs.append((_seconds(run, image), _seconds(plain, image)))
+    return statistics.median(ours for ours, _ in pairs), statistics.median(ours / theirs for ours, theirs in pairs)
+
+
+def _seconds(run: Runner, image: Tensor) -> float:
+    started = time.perf_counter()
+    run(image)
+    return time.perf_counter() - started
