@@ -60,6 +60,7 @@ def test_products_of_few_rows_have_the_gradients_of_torch(rows, columns):
     )
     upstream[:, [row for row in range(6) if row not in rows]] = 0
     upstream[..., columns] = 0
+    upstream[0, :, 4] = 0  # not in all images
     bias = weight[0]
     for plain, sparse in (
         (lambda leaf: functional.linear(leaf, weight, bias), lambda leaf: SparseLinear.apply(leaf, weight, bias)),
@@ -70,6 +71,16 @@ def test_products_of_few_rows_have_the_gradients_of_torch(rows, columns):
         assert torch.equal(expected, found)
         gradients = [torch.autograd.grad(out, leaf, upstream)[0] for out in (expected, found)]
         torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_products_in_autocast_whose_gradient_is_taken_outside():
+    tokens, mixture, weight = torch.randn(2, 6, 5, requires_grad=True), torch.rand(2, 6, 6), torch.randn(5, 5)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = SparseLinear.apply(SparseMix.apply(mixture, tokens), weight)
+    assert out.dtype == torch.bfloat16
+    (found,) = torch.autograd.grad(out.sum(), tokens)
+    expected = mixture.sum(1)[..., None] * weight.sum(0)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
 def test_factors_are_the_maps_themselves():

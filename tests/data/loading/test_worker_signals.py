@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from running import start_script
 from torch.utils.data import DataLoader, get_worker_info
 
 from timm_hnc.data.loading.worker_signals import outlive_signals
@@ -27,6 +29,34 @@ class Prepared:
 
 def prepare(worker):
     get_worker_info().dataset.prepared = worker + 10
+
+
+# its loading process holds the interpreter's lock for hours, and signals come to the group
+STUCK = """
+import os, re, signal, time
+from multiprocessing import active_children, resource_tracker
+from torch.utils.data import DataLoader
+from timm_hnc.data.loading import worker_signals
+
+class Stuck:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        print('reads', flush=True)
+        re.match('(a+)+$', 'a' * 60 + 'b')
+
+worker_signals._GRACE = 0.5
+loader = DataLoader(Stuck(), num_workers=1)
+worker_signals.outlive_signals(loader)
+iterator = iter(loader)
+time.sleep(1)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+os.killpg(0, signal.SIGUSR1)
+time.sleep(0.2)
+resource_tracker._resource_tracker._check_alive() or print('no tracker', flush=True)
+print(*[each.pid for each in active_children()], flush=True)
+"""
 
 
 def workers_of(loader):
@@ -76,3 +106,13 @@ def test_those_that_are_no_forks_of_it_are_of_no_group():
     loader = loader_of('forkserver')  # its processes end with it
     for worker in workers_of(loader):
         assert os.getpgid(worker.pid) == worker.pid
+
+
+def test_one_that_hangs_does_not_outlive_its_reader(tmp_path):
+    script = tmp_path / 'stuck.py'
+    script.write_text(STUCK)
+    out, errors = start_script(script).communicate(30)
+    reads, pid = out.split()
+    assert reads == 'reads'
+    assert not Path(f'/proc/{pid}').exists()
+    assert errors == ''

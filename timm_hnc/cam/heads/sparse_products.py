@@ -37,17 +37,18 @@ class SparseMix(torch.autograd.Function):
     def forward(ctx: Any, mixture: Tensor, tokens: Tensor) -> Tensor:
         """(..., M, C) of a mixture (..., M, N) and tokens (..., N, C), whose leading dimensions are the same."""
         ctx.save_for_backward(mixture)
+        ctx.dtype = tokens.dtype
         return mixture @ tokens
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         """The gradient of the tokens."""
-        (mixture,) = ctx.saved_tensors
+        mixture = ctx.saved_tensors[0].to(gradient.dtype)
         if not gradient.is_meta:
             mixed = _places(gradient.transpose(-2, -1).flatten(0, -2), 0)
             mixture, gradient = mixture[..., mixed, :], gradient[..., mixed, :]
-        return None, mixture.transpose(-2, -1) @ gradient
+        return None, (mixture.transpose(-2, -1) @ gradient).to(ctx.dtype)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

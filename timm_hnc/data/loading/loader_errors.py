@@ -1,14 +1,12 @@
 """Reading from loaders; what goes wrong in their processes is an error of one line."""
 
-import multiprocessing
-import signal
-import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from timm_hnc.alarm import alarm
+from timm_hnc.data.loading.worker_signals import end_workers
 from timm_hnc.errors import DataError
 
 _GRACE = 5  # seconds
@@ -68,7 +66,7 @@ def _data_error(error: Exception) -> DataError:
     # the last line is the message, where a worker has put its traceback in front
     message = (str(error).strip() or repr(error)).splitlines()[-1]
     if message.startswith('DataLoader'):
-        _kill_workers()
+        end_workers()
         message += ' See --workers, --worker-timeout and the memory that is free.'
     return DataError(f'the data cannot be read: {message}')
 
@@ -78,12 +76,3 @@ def _is_of_handing_over(error: Exception) -> bool:
     gone = isinstance(error, (EOFError, ConnectionError, FileNotFoundError))
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return gone and any(frame.f_globals.get('__name__') == 'torch.multiprocessing.reductions' for frame in frames)
-
-
-def _kill_workers() -> None:
-    """One that hangs would not end when it is asked to, and this process would wait for it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their end
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()

@@ -4,13 +4,18 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 # of a user, of a scheduler that ends the job, and of one that warns before it does (Slurm's --signal=USR1)
 STOP_SIGNALS = {getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)}
+
+_GRACE = 5  # seconds
 
 
 def outlive_signals(loader: Any) -> None:
@@ -21,6 +26,35 @@ def outlive_signals(loader: Any) -> None:
     """
     inner = getattr(loader, 'loader', loader)
     inner.worker_init_fn = partial(_begin, inner.worker_init_fn)
+    _begin_tracker()
+    Finalize(None, end_workers, (_GRACE,), exitpriority=0)  # at the end of this process
+
+
+def end_workers(grace: float = 0) -> None:
+    """End all loading processes, those too that would not end when they are asked to, for which Python would wait.
+
+    Args:
+        grace: seconds that they have to end by themselves.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their end
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    for process in workers:
+        process.terminate()
+    end = time.monotonic() + grace
+    for process in workers:
+        process.join(max(0, end - time.monotonic()))
+        process.kill()
+
+
+def _begin_tracker() -> None:
+    """Start the process of Python's that tracks what processes share: it lives through all but SIGUSR1 by itself."""
+    if hasattr(signal, 'pthread_sigmask'):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(before: Callable[[int], None] | None, worker: int) -> None:
