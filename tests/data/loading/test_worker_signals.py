@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -62,37 +63,41 @@ print(*[each.pid for each in active_children()], flush=True)
 def workers_of(loader):
     """Its processes, after a pass."""
     before = set(multiprocessing.active_children())
-    assert [prepared.item() for _, prepared in loader] == [10, 11] * 4
+    prepared = [10 + index % loader.num_workers for index in range(8)]
+    assert [each.item() for _, each in loader] == prepared
     workers = set(multiprocessing.active_children()) - before
-    assert len(workers) == 2
+    assert len(workers) == loader.num_workers
     return workers
 
 
-def loader_of(context):
+def loader_of(context, workers=2):
     options = {'persistent_workers': True, 'worker_init_fn': prepare, 'multiprocessing_context': context}
-    loader = DataLoader(Prepared(), num_workers=2, **options)
+    loader = DataLoader(Prepared(), num_workers=workers, **options)
     outlive_signals(loader)
     return loader
 
 
-@pytest.fixture(params=['named', 'default'])
-def fork(request):
-    """The context of processes that are copies: by its name, and as the default that a loader takes."""
+@pytest.fixture(params=['fork', 'fork by default', 'forkserver'])
+def context(request):
+    """That of a loader, by its name, or None for the default."""
     before = multiprocessing.get_start_method(allow_none=True)
-    if request.param == 'named':
-        yield 'fork'
+    if request.param != 'fork by default':
+        forkserver._forkserver._stop()  # another test's, which signals may reach
+        yield request.param
+        forkserver._forkserver._stop()
     else:
         multiprocessing.set_start_method('fork', force=True)
         yield None
         multiprocessing.set_start_method(before, force=True)
 
 
-def test_only_the_process_that_reads_ends_them(fork):
-    loader = loader_of(fork)
+def test_only_the_process_that_reads_ends_them(context):
+    loader = loader_of(context)
     workers = workers_of(loader)
     # this process reads: another one sends them
     numbers = [int(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    code = f'import os\nfor pid in {[each.pid for each in workers]}:\n for n in {numbers}: os.kill(pid, n)'
+    pids = [each.pid for each in workers] + [forkserver._forkserver._forkserver_pid] * (context == 'forkserver')
+    code = f'import os\nfor pid in {pids}:\n for n in {numbers}: os.kill(pid, n)'
     subprocess.run([sys.executable, '-c', code], check=True)
     assert [sample.item() for sample, _ in loader] == list(range(8))
     assert all(worker.is_alive() for worker in workers)
@@ -102,8 +107,8 @@ def test_only_the_process_that_reads_ends_them(fork):
     assert [worker.exitcode for worker in workers] == [0, 0]
 
 
-def test_those_that_are_no_forks_of_it_are_of_no_group():
-    loader = loader_of('forkserver')  # its processes end with it
+def test_those_that_are_no_forks_are_of_no_group():
+    loader = loader_of('spawn', 1)  # its processes end with it
     for worker in workers_of(loader):
         assert os.getpgid(worker.pid) == worker.pid
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkProcess
 from multiprocessing.util import Finalize
 from typing import Any
@@ -26,7 +26,7 @@ def outlive_signals(loader: Any) -> None:
     """
     inner = getattr(loader, 'loader', loader)
     inner.worker_init_fn = partial(_begin, inner.worker_init_fn)
-    _begin_tracker()
+    _begin_servers(inner.multiprocessing_context or multiprocessing)
     Finalize(None, end_workers, (_GRACE,), exitpriority=0)  # at the end of this process
 
 
@@ -47,12 +47,14 @@ def end_workers(grace: float = 0) -> None:
         process.kill()
 
 
-def _begin_tracker() -> None:
-    """Start the process of Python's that tracks what processes share: it lives through all but SIGUSR1 by itself."""
+def _begin_servers(context: Any) -> None:
+    """Start Python's own processes, one that tracks what is shared and one that forks, so that signals spare them."""
     if hasattr(signal, 'pthread_sigmask'):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             resource_tracker.ensure_running()
+            if context.get_start_method() == 'forkserver':
+                forkserver.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -61,11 +63,11 @@ def _begin(before: Callable[[int], None] | None, worker: int) -> None:
     if before is not None:
         before(worker)
     reader = multiprocessing.parent_process()
-    if _forked() and hasattr(signal, 'sigwaitinfo') and reader:
+    if reader and hasattr(signal, 'sigwaitinfo') and (_forked() or _all_blocked()):
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=_end_with, args=(reader.pid,), daemon=True).start()
     elif hasattr(os, 'setpgrp'):
-        # started anew, it has threads of libraries that would take the signals: those to a group do not reach it
+        # started anew, it has threads of libraries that take the signals: those to a group do not reach it
         os.setpgrp()
 
 
@@ -74,6 +76,11 @@ def _forked() -> bool:
     process = multiprocessing.current_process()
     default = type(process) is multiprocessing.Process and multiprocessing.get_start_method() == 'fork'
     return isinstance(process, ForkProcess) or default
+
+
+def _all_blocked() -> bool:
+    """Whether this process was started with the signals blocked, and so were all its threads."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= STOP_SIGNALS
 
 
 def _end_with(reader: int) -> None:
