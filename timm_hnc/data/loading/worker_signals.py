@@ -25,6 +25,8 @@ def outlive_signals(loader: Any) -> None:
     needs batches until then.
     """
     inner = getattr(loader, 'loader', loader)
+    if not inner.num_workers:
+        return
     inner.worker_init_fn = partial(_begin, inner.worker_init_fn)
     _begin_servers(inner.multiprocessing_context or multiprocessing)
     Finalize(None, end_workers, (_GRACE,), exitpriority=0)  # at the end of this process
