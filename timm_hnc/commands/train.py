@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from timm_hnc.commands.command_line import command_words, print_result, run_command
 from timm_hnc.commands.options.train_options import parse_train_options
+from timm_hnc.data.loading.worker_signals import spare_fork_server
 from timm_hnc.training.run import Outcome, train_run
 
 _logger = logging.getLogger(__name__)
@@ -16,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says."""
     options, explicit, others = parse_train_options(argv)
     options.data.check_named()
+    if options.loader.workers:
+        spare_fork_server()
     outcome = train_run(options, explicit, recorded=others)
     if outcome.is_main_process:
         _say(outcome)

@@ -76,17 +76,19 @@ def loader_of(context):
     return loader
 
 
-@pytest.fixture(params=['fork', 'fork by default', 'forkserver'])
+@pytest.fixture(params=['fork', 'fork by default', 'forkserver by default'])
 def context(request):
     """That of a loader, by its name, or None for the default."""
     before = multiprocessing.get_start_method(allow_none=True)
-    if request.param != 'fork by default':
-        forkserver._forkserver._stop()  # another test's, which signals may reach
-        yield request.param
-    else:
-        multiprocessing.set_start_method('fork', force=True)
-        yield None
-        multiprocessing.set_start_method(before, force=True)
+    if request.param == 'fork':
+        yield 'fork'
+        return
+    multiprocessing.set_start_method(request.param.split()[0], force=True)
+    forkserver._forkserver._stop()  # another test's, which signals may reach
+    worker_signals.spare_fork_server()
+    yield None
+    forkserver._forkserver._stop()
+    multiprocessing.set_start_method(before, force=True)
 
 
 def test_only_the_process_that_reads_ends_them(context):
@@ -94,7 +96,9 @@ def test_only_the_process_that_reads_ends_them(context):
     workers = workers_of(loader)
     # this process reads: another one sends them
     numbers = [int(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    pids = [each.pid for each in workers] + [forkserver._forkserver._forkserver_pid] * (context == 'forkserver')
+    pids = [each.pid for each in workers]
+    if multiprocessing.get_start_method() == 'forkserver':
+        pids.append(forkserver._forkserver._forkserver_pid)
     code = f'import os\nfor pid in {pids}:\n for n in {numbers}: os.kill(pid, n)'
     subprocess.run([sys.executable, '-c', code], check=True)
     assert [sample.item() for sample, _ in loader] == list(range(8))

@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkProcess
@@ -28,7 +29,7 @@ def outlive_signals(loader: Any) -> None:
     if not inner.num_workers:
         return
     inner.worker_init_fn = partial(_begin, inner.worker_init_fn)
-    _begin_servers(inner.multiprocessing_context or multiprocessing)
+    _spare_tracker()
     Finalize(None, end_workers, (_GRACE,), exitpriority=0)  # at the end of this process
 
 
@@ -49,16 +50,34 @@ def end_workers(grace: float = 0) -> None:
         process.kill()
 
 
-def _begin_servers(context: Any) -> None:
-    """Start Python's own processes, one that tracks what is shared and one that forks, so that signals spare them."""
-    if hasattr(signal, 'pthread_sigmask'):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            resource_tracker.ensure_running()
-            if context.get_start_method() == 'forkserver':
-                forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def spare_fork_server() -> None:
+    """Where Python forks from a server, start it so that signals spare it and its forks.
+
+    For commands alone: they spare all its forks, and those of others may count on them.
+    """
+    if multiprocessing.get_start_method() == 'forkserver':
+        _spare_tracker()  # the server would start it, and Python lets the signals through then
+        with _blocked():
+            forkserver.ensure_running()
+
+
+def _spare_tracker() -> None:
+    """Start Python's process that tracks what is shared: it would end at SIGUSR1."""
+    with _blocked():
+        resource_tracker.ensure_running()
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Signals are blocked here, and for good in a process that is started here."""
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(before: Callable[[int], None] | None, worker: int) -> None:
