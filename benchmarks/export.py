@@ -82,7 +82,7 @@ def measure(row: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {name: row.get(name, '') for name in COLUMNS}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        model = CamModel(timm.create_model(row['name']).eval())
+        model = CamModel(timm.create_model(row['name'], **classes_of(row)).eval())
         try:
             exported = export_model(model, Path(folder) / 'model.onnx')
             seconds, cost = cost_of_maps(model, exported)
@@ -92,6 +92,11 @@ def measure(row: dict[str, str]) -> dict[str, Any]:
         except Exception as error:  # whatever torch, ONNX and its runtime raise
             found |= dict(onnx=False, note=first_lines(error, 200), torch_export=_by_torch(model, Path(folder)))
     return found
+
+
+def classes_of(row: Mapping[str, str]) -> dict[str, int]:
+    """Arguments of `create_model` that give a classifier to a model of coverage.csv that is listed without."""
+    return {'num_classes': 1000} if '--num-classes' in row['flags'] else {}
 
 
 def _by_torch(model: CamModel, folder: Path) -> bool:

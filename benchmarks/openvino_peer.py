@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from export import add_row, build_parser, chosen, read_rows
+from export import add_row, build_parser, chosen, classes_of, read_rows
 
 from timm_hnc import CamModel
 from timm_hnc.commands.command_line import run_command
@@ -49,7 +49,7 @@ def measure(row: dict[str, str]) -> dict[str, Any]:
     """Insert maps into one model; its row."""
     found: dict[str, Any] = {name: row.get(name, '') for name in COLUMNS}
     warnings.simplefilter('ignore')
-    model = timm.create_model(row['name']).eval()
+    model = timm.create_model(row['name'], **classes_of(row)).eval()
     images = torch.randn(1, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
     try:
         plain, mapped = runners(model, images)

@@ -91,7 +91,20 @@ def export_model(
     Example:
         >>> export_model(CamModel(timm.create_model('resnet18')), 'resnet18.onnx')
     """
-    outputs, path = outputs or Outputs(), Path(path)
+    return _export(model, Path(path), file_format, outputs or Outputs(), preprocess, class_names, data_config)
+
+
+def _export(
+    model: CamModel,
+    path: Path,
+    file_format: str,
+    outputs: Outputs,
+    preprocess: bool,
+    class_names: Sequence[str] | None,
+    data_config: Mapping[str, Any] | None,
+    fixed: str = '',
+) -> Exported:
+    """See `export_model`; `fixed` says why one size is enough."""
     check_format(file_format, path)
     _check_maps(model, outputs)
     names = class_names or model.class_names
@@ -102,7 +115,8 @@ def export_model(
     graph = MapGraph(full_copy(model).cpu().float(), outputs, Preprocessing(config) if preprocess else None).eval()
     if file_format == 'onnx':
         _write_out_attention(graph)
-    traced = trace(graph, channels, (height, width))
+    size = (height, width)
+    traced = trace_one_size(graph, channels, size, fixed) if fixed else trace(graph, channels, size)
 
     def write(traced: Traced) -> Exported:
         about, batches = describe(graph, traced, config, names), _batches(channels, traced.sizes, preprocess)
@@ -114,7 +128,7 @@ def export_model(
         if traced.fixed or preprocess:
             raise
         # torch took other sizes, and what became of its graph does not
-        return write(trace_one_size(graph, channels, (height, width), error.why[:100]))
+        return write(trace_one_size(graph, channels, size, error.why[:100]))
 
 
 def _write_compared(
@@ -181,7 +195,8 @@ def cost_of_maps(
     channels = model.data_config['input_size'][0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'plain.{exported.file_format}'
-        plain = export_model(model, path, exported.file_format, Outputs('none'), preprocess, data_config=data_config)
+        logits, fixed = Outputs('none'), exported.fixed
+        plain = _export(model, path, exported.file_format, logits, preprocess, None, data_config, fixed)
         runners = [READERS[each.file_format](each.path) for each in (exported, plain)]
         return cost(runners[0], runners[1], _batches(channels, exported.sizes[:1], preprocess)[0])
 
