@@ -34,6 +34,8 @@ class BehindPool:
         scores = self._scores(call, first)
         if scores is not None:
             return scores
+        if (hidden := self._by_number(call)) is not None:
+            return hidden
         if first is not None and call.name in GATED:
             return self._gate(call)
         if first is not None and call.name in NORMS:
@@ -93,6 +95,23 @@ class BehindPool:
         if first is None and isinstance(second, Scores) and _is_single(left) and call.name == 'mul':
             return second.scaled(left)
         return None
+
+    def _by_number(self, call: Call) -> HiddenParts | None:
+        """Hidden parts times or plus a number, such as a learnable one: a layer too, through which rows come back."""
+        if call.name not in ('add', 'mul') or len(call.args) != 2 or call.kwargs:
+            return None
+        parts, other = (self.companion(argument) for argument in call.args)
+        number = call.args[1]
+        if parts is None:
+            parts, other, number = other, parts, call.args[0]
+        if not isinstance(parts, HiddenParts) or other is not None or not _is_single(number):
+            return None
+        positions = parts.hidden.positions
+        if not isinstance(number, Tensor):
+            number = positions.new_tensor(number)
+        if call.name == 'mul':
+            return parts.then(Scale(number.reshape(1, 1, 1)))
+        return parts.then(Scale(positions.new_ones(1, 1, 1), number.reshape(1).expand(parts.shape[1])))
 
     def _each_position(self, call: Call) -> Any:
         """The call itself at every position."""
