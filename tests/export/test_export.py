@@ -22,7 +22,7 @@ from timm_hnc import CamModel, save_pretrained
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.console import main
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.export import MapGraph, Outputs, Preprocessing, export_model
+from timm_hnc.export import MapGraph, Outputs, Preprocessing, check, export_model
 from timm_hnc.export import files as export_files
 from timm_hnc.export import program as export_program
 from timm_hnc.export.check import compare
@@ -174,6 +174,7 @@ def test_attention_with_a_bias_is_written_out_for_onnx(tmp_path):
 
 def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, '_SECONDS', 0)
     model = timm.create_model('test_resnet', num_classes=3)
     save_pretrained(model, tmp_path / 'my-run' / 'model_best', ['ant', 'bee', 'cat'])
     main(['export', 'my-run', '--format', 'pt2', '--maps', 'top2'])

@@ -34,7 +34,9 @@ def dataset(tmp_path, skipped):
     return dataset
 
 
-@pytest.mark.parametrize(('workers', 'context'), [(0, None), (2, 'fork'), (1, 'forkserver')])
+@pytest.mark.parametrize(
+    ('workers', 'context'), [(0, None), (2, 'fork'), pytest.param(1, 'forkserver', marks=pytest.mark.slow)]
+)
 def test_every_image_that_cannot_be_decoded_is_counted(dataset, skipped, workers, context):
     # a process of 'forkserver' is sent the data set, as one of 'spawn' is
     loader = DataLoader(dataset, batch_size=4, num_workers=workers, multiprocessing_context=context)

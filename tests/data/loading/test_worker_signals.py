@@ -47,11 +47,11 @@ class Stuck:
         print('reads', flush=True)
         re.match('(a+)+$', 'a' * 60 + 'b')
 
-worker_signals._GRACE = 0.5
+worker_signals._GRACE = 0.2
 loader = DataLoader(Stuck(), num_workers=1)
 worker_signals.outlive_signals(loader)
 iterator = iter(loader)
-time.sleep(1)
+time.sleep(0.5)
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 os.killpg(0, signal.SIGUSR1)
 time.sleep(0.2)
@@ -85,9 +85,11 @@ def context(request):
         return
     multiprocessing.set_start_method(request.param.split()[0], force=True)
     forkserver._forkserver._stop()  # another test's, which signals may reach
+    multiprocessing.set_forkserver_preload(['torch'])  # once for all its forks
     worker_signals.spare_fork_server()
     yield None
     forkserver._forkserver._stop()
+    multiprocessing.set_forkserver_preload(['__main__'])
     multiprocessing.set_start_method(before, force=True)
 
 
