@@ -106,6 +106,8 @@ class BehindPool:
             parts, other, number = other, parts, call.args[0]
         if not isinstance(parts, HiddenParts) or other is not None or not _is_single(number):
             return None
+        if call.out.shape != parts.shape:
+            return None
         positions = parts.hidden.positions
         if not isinstance(number, Tensor):
             number = positions.new_tensor(number)
