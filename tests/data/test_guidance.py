@@ -21,7 +21,7 @@ from timm_hnc.data.loading.seeded_batches import KeyedBatches
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
 from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.data.objects.guided import GuidedDataset
-from timm_hnc.data.objects.moved import MovedBoxes, Rectangles
+from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures, Rectangles, covers_of
 from timm_hnc.data.objects.slots import Slots
 from timm_hnc.data.objects.sources import Boxes, MaskColumn, MaskFolder, Masks
 from timm_hnc.data.sets.decoy_digits import PATCH, PLACES, SIDE, DecoyDigitsReader
@@ -99,8 +99,7 @@ def test_objects_stay_where_they_are_in_the_image_after_every_transform(name, ki
     dataset = GuidedDataset(Read(drawn), source, slots)
     dataset.transform = transform
     seen = 0
-    for index in range(len(drawn)):
-        image, joined = dataset[index]
+    for image, joined in dataset.__getitems__(range(len(drawn))):
         target, classes, cover = slots.split(joined[None])
         assert (target.item(), classes.item()) == (1, 1)
         white = torch.as_tensor(image)[:1].float() / 255
@@ -168,16 +167,23 @@ def test_images_are_those_without_masks(colours):
 def test_what_boxes_cover_is_what_their_union_covers(seed):
     """Of boxes with whole corners: beside their pixels, counted. Some boxes of a class overlap, some lie outside."""
     rng = np.random.default_rng(seed)
-    starts = rng.integers(-6, 36, (5, 2))
-    corners, labels = np.concatenate([starts, starts + rng.integers(1, 20, (5, 2))], 1), np.array([2, 7, 2, 2, 7])
-    covers = MovedBoxes(Rectangles.of(corners.tolist(), labels.tolist()), (40, 24)).covers((3, 5))
-    assert covers.keys() == {2, 7}
-    for label, cover in covers.items():
-        pixels = np.zeros((24, 40))
-        for x1, y1, x2, y2 in corners[labels == label].clip(min=0):
-            pixels[y1:y2, x1:x2] = 1
-        expected = pixels.reshape(3, 8, 5, 8).mean((1, 3))
-        np.testing.assert_allclose(cover, expected, atol=1e-12)
+    labels, sizes, several = np.array([2, 7, 2, 2, 7]), ((40, 24), (20, 48)), []
+    for _ in sizes:
+        starts = rng.integers(-6, 36, (5, 2))
+        several.append(np.concatenate([starts, starts + rng.integers(1, 20, (5, 2))], 1))
+    first, second = (
+        MovedBoxes(Rectangles.of(corners.tolist(), labels.tolist()), size)
+        for corners, size in zip(several, sizes, strict=True)
+    )
+    found = covers_of([first, MovedBoxes(Rectangles.of([], []), (9, 9)), MovedPictures({}), second], (3, 5))
+    assert [each.keys() for each in found] == [{2, 7}, set(), set(), {2, 7}]
+    for corners, (width, height), covers in zip(several, sizes, (found[0], found[3]), strict=True):
+        for label, cover in covers.items():
+            pixels = np.zeros((height, width))
+            for x1, y1, x2, y2 in corners[labels == label].clip(min=0):
+                pixels[y1:y2, x1:x2] = 1
+            expected = pixels.reshape(3, height // 3, 5, width // 5).mean((1, 3))
+            np.testing.assert_allclose(cover, expected, atol=1e-12)
 
 
 def test_a_box_in_an_image_of_one_pixel():
@@ -187,17 +193,17 @@ def test_a_box_in_an_image_of_one_pixel():
         random.seed(seed)
         image, moved = MovedBoxes(Rectangles.of([(0, 0, 1, 1)], [3]), (1, 1)).through(crop, Image.new('RGB', (1, 1)))
         assert image.size == moved.size == (8, 8)
-        assert moved.covers((2, 2))[3].shape == (2, 2)
+        assert covers_of([moved], (2, 2))[0][3].shape == (2, 2)
 
 
 def test_masks_of_several_labels_lie_in_slots():
     slots = Slots(targets=5, slots=2, grid=(1, 2))
     masks = {label: torch.full((1, 2), label / 10) for label in (1, 3, 4)}
     targets = torch.tensor([[0, 1.0, 1, 1, 1], [1, 0, 0, 0, 0]])
-    joined, is_guided = zip(*(slots.join(target, masks) for target in targets), strict=True)
-    assert is_guided == (True, False)
-    assert not slots.join(targets[0], {5: masks[1], 99: masks[1]})[1], 'of classes that the model has not'
-    target, classes, cover = slots.split(torch.stack(joined))
+    joined, guided = slots.join(targets, [masks, masks])
+    assert guided == 1
+    assert not slots.join(targets[:1], [{5: masks[1], 99: masks[1]}])[1], 'of classes that the model has not'
+    target, classes, cover = slots.split(joined)
     assert target.tolist() == [[0, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
     assert classes.tolist() == [[1, 3], [-1, -1]], 'of classes without boxes there are none'
     torch.testing.assert_close(cover[0], torch.tensor([[[0.1, 0.1]], [[0.3, 0.3]]]))

@@ -39,8 +39,7 @@ def batches(accelerator, multi_label: bool, slots: Slots | None = None, count: i
             target = torch.randint(0, 2, (size, 3), generator=generator).double()
         if slots is not None:
             cover = torch.rand(size, *slots.grid, generator=generator)
-            pairs = zip(target, cover, strict=True)
-            target = torch.stack([slots.join(label, {int(label): mask})[0] for label, mask in pairs])
+            target, _ = slots.join(target, [{int(label): mask} for label, mask in zip(target, cover, strict=True)])
         whole.append((input, target))
     share = size // accelerator.num_processes
     part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)

@@ -3,7 +3,7 @@
 Every step of the transform that moves pixels is done to the objects as well: timm's crops and flips move both alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
@@ -16,7 +16,7 @@ from torchvision import transforms
 from timm_hnc.data.loading.seeded_batches import mixed
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader, innermost
 from timm_hnc.data.objects.in_memory import KeptMasks
-from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures
+from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures, covers_of
 from timm_hnc.data.objects.slots import Slots
 from timm_hnc.data.objects.sources import ObjectSource
 from timm_hnc.errors import DataError
@@ -66,13 +66,21 @@ class GuidedDataset(WrappedDataset):
         self.dataset.transform = self._apply
 
     def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
-        image, target = self.dataset[index]
-        slots = self.slots._replace(grid=tuple(image.shape[-2:])) if self._of_pixels else self.slots
-        joined, is_guided = slots.join(target, self._objects.covers(slots.grid))
-        self._objects = MovedPictures({})
-        if is_guided:
-            _count(self.guided_images)
-        return image, joined
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[Any]) -> list[tuple[Any, Tensor]]:
+        """The samples of a batch: what is done at once for all of them costs a fraction of what it costs one by one."""
+        images, targets, objects = [], [], []
+        for index in indices:
+            image, target = self.dataset[index]
+            images.append(image)
+            targets.append(target)
+            objects.append(self._objects)
+            self._objects = MovedPictures({})
+        slots = self.slots._replace(grid=tuple(images[0].shape[-2:])) if self._of_pixels else self.slots
+        joined, guided = slots.join(targets, covers_of(objects, slots.grid))
+        _count(self.guided_images, guided)
+        return list(zip(images, joined, strict=True))
 
     @contextmanager
     def of_pixels(self) -> Iterator[KeptMasks]:
@@ -94,7 +102,7 @@ class GuidedDataset(WrappedDataset):
         return image
 
     def _read(self, index: int, size: tuple[int, int]) -> MovedBoxes | MovedPictures:
-        if mixed(self.seed, _CHOICE, index) >= self.share * 2**64:
+        if self.share < 1 and mixed(self.seed, _CHOICE, index) >= self.share * 2**64:
             return MovedPictures({})
         try:
             return self.source.read(index, size)
@@ -103,9 +111,9 @@ class GuidedDataset(WrappedDataset):
             return MovedPictures({})
 
 
-def _count(value: Any) -> None:
+def _count(value: Any, more: int = 1) -> None:
     with value.get_lock():
-        value.value += 1
+        value.value += more
 
 
 class _Remembering(WrappedReader):

@@ -1,7 +1,7 @@
 """The objects of an image on their way through its transform, with the image."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -108,15 +108,6 @@ class MovedBoxes(Image.Image):
         image, self.image, moved.image = moved.image, None, None
         return image, moved
 
-    def covers(self, grid: tuple[int, int]) -> Covers:
-        """See `MovedPictures.covers`."""
-        corners, parts = self.rectangles
-        columns, rows = (
-            shares(corners[:, axis], corners[:, axis + 2], self.size[axis], grid[1 - axis], *self.frame[axis])
-            for axis in (0, 1)
-        )
-        return {label: rows[:, part] @ columns[:, part].T for label, part in parts}
-
     def drawn(self) -> MovedPictures:
         """White boxes on black by class, to whole pixels; of a class that is in the picture at least one."""
         scale, move = np.array(self.frame).T
@@ -157,6 +148,31 @@ class MovedBoxes(Image.Image):
         return MovedBoxes(self.rectangles, self.size, tuple(frame), image)
 
 
+def covers_of(objects: Sequence[MovedPictures | MovedBoxes], grid: tuple[int, int]) -> list[Covers]:
+    """(h, w) shares of the cells of a grid that the objects of each class cover, of the images of a batch."""
+    boxes = [each for each in objects if isinstance(each, MovedBoxes)]
+    of_boxes = iter(_boxes_cover(boxes, grid) if boxes else ())
+    return [next(of_boxes) if isinstance(each, MovedBoxes) else each.covers(grid) for each in objects]
+
+
+def _boxes_cover(images: Sequence[MovedBoxes], grid: tuple[int, int]) -> Iterator[Covers]:
+    counts = [len(each.rectangles.corners) for each in images]
+    corners = np.concatenate([each.rectangles.corners for each in images])
+    # (axis, scale and move and length of the picture, rectangle)
+    frames = np.array([[(*each.frame[axis], each.size[axis]) for each in images] for axis in (0, 1)])
+    frames = frames.transpose(0, 2, 1).repeat(counts, 2)
+    columns, rows = (
+        shares(corners[:, axis], corners[:, axis + 2], side, grid[1 - axis], scale, move)
+        for axis, (scale, move, side) in enumerate(frames)
+    )
+    start = 0
+    for each, count in zip(images, counts, strict=True):
+        end = start + count
+        across, down = columns[:, start:end], rows[:, start:end]
+        yield {label: down[:, part] @ across[:, part].T for label, part in each.rectangles.parts}
+        start = end
+
+
 def _generators() -> Callable[[], None]:
     """What goes back to the random numbers of now, of the generators that timm's transforms draw from."""
     state = random.getstate(), torch.get_rng_state()
@@ -192,20 +208,27 @@ def _without(one: Corners, other: Corners) -> list[Corners]:
     return [rest for rest in rests if rest[0] < rest[2] and rest[1] < rest[3]]
 
 
-def shares(low: Array, high: Array, side: int, cells: int, scale: float = 1.0, move: float = 0.0) -> Array:
-    """(cells, m) shares of the cells of a side that lie between two ends, (m,) each.
+def shares(
+    low: Array,
+    high: Array,
+    side: 'Array | float',
+    cells: int,
+    scale: 'Array | float' = 1.0,
+    move: 'Array | float' = 0.0,
+) -> Array:
+    """(cells, m) shares of the cells of a side that lie between two ends.
 
     Args:
-        low: ends.
-        high: the other ends.
-        side: length of what the cells divide.
+        low: (m,) ends.
+        high: (m,) the other ends.
+        side: length of what the cells divide, one or (m,), as the next two.
         cells: how many.
         scale: what the ends are to be multiplied with to lie on the side.
         move: what is then added to them.
     """
     # where the cells begin and end in the stored image, backwards where it was mirrored
     start, step = -move / scale, side / (cells * scale)
-    edges = np.array([[start + step * i] for i in range(cells + 1)])
+    edges = start + step * np.arange(cells + 1.0)[:, None]
     reached = np.minimum(np.maximum(edges, low), high)
     found: Array = (reached[1:] - reached[:-1]) / step
     return found

@@ -1,5 +1,6 @@
 """Targets that carry masks, as one vector a sample."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,23 +25,26 @@ class Slots(NamedTuple):
     slots: int
     grid: tuple[int, int]
 
-    def join(self, target: Any, masks: Covers) -> tuple[Tensor, bool]:
-        """A target and the (h, w) masks of its classes, as one vector; and whether there are any."""
+    def join(self, targets: Sequence[Any], masks: Sequence[Covers]) -> tuple[Tensor, int]:
+        """The targets of B samples with the (h, w) masks of their classes, a vector each; and how many have any."""
         length, cells = self.targets or 1, self.grid[0] * self.grid[1]
-        joined = np.zeros(length + self.slots * (1 + cells), dtype=np.float32)
-        joined[:length] = target
-        joined[length :: 1 + cells] = -1
-        if ANY_CLASS in masks:
-            masks = {int(target): masks[ANY_CLASS]}
-        if self.targets:
-            present = [label for label in sorted(masks) if label < length and joined[label]]
-        else:
-            present = [label for label in masks if label == target]
-        for slot, label in enumerate(present[: self.slots]):
-            start = length + slot * (1 + cells)
-            joined[start] = label
-            joined[start + 1 : start + 1 + cells] = masks[label].reshape(-1)
-        return torch.from_numpy(joined), bool(present)
+        joined = np.zeros((len(targets), length + self.slots * (1 + cells)), dtype=np.float32)
+        joined[:, :length] = torch.stack([torch.as_tensor(target) for target in targets]).reshape(-1, length)
+        joined[:, length :: 1 + cells] = -1
+        guided = 0
+        for row, target, covered in zip(joined, targets, masks, strict=True):
+            if ANY_CLASS in covered:
+                covered = {int(target): covered[ANY_CLASS]}
+            if self.targets:
+                present = [label for label in sorted(covered) if label < length and row[label]]
+            else:
+                present = [label for label in covered if label == target]
+            guided += bool(present)
+            for slot, label in enumerate(present[: self.slots]):
+                start = length + slot * (1 + cells)
+                row[start] = label
+                row[start + 1 : start + 1 + cells] = covered[label].reshape(-1)
+        return torch.from_numpy(joined), guided
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A batch of such vectors as targets, (B, P) classes, and (B, P, h, w) masks."""
