@@ -82,7 +82,10 @@ def measure(row: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {name: row.get(name, '') for name in COLUMNS}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        model = CamModel(timm.create_model(row['name'], **classes_of(row)).eval())
+        try:
+            model = CamModel(timm.create_model(row['name'], **classes_of(row)).eval())
+        except Exception as error:  # whatever timm raises: without a model of it the other names go on
+            return found | dict(onnx=False, torch_export=False, note=first_lines(error, 200))
         try:
             exported = export_model(model, Path(folder) / 'model.onnx')
             seconds, cost = cost_of_maps(model, exported)
