@@ -162,9 +162,15 @@ _BOX_ROWS = (
             ('separability', '--map-loss separability, no boxes', ('--map-loss', 'separability')),
             ('consistency', '--map-loss consistency, no boxes', ('--map-loss', 'consistency')),
             ('energy-consistency', f'{_BOXES} all images, and consistency', (*_ENERGY, 'consistency')),
+            ('energy2-consistency', 'the same, energy twice as strong', ('--map-loss', 'energy=2', 'consistency')),
+            (
+                'energy2-consistency-tenth',
+                'the same, boxes of 10 % of the images',
+                ('--map-loss', 'energy=2', 'consistency', '--boxes-share', '0.1'),
+            ),
             (
                 'energy3-consistency',
-                'the same, energy three times as strong',
+                'energy three times as strong, and consistency',
                 ('--map-loss', 'energy=3', 'consistency'),
             ),
             ('teacher', '--map-loss teacher, the first run of `energy`, no boxes', _TEACHER),
