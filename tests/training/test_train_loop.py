@@ -4,6 +4,7 @@ In float64: in float32 three updates turn a difference in the last bit into one 
 """
 
 import json
+import re
 
 import pytest
 import timm
@@ -198,13 +199,17 @@ def test_layer_decay_and_weight_decay_reach_the_parameters_of_the_plain_model(im
     assert no_decay == {name for name, parameter in run.model.named_parameters() if parameter.ndim <= 1}
 
 
-def test_schedule_by_updates_moves_the_rate_every_update(images, tmp_path):
+def test_schedule_by_updates_moves_the_rate_every_update(images, tmp_path, caplog):
     argv = ['--sched', 'cosine', '--sched-on-updates', '--epochs', 4, '--warmup-epochs', 1, '--warmup-lr', 0]
     folder = train(*options(images, *argv), '--output', tmp_path, '--experiment', 'run')
     rows = summary(folder)
     # cosine over 4 epochs of 7 updates, at the end of each; linear warm-up over the first
     expected = [0.05 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 7 * (e + 1) / 28)).item()) for e in range(4)]
     assert [row['lr'] for row in rows] == pytest.approx(expected, abs=1e-6)
+    logged = re.findall(r'Train: (\d) \[ *(\d)/7\].* lr (\S+) ', caplog.text)
+    used = {(int(epoch), int(update)): float(lr) for epoch, update, lr in logged}
+    assert used[0, 1] == 0, 'what the update took, not what the next one takes'
+    assert used[0, 7] == pytest.approx(0.05 * 6 / 7, rel=1e-3)
 
 
 def test_the_average_counts_every_update_from_the_start(images, tmp_path):

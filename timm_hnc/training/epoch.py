@@ -74,7 +74,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
         if not step.last:
             continue
         log_due = update % run.options.run.log_interval == 0 or update + 1 == run.updates_per_epoch
-        update += 1
+        update, used = update + 1, learning_rate(run.optimizer)
         notice = _exchange(run, step, tally.averages.sums['loss'])
         if notice is not None and notice.bad:
             leave_out(run, notice, epoch)
@@ -86,7 +86,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
             run.averages.add(tally.averages)
         tally = _Tally(run)
         if log_due:
-            _log(run, epoch, update, (run.averages.count - before) / (time.monotonic() - started))
+            _log(run, epoch, update, used, (run.averages.count - before) / (time.monotonic() - started))
             _save_images(run, step)
         on_update(update, notice)
     settle(run, epoch)
@@ -201,11 +201,11 @@ def _clip(run: Run, value: float, mode: str) -> None:
         utils.dispatch_clip_grad(parameters, value, mode='agc')
 
 
-def _log(run: Run, epoch: int, update: int, rate: float) -> None:
+def _log(run: Run, epoch: int, update: int, lr: float, rate: float) -> None:
     parts = '  '.join(f'{name} {value:#.4g}' for name, value in run.averages.summary().items())
     _logger.info(
         f'Train: {epoch} [{update:>4d}/{run.updates_per_epoch}]  {parts}  '
-        f'lr {learning_rate(run.optimizer):.3e}  {rate * run.accelerator.num_processes:.0f} images/s'
+        f'lr {lr:.3e}  {rate * run.accelerator.num_processes:.0f} images/s'
     )
 
 
