@@ -10,6 +10,7 @@ import torch
 import yaml
 from running import SMALL, checkpoints, equal_tensors, failure, result, summary, train
 
+from timm_hnc import save_pretrained
 from timm_hnc.commands.options.former_flags import FORMER_FLAGS
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.commands.options.train_options import parse_train_options
@@ -123,6 +124,19 @@ def test_a_checkpoint_with_other_classes_names_the_flags_that_fine_tune(images, 
     assert (len(trunk), tuned.fc.weight.shape[0]) == (len(state) - 2, 3)
     kept = model_of('--model', 'test_resnet', '--num-classes', 5, '--initial-checkpoint', path)
     assert equal_tensors(kept.state_dict(), state)
+
+
+def test_a_run_starts_from_the_weights_of_another_by_its_folder(tmp_path):
+    model = timm.create_model('test_resnet', num_classes=5)
+    save_pretrained(model, tmp_path / 'run' / 'model_best')
+    for path in (tmp_path / 'run', tmp_path / 'run' / 'model_best'):
+        kept = model_of('--model', 'test_resnet', '--num-classes', 5, '--initial-checkpoint', path)
+        assert equal_tensors(kept.state_dict(), model.state_dict())
+        tuned = model_of('--model', 'test_resnet', '--num-classes', 3, '--pretrained-path', path)
+        assert equal_tensors({'': tuned.conv1[0].weight}, {'': model.conv1[0].weight})
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(DataError, match="empty' is no file of weights, and neither a run folder nor its model_best"):
+        model_of('--model', 'test_resnet', '--initial-checkpoint', tmp_path / 'empty')
 
 
 def test_a_checkpoint_that_differs_in_more_than_its_classes_is_another_architecture(weights):

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.inputs import InputOptions, model_arguments
 from timm_hnc.options import check_range
 from timm_hnc.weights.loading import reading
+from timm_hnc.weights.saving import WEIGHTS, find_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -106,12 +107,11 @@ def cam_model_without_weights(options: ModelOptions, input: InputOptions) -> Cam
 
 def create_model(options: ModelOptions, input: InputOptions, splits: int = 0) -> Any:
     """The plain timm model that the options name, with its weights; `splits` are those of --split-bn."""
-    for flag, path in (
-        ('--initial-checkpoint', options.initial_checkpoint),
-        ('--pretrained-path', options.pretrained_path),
-    ):
-        if path and not Path(path).exists():
-            raise DataError(f"{flag} '{path}' does not exist.")
+    options = replace(
+        options,
+        initial_checkpoint=_weights_file('--initial-checkpoint', options.initial_checkpoint),
+        pretrained_path=_weights_file('--pretrained-path', options.pretrained_path or '') or None,
+    )
     try:
         model = _create(
             options,
@@ -136,6 +136,18 @@ def create_model(options: ModelOptions, input: InputOptions, splits: int = 0) ->
         model = convert_sync_batchnorm(model)
     _logger.info(f'{options.model}: {sum(p.numel() for p in model.parameters()):,} parameters.')
     return model
+
+
+def _weights_file(flag: str, path: str) -> str:
+    """The file of weights that a path is, or that of the run folder, checkpoint or model_best that it is."""
+    if not path or Path(path).is_file():
+        return path
+    if not Path(path).exists():
+        raise DataError(f"{flag} '{path}' does not exist.")
+    folder = find_weights(Path(path))
+    if folder is None:
+        raise DataError(f"{flag} '{path}' is no file of weights, and neither a run folder nor its model_best.")
+    return str(folder / WEIGHTS)
 
 
 def _create(options: ModelOptions, input: InputOptions, **arguments: Any) -> Any:
