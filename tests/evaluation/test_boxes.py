@@ -111,12 +111,13 @@ XML = '<annotation><size><width>32</width></size>{}</annotation>'
 OBJECT = '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
 
 
-@pytest.mark.parametrize('nested', [False, True])
+@pytest.mark.parametrize('nested', ['', 'class', 'validation and class'])
 def test_boxes_of_xml_files(images, tmp_path, capsys, nested):
     data = create_dataset('', str(images), 'validation', 3)
     for index in range(0, len(data), 2):
         name = data.reader.filename(index)
-        path = tmp_path / 'boxes' / (name if nested else Path(name).name)
+        split = 'validation' if nested.startswith('validation') else ''
+        path = tmp_path / 'boxes' / split / (name if nested else Path(name).name)
         path.parent.mkdir(parents=True, exist_ok=True)
         own, other = OBJECT.format(Path(name).parts[0], 2, 3, 12, 19), OBJECT.format('whale', 0, 0, 5, 5)
         path.with_suffix('.xml').write_text(XML.format(own + other))

@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('model', metavar='MODEL', help=NAMED)
     add('--format', default='onnx', metavar='FORMAT', help='onnx, or pt2 of torch.export')
-    add('--maps', default='top5', metavar='WHICH', help='topK (the K classes with the highest logits), all or none')
+    add('--maps', metavar='WHICH', help='topK (the K classes with the highest logits), all or none (default: top5)')
     add('--contrast', action='store_true', help='also the map of the first class minus that of each other one')
     add('--preprocess', action='store_true', help='resize, crop and normalise in the graph: it takes bytes')
     add('--out', type=Path, metavar='FILE', help='what to write; named like the model if left out')
@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     path = args.out or Path(f'{short_name(args.model)}.{args.format}')
     check_format(args.format, path)
-    outputs = Outputs(args.maps, args.contrast)
+    outputs = Outputs(args.maps or Outputs.maps, args.contrast)
     model = named_model(args.model, args, args.pretrained)
+    if args.maps is None:
+        outputs = Outputs(f'top{min(outputs.topk or 1, model.num_classes)}', args.contrast)
     exported = export_model(model, path, args.format, outputs, args.preprocess)
     timing = cost_of_maps(model, exported, args.preprocess) if outputs.maps != 'none' else None
     print(_summary(exported, model, timing))  # noqa: T201  # the result of the command

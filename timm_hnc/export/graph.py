@@ -53,7 +53,7 @@ class MapGraph(nn.Module):
     def __init__(self, model: CamModel, outputs: Outputs, preprocessing: Preprocessing | None = None) -> None:
         super().__init__()
         if outputs.topk is not None and outputs.topk > model.num_classes:
-            raise UsageError(f'--maps {outputs.maps}: the model has {model.num_classes} classes.')
+            raise UsageError(f'--maps {outputs.maps}: the model has {model.num_classes} classes, see --maps all.')
         self.model, self.outputs, self.preprocessing = model, outputs, preprocessing
 
     @property

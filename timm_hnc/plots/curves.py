@@ -69,6 +69,8 @@ def read_run(folder: Path) -> RunCurves:
     try:
         with (folder / 'summary.csv').open(newline='') as file:
             rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except FileNotFoundError as error:
+        raise DataError(f"'{folder}' has no summary.csv: no epoch is complete, or it was imported.") from error
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"'{folder}' is no run folder of train.py: {error}") from error
     if not rows or 'epoch' not in rows[0] or 'train_loss' not in rows[0]:

@@ -35,7 +35,7 @@ class XmlBoxes:
 
     Args:
         folder: with <image>.xml or <folder of the image>/<image>.xml, as ImageNet's annotations
-            of validation and training images lie.
+            of validation and training images lie, or with the images' own folder, such as train, before that.
         reader: of a timm data set whose classes have the names of the objects, such as folders of WordNet ids.
 
     Raises:
@@ -44,8 +44,11 @@ class XmlBoxes:
 
     def __init__(self, folder: str | Path, reader: Any) -> None:
         self.folder, self.reader = Path(folder), reader
+        # the images' own folder, such as train, may be part of the path or not
+        root = getattr(reader, 'root', None)
+        self.folders = [*([self.folder / Path(root).name] if root else []), self.folder]
         self.class_to_idx: dict[str, int] = getattr(reader, 'class_to_idx', None) or {}
-        if not next(self.folder.glob('*.xml'), None) and not next(self.folder.glob('*/*.xml'), None):
+        if not next(self.folder.rglob('*.xml'), None):
             raise DataError(f"--boxes-dir '{folder}': no .xml files in it or in its folders.")
         if not self.class_to_idx or not hasattr(reader, 'filename'):
             raise DataError('--boxes-dir: the data set has no names of files and classes, it wants a folder of images.')
@@ -53,7 +56,8 @@ class XmlBoxes:
     def __call__(self, index: int) -> tuple[list[Box], list[int]]:
         """Boxes (x1, y1, x2, y2) in pixels of the stored image, and the class index of each."""
         name = Path(self.reader.filename(index)).with_suffix('.xml')
-        path = next((path for path in (self.folder / name.name, self.folder / name) if path.is_file()), None)
+        paths = (folder / each for folder in self.folders for each in (name.name, name))
+        path = next((path for path in paths if path.is_file()), None)
         if path is None:
             return [], []
         try:
