@@ -147,7 +147,8 @@ def test_several_labels(multi_label_run, multi_label, capsys):
     assert list(figures)[:6] == ['model', 'loss', 'map', 'micro_f1', 'macro_f1', 'sample_f1']
     expected = result(multi_label_run)['final']
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-4)
-    again = validate(capsys, '--checkpoint', multi_label_run / 'model_best', *multi_label, *HERE)
+    assert multi_label[-2:] == ['--task', 'multilabel'], 'which the run knows'
+    again = validate(capsys, '--checkpoint', multi_label_run / 'model_best', *multi_label[:-2], *HERE)
     assert again == figures
     other = validate(capsys, '--checkpoint', multi_label_run, *HERE, '--multilabel-threshold', 0.99)
     assert other['map'] == figures['map']
@@ -310,9 +311,27 @@ def test_a_wrong_architecture_has_exit_code_1(fails, run, weights, images):
         assert f"weights '{weights / name}' do not load into 'test_efficientnet'" in line
 
 
+def test_another_number_of_classes_than_the_run_s_has_exit_code_1(fails, run, images):
+    assert fails('--checkpoint', run, '--num-classes', 5) == (
+        1,
+        f"--checkpoint '{run}' has 3 classes, --num-classes says 5.",
+    )
+
+
+def test_classes_in_another_order_have_exit_code_1(fails, run, images, tmp_path, capsys):
+    names = sorted(path.name for path in (images / 'train').iterdir())
+    (tmp_path / 'map.txt').write_text('\n'.join([names[0], names[2], names[1]]))
+    code, line = fails('--checkpoint', run, images, '--class-map', tmp_path / 'map.txt')
+    assert code == 1
+    assert f"class '{names[2]}' is number 1 in the data but 2 in the model: give the --class-map that" in line
+    (tmp_path / 'map.txt').write_text('\n'.join(names))
+    assert validate(capsys, '--checkpoint', run, images, '--class-map', tmp_path / 'map.txt', *HERE)
+
+
 def test_weights_that_are_missing_or_damaged_have_exit_code_1(fails, run, images, tmp_path):
-    code, line = fails('--checkpoint', tmp_path / 'nowhere', images)
-    assert (code, line) == (1, f"--checkpoint '{tmp_path / 'nowhere'}' does not exist.")
+    for data in ([images], []):
+        code, line = fails('--checkpoint', tmp_path / 'nowhere', *data)
+        assert (code, line) == (1, f"--checkpoint '{tmp_path / 'nowhere'}' does not exist.")
     (tmp_path / 'empty').mkdir()
     code, line = fails('--checkpoint', tmp_path / 'empty', images)
     assert code == 1

@@ -177,7 +177,7 @@ def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(check, '_SECONDS', 0)
     model = timm.create_model('test_resnet', num_classes=3)
     save_pretrained(model, tmp_path / 'my-run' / 'model_best', ['ant', 'bee', 'cat'])
-    main(['export', 'my-run', '--format', 'pt2', '--maps', 'top2'])
+    main(['export', 'my-run', '--format', 'pt2'])
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith('my-run.pt2: ')
     assert 'kind A1' in first
@@ -187,6 +187,9 @@ def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):
     found = torch.export.load('my-run.pt2').module()(images)
     with torch.no_grad():
         torch.testing.assert_close(found['logits'], model.eval()(images))
+    assert found['maps'].shape[1] == 3, 'of five classes, had it as many'
+    assert run_command(main, ['export', 'my-run', '--num-classes', '7']) == 1
+    assert "'my-run' has 3 classes, --num-classes says 7." in capsys.readouterr().err
 
 
 def test_class_tokens(tmp_path):

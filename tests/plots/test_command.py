@@ -96,6 +96,12 @@ def test_contrast_is_the_difference_of_the_logits(weights, photos, tmp_path, cap
     assert '--contrast: needs --topk of 1 or more' in line
 
 
+def test_another_classifier_than_the_weights_have_is_refused(weights, photos, capsys):
+    argv = ('cams', photos / 'a.png', '--checkpoint', weights[0], '--gp', 'avg', '--num-classes', 7)
+    code, line = fails(capsys, *argv)
+    assert (code, f"'{weights[0]}' has " in line, 'classes, --num-classes says 7.' in line) == (1, True, True)
+
+
 def test_it_is_a_command(weights, photos, tmp_path):
     done = run_script('-m', 'timm_hnc', 'cams', photos / 'a.png', '--checkpoint', weights[0], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -354,6 +360,9 @@ def test_runs_that_cannot_be_drawn(tmp_path):
         (tmp_path / 'run' / 'summary.csv').write_text(summary)
         with pytest.raises(DataError, match=r"run' (is no run folder|has no complete epoch)"):
             curves_of([tmp_path / 'run'])
+    (tmp_path / 'run' / 'summary.csv').unlink()
+    with pytest.raises(DataError, match=r"run' has no summary.csv: no epoch is complete, or it was imported"):
+        curves_of([tmp_path / 'run'])
 
 
 def test_probabilities_of_several_labels_are_sigmoids(weights, photos, tmp_path):

@@ -1,14 +1,13 @@
 """timm-hnc cams: class activation maps of photographs (Fig. 1 and 5 of the paper)."""
 
 import argparse
+import logging
 from pathlib import Path
-from typing import Any
 
 import timm
 
 from timm_hnc.cam import CamModel
-from timm_hnc.commands.options.named_model import subject_of
-from timm_hnc.commands.options.parsing import KeyValues
+from timm_hnc.commands.options.named_model import add_architecture_flags, named_options, subject_of
 from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
@@ -16,7 +15,9 @@ from timm_hnc.plots.photo_cams import map_values, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.progress import progress
 from timm_hnc.weights.loading import WITH_WEIGHTS, reading
-from timm_hnc.weights.saving import check_architecture, find_weights
+from timm_hnc.weights.saving import check_architecture, check_classes, find_weights
+
+_logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,8 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('photos', nargs='+', metavar='PHOTO', help='image files, and folders of them')
     add('--model', metavar='NAME', help="timm's name of the model; a run folder knows its own")
-    add('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='model arguments')
-    add('--num-classes', type=int, metavar='N', help="number of classes, the model's own if left out")
+    add_architecture_flags(parser)
     add('--pretrained', action='store_true', help='load the published weights')
     add('--checkpoint', metavar='PATH', help='run folder, its model_best, or a weights file')
     add('--against', metavar='PATH', help='a second checkpoint, drawn above each row of the first')
@@ -95,18 +95,18 @@ def _find_checkpoints(args: argparse.Namespace) -> list[tuple[str | None, Path |
 
 def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None) -> CamModel:
     """A model in evaluation mode."""
-    options: dict[str, Any] = dict(args.model_kwargs)
-    if args.num_classes is not None:
-        options['num_classes'] = args.num_classes
-    name = args.model
+    options, name = named_options(args), args.model
     if folder is not None:
         name, options['pretrained'] = f'local-dir:{folder}', True
+        check_classes(folder, f"'{checkpoint}'", args.num_classes)
     elif name is None:
         raise UsageError('no model: pass --checkpoint RUN, or --model NAME with --pretrained or --checkpoint FILE.')
     elif checkpoint:
         options['checkpoint_path'] = checkpoint
     else:
         options['pretrained'] = args.pretrained or name.startswith(WITH_WEIGHTS)
+        if not options['pretrained']:
+            _logger.warning(f"'{name}' has random weights: see --pretrained and --checkpoint.")
     try:
         with reading(name):
             model = timm.create_model(name, **options)

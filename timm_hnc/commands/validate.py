@@ -26,11 +26,11 @@ _logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says: figures to stdout, and to --results-file."""
     options, explicit, others = parse_validate_options(argv)
+    sources = find_sources(options.model, 'model' in explicit, options.input.num_classes)
     options.data.check_named()
     for name, file in (('results_file', others['results_file']), ('cam_classes_file', options.maps.cam_classes_file)):
         if file and not Path(file).parent.is_dir():
             raise UsageError(f'{flag_of(name)} {file}: its folder does not exist.')
-    sources = find_sources(options.model, 'model' in explicit)
     if len(sources) > 1 and options.maps.cam_classes_file:
         raise UsageError(f'--cam-classes-file {options.maps.cam_classes_file}: for one model, not {len(sources)}.')
     options = replace(options, device=agreed_device(options.device, explicit))

@@ -1,6 +1,6 @@
 """Data sets by name: timm's and ours, checked before the first batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
@@ -154,6 +154,21 @@ def check_same_classes(train: Any, evaluation: Any) -> None:
             raise DataError(
                 f"class '{name}' is number {index} in the validation data but {known.get(name, 'none')} in the "
                 'training data: give both the same class folders, or a --class-map.'
+            )
+
+
+def check_classes_of_model(names: Sequence[str], dataset: Any) -> None:
+    """Refuse data in which a class that the model knows by its name has another index than in the model.
+
+    Raises:
+        DataError: with a class that differs.
+    """
+    known = {name: index for index, name in enumerate(names)}
+    for name, index in class_to_idx(dataset).items():
+        if known.get(str(name), index) != index:
+            raise DataError(
+                f"class '{name}' is number {index} in the data but {known[str(name)]} in the model: "
+                'give the --class-map that the model was trained with.'
             )
 
 

@@ -16,7 +16,7 @@ from timm.utils import check_batch_size_retry, decay_batch_step
 from timm_hnc.attacks.attacks import cross_entropy, normalized
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
-from timm_hnc.data.datasets import class_names
+from timm_hnc.data.datasets import check_classes_of_model, class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.naflex import KEPT_SHAPE, NaFlexOptions, Patches
@@ -185,6 +185,7 @@ def measure(
     loader: Any = data
     if not taken_as_it_is(data, accelerator.num_processes):
         loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)
+        check_classes_of_model((getattr(model, 'pretrained_cfg', None) or {}).get('label_names') or (), loader.dataset)
         loader.dataset.skipped_images = skipped  # travels to the loader's workers
     metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
     count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)

@@ -9,7 +9,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.weights.loading import WITH_WEIGHTS, create_model
-from timm_hnc.weights.saving import find_weights
+from timm_hnc.weights.saving import check_classes, find_weights
 
 
 def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamModel:
@@ -17,6 +17,7 @@ def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamMod
     folder, name = find_weights(Path(model)), model
     if folder is not None:
         name = f'local-dir:{folder}'
+        check_classes(folder, f"'{model}'", arguments.get('num_classes'))
     elif Path(model).is_dir():
         raise DataError(f"'{model}' is neither a run folder nor a folder of weights.")
     if pretrained and not name.startswith(WITH_WEIGHTS):

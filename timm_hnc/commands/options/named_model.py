@@ -34,8 +34,12 @@ def subject_of(
     return Subject(model.to(device), caption, names_of(model.model, names), several, patches)
 
 
+def named_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of timm's create_model that those flags give."""
+    asked: dict[str, Any] = {'num_classes': args.num_classes, 'global_pool': args.gp}
+    return args.model_kwargs | {name: value for name, value in asked.items() if value is not None}
+
+
 def named_model(model: str, args: argparse.Namespace, pretrained: bool) -> CamModel:
     """The model, with what the flags say of it."""
-    asked: dict[str, Any] = {'num_classes': args.num_classes, 'global_pool': args.gp}
-    given = {name: value for name, value in asked.items() if value is not None}
-    return open_model(model, pretrained, **args.model_kwargs | given)
+    return open_model(model, pretrained, **named_options(args))

@@ -33,12 +33,12 @@ REFUSED = {
     'aot_autograd': COMPILE_ADVICE,
     'num_gpu': 'use accelerate launch --num_processes N validate.py ... or torchrun.',
 }
-# options of a run that say which data it validated on
-_OF_A_RUN = (
-    *('dataset', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'target_format'),
-    *('task', 'multilabel_threshold', 'in_chans'),
+# options of a run that say how its model is evaluated on any data, and which data it validated on
+_OF_A_MODEL = (
+    *('task', 'multilabel_threshold'),
     *('naflex_loader', 'naflex_max_seq_len', 'naflex_patchify_channels_first'),
 )
+_OF_ITS_DATA = ('dataset', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'target_format', 'in_chans')
 
 
 def fraction(text: str) -> float:
@@ -99,26 +99,27 @@ def parse_validate_options(
         raise UsageError(f"--results-format '{args.results_format}': expected one of csv, json.")
     values, own = split_values(args, ValidateOptions)
     options = grouped(ValidateOptions, values)
-    of_the_run = run_data(options.model.checkpoint, explicit)
+    of_the_run = options_from_run(options.model.checkpoint, explicit)
     return grouped(ValidateOptions, values | of_the_run) if of_the_run else options, explicit, own
 
 
-def run_data(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
-    """Options by which a run folder is validated on its own validation data, unless other data is named.
+def options_from_run(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
+    """Options by which a run is validated as it was trained, on its own validation data unless other data is named.
 
     Args:
         checkpoint: perhaps a run folder, or weights in one.
         explicit: names of the options that were given.
     """
-    if not checkpoint or {'data', 'data_dir', 'dataset'} & explicit:
-        return {}
-    folder = find_run(Path(checkpoint))
+    folder = find_run(Path(checkpoint)) if checkpoint else None
     if folder is None:
         return {}
-    run = read_options(folder)
-    found = {name: run[name] for name in _OF_A_RUN if name not in explicit and name in run}
+    run, other_data = read_options(folder), {'data', 'data_dir', 'dataset'} & explicit
+    names = (*_OF_A_MODEL, *(() if other_data else _OF_ITS_DATA))
+    found = {name: run[name] for name in names if name not in explicit and name in run}
     if {'img_size', 'input_size'} & explicit:  # images of one size, then
         found.pop('naflex_loader', None)
+    if other_data:
+        return found
     found['data_dir'] = run.get('data_dir')
     if 'split' not in explicit and run.get('val_split'):
         found['split'] = run['val_split']
