@@ -7,7 +7,7 @@ from image_data import CLASSES, TRAIN_COUNTS, samples, write_folder, write_parqu
 from PIL import Image
 from timm.data import create_loader
 
-from timm_hnc.data.datasets import check_same_classes, class_names, class_to_idx, create_dataset
+from timm_hnc.data.datasets import check_same_classes, class_names, class_to_idx, create_dataset, same_files
 from timm_hnc.data.targets import ClassIndex
 from timm_hnc.errors import DataError, UsageError
 
@@ -87,7 +87,11 @@ def test_a_folder_without_the_split_is_refused_instead_of_taken_whole(folder, tm
     shutil.copytree(folder / 'train', tmp_path / 'train')
     refused(DataError, "no folder for the split 'validation' but has train", root=tmp_path, split='validation')
     assert len(create_dataset('', str(tmp_path), 'train', 3)) == 59
-    assert len(create_dataset('', str(tmp_path / 'train'), 'validation', 3)) == 59
+    whole = create_dataset('', str(tmp_path / 'train'), 'validation', 3)
+    assert len(whole) == 59
+    assert same_files(create_dataset('', str(tmp_path / 'train'), 'train', 3), whole)
+    assert not same_files(whole, create_dataset('', str(folder), 'validation', 3))
+    assert not same_files(*(create_dataset('hnc/digits', '', split, 10) for split in ('train', 'validation')))
 
 
 def test_one_class_is_refused(folder, tmp_path, cache):

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.unreadable_images import check_images
+from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.sets.coco import read_coco
 from timm_hnc.data.sets.cub import read_cub
 from timm_hnc.data.sets.decoy_digits import DecoyDigitsReader
@@ -155,6 +156,12 @@ def check_same_classes(train: Any, evaluation: Any) -> None:
                 f"class '{name}' is number {index} in the validation data but {known.get(name, 'none')} in the "
                 'training data: give both the same class folders, or a --class-map.'
             )
+
+
+def same_files(one: Any, other: Any) -> bool:
+    """Whether two data sets list the same files, as folders do in which timm finds none of either split's name."""
+    first, second = (getattr(getattr(innermost(each), 'reader', None), 'samples', None) for each in (one, other))
+    return isinstance(first, list) and first == second
 
 
 def check_classes_of_model(names: Sequence[str], dataset: Any) -> None:

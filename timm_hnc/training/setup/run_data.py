@@ -1,5 +1,6 @@
 """The data of a run: its loaders, and what goes with them."""
 
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from timm.data import Mixup
 from timm.data.naflex_dataset import NaFlexCollator, NaFlexMapDatasetWrapper
 from torch.utils.data import DataLoader
 
-from timm_hnc.data.datasets import check_same_classes, class_names
+from timm_hnc.data.datasets import check_same_classes, class_names, same_files
 from timm_hnc.data.loading.in_memory import KeptTargets, RememberedBatches, keep_in_memory
 from timm_hnc.data.loading.naflex_batches import NaFlexBatches, use_naflex_keys
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
@@ -27,6 +28,8 @@ from timm_hnc.training.setup.loaders import (
     with_masks,
 )
 from timm_hnc.training.setup.options import TrainOptions
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -100,6 +103,8 @@ def create_run_data(
                 batch_size=options.batches.batch_size,
             )
             check_same_classes(train_set, eval_set)
+            if not options.data.holdout and same_files(train_set, eval_set):
+                _logger.warning(f'--val-split {options.splits.val_split}: it is evaluated on the training images.')
         eval_loader = _create_eval_loader(eval_set, options, config, patches, skipped, accelerator)
     names = class_names(train_set, num_classes)
     return RunData(train_set, train_loader, keys, eval_loader, mixup, config, names, skipped, guided, patches)
