@@ -111,25 +111,34 @@ XML = '<annotation><size><width>32</width></size>{}</annotation>'
 OBJECT = '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
 
 
-@pytest.mark.parametrize('nested', ['', 'class', 'validation and class'])
-def test_boxes_of_xml_files(images, tmp_path, capsys, nested):
-    data = create_dataset('', str(images), 'validation', 3)
-    for index in range(0, len(data), 2):
-        name = data.reader.filename(index)
-        split = 'validation' if nested.startswith('validation') else ''
-        path = tmp_path / 'boxes' / split / (name if nested else Path(name).name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        own, other = OBJECT.format(Path(name).parts[0], 2, 3, 12, 19), OBJECT.format('whale', 0, 0, 5, 5)
-        path.with_suffix('.xml').write_text(XML.format(own + other))
-    source = BoxSource(data, folder=tmp_path / 'boxes')
+@pytest.mark.parametrize('layout', ['names', 'classes', 'splits'])
+def test_boxes_of_xml_files(images, tmp_path, layout):
+    data = write_annotations(images, tmp_path, layout)
+    source = BoxSource(data, folder=tmp_path)
     for index in range(len(data)):
         found = source[index]
         assert found.boxes.tolist() == ([[2, 3, 12, 19]] if index % 2 == 0 else [])
         assert found.labels.tolist() == ([data.reader[index][1]] if index % 2 == 0 else [])
+
+
+def write_annotations(images, folder, layout):
+    """XML files of every second validation image, and the images."""
+    data = create_dataset('', str(images), 'validation', 3)
+    for index in range(0, len(data), 2):
+        name = Path(data.reader.filename(index))
+        path = folder / {'names': name.name, 'classes': name, 'splits': Path('validation') / name}[layout]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own, other = OBJECT.format(name.parts[0], 2, 3, 12, 19), OBJECT.format('whale', 0, 0, 5, 5)
+        path.with_suffix('.xml').write_text(XML.format(own + other))
+    return data
+
+
+def test_validate_with_boxes_of_xml_files(images, tmp_path, capsys):
+    write_annotations(images, tmp_path / 'boxes', 'names')
     run = train('--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run')
     argv = ['--checkpoint', run, *HERE, '--cam-boxes', '--boxes-dir', tmp_path / 'boxes']
     assert validate(capsys, *argv)['cam_maps_with_boxes'] == 13
-    path.with_suffix('.xml').write_text('<annotation>')
+    next((tmp_path / 'boxes').iterdir()).write_text('<annotation>')
     code, line = failure(capsys, 'validate', *argv)
     assert (code, "' is damaged or no annotation of ImageNet's: " in line) == (1, True)
     (tmp_path / 'none').mkdir()
