@@ -57,7 +57,7 @@ def test_a_set_of_labels_becomes_ones_and_zeros(target, dense, expected):
 @pytest.mark.parametrize(
     ('target', 'dense', 'message'),
     [
-        (1, False, 'for a single label leave out --task multilabel'),
+        (1, False, 'for a single label pass --task classification'),
         ([3], False, 'see --target-key|See --target-key'),
         ([-1], False, 'See --target-key'),
         ([0.0, 1.0], True, 'See --target-key, --target-format and --num-classes'),

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -16,6 +17,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from timm.data import ImageDataset, create_dataset, create_transform
 
 from timm_hnc import save_pretrained
+from timm_hnc.data.datasets import check_classes_of_model
 
 HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']
 TRANSFORM = create_transform((3, 32, 32), interpolation='bilinear', mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95)
@@ -197,12 +199,12 @@ def test_valid_labels_leave_the_other_classes_out(run, logits, tmp_path, capsys)
     everything = validate(capsys, '--checkpoint', run, *HERE, '--valid-labels', tmp_path / 'all.txt')
     assert everything == validate(capsys, '--checkpoint', run, *HERE)
     # the labels of the data count the classes that are left
-    (tmp_path / 'two.txt').write_text('0\n1\n')
+    (tmp_path / 'two.txt').write_text('1\n2\n')
     data = write_folder(tmp_path / 'images')
-    shutil.rmtree(data / 'validation' / CLASSES[2])
+    shutil.rmtree(data / 'validation' / CLASSES[0])
     figures = validate(capsys, '--checkpoint', run, data / 'validation', *HERE, '--valid-labels', tmp_path / 'two.txt')
     output, target = logits
-    output, target = output[target < 2][:, :2], target[target < 2]
+    output, target = output[target > 0][:, 1:], target[target > 0] - 1
     assert figures['loss'] == pytest.approx(torch.nn.functional.cross_entropy(output, target).item(), rel=1e-5)
     assert figures['top1'] == pytest.approx(100 * (output.argmax(1) == target).double().mean().item(), abs=1e-4)
 
@@ -314,8 +316,10 @@ def test_a_wrong_architecture_has_exit_code_1(fails, run, weights, images):
 def test_another_number_of_classes_than_the_run_s_has_exit_code_1(fails, run, images):
     assert fails('--checkpoint', run, '--num-classes', 5) == (
         1,
-        f"--checkpoint '{run}' has 3 classes, --num-classes says 5.",
+        f"'{run}' has 3 classes, --num-classes says 5.",
     )
+    code, line = fails('--model', f'local-dir:{run}/model_best', '--num-classes', 5, images)
+    assert (code, 'has 3 classes' in line) == (1, True)
 
 
 def test_classes_in_another_order_have_exit_code_1(fails, run, images, tmp_path, capsys):
@@ -324,6 +328,8 @@ def test_classes_in_another_order_have_exit_code_1(fails, run, images, tmp_path,
     code, line = fails('--checkpoint', run, images, '--class-map', tmp_path / 'map.txt')
     assert code == 1
     assert f"class '{names[2]}' is number 1 in the data but 2 in the model: give the --class-map that" in line
+    # names that are their own indices are none
+    check_classes_of_model(['0', '2', '2', '3'], SimpleNamespace(class_to_idx={'2': 1, '3': 0}))
     (tmp_path / 'map.txt').write_text('\n'.join(names))
     assert validate(capsys, '--checkpoint', run, images, '--class-map', tmp_path / 'map.txt', *HERE)
 
@@ -361,7 +367,7 @@ def test_data_that_does_not_fit_has_exit_code_1(fails, run, multi_label, tmp_pat
         ([tmp_path], 'Found 0 images'),
         (['--dataset', 'hnc/digits'], "labels outside the model's range 0 to 2, such as 9"),
         (multi_label[:-2], 'not one class index: for several labels pass --task multilabel'),
-        (['--task', 'multilabel'], 'one class index: for a single label leave out --task multilabel'),
+        (['--task', 'multilabel'], 'one class index: for a single label pass --task classification'),
     ):
         code, line = fails('--checkpoint', run, *argv)
         assert code == 1, line

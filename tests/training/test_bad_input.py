@@ -197,7 +197,7 @@ def test_a_label_outside_the_range(fails, images, shards, tar_files):
 def test_targets_that_do_not_fit_the_task(fails, images, multi_label, workers):
     code, line = fails('--data-dir', images, '--task', 'multilabel', '--workers', workers)
     assert code == 1
-    assert 'one class index: for a single label leave out --task multilabel' in line
+    assert 'one class index: for a single label pass --task classification' in line
     code, line = fails(*multi_label[:-2], '--workers', workers)
     assert code == 1
     assert 'not one class index: for several labels pass --task multilabel' in line

@@ -97,9 +97,7 @@ class CamModel(nn.Module):
     @property
     def class_names(self) -> list[str] | None:
         """A name a class, where they came with the weights."""
-        names = self.pretrained_cfg.get('label_names')
-        names = list(names.values()) if isinstance(names, dict) else names
-        return list(names) if names and len(names) == self.num_classes else None
+        return names_of_weights(self.model)
 
     def get_classifier(self) -> nn.Module:
         """The timm model's classifier."""
@@ -141,6 +139,13 @@ class CamModel(nn.Module):
     def forward(self, x: Tensor | NaFlexBatch, return_class_maps: bool = False) -> Tensor | ClassMaps:
         """The timm model's logits (B, n), or its ClassMaps (so that DDP and compile see one forward)."""
         return self.class_maps(x) if return_class_maps else self._logits(x)
+
+
+def names_of_weights(model: Any) -> list[str] | None:
+    """A name a class, where they came with the weights of a timm model."""
+    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
+    names = list(names.values()) if isinstance(names, dict) else names
+    return list(names) if names and len(names) == model.num_classes else None
 
 
 def cell_size(model: TimmModel) -> int:

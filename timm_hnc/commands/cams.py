@@ -14,8 +14,8 @@ from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
 from timm_hnc.plots.photo_cams import map_values, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.progress import progress
-from timm_hnc.weights.loading import WITH_WEIGHTS, reading
-from timm_hnc.weights.saving import check_architecture, check_classes, find_weights
+from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, reading
+from timm_hnc.weights.saving import check_architecture, find_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -98,7 +98,6 @@ def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None)
     options, name = named_options(args), args.model
     if folder is not None:
         name, options['pretrained'] = f'local-dir:{folder}', True
-        check_classes(folder, f"'{checkpoint}'", args.num_classes)
     elif name is None:
         raise UsageError('no model: pass --checkpoint RUN, or --model NAME with --pretrained or --checkpoint FILE.')
     elif checkpoint:
@@ -114,6 +113,8 @@ def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None)
         raise
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         raise DataError(f"'{checkpoint or name}' cannot be loaded: {first_lines(error)}") from error
+    if options.get('pretrained') and name.startswith(WITH_WEIGHTS):
+        check_classes(model, checkpoint or name)
     return CamModel(model).eval()
 
 

@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says: figures to stdout, and to --results-file."""
     options, explicit, others = parse_validate_options(argv)
-    sources = find_sources(options.model, 'model' in explicit, options.input.num_classes)
+    sources = find_sources(options.model, 'model' in explicit)
     options.data.check_named()
     for name, file in (('results_file', others['results_file']), ('cam_classes_file', options.maps.cam_classes_file)):
         if file and not Path(file).parent.is_dir():

@@ -80,7 +80,7 @@ def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bo
     if name == 'hnc/coco' and not multi_label:
         raise UsageError('--dataset hnc/coco has several labels an image: pass --task multilabel.')
     if name != 'hnc/coco' and multi_label:
-        raise UsageError(f'--dataset {name} has one label an image: leave out --task multilabel.')
+        raise UsageError(f'--dataset {name} has one label an image: pass --task classification, the default.')
     return timm.data.ImageDataset('', reader=_PUBLISHED[name](root, split), input_img_mode=mode)
 
 
@@ -167,10 +167,12 @@ def same_files(one: Any, other: Any) -> bool:
 def check_classes_of_model(names: Sequence[str], dataset: Any) -> None:
     """Refuse data in which a class that the model knows by its name has another index than in the model.
 
+    A name that is its own index is none: it stands where the training data had no name.
+
     Raises:
         DataError: with a class that differs.
     """
-    known = {name: index for index, name in enumerate(names)}
+    known = {name: index for index, name in enumerate(names) if name != str(index)}
     for name, index in class_to_idx(dataset).items():
         if known.get(str(name), index) != index:
             raise DataError(

@@ -44,7 +44,7 @@ class LabelSet(MultiLabelTarget):
     def __call__(self, target: Any) -> Tensor:
         """(num_classes,) float targets."""
         if isinstance(target, int):
-            raise DataError(f'a target is {target}, one class index: for a single label leave out --task multilabel.')
+            raise DataError(f'a target is {target}, one class index: for a single label pass --task classification.')
         try:
             return super().__call__(target)
         except (ValueError, TypeError, RuntimeError) as error:

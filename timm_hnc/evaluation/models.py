@@ -9,7 +9,7 @@ from timm.models import load_checkpoint, reparameterize_model
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.inputs import InputOptions, model_arguments
 from timm_hnc.evaluation.sources import Source, SourceOptions
-from timm_hnc.weights.loading import reading
+from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, reading
 
 _logger = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ def load_model(source: Source, options: SourceOptions, input: InputOptions) -> A
             arguments = dict(num_classes=input.num_classes, global_pool=input.gp, **input.model_kwargs)
             arguments = model_arguments(source.model, input, **arguments)
             model = timm.create_model(**arguments, pretrained=source.pretrained)
+        if source.model.startswith(WITH_WEIGHTS):
+            check_classes(model, options.checkpoint or source.model)
         if source.checkpoint:
             load_checkpoint(model, source.checkpoint, options.use_ema)
     except (UsageError, DataError):

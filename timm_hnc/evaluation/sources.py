@@ -7,7 +7,7 @@ from timm.models import is_model, list_models, parse_model_name
 from timm.utils import natural_key
 
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.weights.saving import check_architecture, check_classes, find_weights
+from timm_hnc.weights.saving import check_architecture, find_weights
 
 _OF_OTHER_LABELS = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
@@ -51,13 +51,10 @@ class Source:
         object.__setattr__(self, 'name', self.name or self.model)
 
 
-def find_sources(options: SourceOptions, model_given: bool, num_classes: int | None = None) -> list[Source]:
-    """The models to evaluate; more than one for a folder of checkpoints, a file of names, a wildcard or 'all'.
-
-    `model_given` and `num_classes` may repeat what a folder of weights knows, and not contradict it.
-    """
+def find_sources(options: SourceOptions, model_given: bool) -> list[Source]:
+    """The models to evaluate; more than one for a folder of checkpoints, a file of names, a wildcard or 'all'."""
     if options.checkpoint:
-        return _of_checkpoint(options, model_given, num_classes)
+        return _of_checkpoint(options, model_given)
     if Path(options.model).is_file():
         names = [line.strip() for line in Path(options.model).read_text().splitlines() if line.strip()]
     elif _is_one_model(options.model):
@@ -80,7 +77,7 @@ def _is_one_model(name: str) -> bool:
         raise UsageError(f'--model: {error}') from error
 
 
-def _of_checkpoint(options: SourceOptions, model_given: bool, num_classes: int | None) -> list[Source]:
+def _of_checkpoint(options: SourceOptions, model_given: bool) -> list[Source]:
     path = Path(options.checkpoint)
     if not path.exists():
         raise DataError(f"--checkpoint '{path}' does not exist.")
@@ -92,7 +89,6 @@ def _of_checkpoint(options: SourceOptions, model_given: bool, num_classes: int |
     if folder is not None:
         given = options.model if model_given else None
         name = check_architecture(folder, f"--checkpoint '{path}'", given)
-        check_classes(folder, f"--checkpoint '{path}'", num_classes)
         return [Source(f'local-dir:{folder}', pretrained=True, name=name)]
     files = sorted([*path.glob('*.pth.tar'), *path.glob('*.pth')], key=lambda file: natural_key(str(file)))
     if not files:

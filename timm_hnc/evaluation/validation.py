@@ -16,6 +16,7 @@ from timm.utils import check_batch_size_retry, decay_batch_step
 from timm_hnc.attacks.attacks import cross_entropy, normalized
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
+from timm_hnc.cam.model import names_of_weights
 from timm_hnc.data.datasets import check_classes_of_model, class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages
@@ -171,6 +172,7 @@ def measure(
     use_test_size, verbose = not evaluation.use_train_size, accelerator.is_main_process
     patches = options.naflex.patches(model)
     data_config = input_config(model, options.input, use_test_size=use_test_size, verbose=verbose)
+    names = names_of_weights(model) or () if data is None and not options.labels.valid_labels else ()
     if evaluation.test_pool:
         # a copy, for timm takes the classifier out of the model that it is given
         model, pooled = apply_test_time_pool(deepcopy(model), data_config)
@@ -185,7 +187,7 @@ def measure(
     loader: Any = data
     if not taken_as_it_is(data, accelerator.num_processes):
         loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)
-        check_classes_of_model((getattr(model, 'pretrained_cfg', None) or {}).get('label_names') or (), loader.dataset)
+        check_classes_of_model(names, loader.dataset)
         loader.dataset.skipped_images = skipped  # travels to the loader's workers
     metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
     count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)

@@ -11,6 +11,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor
 
 from timm_hnc.cam import CamModel, ClassMaps
+from timm_hnc.cam.model import names_of_weights
 from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.data.naflex import Patches
 from timm_hnc.errors import DataError, UsageError
@@ -45,9 +46,7 @@ def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
     Raises:
         DataError: there are fewer names than classes.
     """
-    own = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names') or ()
-    own = list(own.values() if isinstance(own, dict) else own)
-    found = list(class_names or (own if len(own) == model.num_classes else ()))
+    found = list(class_names or names_of_weights(model) or ())
     subset = None if found else infer_imagenet_subset(model)
     if subset:
         info = ImageNetInfo(subset)

@@ -85,6 +85,17 @@ def create_model(model_name: str, **kwargs: Any) -> CamModel:
     return CamModel(model)
 
 
+def check_classes(model: Any, name: str) -> None:
+    """Refuse a model made with another number of classes than its weights have, whose classifier is untrained.
+
+    Raises:
+        DataError: of a model with weights of a folder or of the Hub that `name` calls by its name.
+    """
+    own = model.pretrained_cfg.get('num_classes', model.num_classes)
+    if own != model.num_classes:
+        raise DataError(f"'{name}' has {own} classes, --num-classes says {model.num_classes}.")
+
+
 @contextmanager
 def reading(model_name: str) -> Iterator[None]:
     """Around timm's making of a model: its config is checked before, and errors say what is wrong with it.

@@ -8,8 +8,8 @@ from timm.models import parse_model_name
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.weights.loading import WITH_WEIGHTS, create_model
-from timm_hnc.weights.saving import check_classes, find_weights
+from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, create_model
+from timm_hnc.weights.saving import find_weights
 
 
 def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamModel:
@@ -17,17 +17,19 @@ def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamMod
     folder, name = find_weights(Path(model)), model
     if folder is not None:
         name = f'local-dir:{folder}'
-        check_classes(folder, f"'{model}'", arguments.get('num_classes'))
     elif Path(model).is_dir():
         raise DataError(f"'{model}' is neither a run folder nor a folder of weights.")
     if pretrained and not name.startswith(WITH_WEIGHTS):
         arguments['pretrained'] = True
     try:
-        return create_model(name, **arguments).eval()
+        made = create_model(name, **arguments).eval()
     except (DataError, UnsupportedHead):
         raise
     except Exception as error:  # timm, safetensors, torch and the Hub each have errors of their own
         raise UsageError(f"'{model}' cannot be made: {first_lines(error)}") from error
+    if name.startswith(WITH_WEIGHTS):
+        check_classes(made.model, model)
+    return made
 
 
 def short_name(model: str) -> str:

@@ -68,30 +68,13 @@ def check_architecture(folder: Path, what: str, model: str | None) -> str:
     Raises:
         DataError: the architectures differ, or config.json cannot be read.
     """
-    found = str(_read_config(folder)['architecture'])
+    try:
+        found: str = json.loads((folder / 'config.json').read_text())['architecture']
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"'{folder}/config.json' cannot be read: {error!r}") from error
     if model is not None and model.rpartition(':')[2] != found:
         raise DataError(f"{what} is of the architecture '{found}', not '{model}'.")
     return found
-
-
-def check_classes(folder: Path, what: str, num_classes: int | None) -> None:
-    """A number of classes given beside the weights may repeat theirs; timm would make another classifier, untrained.
-
-    Raises:
-        DataError: the numbers differ, or config.json cannot be read.
-    """
-    found = _read_config(folder).get('num_classes', num_classes)
-    if num_classes is not None and num_classes != found:
-        raise DataError(f'{what} has {found} classes, --num-classes says {num_classes}.')
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / 'config.json').read_text())
-        config['architecture']
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"'{folder}/config.json' cannot be read: {error!r}") from error
-    return config
 
 
 def save_pretrained(

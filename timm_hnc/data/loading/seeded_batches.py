@@ -98,8 +98,9 @@ class KeyedBatches(Wrapper):
 class _KeyedDataset(WrappedDataset):
     def __getitems__(self, batch: Batch) -> list[Any]:
         seed_generators(batch.seed, batch.epoch, batch.number)
-        at_once = getattr(type(self.dataset), '__getitems__', None)  # as torch's own loader asks for them
-        return list(at_once(self.dataset, batch.indices) if at_once else map(self.dataset.__getitem__, batch.indices))
+        if isinstance(self.dataset, WrappedDataset):
+            return self.dataset.__getitems__(batch.indices)
+        return [self.dataset[index] for index in batch.indices]
 
     def __getitem__(self, index: Any) -> Any:
         return self.dataset[index]

@@ -41,6 +41,10 @@ class WrappedDataset(Wrapper, Dataset[Any]):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
+    def __getitems__(self, indices: Any) -> list[Any]:
+        """The samples of a batch, as torch's loader asks for them."""
+        return [self[index] for index in indices]
+
     @property
     def transform(self) -> Any:
         """The data set's own; timm's loader sets it."""

@@ -28,6 +28,12 @@ class ImageBoxes:
     labels: Tensor
 
 
+def with_own_folder(folder: Path, reader: Any) -> list[Path]:
+    """Where files with the names of a reader's images lie: the images' own folder, such as train, may be part of it."""
+    root = getattr(reader, 'root', None)
+    return [*([folder / Path(root).resolve().name] if root else []), folder]
+
+
 class XmlBoxes:
     """Boxes of images from XML files with the images' names, ImageNet's, which are PASCAL VOC's.
 
@@ -44,11 +50,9 @@ class XmlBoxes:
 
     def __init__(self, folder: str | Path, reader: Any) -> None:
         self.folder, self.reader = Path(folder), reader
-        # the images' own folder, such as train, may be part of the path or not
-        root = getattr(reader, 'root', None)
-        self.folders = [*([self.folder / Path(root).name] if root else []), self.folder]
+        self.folders = with_own_folder(self.folder, reader)
         self.class_to_idx: dict[str, int] = getattr(reader, 'class_to_idx', None) or {}
-        if not next(self.folder.rglob('*.xml'), None):
+        if not any(next(self.folder.glob(f'{depth}*.xml'), None) for depth in ('', '*/', '*/*/')):
             raise DataError(f"--boxes-dir '{folder}': no .xml files in it or in its folders.")
         if not self.class_to_idx or not hasattr(reader, 'filename'):
             raise DataError('--boxes-dir: the data set has no names of files and classes, it wants a folder of images.')

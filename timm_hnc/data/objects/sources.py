@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from timm_hnc.data.loading.unreadable_images import decoding
-from timm_hnc.data.objects.boxes import BoxSource, check_inside
+from timm_hnc.data.objects.boxes import BoxSource, check_inside, with_own_folder
 from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures, Rectangles
 from timm_hnc.errors import DataError, UsageError
 
@@ -99,9 +99,7 @@ class MaskFolder:
             self._name(0)
         except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
             raise UsageError('--masks-dir: the images of the data set have no names, see --masks-key.') from error
-        # the images' own folder, such as train, may be part of the path or not
-        root = getattr(reader, 'root', None)
-        self.folders = [*([Path(folder, Path(root).name)] if root else []), Path(folder)]
+        self.folders = with_own_folder(Path(folder), reader)
 
     def __call__(self, index: int) -> Image.Image | None:
         """The mask of a sample, None where there is no file."""
