@@ -74,7 +74,8 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
         if not step.last:
             continue
         log_due = update % run.options.run.log_interval == 0 or update + 1 == run.updates_per_epoch
-        update, used = update + 1, learning_rate(run.optimizer)
+        update += 1
+        used = learning_rate(run.optimizer) if log_due else 0.0  # the schedule moves it behind the update
         notice = _exchange(run, step, tally.averages.sums['loss'])
         if notice is not None and notice.bad:
             leave_out(run, notice, epoch)

@@ -69,7 +69,7 @@ def check_architecture(folder: Path, what: str, model: str | None) -> str:
         DataError: the architectures differ, or config.json cannot be read.
     """
     try:
-        found: str = json.loads((folder / 'config.json').read_text())['architecture']
+        found = json.loads((folder / 'config.json').read_text())['architecture']
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"'{folder}/config.json' cannot be read: {error!r}") from error
     if model is not None and model.rpartition(':')[2] != found:

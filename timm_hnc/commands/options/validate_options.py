@@ -26,7 +26,6 @@ from timm_hnc.evaluation.sources import SourceOptions
 from timm_hnc.evaluation.validation import EvaluationOptions, ValidateOptions
 from timm_hnc.files.options import find_run, read_options
 from timm_hnc.options import grouped
-from timm_hnc.weights.saving import find_weights
 
 REFUSED = {
     'torchscript': COMPILE_ADVICE,
@@ -112,10 +111,11 @@ def options_from_run(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any
         explicit: names of the options that were given.
     """
     folder, other_data = find_run(Path(checkpoint)) if checkpoint else None, {'data', 'data_dir', 'dataset'} & explicit
-    # timm's own runs have an args.yaml, too, and no folder of weights
-    if folder is None or (other_data and find_weights(Path(checkpoint)) is None):
+    if folder is None or (other_data and Path(checkpoint).is_file()):
         return {}
     run = read_options(folder)
+    if other_data and 'hnc' not in run:  # a run of timm's own script
+        return {}
     names = (*_OF_A_MODEL, *(() if other_data else _OF_ITS_DATA))
     found = {name: run[name] for name in names if name not in explicit and name in run}
     if {'img_size', 'input_size'} & explicit:  # images of one size, then
