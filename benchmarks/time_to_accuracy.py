@@ -73,20 +73,28 @@ def flags(row: str, folder: Path) -> list[str]:
     return ['-c', str(path)]
 
 
+def start_run(command: Sequence[str], compiled: str) -> subprocess.Popen[str]:
+    """A process whose workers and compilers end with its group; what was compiled before is not known to it."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {'TORCHINDUCTOR_CACHE_DIR': compiled},
+    )
+
+
 def time_to(top1: float, command: Sequence[str]) -> tuple[float, int, float]:
     """Seconds to the first epoch that reaches `top1` %, or to the last; how many those are; the best top1 by then."""
-    start, found, lines, took = time.perf_counter(), [], [], 0.0
-    with tempfile.TemporaryDirectory() as compiled:  # nothing is compiled yet
-        environment = os.environ | {'TORCHINDUCTOR_CACHE_DIR': compiled}
-        # its workers and compilers end with it
-        process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
-        )
+    began, found, lines, took = time.perf_counter(), [], [], 0.0
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as compiled:
+        process = start_run(command, compiled)
         for line in process.stderr or ():
             lines.append(line)
             if match := EPOCH.search(line):
                 found.append(float(match[1]))
-                took = time.perf_counter() - start
+                took = time.perf_counter() - began
                 if found[-1] >= top1:
                     os.killpg(process.pid, signal.SIGKILL)
                     break
@@ -107,7 +115,8 @@ def markdown(runs: Iterable[dict[str, str]], rows: Iterable[str], top1: float) -
         if not mine:
             continue
         if len(reached) == len(mine):
-            seconds = f'{statistics.median(reached):.0f} ({min(reached):.0f} to {max(reached):.0f})'
+            seconds = f'{statistics.median(reached):.0f}'
+            seconds += f' ({min(reached):.0f} to {max(reached):.0f})' if len(reached) > 1 else ''
         else:
             best = ', '.join(run['top1'] for run in mine)
             seconds = f'reached in {len(reached)} of {len(mine)}: best {best} %'

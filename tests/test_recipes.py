@@ -47,7 +47,15 @@ def options(recipe, *argv):
 
 
 def test_there_are_recipes_for_the_paper_and_for_a_start():
-    assert {recipe.stem for recipe in RECIPES} >= {'quickstart', 'cifar100', 'imagenet', 'coco', 'cub200', 'voc2007'}
+    assert {recipe.stem for recipe in RECIPES} >= {
+        'quickstart',
+        'cifar100',
+        'cifar100_fast',
+        'imagenet',
+        'coco',
+        'cub200',
+        'voc2007',
+    }
 
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda recipe: recipe.stem)

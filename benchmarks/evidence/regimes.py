@@ -161,6 +161,7 @@ _BOX_ROWS = (
             ('target-maps', '--map-loss target-maps, boxes of all images', ('--map-loss', 'target-maps')),
             ('separability', '--map-loss separability, no boxes', ('--map-loss', 'separability')),
             ('consistency', '--map-loss consistency, no boxes', ('--map-loss', 'consistency')),
+            ('two-views', 'its control: mirror images beside images, no boxes', ('--map-loss', 'consistency=1e-9')),
             ('energy-consistency', f'{_BOXES} all images, and consistency', (*_ENERGY, 'consistency')),
             ('energy2-consistency', 'the same, energy twice as strong', ('--map-loss', 'energy=2', 'consistency')),
             (
