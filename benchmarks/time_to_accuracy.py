@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, default=1, metavar='N', help='runs of a row (default: 1)')
     parser.add_argument('--top1', type=float, default=55.0, metavar='PERCENT', help='(default: 55)')
     parser.add_argument('--workers', default='2')
-    args, extra = parser.parse_known_args()
+    args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'times.csv'
     runs = list(csv.DictReader(path.open())) if path.exists() else []
@@ -144,7 +144,7 @@ def main() -> None:
             if (row, str(seed), str(args.top1)) in {(run['row'], run['seed'], run['goal']) for run in runs}:
                 continue
             command = [sys.executable, SCRIPT, *flags(row, args.out), '--dataset', args.data, *DATA]
-            command += ['--workers', args.workers, '--seed', str(seed), '--output', str(args.out / 'runs'), *extra]
+            command += ['--workers', args.workers, '--seed', str(seed), '--output', str(args.out / 'runs')]
             seconds, epochs, best = time_to(args.top1, command)
             figures = (row, seed, args.top1, f'{seconds:.1f}', epochs, f'{best:.2f}')
             runs.append(dict(zip(COLUMNS, map(str, figures), strict=True)))
