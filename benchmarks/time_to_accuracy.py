@@ -11,6 +11,7 @@ is a local folder of CIFAR-100's parquet files with the columns img and fine_lab
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import re
@@ -90,14 +91,19 @@ def time_to(top1: float, command: Sequence[str]) -> tuple[float, int, float]:
     began, found, lines, took = time.perf_counter(), [], [], 0.0
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as compiled:
         process = start_run(command, compiled)
-        for line in process.stderr or ():
-            lines.append(line)
-            if match := EPOCH.search(line):
-                found.append(float(match[1]))
-                took = time.perf_counter() - began
-                if found[-1] >= top1:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    break
+        try:
+            for line in process.stderr or ():
+                lines.append(line)
+                if match := EPOCH.search(line):
+                    found.append(float(match[1]))
+                    took = time.perf_counter() - began
+                    if found[-1] >= top1:
+                        break
+            else:
+                process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # the group has ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
     reached = max(found, default=0.0) >= top1
     if (code and not reached) or not found:
