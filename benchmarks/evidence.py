@@ -69,6 +69,10 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     stage.folder.mkdir(parents=True, exist_ok=True)
     if args.kept:
         take_up(regime, stage.folder, args.kept)
+    for row in rows:
+        if not stage.is_ready(row) and row.teacher not in (each.key for each in rows):
+            teacher = f'its teacher is the first run of {row.teacher}, which is not there'
+            raise UsageError(f'--rows {row.key}: {teacher}: add {row.teacher}.')
     seeds = args.seeds or regime.seeds
     failures = execute(lambda: due_runs(stage, rows, seeds), args.jobs, failures=stage.failed)
     for name, message in failures.items():

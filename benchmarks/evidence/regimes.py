@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from lite import MODEL
 
-RUNS = '{runs}'  # in flags: the folder of the regime's measured runs
 MULTI_LABEL, SINGLE_LABEL = 'map', 'top1'
 BASELINE = 'baseline'
 
@@ -19,6 +18,7 @@ class Row:
         flags: of train.py.
         weights: tried for `--hnc-weight` with the first k; none: there is nothing to choose.
         topks: tried for `--hnc-topk` with the best weight, which is scaled so that weight * k stays.
+        teacher: key of a row without weights; its first run is `--map-teacher`.
     """
 
     key: str
@@ -26,6 +26,7 @@ class Row:
     flags: tuple[str, ...]
     weights: tuple[str, ...] = ()
     topks: tuple[int, ...] = ()
+    teacher: str = ''
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,6 @@ def _given(mse: str, kd: str) -> tuple[Row, ...]:
 _PAPER_ROWS = _given('0.001', '0.003')
 _KD = ('--hnc', 'kd', '--hnc-weight', '0.06', '--hnc-topk', '5')
 _ENERGY = ('--map-loss', 'energy=1')
-_TEACHER = ('--map-loss', 'teacher', '--map-teacher', f'{RUNS}/energy-seed10')
 _BOXES = '--map-loss energy, boxes of'
 _BOX_ROWS = (
     _VOC_ROWS[0],
@@ -174,8 +174,13 @@ _BOX_ROWS = (
                 'energy three times as strong, and consistency',
                 ('--map-loss', 'energy=3', 'consistency'),
             ),
-            ('teacher', '--map-loss teacher, the first run of `energy`, no boxes', _TEACHER),
         )
+    ),
+    Row(
+        'teacher',
+        '--map-loss teacher, the first run of `energy`, no boxes',
+        ('--map-loss', 'teacher'),
+        teacher='energy',
     ),
 )
 _LITE_CIFAR = (*_LITE, '--num-classes', '100', '--img-size', '96', '--train-crop-mode', 'rrc', '--scale', '0.5', '1.0')

@@ -11,7 +11,7 @@ from pathlib import Path
 from tables.plan import ROOT, Cell
 from tables.runs import Plan, Run
 
-from evidence.regimes import RUNS, Regime, Row
+from evidence.regimes import Regime, Row
 from timm_hnc.errors import DataError
 
 FIRST_SEED = 10  # of what is measured; settings are chosen with seeds from 0 on
@@ -114,6 +114,15 @@ class Stage:
         chosen = range(FIRST_SEED, FIRST_SEED + seeds)
         return [MeasuredRun(plan, cell, seed, self.regime, self.data_dir) for seed in chosen]
 
+    def teacher(self, row: Row) -> MeasuredRun | None:
+        """The run that a row learns from; None for one that learns from none."""
+        return next((self.measured(each, None, 1)[0] for each in self.regime.rows if each.key == row.teacher), None)
+
+    def is_ready(self, row: Row) -> bool:
+        """Whether a row learns from none, or its teacher is trained."""
+        teacher = self.teacher(row)
+        return teacher is None or teacher.next_step != 'train'
+
     def check(self, runs: Sequence[Run]) -> None:
         """Refuse complete runs that were made with other options; one that was looked at is not read again.
 
@@ -137,8 +146,10 @@ class Stage:
 
     def _cell(self, row: Row, setting: Setting | None) -> Cell:
         name, flags = (setting.name, setting.flags) if setting else ('', ())
-        own = (flag.replace(RUNS, str(self.folder / 'runs')) for flag in row.flags)
-        return Cell(row.key, '', f'{row.key}{name}', (*self.regime.flags, *own, *flags))
+        teacher = self.teacher(row)
+        if teacher:
+            flags = (*flags, '--map-teacher', str(teacher.folder))
+        return Cell(row.key, '', f'{row.key}{name}', (*self.regime.flags, *row.flags, *flags))
 
 
 def last_figure(run: Run, metric: str) -> float:
@@ -254,11 +265,13 @@ def due_runs(stage: Stage, rows: Sequence[Row], seeds: int) -> list[Run]:
         seeds: runs of every row once its setting is known.
 
     Returns:
-        The runs of rows that have their setting, seed by seed, then the trials of the others.
+        The runs of rows that have their setting, seed by seed, then the trials of the others; none of a row whose
+        teacher is not trained.
 
     Raises:
         DataError: a complete run was made with other options.
     """
+    rows = [row for row in rows if stage.is_ready(row)]
     if stage.regime.choice_seeds:
         for row in rows:
             choose(stage, row)

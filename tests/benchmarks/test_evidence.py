@@ -152,6 +152,16 @@ def test_a_row_goes_on_when_its_own_trials_are_complete(tmp_path):
         due()
 
 
+def test_a_row_waits_for_its_teacher(tmp_path):
+    regime = REGIMES['voc-boxes']
+    rows = [row for row in regime.rows if row.key in ('energy', 'teacher')]
+    stage = Stage(regime, tmp_path / regime.key, '', ['--dataset', 'hfds/x', '--pretrained-path', 'y'])
+    assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10']
+    teacher, *_ = stage.measured(rows[0], None, 1)
+    finish(teacher, 50, options=teacher.plan.options(teacher.cell))
+    assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10', 'teacher-seed10']
+
+
 def test_differences_of_pairs():
     """Student's t with one degree of freedom has its 97.5 % point at 12.706 (printed tables)."""
     mean, low, high, better, seeds = paired({0: 2.0, 1: 4.0, 2: 9.0}, {0: 1.0, 1: 2.0, 7: 0.0})
@@ -265,6 +275,10 @@ def test_wrong_options_are_named(tmp_path):
     run = ['run', 'voc-short', '--data-dir', 'x', '--out', str(tmp_path)]
     for argv, words in (
         ([*run, '--rows', 'other'], '--rows other: voc-short has baseline'),
+        (
+            ['run', 'voc-boxes', *run[2:], '--rows', 'kd', 'teacher'],
+            '--rows teacher: its teacher is the first run of energy, which is not there: add energy',
+        ),
         ([*run, '--jobs', '0'], '--jobs 0: expected 1 or more'),
         (['table', '--out', str(tmp_path)], 'no row of a regime is complete in it'),
     ):
