@@ -8,8 +8,9 @@ import pytest
 import torch
 from map_checks import assert_same, gradients
 from small_models import DETACHED_MODELS
+from timm.models.metaformer import StarReLU
 
-from timm_hnc import HNCLoss, HNCTask
+from timm_hnc import CamModel, HNCLoss, HNCTask
 from timm_hnc.cam.hidden_layers import Centre, Dense, HiddenLayers, HiddenMaps, Scale
 from timm_hnc.losses.maps.consistency import ConsistencyLoss
 
@@ -36,6 +37,30 @@ def test_both_ways_have_the_same_maps_and_gradients(name):
     factors = torch.randn_like(back)
     ours, theirs = (gradients((maps * factors).sum(), model) for maps in (back, through))
     assert_same(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+def test_learnable_numbers_are_layers_too():
+    """s relu(x)^2 + b behind the pool: M(s, b) = s (M(1, 0) - bias) + bias + b sum(last weights)."""
+    small, classes, found = DETACHED_MODELS['metaformer'], [3, 1], {}
+    for scale, shift in ((1.0, 0.0), (1.75, -0.5)):
+        plain = small.make().double()
+        plain.head.fc.act, plain.head.fc.norm = StarReLU(scale, shift).double(), torch.nn.Identity()
+        model = CamModel(plain)
+        class_maps = model.class_maps(small.images().double())
+        assert isinstance(class_maps, HiddenMaps)
+        maps, every = class_maps.maps(classes), class_maps.maps(None)
+        torch.testing.assert_close(maps, every[:, classes], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(every.mean((2, 3)), class_maps.logits, rtol=1e-9, atol=1e-9)
+        act, last = plain.head.fc.act, plain.head.fc.fc2
+        found[scale] = maps
+    weights = last.weight[classes].sum(1)[:, None, None]
+    alone = found[1.0] - last.bias[classes][:, None, None]
+    expected = 1.75 * alone + last.bias[classes][:, None, None] - 0.5 * weights
+    torch.testing.assert_close(maps, expected, rtol=1e-9, atol=1e-9)
+    ours, theirs = (gradients(each.square().sum(), act) for each in (maps, every[:, classes]))
+    for of_scale, of_shift in (ours, theirs):
+        torch.testing.assert_close(of_scale.squeeze(), (2 * maps * alone).sum(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(of_shift.squeeze(), (2 * maps * weights).sum(), rtol=1e-9, atol=1e-9)
 
 
 def test_layers_against_products_at_every_position():
