@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.loading.rows_ahead import read_rows_ahead
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
@@ -145,6 +146,7 @@ def create_timed_loader(
     )
     if patches is None:
         defaults['input_size'] = data_config['input_size']
+        dataset = read_rows_ahead(dataset)
     else:
         defaults |= dict(channels=data_config['input_size'][0], patchify_channels_last=patches.channels_last)
     create: Any = create_loader if patches is None else create_naflex_loader

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 
@@ -33,6 +34,25 @@ def innermost(dataset: Any) -> Any:
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     return dataset
+
+
+def innermost_reader(dataset: Any) -> Any:
+    """Timm's reader inside all that is wrapped around it; None where there is none."""
+    reader: Any = getattr(innermost(dataset), 'reader', None)
+    while hasattr(reader, 'unchecked'):
+        reader = reader.unchecked
+    return reader
+
+
+def stored_places(dataset: Any) -> np.ndarray | None:
+    """Index in the innermost data set of every sample of this one; None: samples are where they are there."""
+    places = None
+    while hasattr(dataset, 'dataset'):
+        chosen = vars(dataset).get('indices')  # its own: wrappers hand on what is inside
+        if chosen is not None:
+            places = np.asarray(chosen)[... if places is None else places]
+        dataset = dataset.dataset
+    return places
 
 
 class WrappedDataset(Wrapper, Dataset[Any]):

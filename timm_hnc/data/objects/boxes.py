@@ -11,6 +11,7 @@ from timm.data.readers.targets import get_field
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from timm_hnc.data.loading.wrapped_dataset import innermost, stored_places
 from timm_hnc.data.sets.files import Box
 from timm_hnc.errors import DataError, UsageError, first_lines
 
@@ -100,13 +101,8 @@ class BoxSource:
         folder: str | None = None,
         flag: str = '--cam-boxes',
     ) -> None:
-        self.indices: Any = None
-        while hasattr(dataset, 'dataset'):
-            chosen = vars(dataset).get('indices')  # its own: wrappers hand on what is inside
-            if chosen is not None:
-                self.indices = np.asarray(chosen)[... if self.indices is None else self.indices]
-            dataset = dataset.dataset
-        self.reader: Any = getattr(dataset, 'reader', None)
+        self.indices = stored_places(dataset)
+        self.reader: Any = getattr(innermost(dataset), 'reader', None)
         self.column, self.box_format = column, box_format
         self._columns: Any = None
         self._read = self._of_column
