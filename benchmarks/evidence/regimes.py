@@ -155,6 +155,11 @@ _BOX_ROWS = (
             ('kd', 'HNC kd, 0.06, k 5', _KD),
             ('energy', f'{_BOXES} all images', _ENERGY),
             ('energy-tenth', f'{_BOXES} 10 % of the images', (*_ENERGY, '--boxes-share', '0.1')),
+            (
+                'energy10-tenth',
+                'the same, as strong an image that has boxes',
+                ('--map-loss', 'energy=10', '--boxes-share', '0.1'),
+            ),
             ('energy-hundredth', f'{_BOXES} 1 % of the images', (*_ENERGY, '--boxes-share', '0.01')),
             ('outside', '--map-loss outside, boxes of all images', ('--map-loss', 'outside=0.03')),
             ('energy-kd', f'{_BOXES} all images, and HNC kd', (*_ENERGY, *_KD)),
@@ -168,6 +173,11 @@ _BOX_ROWS = (
                 'energy2-consistency-tenth',
                 'the same, boxes of 10 % of the images',
                 ('--map-loss', 'energy=2', 'consistency', '--boxes-share', '0.1'),
+            ),
+            (
+                'energy20-consistency-tenth',
+                'the same, as strong an image that has boxes',
+                ('--map-loss', 'energy=20', 'consistency', '--boxes-share', '0.1'),
             ),
             (
                 'energy3-consistency',
