@@ -69,15 +69,24 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     stage.folder.mkdir(parents=True, exist_ok=True)
     if args.kept:
         take_up(regime, stage.folder, args.kept)
-    for row in rows:
-        if not stage.is_ready(row) and row.teacher not in (each.key for each in rows):
-            teacher = f'its teacher is the first run of {row.teacher}, which is not there'
-            raise UsageError(f'--rows {row.key}: {teacher}: add {row.teacher}.')
     seeds = args.seeds or regime.seeds
+    for row in rows:
+        _check_teacher(stage, row, seeds, [each.key for each in rows])
     failures = execute(lambda: due_runs(stage, rows, seeds), args.jobs, failures=stage.failed)
     for name, message in failures.items():
         sys.stderr.write(f'evidence.py: {name}: {message}\n')
     return 1 if failures else 0
+
+
+def _check_teacher(stage: Stage, row: Row, seeds: int, rows: Sequence[str]) -> None:
+    """Refuse a row whose teacher is not here and will not be trained."""
+    teacher = stage.teacher(row)
+    if teacher is None or not any(run.lacks_teacher for run in stage.measured(row, None, seeds)):
+        return
+    if teacher.next_step != 'train':
+        raise UsageError(f'--rows {row.key}: its teacher, {teacher.name}, was kept without weights: leave out --kept.')
+    if row.teacher not in rows:
+        raise UsageError(f'--rows {row.key}: its teacher, {teacher.name}, is not trained: add {row.teacher}.')
 
 
 def table(args: argparse.Namespace) -> int:

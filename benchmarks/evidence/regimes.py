@@ -18,7 +18,7 @@ class Row:
         flags: of train.py.
         weights: tried for `--hnc-weight` with the first k; none: there is nothing to choose.
         topks: tried for `--hnc-topk` with the best weight, which is scaled so that weight * k stays.
-        teacher: key of a row without weights; its first run is `--map-teacher`.
+        teacher: key of a row of the regime that has no weights to choose; its first run is `--map-teacher`.
     """
 
     key: str

@@ -13,6 +13,7 @@ from tables.runs import Plan, Run
 
 from evidence.regimes import Regime, Row
 from timm_hnc.errors import DataError
+from timm_hnc.weights.saving import find_weights
 
 FIRST_SEED = 10  # of what is measured; settings are chosen with seeds from 0 on
 _WIDER = 2  # weights tried beyond a row's largest; below its smallest lies the baseline
@@ -57,10 +58,19 @@ class MeasuredRun(Run):
     Args:
         regime: its data and network.
         data_dir: folder of parquet files.
+        teacher: the run that it learns from, None for one that learns from none.
     """
 
     regime: Regime
     data_dir: str
+    teacher: 'MeasuredRun | None' = None
+
+    @property
+    def lacks_teacher(self) -> bool:
+        """Whether it is still to be trained, and its teacher is not complete or has no weights here."""
+        if self.next_step != 'train' or self.teacher is None:
+            return False
+        return self.teacher.next_step == 'train' or find_weights(self.teacher.folder) is None
 
     @property
     def next_step(self) -> str | None:
@@ -112,16 +122,12 @@ class Stage:
         """Runs on all training images, one a seed."""
         plan, cell = self._plan(self.folder), self._cell(row, setting)
         chosen = range(FIRST_SEED, FIRST_SEED + seeds)
-        return [MeasuredRun(plan, cell, seed, self.regime, self.data_dir) for seed in chosen]
+        teacher = self.teacher(row)
+        return [MeasuredRun(plan, cell, seed, self.regime, self.data_dir, teacher) for seed in chosen]
 
     def teacher(self, row: Row) -> MeasuredRun | None:
         """The run that a row learns from; None for one that learns from none."""
         return next((self.measured(each, None, 1)[0] for each in self.regime.rows if each.key == row.teacher), None)
-
-    def is_ready(self, row: Row) -> bool:
-        """Whether a row learns from none, or its teacher is trained."""
-        teacher = self.teacher(row)
-        return teacher is None or teacher.next_step != 'train'
 
     def check(self, runs: Sequence[Run]) -> None:
         """Refuse complete runs that were made with other options; one that was looked at is not read again.
@@ -265,20 +271,19 @@ def due_runs(stage: Stage, rows: Sequence[Row], seeds: int) -> list[Run]:
         seeds: runs of every row once its setting is known.
 
     Returns:
-        The runs of rows that have their setting, seed by seed, then the trials of the others; none of a row whose
-        teacher is not trained.
+        The runs of rows that have their setting, seed by seed, then the trials of the others; none that lacks its
+        teacher.
 
     Raises:
         DataError: a complete run was made with other options.
     """
-    rows = [row for row in rows if stage.is_ready(row)]
     if stage.regime.choice_seeds:
         for row in rows:
             choose(stage, row)
     chosen = read_choices(stage.folder)
     settings = {row: chosen[row.key].setting if row.key in chosen else None for row in rows}
     known = [stage.measured(row, settings[row], seeds) for row in rows if settings[row] or not row.weights]
-    runs: list[Run] = [run for each in zip(*known, strict=True) for run in each]
+    runs: list[Run] = [run for each in zip(*known, strict=True) for run in each if not run.lacks_teacher]
     runs += [run for row in rows if row.key not in chosen for run in needed_trials(stage, row)]
     stage.check(runs)
     return runs

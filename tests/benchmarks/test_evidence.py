@@ -1,10 +1,12 @@
 """benchmarks/evidence.py: what is chosen on which images, and its figures against those of validate.py."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from datasets import Dataset, Features, List, Value
@@ -20,6 +22,7 @@ from scripts import load_script
 from table_runs import finish
 from timm.data import create_transform
 
+from timm_hnc import save_pretrained
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.errors import DataError, UsageError
@@ -159,7 +162,32 @@ def test_a_row_waits_for_its_teacher(tmp_path):
     assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10']
     teacher, *_ = stage.measured(rows[0], None, 1)
     finish(teacher, 50, options=teacher.plan.options(teacher.cell))
+    assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10'], 'kept without its weights'
+    save_pretrained(timm.create_model('test_resnet'), teacher.folder / 'model_best')
     assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10', 'teacher-seed10']
+    [learner] = stage.measured(rows[1], None, 1)
+    finish(learner, 50, options=learner.plan.options(learner.cell))
+    shutil.rmtree(teacher.folder)
+    assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10', 'teacher-seed10'], 'complete already'
+
+
+def test_a_teacher_that_was_kept_without_weights_is_refused(tmp_path):
+    kept, out = ROOT / 'benchmarks' / 'results' / 'evidence', tmp_path / 'out'
+    argv = [
+        'run',
+        'voc-boxes',
+        '--data-dir',
+        'x',
+        '--out',
+        str(out),
+        '--kept',
+        str(kept),
+        '--rows',
+        'energy',
+        'teacher',
+    ]
+    with pytest.raises(UsageError, match='its teacher, energy-seed10, was kept without weights: leave out --kept'):
+        load_script('evidence').main([*argv, '--seeds', '4'])
 
 
 def test_differences_of_pairs():
@@ -277,7 +305,7 @@ def test_wrong_options_are_named(tmp_path):
         ([*run, '--rows', 'other'], '--rows other: voc-short has baseline'),
         (
             ['run', 'voc-boxes', *run[2:], '--rows', 'kd', 'teacher'],
-            '--rows teacher: its teacher is the first run of energy, which is not there: add energy',
+            '--rows teacher: its teacher, energy-seed10, is not trained: add energy',
         ),
         ([*run, '--jobs', '0'], '--jobs 0: expected 1 or more'),
         (['table', '--out', str(tmp_path)], 'no row of a regime is complete in it'),

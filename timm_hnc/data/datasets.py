@@ -10,7 +10,7 @@ import timm.data
 from torch.utils.data import Dataset
 
 from timm_hnc.data.labels import sample_labels
-from timm_hnc.data.loading.rows_ahead import RowsAhead
+from timm_hnc.data.loading.rows_ahead import keep_rows_ahead
 from timm_hnc.data.loading.unreadable_images import check_images
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.sets.coco import read_coco
@@ -58,8 +58,8 @@ def create_dataset(
         dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
-        if hasattr(getattr(dataset, 'reader', None), 'dataset') and name.lower().startswith('hfds/'):
-            dataset.reader.dataset = RowsAhead(dataset.reader.dataset)
+        if name.lower().startswith('hfds/'):
+            keep_rows_ahead(dataset)
     check_images(dataset)
     dense = target_format == 'multihot'
     dataset.target_transform = LabelSet(num_classes, dense) if multi_label else ClassIndex(num_classes)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from timm_hnc.data.holdout import Selection
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, innermost, innermost_reader
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, innermost
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, first_lines
@@ -33,7 +33,9 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
         return None if labels is None else [dataset.label(index, encode(label)) for index, label in enumerate(labels)]
     if isinstance(dataset, WrappedDataset):
         return sample_labels(dataset.dataset)
-    reader = innermost_reader(dataset)
+    reader: Any = getattr(dataset, 'reader', None)
+    while hasattr(reader, 'unchecked'):
+        reader = reader.unchecked
     if isinstance(getattr(reader, 'samples', None), list):
         return [sample[-1] for sample in reader.samples]
     if hasattr(reader, 'iter_targets'):

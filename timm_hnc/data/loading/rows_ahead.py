@@ -1,35 +1,55 @@
-"""Rows of Hugging Face data sets, read several at a time: one by one they take a seventh of a CIFAR image's loading."""
+"""Rows of Hugging Face data sets, read several at a time: one by one they are a good part of loading a small image."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper, innermost_reader, stored_places
+from timm.data import AugMixDataset, ImageDataset
+from torch.utils.data import Subset
+
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper, stored_places
 
 _AT_ONCE = 32  # rows hold encoded images, which may be large
 
 
 class RowsAhead(Wrapper):
-    """A data set of the `datasets` package, whose rows that are expected are read with those that come with them."""
+    """A data set of the `datasets` package whose rows, by index, have the columns that timm's reader looks at.
 
-    def __init__(self, dataset: Any) -> None:
+    Rows that are expected are read in groups. Whatever hinders that, they are read by themselves.
+
+    Args:
+        dataset: with all columns, which are still there by name.
+        columns: of a row; others, such as images that somebody else reads, are not decoded.
+    """
+
+    def __init__(self, dataset: Any, columns: Sequence[str]) -> None:
         self.dataset = dataset
-        self._together: dict[int, list[int]] = {}
-        self._ahead: dict[int, Any] = {}
+        self._narrow = dataset.select_columns(list(columns))
+        self._groups: dict[int, list[int]] = {}
+        self._read: dict[int, Any] = {}
 
-    def expect(self, indices: list[int]) -> None:
-        """These rows come next, about in this order; others are read by themselves."""
-        self._together, self._ahead = {}, {}
-        for start in range(0, len(indices), _AT_ONCE):
-            part = indices[start : start + _AT_ONCE]
-            self._together |= dict.fromkeys(part, part)
+    def expect(self, indices: Sequence[int]) -> None:
+        """These rows come next, about in this order; those read before are forgotten."""
+        self._groups, self._read = {}, {}
+        distinct = list(dict.fromkeys(indices))
+        for start in range(0, len(distinct), _AT_ONCE):
+            group = distinct[start : start + _AT_ONCE]
+            self._groups |= dict.fromkeys(group, group)
 
     def __getitem__(self, index: Any) -> Any:
-        if not isinstance(index, int) or index not in self._together:
+        if not isinstance(index, Integral):
             return self.dataset[index]
-        if index not in self._ahead:
-            together = self._together[index]
-            self._ahead = dict(zip(together, self.dataset.__getitems__(together), strict=True))
-        return self._ahead[index]
+        index = int(index)
+        if index in self._groups and index not in self._read:
+            self._read = self._read_group(self._groups[index])
+        return self._read[index] if index in self._read else self._narrow[index]
+
+    def _read_group(self, group: list[int]) -> dict[int, Any]:
+        try:
+            return dict(zip(group, self._narrow.__getitems__(group), strict=True))
+        except Exception:  # the row that is to blame says so when it is read
+            self._groups = {index: each for index, each in self._groups.items() if each is not group}
+            return {}
 
 
 class BatchedRows(WrappedDataset):
@@ -49,14 +69,35 @@ class BatchedRows(WrappedDataset):
 
     def __getitems__(self, indices: Sequence[Any]) -> list[Any]:
         """The samples of a batch."""
-        places = [index[0] if isinstance(index, tuple) else index for index in indices]
-        self.rows.expect(places if self.places is None else self.places[places].tolist())
-        if isinstance(self.dataset, WrappedDataset):
-            return self.dataset.__getitems__(indices)
-        return [self.dataset[index] for index in indices]
+        self.rows.expect(indices if self.places is None else self.places[indices].tolist())
+        try:
+            if isinstance(self.dataset, WrappedDataset):
+                return self.dataset.__getitems__(indices)
+            return [self.dataset[index] for index in indices]
+        finally:
+            self.rows.expect(())
+
+
+def keep_rows_ahead(dataset: Any) -> None:
+    """Let timm's data set of the `datasets` package (`hfds/`) read rows in groups where a loader asks for batches."""
+    reader = dataset.reader
+    labels = reader.target_keys or [reader.label_key]
+    names = reader.dataset.column_names
+    # of a label inside a column, objects/category, the column
+    columns = {key if key in names else key.split('/')[0] for key in labels if key}
+    columns |= {reader.image_key, *(reader.additional_features or ())}
+    if columns <= set(names):
+        reader.dataset = RowsAhead(reader.dataset, sorted(columns))
 
 
 def read_rows_ahead(dataset: Any) -> Any:
     """A data set of samples accessed by index as a loader should have it: with `BatchedRows`, where it has rows."""
-    rows = getattr(innermost_reader(dataset), 'dataset', None)
+    inside = dataset
+    # whose samples are those of the same index, or of their `indices`
+    while isinstance(inside, WrappedDataset) or type(inside) in (AugMixDataset, Subset):
+        inside = inside.dataset
+    reader: Any = inside.reader if isinstance(inside, ImageDataset) else None
+    while hasattr(reader, 'unchecked'):
+        reader = reader.unchecked
+    rows = getattr(reader, 'dataset', None)
     return BatchedRows(dataset, rows) if isinstance(rows, RowsAhead) else dataset

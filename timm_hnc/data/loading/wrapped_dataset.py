@@ -36,14 +36,6 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
-def innermost_reader(dataset: Any) -> Any:
-    """Timm's reader inside all that is wrapped around it; None where there is none."""
-    reader: Any = getattr(innermost(dataset), 'reader', None)
-    while hasattr(reader, 'unchecked'):
-        reader = reader.unchecked
-    return reader
-
-
 def stored_places(dataset: Any) -> np.ndarray | None:
     """Index in the innermost data set of every sample of this one; None: samples are where they are there."""
     places = None
