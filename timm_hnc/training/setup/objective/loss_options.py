@@ -87,7 +87,8 @@ class MapLossOptions:
         map_loss: losses on class maps that are added to the criterion, NAME, or NAME=WEIGHT for another weight than its
             own.
         map_teacher: teacher of --map-loss teacher: a run folder, or a name of pretrained weights as timm takes it.
-        boxes_share: share of the training images whose boxes or masks are used, chosen by the seed.
+        boxes_share: share of the training images whose boxes or masks are used, chosen by the seed; the others add 0
+            to their losses.
         boxes_dir: folder of ImageNet's XML files, for a folder of images.
         boxes_key: column of objects, with bbox and category.
         boxes_format: corners, or a corner, width and height.
