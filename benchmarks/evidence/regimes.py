@@ -157,7 +157,7 @@ _BOX_ROWS = (
             ('energy-tenth', f'{_BOXES} 10 % of the images', (*_ENERGY, '--boxes-share', '0.1')),
             (
                 'energy10-tenth',
-                'the same, as strong an image that has boxes',
+                'the same with ten times the weight',
                 ('--map-loss', 'energy=10', '--boxes-share', '0.1'),
             ),
             ('energy-hundredth', f'{_BOXES} 1 % of the images', (*_ENERGY, '--boxes-share', '0.01')),
@@ -176,7 +176,7 @@ _BOX_ROWS = (
             ),
             (
                 'energy20-consistency-tenth',
-                'the same, as strong an image that has boxes',
+                'the same with ten times the weight',
                 ('--map-loss', 'energy=20', 'consistency', '--boxes-share', '0.1'),
             ),
             (
