@@ -7,6 +7,7 @@ from typing import Any
 from timm.data import AugMixDataset, ImageDataset
 from torch.utils.data import Subset
 
+from timm_hnc.data.loading.loader_errors import is_of_a_worker
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper, stored_places
 
 _AT_ONCE = 32  # rows hold encoded images, which may be large
@@ -47,7 +48,9 @@ class RowsAhead(Wrapper):
     def _read_group(self, group: list[int]) -> dict[int, Any]:
         try:
             return dict(zip(group, self._narrow.__getitems__(group), strict=True))
-        except Exception:  # the row that is to blame says so when it is read
+        except Exception as error:  # the row that is to blame says so when it is read
+            if is_of_a_worker(error):
+                raise
             self._groups = {index: each for index, each in self._groups.items() if each is not group}
             return {}
 
