@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from timm_hnc.data.holdout import Selection
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, innermost
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, innermost, unwrapped_reader
 from timm_hnc.data.noise import NoisyLabels
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, first_lines
@@ -33,9 +33,7 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
         return None if labels is None else [dataset.label(index, encode(label)) for index, label in enumerate(labels)]
     if isinstance(dataset, WrappedDataset):
         return sample_labels(dataset.dataset)
-    reader: Any = getattr(dataset, 'reader', None)
-    while hasattr(reader, 'unchecked'):
-        reader = reader.unchecked
+    reader = unwrapped_reader(dataset)
     if isinstance(getattr(reader, 'samples', None), list):
         return [sample[-1] for sample in reader.samples]
     if hasattr(reader, 'iter_targets'):
@@ -51,12 +49,17 @@ def label_encoder(dataset: Any) -> Callable[[Any], Any]:
     return getattr(innermost(dataset), 'target_transform', None) or (lambda label: label)
 
 
+def label_columns(reader: Any) -> set[str]:
+    """Columns that timm's reader of Hugging Face's `datasets` takes labels from: of objects/category, objects."""
+    names = reader.dataset.column_names
+    keys = reader.target_keys or (reader.label_key,)
+    return {key if key in names else key.split('/')[0] for key in keys if key}
+
+
 def _table_labels(reader: Any) -> list[Any] | None:
     """Labels of timm's reader of Hugging Face's `datasets`; columns of anything else stay unread."""
-    keys = reader.target_keys or (reader.label_key,)
-    names = reader.dataset.column_names
-    columns = {key if key in names else key.split('/')[0] for key in keys if key}
-    if not columns or not columns.issubset(names):
+    columns = label_columns(reader)
+    if not columns or not columns.issubset(reader.dataset.column_names):
         return None
     if columns == {reader.label_key} and not reader.remap_class:
         return list(reader.dataset.select_columns([reader.label_key])[:][reader.label_key])

@@ -7,8 +7,9 @@ from typing import Any
 from timm.data import AugMixDataset, ImageDataset
 from torch.utils.data import Subset
 
+from timm_hnc.data.labels import label_columns
 from timm_hnc.data.loading.loader_errors import is_of_a_worker
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper, stored_places
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper, stored_places, unwrapped_reader
 
 _AT_ONCE = 32  # rows hold encoded images, which may be large
 
@@ -84,12 +85,8 @@ class BatchedRows(WrappedDataset):
 def keep_rows_ahead(dataset: Any) -> None:
     """Let timm's data set of the `datasets` package (`hfds/`) read rows in groups where a loader asks for batches."""
     reader = dataset.reader
-    labels = reader.target_keys or [reader.label_key]
-    names = reader.dataset.column_names
-    # of a label inside a column, objects/category, the column
-    columns = {key if key in names else key.split('/')[0] for key in labels if key}
-    columns |= {reader.image_key, *(reader.additional_features or ())}
-    if columns <= set(names):
+    columns = {reader.image_key, *label_columns(reader), *(reader.additional_features or ())}
+    if columns.issubset(reader.dataset.column_names):
         reader.dataset = RowsAhead(reader.dataset, sorted(columns))
 
 
@@ -99,8 +96,5 @@ def read_rows_ahead(dataset: Any) -> Any:
     # whose samples are those of the same index, or of their `indices`
     while isinstance(inside, WrappedDataset) or type(inside) in (AugMixDataset, Subset):
         inside = inside.dataset
-    reader: Any = inside.reader if isinstance(inside, ImageDataset) else None
-    while hasattr(reader, 'unchecked'):
-        reader = reader.unchecked
-    rows = getattr(reader, 'dataset', None)
+    rows = getattr(unwrapped_reader(inside), 'dataset', None) if isinstance(inside, ImageDataset) else None
     return BatchedRows(dataset, rows) if isinstance(rows, RowsAhead) else dataset

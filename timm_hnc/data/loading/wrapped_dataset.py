@@ -36,6 +36,14 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
+def unwrapped_reader(dataset: Any) -> Any:
+    """Timm's own reader of a data set that nothing is wrapped around; None where there is none."""
+    reader: Any = getattr(dataset, 'reader', None)
+    while hasattr(reader, 'unchecked'):
+        reader = reader.unchecked
+    return reader
+
+
 def stored_places(dataset: Any) -> np.ndarray | None:
     """Index in the innermost data set of every sample of this one; None: samples are where they are there."""
     places = None
