@@ -15,6 +15,7 @@ def step(*words, code=0):
     return done
 
 
+@pytest.mark.slow  # 7 s for a word
 @pytest.mark.skipif(torch.cuda.is_available(), reason='they run here')
 def test_tests_are_left_out_where_no_device_is():
     assert 'skipped' in step('tests', '-p', 'no:randomly').stdout.splitlines()[-1]
@@ -28,6 +29,7 @@ def test_cost_of_a_step(tmp_path):
     assert (tmp_path / 'cifar.md').read_text().count('| test_resnet |') == 2
 
 
+@pytest.mark.slow  # 12 s for a command line of train.py
 def test_a_run(tmp_path):
     """That `--resume auto` goes on is what tests of training show."""
     data = write_parquet(tmp_path / 'set')
