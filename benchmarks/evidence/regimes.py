@@ -157,7 +157,7 @@ _BOX_ROWS = (
             ('energy-tenth', f'{_BOXES} 10 % of the images', (*_ENERGY, '--boxes-share', '0.1')),
             (
                 'energy10-tenth',
-                'the same with ten times the weight',
+                f'{_BOXES} 10 % of the images, ten times the weight',
                 ('--map-loss', 'energy=10', '--boxes-share', '0.1'),
             ),
             ('energy-hundredth', f'{_BOXES} 1 % of the images', (*_ENERGY, '--boxes-share', '0.01')),
@@ -168,20 +168,24 @@ _BOX_ROWS = (
             ('consistency', '--map-loss consistency, no boxes', ('--map-loss', 'consistency')),
             ('two-views', 'its control: mirror images beside images, no boxes', ('--map-loss', 'consistency=1e-9')),
             ('energy-consistency', f'{_BOXES} all images, and consistency', (*_ENERGY, 'consistency')),
-            ('energy2-consistency', 'the same, energy twice as strong', ('--map-loss', 'energy=2', 'consistency')),
+            (
+                'energy2-consistency',
+                f'{_BOXES} all images, energy twice as strong, and consistency',
+                ('--map-loss', 'energy=2', 'consistency'),
+            ),
             (
                 'energy2-consistency-tenth',
-                'the same, boxes of 10 % of the images',
+                f'{_BOXES} 10 % of the images, energy twice as strong, and consistency',
                 ('--map-loss', 'energy=2', 'consistency', '--boxes-share', '0.1'),
             ),
             (
                 'energy20-consistency-tenth',
-                'the same with ten times the weight',
+                f'{_BOXES} 10 % of the images, energy twenty times as strong, and consistency',
                 ('--map-loss', 'energy=20', 'consistency', '--boxes-share', '0.1'),
             ),
             (
                 'energy3-consistency',
-                'energy three times as strong, and consistency',
+                f'{_BOXES} all images, energy three times as strong, and consistency',
                 ('--map-loss', 'energy=3', 'consistency'),
             ),
         )

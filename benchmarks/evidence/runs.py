@@ -211,6 +211,12 @@ def _write_choice(folder: Path, row: Row, choice: Choice) -> None:
     unfinished.replace(path)
 
 
+def largest_tried(row: Row, choice: Choice) -> bool:
+    """Whether a row chose the largest weight that was tried with its first k, or the same pull with another k."""
+    tried = [setting for setting in _grid(row) if str(setting) in choice.held_out] if row.weights else []
+    return bool(tried) and choice.setting is not None and choice.setting == tried[-1].at(choice.setting.topk)
+
+
 def needed_trials(stage: Stage, row: Row) -> list[Run]:
     """The trials that come next of a row: its weights with the first k, then other k with the best weight.
 

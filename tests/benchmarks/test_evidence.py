@@ -116,6 +116,23 @@ def test_no_more_than_two_larger_weights_are_tried(tmp_path):
     assert tried[::2] == names
 
 
+def test_a_weight_at_the_end_of_what_was_tried_is_marked(tmp_path):
+    (tmp_path / 'runs' / 'baseline-seed10').mkdir(parents=True)
+    (tmp_path / 'runs' / 'baseline-seed10' / 'figures.json').write_text('{"accuracy": 50}')
+    first = {'0.1, k 5': 59.0, '0.2, k 5': 60.0}
+    for weight, topk, more, cell in (
+        ('0.2', 5, {}, '0.2, 5 (end)'),
+        ('0.1', 10, {'0.1, k 10': 61.0}, '0.1, 10 (end)'),  # as strong as 0.2 with half as many maps
+        ('0.2', 5, {'0.6, k 5': 57.0}, '0.2, 5'),
+        ('0.1', 5, {}, '0.1, 5'),
+    ):
+        chosen = {'mse': {'weight': weight, 'topk': topk, 'held_out': first | more}}
+        (tmp_path / 'chosen.json').write_text(json.dumps(chosen))
+        base, mse = results(REGIME, tmp_path)
+        assert (base.chosen, mse.chosen) == ('', cell)
+    assert markdown(REGIME, [base, mse]).endswith('\n\nNot run: HNC mse.\n')
+
+
 def test_a_larger_weight_that_fails_is_not_chosen(tmp_path):
     stage = Stage(REGIME, tmp_path, '')
     for weight, top in (('0.1', 50), ('0.2', 60)):
@@ -217,6 +234,7 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     assert lines[0][2:] == ['n', 'top-1', 'difference (95 %)', 'better', 'peak of negative maps']
     assert lines[2] == ['cross-entropy', '', '2', '51.00 ± 1.41', '', '', '5.1 ± 0.1']
     assert lines[3][:4] == ['HNC mse', '0.2, 10', '2', '52.50 ± 2.12']
+    assert 'Not run:' not in text
     assert lines[3][4].startswith('+1.50 (-4.85 to +7.85')
     assert '- HNC mse: 0.2, k 10 60.00' in text
     kept = tmp_path / 'kept' / REGIME.key
