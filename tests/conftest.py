@@ -47,9 +47,9 @@ def same_random_numbers():
 
 # the files that take more than ten seconds, those of few long tests first
 LONG = (
-    *('killed_processes', 'loading', 'processes', 'export', 'page', 'train_runs', 'compilation', 'interrupted', 'report'),
-    *('kinds_of_heads', 'resume', 'loss_matrix', 'map_boxes', 'tasks', 'selected', 'validate_runs', 'distillation'),
-    *('naflex_runs', 'changed_options', 'cam_model', 'detached_heads', 'probe', 'space', 'bad_input'),
+    *('killed_processes', 'loading', 'processes', 'export', 'page', 'train_runs', 'compilation', 'interrupted'),
+    *('report', 'kinds_of_heads', 'resume', 'loss_matrix', 'map_boxes', 'tasks', 'selected', 'validate_runs'),
+    *('distillation', 'naflex_runs', 'changed_options', 'cam_model', 'detached_heads', 'probe', 'space', 'bad_input'),
 )
 
 
