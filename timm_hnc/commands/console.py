@@ -18,7 +18,7 @@ COMMANDS = {
     'import': ('import_', 'make a run folder of a checkpoint file'),
     'cams': ('cams', 'draw class activation maps of photographs'),
     'curves': ('curves', 'draw training curves of runs'),
-    'losses': ('losses', 'draw both forms of HNC and their gradients'),
+    'losses': ('losses', "draw HNC's mse and kd and their gradients"),
     'report': ('report', 'write one HTML page of runs'),
 }
 _WIDTH = max(map(len, COMMANDS)) + 2

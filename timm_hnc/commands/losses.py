@@ -1,4 +1,4 @@
-"""timm-hnc losses: both forms of HNC and their gradients over two maps (Fig. 3 of the paper)."""
+"""timm-hnc losses: HNC's mse and kd and their gradients over two maps (Fig. 3 of the paper)."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Fig. 3 of the paper: values and gradients of both forms of HNC over a peak and over a regular map."""
+"""Fig. 3 of the paper: values and gradients of HNC's mse and kd over a peak and over a regular map."""
 
 from typing import Any
 
