@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evidence.figures import run_figures
+from evidence.plot import draw
 from evidence.regimes import REGIMES, Regime, Row
 from evidence.runs import Stage, due_runs
 from evidence.table import take_up, write
@@ -36,6 +37,7 @@ from tables.runs import data_flags
 
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.plots.figures import as_image
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,6 +98,8 @@ def table(args: argparse.Namespace) -> int:
         DataError: nothing is complete.
     """
     text = write(args.out, args.keep)
+    if args.keep and text:
+        as_image(draw(args.out)).save(args.keep / 'evidence.png', optimize=True)
     if not text:
         raise DataError(f"--out '{args.out}': no row of a regime is complete in it.")
     print(text)

@@ -35,6 +35,7 @@ class Regime:
 
     Args:
         key: of its folder.
+        title: in a few words.
         about: one sentence.
         data: 'voc2007' or 'cifar100'.
         flags: of train.py, for all runs.
@@ -49,6 +50,7 @@ class Regime:
     """
 
     key: str
+    title: str
     about: str
     data: str
     flags: tuple[str, ...]
@@ -82,8 +84,8 @@ def _forms(mse: tuple[str, ...], kd: tuple[str, ...], topks: tuple[int, ...], *m
     forms = (
         ('mse', 'HNC mse', 'mse', mse),
         ('kd', 'HNC kd', 'kd', kd),
-        ('var', 'HNC var: flat maps alone', 'var', mse),
-        ('logit', 'HNC logit: small logits alone, no maps', 'logit', mse),
+        ('var', 'HNC var, flat maps alone', 'var', mse),
+        ('logit', 'HNC logit, small logits alone, no maps', 'logit', mse),
         ('auto', 'HNC mse, weight auto', 'mse', ('auto:0.03', 'auto:0.1', 'auto:0.3')),
         ('follow', 'HNC mse, weight follows', 'mse', ('follow:0.03', 'follow:0.1', 'follow:0.3')),
     )
@@ -204,24 +206,32 @@ REGIMES = {
     regime.key: regime
     for regime in (
         Regime(
-            *('voc-short', f'{_VOC_NAME} at 128 px for 6 epochs', 'voc2007', (*_LITE, *_VOC, '--epochs', '6')),
+            'voc-short',
+            'VOC2007, fine-tuned, 6 epochs',
+            f'{_VOC_NAME} at 128 px for 6 epochs',
+            'voc2007',
+            (*_LITE, *_VOC, '--epochs', '6'),
             **dict(rows=_VOC_ROWS, test_split='validation', pretrained=True),
         ),
         Regime(
-            *('voc-long', f'{_VOC_NAME} at 128 px for 25 epochs', 'voc2007', (*_LITE, *_VOC, '--epochs', '25')),
+            'voc-long',
+            'VOC2007, fine-tuned, 25 epochs',
+            f'{_VOC_NAME} at 128 px for 25 epochs',
+            'voc2007',
+            (*_LITE, *_VOC, '--epochs', '25'),
             **dict(rows=_VOC_ROWS, test_split='validation', pretrained=True),
         ),
         Regime(
-            *(
-                'voc-boxes',
-                f'{_VOC_NAME} at 128 px for 6 epochs, with boxes',
-                'voc2007',
-                (*_LITE, *_VOC, '--epochs', '6'),
-            ),
+            'voc-boxes',
+            'VOC2007 with boxes, fine-tuned, 6 epochs',
+            f'{_VOC_NAME} at 128 px for 6 epochs, with boxes',
+            'voc2007',
+            (*_LITE, *_VOC, '--epochs', '6'),
             **dict(rows=_BOX_ROWS, test_split='validation', pretrained=True, boxes=True, choice_seeds=0, seeds=3),
         ),
         Regime(
             'cifar-5000',
+            'CIFAR-100, 5,000 images, fine-tuned',
             'CIFAR-100, 5,000 training images, EfficientNet-Lite0 fine-tuned at 96 px for 10 epochs',
             'cifar100',
             (*_LITE_CIFAR, '--epochs', '10'),
@@ -231,6 +241,7 @@ REGIMES = {
         ),
         Regime(
             'cifar-50000',
+            'CIFAR-100, 50,000 images, fine-tuned',
             'CIFAR-100, all 50,000 training images, EfficientNet-Lite0 fine-tuned at 96 px for 10 epochs; settings of '
             '`cifar-5000`',
             'cifar100',
@@ -240,6 +251,7 @@ REGIMES = {
         ),
         Regime(
             'cifar-10000',
+            'CIFAR-100, 10,000 images, from scratch',
             'CIFAR-100, 10,000 training images, ResNet-56 from scratch for 120 epochs',
             'cifar100',
             (*_CIFAR, '--epochs', '120', '--decay-milestones', '61', '91'),
@@ -248,6 +260,7 @@ REGIMES = {
         ),
         Regime(
             'cifar-noisy',
+            'the same with 40 % wrong labels',
             'CIFAR-100, 10,000 training images with 40 % symmetric label noise, ResNet-56 from scratch for 120 epochs; '
             'settings are chosen on clean labels',
             'cifar100',
@@ -258,6 +271,7 @@ REGIMES = {
         ),
         Regime(
             'cifar-paper',
+            "CIFAR-100, the paper's schedule, one seed",
             "CIFAR-100, the paper's own schedule: ResNet-56 from scratch for 164 epochs",
             'cifar100',
             (*_CIFAR, '--epochs', '164', '--decay-milestones', '85', '123'),

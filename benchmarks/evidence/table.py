@@ -116,13 +116,18 @@ def markdown(regime: Regime, found: Sequence[Result]) -> str:
     lines.append('|' + '---|' * (len(headings) + 2))
     for result in found:
         if result.runs:
-            cells = [result.row.label, result.chosen, str(len(result.runs)), _spread(_column(result, 'accuracy'), 2)]
+            cells = [result.row.label, result.chosen, str(len(result.runs)), _spread(accuracies(result), 2)]
             cells += _difference(result, base)
             lines.append(_line([*cells, *(_spread(_column(result, name), 1) for name in names[1:])]))
     left_out = [result.row.label for result in found if not result.runs]
     if left_out:
         lines += ['', f'Not run: {"; ".join(left_out)}.']
     return '\n'.join(lines) + '\n'
+
+
+def accuracies(result: Result) -> dict[int, float]:
+    """Accuracy, mAP or top-1 in %, by seed."""
+    return _column(result, 'accuracy')
 
 
 def _column(result: Result, name: str) -> dict[int, float]:
@@ -139,7 +144,7 @@ def _spread(values: Mapping[int, float], digits: int) -> str:
 def _difference(result: Result, base: Result) -> list[str]:
     if result is base:
         return ['', '']
-    pairs = paired(_column(result, 'accuracy'), _column(base, 'accuracy'))
+    pairs = paired(accuracies(result), accuracies(base))
     if pairs is None:
         return ['-', '-']
     mean, low, high, better, seeds = pairs

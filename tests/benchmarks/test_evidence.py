@@ -13,6 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from evidence.boxes import Objects, covered
 from evidence.figures import _as_trained, run_figures
+from evidence.plot import draw
 from evidence.regimes import BASELINE, REGIMES, Row
 from evidence.runs import FIRST_SEED, Setting, Stage, choose, due_runs, needed_trials, read_choices
 from evidence.table import markdown, paired, results, take_up, write
@@ -240,6 +241,14 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     kept = tmp_path / 'kept' / REGIME.key
     assert (kept / 'runs' / 'mse-0.2-k10-seed11' / 'args.yaml').read_text() == 'seed: 11\n'
     assert markdown(REGIME, results(REGIME, kept)) in text, 'what was kept gives the same table'
+    [axes] = draw(tmp_path / 'kept').axes
+    drawn = [list(line.get_xdata()) for line in axes.lines]
+    half = 12.7062 * np.std([1, 2], ddof=1) / 2**0.5
+    assert drawn[1:] == [pytest.approx([1.5 - half, 1.5 + half], rel=1e-5), [1.5]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        f'{REGIME.title}: 51.0 % without',
+        'HNC mse: 0.2, 10',
+    ]
     elsewhere = Stage(REGIME, tmp_path / 'elsewhere' / REGIME.key, '')
     (elsewhere.folder / 'runs' / 'baseline-seed10').mkdir(parents=True)  # begun here
     take_up(REGIME, elsewhere.folder, tmp_path / 'kept')
