@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 import torchvision
 from small_models import TAIL_MODELS
@@ -96,6 +97,39 @@ class Shuffled(nn.Module):
 
     def forward(self, x):
         return self.fc(self.mix(self.patches(x).flatten(2).transpose(1, 2).flip(1)).mean(1))
+
+
+TURNS = {
+    'as it is': lambda x: x,
+    'left to right': lambda x: x.flip(3),
+    'upside down': lambda x: x.flip(2),
+    'turned by half': lambda x: x.flip(2, 3),
+    'transposed': lambda x: x.transpose(2, 3),
+    'turned by a quarter': lambda x: x.transpose(2, 3).flip(3),
+}
+
+
+class Turned(nn.Module):
+    """A feature map that was turned."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 5, 4, 2), nn.ReLU())
+        self.turn, self.turned, self.fc = TURNS[turn], nn.Identity(), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.fc(self.turned(self.turn(self.trunk(x))).mean((2, 3)))
+
+
+class LastFirst(nn.Module):
+    """The convolution that was made first comes last."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.head, self.trunk = nn.Conv2d(6, 5, 1), nn.Conv2d(channels, 6, 4, 4)
+
+    def forward(self, x):
+        return self.head(self.trunk(x).relu()).mean((2, 3))
 
 
 @pytest.fixture
@@ -202,6 +236,31 @@ def test_class_tokens_have_maps_in_front_of_the_last_block():
     assert tail.model.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize('turn', list(TURNS))
+@pytest.mark.parametrize('size', [(32, 48), (32, 32)])
+def test_maps_that_are_flipped_or_turned_are_refused(turn, size):
+    if turn == 'as it is':
+        assert str(CamModel(Turned(turn), 'turned', image_size=size).head.place) == "features='turned'"
+        return
+    with pytest.raises(ValueError, match=r"the positions at features='turned' are not in the order of the image"):
+        CamModel(Turned(turn), 'turned', image_size=size)
+
+
+def test_channels_are_those_of_the_convolution_that_takes_images(images):
+    for channels in (3, 1):
+        cam_model = CamModel(LastFirst(channels).eval(), image_size=(16, 24))
+        assert cam_model.data_config['input_size'] == (channels, 16, 24)
+        logits, maps = logits_and_maps(cam_model, images[:, :channels])
+        torch.testing.assert_close(maps.mean((2, 3)), logits)
+
+
+def test_parameters_without_elements(images):
+    model = Net(Mean()).eval()
+    model.unused = nn.ParameterList([torch.empty(0, 4), torch.empty(0)])
+    logits, maps = logits_and_maps(CamModel(model, image_size=(16, 24)), images)
+    torch.testing.assert_close(maps.mean((2, 3)), logits)
+
+
 def test_nothing_of_the_model_is_changed(images):
     model = Net(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(6)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -227,7 +286,10 @@ def test_nothing_of_the_model_is_changed(images):
         (lambda: Net(nn.Flatten()), {'image_size': (32, 32)}, r'does not run on images of 32 x 32 .*image_size='),
         (lambda: nn.Conv2d(3, 4, 3), {}, r'returns no \(batch, classes\) logits'),
         (lambda: nn.Flatten(), {}, r'it has no weights'),
-        (Shuffled, {'features': 'mix'}, r"the tokens at features='mix' are not in the order of the image"),
+        (lambda: Net(Mean(), classes=0), {}, r'it has no classifier'),
+        (lambda: timm.create_model('test_vit', num_classes=0), {'features': 'blocks.4'}, r'it has no classifier'),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3), Mean()), {}, r'made with its first batch. Way out: run it once'),
+        (Shuffled, {'features': 'mix'}, r"the positions at features='mix' are not in the order of the image"),
         (Queries, {'features': 'mix'}, r"what is at features='mix' has no positions"),
         (WithToken, {'features': 'mix'}, r"class tokens, .* behind features='mix'.*the block in front of the last"),
     ],
@@ -248,6 +310,12 @@ def test_how_it_wants_its_images():
     assert CamModel(Small(Mean())).data_config['input_size'] == (3, 224, 224)
     with pytest.raises(ValueError, match='meta device'):
         CamModel(Small(Mean()).to('meta'))
+
+
+@pytest.mark.parametrize('image_size', [(64,), '64', (64, 64, 3), (1.5, 2)])
+def test_image_sizes_that_are_none(image_size):
+    with pytest.raises(ValueError, match=r'expected \(height, width\) or one side, in pixels'):
+        CamModel(Net(Mean()), image_size=image_size)
 
 
 def test_threads_do_not_see_each_other():

@@ -1,5 +1,8 @@
 import argparse
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from running import run_script
 from timm.utils import ParseKwargs
 from torch.utils.data import DataLoader, Dataset
 
-from timm_hnc.commands.command_line import one_line, run_command
+from timm_hnc.commands.command_line import ended_like_ctrl_c, one_line, run_command
 from timm_hnc.commands.options.parsing import (
     HelpFormatter,
     KeyValues,
@@ -20,6 +23,24 @@ from timm_hnc.commands.options.parsing import (
 )
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.options import check_choice, check_range
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_what_must_not_be_left_goes_when_the_process_is_ended(number, tmp_path, capsys):
+    before = signal.getsignal(number)
+
+    def command(argv):
+        with ended_like_ctrl_c():
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            finally:
+                (tmp_path / 'gone').touch()
+
+    assert run_command(command) == 130
+    assert (tmp_path / 'gone').exists()
+    assert capsys.readouterr().err.endswith(': interrupted\n')
+    assert signal.getsignal(number) == before
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What the page says of a photograph, beside plain timm, PIL and matplotlib."""
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from torchvision.datasets import ImageFolder
 
 from timm_hnc import create_model
 from timm_hnc.commands import demo
+from timm_hnc.demo.answers import Answers
 from timm_hnc.demo.pictures import map_picture
 from timm_hnc.demo.samples import spread_over
 from timm_hnc.demo.sights import distinct, sight_of
+from timm_hnc.errors import UsageError
 from timm_hnc.plots.panel import Cell
 from timm_hnc.plots.photo_cams import Subject, names_of
 
@@ -153,6 +157,8 @@ def test_data_that_only_comes_in_order_is_read_from_its_beginning():
     [
         (['resnet10t'] * 3, 2, '3 models: expected one, or two to compare.'),
         (['resnet10t', '--images', '-1'], 2, '--images -1: expected 0 or more.'),
+        (['test_resnet', '--no-pretrained', '--port', '99999'], 2, '--port 99999: expected 1 to 65535.'),
+        (['test_resnet', '--no-pretrained', '--port', '0'], 2, '--port 0: expected 1 to 65535.'),
         (['no_such_model'], 2, "'no_such_model' cannot be made: Unknown model (no_such_model)"),
         (['.'], 1, "'.' is neither a run folder nor a folder of weights."),
         (['test_resnet', 'test_vit', '--no-pretrained', '--num-classes', '0'], 2, "'test_resnet'"),
@@ -172,6 +178,17 @@ def test_bad_options_are_one_line(capsys, tmp_path, monkeypatch, argv, code, mes
 def test_names_of_another_number_of_classes_are_not_taken(run):
     model = create_model(f'local-dir:{run / "model_best"}', num_classes=2)
     assert names_of(model.model) == ['0', '1']
+
+
+def test_models_in_half_precision_see_the_same(subject):
+    half = replace(subject, model=MODELS['resnet'].cam_model().eval().bfloat16())
+    expected = sight_of(photograph(), subject).likeliest()
+    assert sight_of(photograph(), half).likeliest() == pytest.approx(expected, abs=0.02)
+
+
+def test_every_class_has_a_name(subject):
+    with pytest.raises(UsageError, match=rf"'resnet': 2 class names for {subject.model.num_classes} classes"):
+        Answers([replace(subject, class_names=NAMES[:2])])
 
 
 def test_models_of_different_classes_are_not_compared(capsys, run):

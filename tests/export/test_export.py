@@ -192,6 +192,20 @@ def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):
     assert "'my-run' has 3 classes, --num-classes says 7." in capsys.readouterr().err
 
 
+def test_both_files_are_written_or_none(tmp_path):
+    (tmp_path / 'model.pt2').write_text('old')
+    (tmp_path / 'model.pt2.json').mkdir()
+    model = CamModel(timm.create_model('test_resnet', num_classes=2)).eval()
+    with pytest.raises(UsageError, match=r"model.pt2' cannot be written"):
+        export_model(model, tmp_path / 'model.pt2', 'pt2')
+    assert (tmp_path / 'model.pt2').read_text() == 'old'
+    assert len(list(tmp_path.iterdir())) == 2
+    exported = export_model(model, tmp_path / 'other.pt2', 'pt2', class_names=np.array(['ant', 'bee']))
+    beside = json.loads(exported.path.with_name('other.pt2.json').read_text())
+    assert beside['outputs']['maps']['shape'][1] == 2, 'of five classes, had it as many'
+    assert beside['class_names'] == ['ant', 'bee']
+
+
 def test_class_tokens(tmp_path):
     cam_model = TAIL_MODELS['vit'].cam_model().eval()
     with pytest.raises(UsageError, match=r"'test_vit' take a backward pass.*\(--gp avg\).*--maps none"):
@@ -209,6 +223,7 @@ def test_wrong_use(tmp_path, capsys, monkeypatch):
         (['test_resnet', '--maps', 'top8', '--num-classes', '7'], 2, '--maps top8: the model has 7 classes'),
         (['test_resnet', '--maps', 'all', '--contrast'], 2, '--contrast: needs the maps of two classes or more'),
         (['test_resnet', '--format', 'tflite'], 2, '--format tflite: expected one of pt2, onnx'),
+        (['test_resnet', '--out', str(tmp_path / 'weights.pth')], 2, 'expected the name of a file that ends in .onnx'),
         (['test_nothing'], 2, "'test_nothing' cannot be made: Unknown model"),
         ([str(tmp_path / 'empty')], 1, "empty' is neither a run folder nor a folder of weights"),
         (['test_resnet', '--out', str(tmp_path / 'file' / 'a.pt2'), '--format', 'pt2'], 2, "a.pt2' cannot be written"),
@@ -273,6 +288,26 @@ def test_one_size_where_no_other_can_be_traced(monkeypatch, no_timer):
     monkeypatch.setattr(export_program, '_SECONDS', 0.5)
     monkeypatch.setattr(export_program, '_export', endless)
     assert trace(graph, 3, (32, 48)).fixed == 'torch.export of other sizes took more than 0.5 s'
+
+
+class Pooled(torch.nn.Module):
+    """Whatever the images, its classifier sees three by three."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.Linear(36, 5)
+
+    def forward(self, x):
+        return self.fc(torch.nn.functional.adaptive_avg_pool2d(self.conv(x), 3).flatten(1))
+
+
+def test_other_sizes_are_tried_with_other_grids(tmp_path):
+    """Images that are a pixel larger have the same grid, and a graph that was made for it says nothing of others."""
+    exported = export_model(CamModel(Pooled().eval(), image_size=(64, 64)), tmp_path / 'model.onnx')
+    assert exported.sizes == ((64, 64),)
+    assert exported.fixed
+    beside = json.loads((tmp_path / 'model.onnx.json').read_text())
+    assert beside['inputs']['images']['shape'] == ['batch', 3, 64, 64]
 
 
 def test_one_size_where_the_file_takes_no_other(tmp_path, monkeypatch):

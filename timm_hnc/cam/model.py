@@ -34,6 +34,7 @@ class CamModel(nn.Module):
 
     Raises:
         UnsupportedHead: (a ValueError) no such maps; the message names model, head and way out.
+        ValueError: features or image_size is something else.
 
     Example:
         >>> model = CamModel(timm.create_model('resnet18', num_classes=10))
@@ -56,6 +57,8 @@ class CamModel(nn.Module):
             raise ValueError('features and features_input: one place, not two.')
         name = features or features_input
         image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if image_size is not None and not (len(image_size) == 2 and all(isinstance(side, int) for side in image_size)):
+            raise ValueError(f'image_size={image_size!r}: expected (height, width) or one side, in pixels.')
         self.head: MapHead = probe_head(model, Place(name, bool(features_input)) if name else None, image_size)
         self.model: TimmModel = model
         self.training = model.training

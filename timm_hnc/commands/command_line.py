@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
         process = '' if is_first_process() else f'[rank {os.environ["RANK"]}] '
         sys.stderr.write(f'{process}{" ".join(command_words(Path(sys.argv[0]).name))}: {message}\n')
     return code
+
+
+@contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM and a closed terminal end what is inside as Ctrl-C does: temporary files go."""
+    endings = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 'SIGHUP') else [])]
+    before = [signal.signal(number, signal.default_int_handler) for number in endings]
+    try:
+        yield
+    finally:
+        for number, handler in zip(endings, before, strict=True):
+            signal.signal(number, handler)
 
 
 def is_first_process() -> bool:

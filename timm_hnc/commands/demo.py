@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import signal
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 
+from timm_hnc.commands.command_line import ended_like_ctrl_c
 from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model, subject_of
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.validate_options import parse_validate_options
@@ -17,9 +17,6 @@ from timm_hnc.evaluation.loaders import open_eval_dataset
 from timm_hnc.files.options import options_of_run
 from timm_hnc.plots.photo_cams import Subject
 from timm_hnc.weights.opening import short_name
-
-# a closed terminal, where there are such
-_ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 'SIGHUP') else [])]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f'--images {args.images}: expected 0 or more.')
     if find_spec('gradio') is None:
         raise UsageError('the page needs Gradio: pip install "timm_hnc[demo]".')
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise UsageError(f'--port {args.port}: expected 1 to 65535.')
     _check_address(args.host, args.port or 0)
     subjects = [_subject(model, args) for model in args.models]
     samples: list[Sample] = []
@@ -55,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             samples = samples or _samples(model, subject, args.images)
     except (DataError, UsageError) as error:
         note = f'No validation images to pick from: {error}'
-    for number in _ENDINGS:
-        signal.signal(number, signal.default_int_handler)  # what was uploaded goes with the page
-    with TemporaryDirectory(prefix='timm-hnc-demo-') as folder:
+    with ended_like_ctrl_c(), TemporaryDirectory(prefix='timm-hnc-demo-') as folder:  # uploads go with the page
         os.environ['GRADIO_TEMP_DIR'] = folder  # pages that share one delete each other's files
         os.environ['NO_PROXY'] = ','.join(filter(None, [os.environ.get('NO_PROXY'), 'localhost,127.0.0.1', args.host]))
         _serve(subjects, samples, note, args)
@@ -76,7 +73,7 @@ def _check_address(host: str, port: int) -> None:
     try:
         [(family, *_, address), *_] = socket.getaddrinfo(host, port or None, type=socket.SOCK_STREAM)
         socket.create_server(address[:2], family=family).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         where = f'--host {host}' + (f', --port {port}' if port else '')
         raise UsageError(f'{where}: the page cannot be served there: {error}') from error
 

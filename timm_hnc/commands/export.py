@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_hnc.cam import CamModel
+from timm_hnc.commands.command_line import ended_like_ctrl_c
 from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.export.export import Exported, cost_of_maps, export_model
@@ -36,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     outputs = Outputs(args.maps or Outputs.maps, args.contrast)
     model = named_model(args.model, args, args.pretrained)
     if args.maps is None:
-        outputs = Outputs(f'top{min(outputs.topk or 1, model.num_classes)}', args.contrast)
-    exported = export_model(model, path, args.format, outputs, args.preprocess)
+        outputs = Outputs.of_most(model.num_classes, args.contrast)
+    with ended_like_ctrl_c():  # what is half written goes
+        exported = export_model(model, path, args.format, outputs, args.preprocess)
     timing = cost_of_maps(model, exported, args.preprocess) if outputs.maps != 'none' else None
     print(_summary(exported, model, timing))  # noqa: T201  # the result of the command
 

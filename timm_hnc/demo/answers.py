@@ -21,7 +21,7 @@ class Answers:
         subjects: the models.
 
     Raises:
-        UsageError: they have different classes, or one takes no photographs.
+        UsageError: they have different classes, names are missing, or one takes no photographs.
     """
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
@@ -31,6 +31,9 @@ class Answers:
                 raise UsageError(f"'{first.caption}' and '{other.caption}' have different classes: nothing to compare.")
         for subject in subjects:
             check_channels(subject.model)
+            if len(subject.class_names) < subject.model.num_classes:
+                count = len(subject.class_names)
+                raise UsageError(f"'{subject.caption}': {count} class names for {subject.model.num_classes} classes.")
         self.names = distinct(first.class_names)
         self.several = first.multi_label
         self.subjects = [replace(subject, class_names=self.names) for subject in subjects]

@@ -72,9 +72,9 @@ def export_model(
 
     Args:
         model: with trainable maps; of class-token models only the logits can be exported.
-        path: of the file.
+        path: of the file; its name ends in its format.
         file_format: 'onnx', or 'pt2' of `torch.export`.
-        outputs: which, see `MapGraph`; the maps of the top 5 classes if None.
+        outputs: which, see `MapGraph`; the maps of the top 5 classes, or of as many as there are, if None.
         preprocess: the graph takes (B, H, W, C) bytes of any height and width; else (B, C, H, W) normalised floats.
         class_names: a name a class; those that came with the weights if None.
         data_config: what the model wants of its images in place of what `CamModel.data_config` says, such as the mean
@@ -91,7 +91,8 @@ def export_model(
     Example:
         >>> export_model(CamModel(timm.create_model('resnet18')), 'resnet18.onnx')
     """
-    return _export(model, Path(path), file_format, outputs or Outputs(), preprocess, class_names, data_config)
+    outputs = outputs or Outputs.of_most(model.num_classes)
+    return _export(model, Path(path).expanduser(), file_format, outputs, preprocess, class_names, data_config)
 
 
 def _export(
@@ -107,7 +108,7 @@ def _export(
     """See `export_model`; `fixed` says why one size is enough."""
     check_format(file_format, path)
     _check_maps(model, outputs)
-    names = class_names or model.class_names
+    names = model.class_names if class_names is None else [str(name) for name in class_names]
     if names and len(names) != model.num_classes:
         raise UsageError(f'{len(names)} class names for {model.num_classes} classes of the model.')
     config = stated_config(model, data_config, preprocess)
@@ -139,16 +140,14 @@ def _write_compared(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
             found, agreement = _written(Path(folder) / path.name, file_format, traced, graph, about, batches)
-            about |= found
             _check(agreement, path, TOLERANCE if graph.preprocessing is None else TOLERANCE_OF_BYTES)
-            files = sorted(Path(folder).iterdir())
-            num_bytes = sum(file.stat().st_size for file in files)
-            for file in files:
+            num_bytes = sum(file.stat().st_size for file in Path(folder).iterdir())
+            write_json(Path(folder) / f'{path.name}.json', about | found)
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # the model last: the others are there then
                 file.replace(path.parent / file.name)
-            write_json(path.with_name(f'{path.name}.json'), about)
     except OSError as error:
         raise UsageError(f"--out '{path}' cannot be written: {error}") from error
-    return Exported(path, file_format, num_bytes, about.get('opset'), traced.sizes, traced.fixed, agreement)
+    return Exported(path, file_format, num_bytes, found.get('opset'), traced.sizes, traced.fixed, agreement)
 
 
 def _written(

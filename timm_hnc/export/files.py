@@ -29,7 +29,7 @@ def check_format(name: str, path: Path) -> None:
         raise UsageError(f'export needs torch {_TORCH} or newer, {torch.__version__} is installed.')
     if name not in WRITERS:
         raise UsageError(f'--format {name}: expected one of {", ".join(WRITERS)}.')
-    if path.is_dir() or (name == 'pt2' and path.suffix != '.pt2'):
+    if path.is_dir() or path.suffix != f'.{name}':
         raise UsageError(f"--out '{path}': expected the name of a file that ends in .{name}.")
     missing = [package for package in _PACKAGES if find_spec(package) is None] if name == 'onnx' else []
     if missing:

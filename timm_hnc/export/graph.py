@@ -32,6 +32,11 @@ class Outputs:
         if self.contrast and (self.topk or 0) < 2:
             raise UsageError(f'--contrast: needs the maps of two classes or more, got --maps {self.maps}.')
 
+    @classmethod
+    def of_most(cls, num_classes: int, contrast: bool = False) -> 'Outputs':
+        """The maps of the top 5 classes, or of as many as there are."""
+        return cls(f'top{max(1, min(cls().topk or 1, num_classes))}', contrast)
+
     @property
     def topk(self) -> int | None:
         """K of 'topK'."""

@@ -1,5 +1,6 @@
 """Tracing a graph with torch.export, for batches of any size, and images of any size where the model takes them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from timm_hnc.alarm import alarm
-from timm_hnc.cam.model import cell_size
+from timm_hnc.cam.model import CamModel, cell_size
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.export.graph import MapGraph
 
@@ -43,9 +44,9 @@ def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
         images = torch.zeros(2, *wide, channels, dtype=torch.uint8)
         sides = {1: Dim('height', min=2, max=_LARGEST), 2: Dim('width', min=2, max=_LARGEST)}
         return Traced(_export_or_refuse(graph, images, sides), (size, wide, high))
-    cell = cell_size(graph.model.model)
-    wide, high = (size[0] + cell, size[1] + 2 * cell), (size[0] + 2 * cell, size[1])
     try:
+        down, right = _cell(graph.model, channels, size)
+        wide, high = (size[0] + down, size[1] + 2 * right), (size[0] + 2 * down, size[1])
         graph(torch.zeros(2, channels, *wide))  # many models say why they take one size alone
         if any(isinstance(module, _PADDED_BY_SIZE) for module in graph.modules()):
             raise ValueError('its padding depends on the size')  # torch.export would not come to an end
@@ -57,6 +58,17 @@ def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
     except Exception as error:  # of the model, of torch.export, or of what it made
         reason = first_lines(error, 100)
     return trace_one_size(graph, channels, size, reason)
+
+
+def _cell(model: CamModel, channels: int, size: Size) -> Size:
+    """(height, width) of one cell of the maps in pixels: images that are less larger may have the same grid."""
+    cell = cell_size(model.model)
+    if cell > 1 or not model.head.trainable:
+        return cell, cell
+    with torch.no_grad():
+        grid = model.class_maps(torch.zeros(2, channels, *size)).maps(None).shape[-2:]
+    rows, columns = (math.ceil(side / cells) for side, cells in zip(size, grid, strict=True))
+    return rows, columns
 
 
 def trace_one_size(graph: MapGraph, channels: int, size: Size, why: str) -> Traced:

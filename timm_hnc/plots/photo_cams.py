@@ -119,14 +119,14 @@ def see(photo: Image.Image, subject: Subject) -> tuple[ClassMaps, Tensor]:
     """The maps of a photograph, and (1, C, H, W) what the model sees of it, in [0, 1]."""
     model, patches = subject.model, subject.patches
     channels, config = check_channels(model), model.data_config
-    device, photo = next(model.parameters()).device, photo.convert('L' if channels == 1 else 'RGB')
+    parameter, photo = next(model.parameters()), photo.convert('L' if channels == 1 else 'RGB')
     if patches is None:
         seen: Tensor = create_transform(**config)(photo)[None]
-        maps = model.class_maps(seen.to(device))
+        maps = model.class_maps(seen.to(parameter))
     else:
         batch, _ = patches.batch([(patches.transform(**config)(photo), 0)])
         seen = patches.images(batch, channels)[0][None]
-        naflex_maps: Any = model.class_maps(on_device(batch, device))
+        naflex_maps: Any = model.class_maps(on_device(batch, parameter.device, parameter.dtype))
         maps = naflex_maps.of_image(0)
     mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
     return maps, (seen * std + mean).clamp(0, 1)

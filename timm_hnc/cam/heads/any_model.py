@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.operations import tensors_in
@@ -18,12 +19,14 @@ from timm_hnc.cam.heads.detached_tail import DetachedTail
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, hooked_class_maps, logits_of
 from timm_hnc.cam.heads.model_copies import full_copy
 from timm_hnc.cam.heads.plain import agree
+from timm_hnc.cam.heads.position_order import in_order
 from timm_hnc.cam.heads.position_search import BATCH, find_tail, token_branch
 from timm_hnc.cam.heads.refusal import ERRORS, Refused
 from timm_hnc.errors import first_lines
 
 _SIZES = ((224, 288), (224, 224), (32, 32))  # tried in this order; unequal sides tell rows from columns
 _MOST_TRIED = 16
+_CLASSES = 'make it with num_classes=N'
 _IN_FRONT = "name the block in front of the last attention with features='...'"
 _ELSEWHERE = "name the module behind which they are with features='...'"
 
@@ -43,6 +46,10 @@ def find_hooked_head(
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise Refused('it is on the meta device, and has to be run', 'make it on the CPU')
+    if getattr(model, 'num_classes', None) == 0:
+        raise Refused('it has no classifier', _CLASSES)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise Refused('some of its weights are made with its first batch', 'run it once')
     copied = _shaken(full_copy(model)).eval()
     images, logits = _run(copied, image_size)
     input_size = images.shape[1], *(image_size or _told_size(model) or (images.shape[-2], images.shape[-2]))
@@ -67,7 +74,7 @@ def _shaken(model: nn.Module) -> nn.Module:
     """With other values where all of a parameter's are alike: a classifier of zeros has no logits to compare."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        if parameter.is_floating_point() and (parameter == parameter.flatten()[:1]).all():
+        if parameter.is_floating_point() and parameter.numel() and (parameter == parameter.flatten()[:1]).all():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
     return model
 
@@ -77,10 +84,9 @@ def _run(model: nn.Module, image_size: tuple[int, int] | None) -> tuple[Tensor, 
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise Refused('it has no weights', 'use an image classifier')
-    channels = _channels(model)
     told = image_size or _told_size(model)
     reason = ''
-    for size in (told,) if told else _SIZES:
+    for size, channels in product((told,) if told else _SIZES, _channels(model)):
         images = torch.randn(BATCH, channels, *size, generator=torch.Generator().manual_seed(0)).to(parameter)
         try:
             with torch.no_grad():
@@ -90,13 +96,16 @@ def _run(model: nn.Module, image_size: tuple[int, int] | None) -> tuple[Tensor, 
             continue
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != BATCH:
             raise Refused('it returns no (batch, classes) logits', 'wrap it in a module that returns them')
+        if logits.shape[1] == 0:
+            raise Refused('it has no classifier', _CLASSES)
         return images, logits
     raise Refused(reason, 'say how large its images are with image_size=(height, width)')
 
 
-def _channels(model: nn.Module) -> int:
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return 3 if first is None else first.in_channels
+def _channels(model: nn.Module) -> list[int]:
+    """Of its images, likeliest first."""
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    return list(dict.fromkeys((first, 3, 1)))
 
 
 def _told_size(model: nn.Module) -> tuple[int, int] | None:
@@ -175,8 +184,7 @@ class _Probe:
         """The head behind a place, if every logit is the mean of a map of what is there and of nothing else."""
         features = self._features(place, self.images)
         branch = self.branch(features, place)
-        if len(branch.dims) == 1:
-            self._check_order(place, branch)
+        self._check_order(place, branch)
         maps, found = self._followed(place, branch)
         with torch.no_grad():
             if not (agree(maps.logits, self.logits) and agree(self.logits, maps.maps(None).mean((2, 3)))):
@@ -232,19 +240,8 @@ class _Probe:
         return None
 
     def _check_order(self, place: Place, branch: Branch) -> None:
-        """Refuse tokens that are not where their patches are: what changes in a cell changes its own token most."""
-        (height, width), base = self.image_size, self.images[:1]
-        rows, columns = branch.live(self._features(place, base), self.image_size).grid
-        cells = sorted({(rows // 4, columns // 3), (rows // 2, columns // 2), (3 * rows // 4, columns // 5)})
-        changed = base.repeat(len(cells), 1, 1, 1)
-        for image, (row, column) in zip(changed, cells, strict=True):
-            down = slice(row * height // rows, (row + 1) * height // rows)
-            right = slice(column * width // columns, (column + 1) * width // columns)
-            image[:, down, right] = -3 * image[:, down, right]
-        tokens = self._features(place, torch.cat([base, changed]))[:, branch.prefix :]
-        moved = (tokens[1:] - tokens[:1]).norm(dim=2).argmax(1).tolist()
-        if moved != [row * columns + column for row, column in cells]:
-            raise Refused(f'the tokens at {place} are not in the order of the image', _ELSEWHERE)
+        if not in_order(lambda images: self._features(place, images), self.images[:1], branch):
+            raise Refused(f'the positions at {place} are not in the order of the image', _ELSEWHERE)
 
     def _followed(self, place: Place, branch: Branch) -> tuple[ClassMaps, set[str]]:
         mode = ' in training' if self.model.training else ''
