@@ -23,13 +23,21 @@ def stated_config(model: CamModel, given: Mapping[str, Any] | None, needed: bool
         needed: all of it.
 
     Raises:
-        UsageError: what is needed nobody says.
+        UsageError: what is needed nobody says, or what is given does not fit the model.
     """
     stated = model.data_config if model.pretrained_cfg else {'input_size': model.data_config['input_size']}
     config = {**stated, **(given or {})}
     missing = [name for name in model.data_config if name not in config]
     if needed and missing:
         raise UsageError(f'--preprocess: the model does not say its {", ".join(missing)}: see data_config.')
+    channels, size = model.data_config['input_size'][0], config['input_size']
+    if len(size) != 3 or size[0] != channels:
+        raise UsageError(f'data_config: input_size {tuple(size)}: expected ({channels}, height, width).')
+    for name in ('mean', 'std'):
+        if len(config.get(name, (0,))) not in (1, channels):
+            raise UsageError(
+                f'data_config: {name} {tuple(config[name])}: expected a value for each of {channels} channels.'
+            )
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
 
 
