@@ -16,7 +16,7 @@ PAGES = {
     'CHANGELOG.md': 'changelog.md',
     'benchmarks/README.md': 'benchmarks.md',
 }
-PICTURES = ('benchmarks/results/quickstart_cams.png', 'benchmarks/results/decoy_cams.png')
+PICTURES = tuple(f'benchmarks/results/{name}.png' for name in ('quickstart_cams', 'decoy_cams', 'evidence/evidence'))
 _SOURCES = {page: source for source, page in PAGES.items()}
 _LINK = re.compile(r'(?<=\]\()(?!\w+:|#)([^)#\s]+)')
 
