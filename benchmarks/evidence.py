@@ -11,7 +11,7 @@ where it stays, and trains every row on all training images, each with the same 
 it and start it again at will: complete runs are passed over, others go on from their last checkpoint. What follows `--`
 goes to train.py and wins. With --kept it goes on where another machine stopped: what that one completed counts.
 
-`table` writes the tables, and each run's args.yaml, summary.csv, figures.json and result.json to --keep.
+`table` writes the tables and a picture, and each run's args.yaml, summary.csv, figures.json and result.json to --keep.
 
 A data folder is a Hugging Face-style one with parquet files. Start from a clone of a fixed commit, in an environment of
 its own, when work on the code goes on beside it.
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument('--kept', type=Path, metavar='DIR', help='what `table --keep` wrote: its complete runs count')
     table = parts.add_parser('table', help='write the tables of what is complete')
     table.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of regimes')
-    table.add_argument('--keep', type=Path, metavar='DIR', help="copy tables and runs' files to this folder")
+    table.add_argument('--keep', type=Path, metavar='DIR', help="write tables, picture and runs' files to this folder")
     figures = parts.add_parser('figures', help='measure one trained network')
     figures.add_argument('--run', type=Path, required=True, metavar='DIR', help='run folder')
     for part in (run, figures):

@@ -136,7 +136,7 @@ def _given(mse: str, kd: str) -> tuple[Row, ...]:
         *(
             Row(
                 form,
-                f'HNC {form}, {weight}, k 10',
+                f'HNC {form}: {weight}, k 10',
                 ('--hnc', form, '--hnc-weight', weight, '--hnc-topk', '10', '--smoothing', '0'),
             )
             for form, weight in (('mse', mse), ('kd', kd))
@@ -260,7 +260,7 @@ REGIMES = {
         ),
         Regime(
             'cifar-noisy',
-            'the same with 40 % wrong labels',
+            'CIFAR-100, 10,000 images, 40 % wrong labels',
             'CIFAR-100, 10,000 training images with 40 % symmetric label noise, ResNet-56 from scratch for 120 epochs; '
             'settings are chosen on clean labels',
             'cifar100',

@@ -60,7 +60,7 @@ class Result:
         """Weight and k as the table shows them."""
         if self.setting is None:
             return ''
-        return f'{self.setting.weight}, {self.setting.topk}{" (end)" if self.at_end else ""}'
+        return f'{self.setting.weight}, k {self.setting.topk}{" (end)" if self.at_end else ""}'
 
 
 def paired(values: Mapping[int, float], base: Mapping[int, float]) -> tuple[float, float, float, int, int] | None:

@@ -122,10 +122,10 @@ def test_a_weight_at_the_end_of_what_was_tried_is_marked(tmp_path):
     (tmp_path / 'runs' / 'baseline-seed10' / 'figures.json').write_text('{"accuracy": 50}')
     first = {'0.1, k 5': 59.0, '0.2, k 5': 60.0}
     for weight, topk, more, cell in (
-        ('0.2', 5, {}, '0.2, 5 (end)'),
-        ('0.1', 10, {'0.1, k 10': 61.0}, '0.1, 10 (end)'),  # as strong as 0.2 with half as many maps
-        ('0.2', 5, {'0.6, k 5': 57.0}, '0.2, 5'),
-        ('0.1', 5, {}, '0.1, 5'),
+        ('0.2', 5, {}, '0.2, k 5 (end)'),
+        ('0.1', 10, {'0.1, k 10': 61.0}, '0.1, k 10 (end)'),  # as strong as 0.2 with half as many maps
+        ('0.2', 5, {'0.6, k 5': 57.0}, '0.2, k 5'),
+        ('0.1', 5, {}, '0.1, k 5'),
     ):
         chosen = {'mse': {'weight': weight, 'topk': topk, 'held_out': first | more}}
         (tmp_path / 'chosen.json').write_text(json.dumps(chosen))
@@ -234,7 +234,7 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:1] == '|']
     assert lines[0][2:] == ['n', 'top-1', 'difference (95 %)', 'better', 'peak of negative maps']
     assert lines[2] == ['cross-entropy', '', '2', '51.00 ± 1.41', '', '', '5.1 ± 0.1']
-    assert lines[3][:4] == ['HNC mse', '0.2, 10', '2', '52.50 ± 2.12']
+    assert lines[3][:4] == ['HNC mse', '0.2, k 10', '2', '52.50 ± 2.12']
     assert 'Not run:' not in text
     assert lines[3][4].startswith('+1.50 (-4.85 to +7.85')
     assert '- HNC mse: 0.2, k 10 60.00' in text
@@ -247,7 +247,7 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     assert drawn[1:] == [pytest.approx([1.5 - half, 1.5 + half], rel=1e-5), [1.5]]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         f'{REGIME.title}: 51.0 % without',
-        'HNC mse: 0.2, 10',
+        'HNC mse: 0.2, k 10',
     ]
     elsewhere = Stage(REGIME, tmp_path / 'elsewhere' / REGIME.key, '')
     (elsewhere.folder / 'runs' / 'baseline-seed10').mkdir(parents=True)  # begun here

@@ -43,6 +43,16 @@ def test_what_must_not_be_left_goes_when_the_process_is_ended(number, tmp_path, 
     assert signal.getsignal(number) == before
 
 
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_like_ctrl_c():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def parser():
     parser = argparse.ArgumentParser(prog='tool.py')

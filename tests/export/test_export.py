@@ -352,6 +352,7 @@ def test_models_of_others(tmp_path):
         ({'preprocess': True}, '--preprocess: the model does not say its interpolation, mean, std'),
         ({'class_names': ['cat']}, '1 class names for 5 classes'),
         ({'data_config': {'input_size': (32, 48)}}, r'input_size \(32, 48\): expected \(3, height, width\)'),
+        ({'data_config': {'input_size': 32}}, r'input_size 32: expected \(3, height, width\)'),
         ({'data_config': {'input_size': (1, 32, 48)}}, r'expected \(3, height, width\)'),
         ({'data_config': {'mean': (0.5, 0.5)}}, r'mean \(0.5, 0.5\): expected a value for each of 3 channels'),
     ):

@@ -40,12 +40,15 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
 def ended_like_ctrl_c() -> Iterator[None]:
     """SIGTERM and a closed terminal end what is inside as Ctrl-C does: temporary files go."""
     endings = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 'SIGHUP') else [])]
-    before = [signal.signal(number, signal.default_int_handler) for number in endings]
+    before = {number: signal.getsignal(number) for number in endings}
+    replaced = [number for number in endings if before[number] not in (signal.SIG_IGN, None)]  # nohup ignores one
+    for number in replaced:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        for number, handler in zip(endings, before, strict=True):
-            signal.signal(number, handler)
+        for number in replaced:
+            signal.signal(number, before[number])
 
 
 def is_first_process() -> bool:

@@ -31,13 +31,11 @@ def stated_config(model: CamModel, given: Mapping[str, Any] | None, needed: bool
     if needed and missing:
         raise UsageError(f'--preprocess: the model does not say its {", ".join(missing)}: see data_config.')
     channels, size = model.data_config['input_size'][0], config['input_size']
-    if len(size) != 3 or size[0] != channels:
-        raise UsageError(f'data_config: input_size {tuple(size)}: expected ({channels}, height, width).')
+    if not isinstance(size, (list, tuple)) or len(size) != 3 or size[0] != channels:
+        raise UsageError(f'data_config: input_size {size}: expected ({channels}, height, width).')
     for name in ('mean', 'std'):
-        if len(config.get(name, (0,))) not in (1, channels):
-            raise UsageError(
-                f'data_config: {name} {tuple(config[name])}: expected a value for each of {channels} channels.'
-            )
+        if torch.tensor(config.get(name, 0)).numel() not in (1, channels):
+            raise UsageError(f'data_config: {name} {config[name]}: expected a value for each of {channels} channels.')
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
 
 
