@@ -16,6 +16,9 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -38,16 +41,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.table:
         print(table(done))
         return
-    torch.set_num_threads(1)
     for row in chosen(args, done):
-        found = measure(row)
+        found = measured_apart(row)
         add_row(args.output, COLUMNS, found)
         print(*found.values(), flush=True)
 
 
+def measured_apart(row: dict[str, str]) -> dict[str, Any]:
+    """`measure` in a process of its own: some models take more memory than there is, and end it."""
+    with ProcessPoolExecutor(1, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
+        try:
+            return pool.submit(measure, row).result()
+        except BrokenProcessPool:
+            return begun(row) | dict(inserted=False, note='its process was ended, likely for want of memory')
+
+
+def begun(row: dict[str, str]) -> dict[str, Any]:
+    """What is known of a row before it is measured."""
+    return {name: row.get(name, '') for name in COLUMNS}
+
+
 def measure(row: dict[str, str]) -> dict[str, Any]:
     """Insert maps into one model; its row."""
-    found: dict[str, Any] = {name: row.get(name, '') for name in COLUMNS}
+    found = begun(row)
     warnings.simplefilter('ignore')
     model = timm.create_model(row['name'], **classes_of(row)).eval()
     images = torch.randn(1, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
