@@ -25,10 +25,17 @@ from timm_hnc.errors import DataError, UsageError
 from timm_hnc.options import check_choice, check_range
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
-def test_what_must_not_be_left_goes_when_the_process_is_ended(number, tmp_path, capsys):
-    before = signal.getsignal(number)
+@pytest.fixture
+def ignored_by_none():
+    """SIGTERM and SIGHUP as a terminal leaves them, also where the tests run under nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_what_must_not_be_left_goes_when_the_process_is_ended(number, tmp_path, capsys, ignored_by_none):
     def command(argv):
         with ended_like_ctrl_c():
             try:
@@ -40,17 +47,14 @@ def test_what_must_not_be_left_goes_when_the_process_is_ended(number, tmp_path, 
     assert run_command(command) == 130
     assert (tmp_path / 'gone').exists()
     assert capsys.readouterr().err.endswith(': interrupted\n')
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
-def test_what_nohup_ignores_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with ended_like_ctrl_c():
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_what_nohup_ignores_stays_ignored(ignored_by_none):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with ended_like_ctrl_c():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 @pytest.fixture
