@@ -98,10 +98,10 @@ def table(args: argparse.Namespace) -> int:
         DataError: nothing is complete.
     """
     text = write(args.out, args.keep)
-    if args.keep and text:
-        as_image(draw(args.out)).save(args.keep / 'evidence.png', optimize=True)
     if not text:
         raise DataError(f"--out '{args.out}': no row of a regime is complete in it.")
+    if args.keep:
+        as_image(draw(args.out)).save(args.keep / 'evidence.png', optimize=True)
     print(text)
     return 0
 

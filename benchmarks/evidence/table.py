@@ -27,8 +27,8 @@ _LEGEND = """\
 
 `python benchmarks/evidence.py table`. A regime is data, a network and a schedule; its rows share their n seeds. Cells
 are means over seeds ± standard deviations. `difference` is that of pairs with the same seed, with Student's 95 %
-interval, one row at a time; `better` counts the seeds that were above the first row. Weight and k did best on held-
-out training images; `(end)` is beside a weight that was the largest tried, so that a larger one might do better
+interval, one row at a time; `better` counts the seeds that were above the first row. Weight and k did best on
+held-out training images; `(end)` is beside a weight that was the largest tried, so that a larger one might do better
 still.
 
 In %: accuracy on test images, the same on training images with the labels of training, energy (share of a map's

@@ -34,7 +34,7 @@ class CamModel(nn.Module):
 
     Raises:
         UnsupportedHead: (a ValueError) no such maps; the message names model, head and way out.
-        ValueError: features or image_size is something else.
+        ValueError: features and features_input are both given, or image_size is no size.
 
     Example:
         >>> model = CamModel(timm.create_model('resnet18', num_classes=10))

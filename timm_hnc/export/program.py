@@ -66,7 +66,7 @@ def _cell(model: CamModel, channels: int, size: Size) -> Size:
     if cell > 1 or not model.head.trainable:
         return cell, cell
     with torch.no_grad():
-        grid = model.class_maps(torch.zeros(2, channels, *size)).maps(None).shape[-2:]
+        grid = model.class_maps(torch.zeros(2, channels, *size)).maps([0]).shape[-2:]
     rows, columns = (math.ceil(side / cells) for side, cells in zip(size, grid, strict=True))
     return rows, columns
 
