@@ -31,8 +31,12 @@ class Net(nn.Module):
 
 
 class Mean(nn.Module):
+    def __init__(self, dims=(2, 3)):
+        super().__init__()
+        self.dims = dims
+
     def forward(self, x):
-        return x.mean((2, 3))
+        return x.mean(self.dims)
 
 
 class WithLogits(nn.Module):
@@ -187,6 +191,20 @@ def test_scores_that_are_pooled(images):
     logits, maps = logits_and_maps(CamModel(model, image_size=(16, 24)), images)
     torch.testing.assert_close(maps, model.trunk(images))
     torch.testing.assert_close(logits, model(images))
+
+
+@pytest.mark.parametrize('width', [6, 8])
+def test_channels_that_come_last(width):
+    """As many of them as there are columns, on square images, or more."""
+    head = nn.Sequential(torchvision.ops.Permute([0, 2, 3, 1]), nn.LayerNorm(width), Mean((1, 2)))
+    model = Net(head, width).eval()
+    images = torch.randn(2, 3, 24, 24)
+    for where in ({}, {'features': 'head.1'}):
+        logits, maps = logits_and_maps(CamModel(model, image_size=24, **where), images)
+        torch.testing.assert_close(logits, model(images))
+        features = model.head[1](model.trunk(images).permute(0, 2, 3, 1))
+        by_hand = torch.einsum('nd,bhwd->bnhw', model.classifier.weight, features)
+        torch.testing.assert_close(maps, by_hand + model.classifier.bias[:, None, None], atol=1e-5, rtol=1e-4)
 
 
 def test_it_trains_with_hnc(images):

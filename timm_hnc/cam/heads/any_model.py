@@ -183,7 +183,17 @@ class _Probe:
     def head_at(self, place: Place) -> HookedHead:
         """The head behind a place, if every logit is the mean of a map of what is there and of nothing else."""
         features = self._features(place, self.images)
-        branch = self.branch(features, place)
+        refused = None
+        for branch in self.branches(features, place):
+            try:
+                return self._head_behind(features, place, branch)
+            except Refused as error:
+                refused = refused or error
+        raise refused or Refused(
+            f'what is at {place} has no positions (its shape is {tuple(features.shape)})', _ELSEWHERE
+        )
+
+    def _head_behind(self, features: Tensor, place: Place, branch: Branch) -> HookedHead:
         self._check_order(place, branch)
         maps, found = self._followed(place, branch)
         with torch.no_grad():
@@ -210,20 +220,17 @@ class _Probe:
     def has_positions(self, features: Tensor, place: Place) -> bool:
         """Whether features have any."""
         with suppress(Refused):
-            return bool(self.branch(features, place))
+            return bool(self.branches(features, place))
         return False
 
-    def branch(self, features: Tensor, place: Place) -> Branch:
-        """Where the positions of features lie."""
-        shape = tuple(features.shape)
-        found = None
-        if len(shape) == 4:
-            found = Branch(_spatial(shape, self.image_size))
-        elif len(shape) == 3:
-            found = self._tokens(shape[1], place)
-        if found is None or found.live(features, self.image_size).num_positions < 2:
-            raise Refused(f'what is at {place} has no positions (its shape is {shape})', _ELSEWHERE)
-        return found
+    def branches(self, features: Tensor, place: Place) -> list[Branch]:
+        """Where the positions of features may lie, the likeliest first."""
+        found: list[Branch | None] = []
+        if features.ndim == 4:
+            found = [Branch(dims) for dims in _spatial(tuple(features.shape), self.image_size)]
+        elif features.ndim == 3:
+            found = [self._tokens(features.shape[1], place)]
+        return [each for each in found if each and each.live(features, self.image_size).num_positions > 1]
 
     def _tokens(self, count: int, place: Place) -> Branch | None:
         """Tokens are positions where they are as many as a feature map has, or become more with a larger image."""
@@ -289,8 +296,11 @@ class _Probe:
         return None
 
 
-def _spatial(shape: tuple[int, ...], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a feature map: the last two sizes, unless only the first two are shaped as the image is."""
+def _spatial(shape: tuple[int, ...], image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns of a feature map: the last two sizes, unless the first two alone are shaped as the image is.
+
+    Both may be: with as many channels as columns, on square images.
+    """
     (height, width), limit = image_size, max(image_size)
     first, last = (abs(h * width - w * height) < limit for h, w in (shape[1:3], shape[2:4]))
-    return (1, 2) if first and not last else (2, 3)
+    return ([(2, 3)] if last or not first else []) + ([(1, 2)] if first else [])
