@@ -148,14 +148,30 @@ def test_a_graph_that_takes_bytes(tmp_path):
     torch.testing.assert_close(found['maps'].mean((2, 3)), found['logits'], atol=1e-4, rtol=1e-4)
 
 
+class Padded(torch.nn.Module):
+    """Its first convolution is padded as TensorFlow does it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = Conv2dSame(3, 4, 3, stride=2), torch.nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def padded():
+    """It takes one size, and is exported in a moment."""
+    return CamModel(Padded().eval(), image_size=(32, 48))
+
+
 def test_what_does_not_agree_is_not_written(tmp_path, monkeypatch):
-    model = CamModel(timm.create_model('test_resnet', num_classes=7)).eval()
+    model = padded()
 
     def spoiled(path):
         run = export_files._open_pt2(path)
         return lambda images: {name: values + (name == 'maps') for name, values in run(images).items()}
 
-    images = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 32, 48)
     monkeypatch.setitem(export_files.READERS, 'pt2', spoiled)
     with pytest.raises(DataError, match=r"model\.pt2' is not written: its maps are 1 off PyTorch's"):
         export_model(model, tmp_path / 'model.pt2', 'pt2')
@@ -195,15 +211,13 @@ def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):
 def test_both_files_are_written_or_none(tmp_path):
     (tmp_path / 'model.pt2').write_text('old')
     (tmp_path / 'model.pt2.json').mkdir()
-    model = CamModel(timm.create_model('test_resnet', num_classes=2)).eval()
     with pytest.raises(UsageError, match=r"model.pt2' cannot be written"):
-        export_model(model, tmp_path / 'model.pt2', 'pt2')
+        export_model(padded(), tmp_path / 'model.pt2', 'pt2')
     assert (tmp_path / 'model.pt2').read_text() == 'old'
     assert len(list(tmp_path.iterdir())) == 2
-    exported = export_model(model, tmp_path / 'other.pt2', 'pt2', class_names=np.array(['ant', 'bee']))
-    beside = json.loads(exported.path.with_name('other.pt2.json').read_text())
-    assert beside['outputs']['maps']['shape'][1] == 2, 'of five classes, had it as many'
-    assert beside['class_names'] == ['ant', 'bee']
+    names = ['ant', 'bee', 'cat', 'dog', 'eel']
+    exported = export_model(padded(), tmp_path / 'other.pt2', 'pt2', class_names=np.array(names))
+    assert json.loads(exported.path.with_name('other.pt2.json').read_text())['class_names'] == names
 
 
 def test_class_tokens(tmp_path):
@@ -257,19 +271,8 @@ def test_preprocessing_that_a_graph_cannot_do(change, message):
         Preprocessing(config | {'crop_pct': 0.9, 'crop_mode': 'center'} | change)
 
 
-class Padded(torch.nn.Module):
-    """Its first convolution is padded as TensorFlow does it."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = Conv2dSame(3, 4, 3, stride=2), torch.nn.Linear(4, 5)
-
-    def forward(self, x):
-        return self.fc(self.conv(x).relu().mean((2, 3)))
-
-
 def test_one_size_where_no_other_can_be_traced(monkeypatch, no_timer):
-    graph = MapGraph(CamModel(Padded().eval(), image_size=(32, 48)), Outputs('top2')).eval()
+    graph = MapGraph(padded(), Outputs('top2')).eval()
     traced = trace(graph, 3, (32, 48))
     assert (traced.fixed, traced.sizes) == ('its padding depends on the size', ((32, 48),))
     images = torch.randn(3, 3, 32, 48)
@@ -383,5 +386,5 @@ def test_what_onnx_cannot_say(tmp_path, monkeypatch):
 
     monkeypatch.setitem(export_files.WRITERS, 'pt2', cannot)
     with pytest.raises(DataError, match=r"a\.pt2' is not written: no such operator"):
-        export_model(CamModel(Padded().eval(), image_size=(32, 48)), tmp_path / 'a.pt2', 'pt2')
+        export_model(padded(), tmp_path / 'a.pt2', 'pt2')
     assert list(tmp_path.iterdir()) == []
