@@ -276,6 +276,8 @@ REFUSED = [
     ),
     ('--hnc mse --hnc-weight auto:x', '--hnc-weight auto:x: expected a number, auto'),
     ('--hnc mse --hnc-weight auto:-1', '--hnc-weight auto:-1: expected'),
+    ('--hnc mse --hnc-weight auto:', '--hnc-weight auto:: expected'),
+    ('--hnc kd --hnc-alpha 1', '--hnc-alpha 1: does nothing with --hnc kd'),
     ('--hnc mse --hnc-weight auto:nan', '--hnc-weight auto:nan: expected'),
     ('--hnc mse --hnc-weight follow:0', '--hnc-weight follow:0: expected'),
     ('--hnc mse --hnc-weight automatic', '--hnc-weight automatic: expected a number, auto'),

@@ -47,13 +47,20 @@ def test_norm_of_hnc_is_that_of_its_gradient_at_the_maps(variant, reduction, tar
 def test_averages_by_hand():
     weight = AutoWeight(0.5)
     pairs = [(2.0, 4.0), (3.0, 1.0), (1.0, 8.0)]
-    criterion, hnc = pairs[0]
-    for step, (first, second) in enumerate(pairs):
+    for count, (first, second) in enumerate(pairs, 1):
         weight.update(torch.tensor(first), torch.tensor(second))
-        if step:
-            criterion, hnc = 0.98 * criterion + 0.02 * first, 0.98 * hnc + 0.02 * second
-        assert weight.value.item() == pytest.approx(0.5 * criterion / hnc, rel=1e-12)
-    assert (weight.unusable, weight.seen) == (0, 3)
+        shares = torch.tensor([0.98 ** (count - 1 - place) for place in range(count)])
+        criterion, hnc = shares @ torch.tensor(pairs[:count])
+        assert weight.value.item() == pytest.approx(0.5 * (criterion / hnc).item())
+    assert weight.unusable == 0
+
+
+def test_averages_stay_in_float64():
+    """A half type would round steps of 2 % away."""
+    weight = AutoWeight(1.0).to(torch.bfloat16)
+    for norm in [1.0] + 400 * [1.15]:
+        weight.update(torch.tensor(norm), torch.tensor(1.0))
+    assert weight.value.item() == pytest.approx(1.15, abs=1e-3)
 
 
 @pytest.mark.parametrize('bad', [0.0, float('inf'), float('nan')])
@@ -107,7 +114,7 @@ def test_hnc_pulls_at_the_maps_with_its_share(variant):
 
 
 def test_it_follows_in_training_alone_and_until_it_is_settled():
-    weight = AutoWeight(updates=2)
+    weight = AutoWeight()
     task, images = make(hnc_weight=weight), SMALL.images().double()
     found = [task(images, LABELS)['hnc_weight']]
     task.eval()
@@ -115,27 +122,28 @@ def test_it_follows_in_training_alone_and_until_it_is_settled():
     task.train()
     with torch.no_grad():
         assert task(images, LABELS)['hnc_weight'] == found[0]
-    found += [task(images * factor, LABELS.roll(1))['hnc_weight'] for factor in (2, 5, 9)]
-    assert weight.seen == 2
-    assert weight.settled
+    found.append(task(images * 2, LABELS.roll(1))['hnc_weight'])
+    weight.settled = True
+    found += [task(images * factor, LABELS.roll(1))['hnc_weight'] for factor in (5, 9)]
     assert found[0] != found[1] == found[2] == found[3]
 
 
 def test_a_state_goes_on():
-    first, second = AutoWeight(0.3, updates=3), AutoWeight(0.3, updates=3)
-    norms = torch.rand(4, 2) + 0.5
+    first, second = AutoWeight(0.3), AutoWeight(0.3)
+    norms = torch.rand(3, 2) + 0.5
     first.update(*norms[0])
     second.load_state_dict(first.state_dict())
-    for pair in norms[1:3]:
+    assert not second.settled
+    for pair in norms[1:]:
         for each in (first, second):
             each.update(*pair)
     assert first.value == second.value
-    assert (second.seen, second.settled) == (3, True)
 
 
 def test_another_share_is_in_force_from_a_state_on():
-    first, second = AutoWeight(0.3, updates=1), AutoWeight(0.6, updates=1)
+    first, second = AutoWeight(0.3), AutoWeight(0.6)
     first.update(torch.tensor(2.0), torch.tensor(5.0))
+    first.settled = True
     second.load_state_dict(first.state_dict())
     assert second.settled
     assert second.value.item() == pytest.approx(2 * first.value.item(), rel=1e-12)

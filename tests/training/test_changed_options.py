@@ -258,3 +258,23 @@ def test_report_and_card_tell_of_the_change(resume, images, tmp_path):
     assert 'Other options from epoch 1 on: `--lr 0.003125 -> 0.01, --on-nonfinite stop -> skip`; not exact' in card
     assert f'Other options from epoch 2 on: `--data-dir {images.name} -> secret`.' in card
     assert 'All options of the last part are in `args.yaml`' in card
+
+
+def test_a_weight_that_follows_goes_by_epochs_and_is_measured_anew_of_another_loss(images, tmp_path, caplog):
+    argv = ['--data-dir', images, *SMALL, '--epochs', 4, '--output', tmp_path, '--experiment', 'run', '--resume']
+    argv += ['auto', '--hnc-weight', 'auto:0.5', '--warmup-epochs', 1]
+    train(*argv, '--hnc', 'mse', '--stop-epoch', 1)
+    train(*argv, '--hnc', 'mse', '--stop-epoch', 2, '-b', 32)  # fewer batches
+    train(*argv, '--hnc', 'mse', '--stop-epoch', 3)
+    train(*argv, '--hnc', 'kd')
+    states = re.findall(r'Weight of HNC: (\S+), (\w+)', caplog.text)
+    assert [state for _, state in states] == ['following', 'settled', 'settled', 'settled']
+    weights = [weight for weight, _ in states]
+    assert weights[0] != weights[1] == weights[2] != weights[3]
+    assert caplog.text.count('--hnc-weight auto:0.5 is measured anew: --hnc mse -> kd.') == 1
+
+
+def test_without_a_schedule_there_is_no_warmup(images, tmp_path, caplog):
+    argv = ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run', '--sched', 'none']
+    train(*argv, '--epochs', 1, '--hnc', 'mse', '--hnc-weight', 'auto')
+    assert ', settled.' in caplog.text

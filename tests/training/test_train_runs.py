@@ -157,7 +157,9 @@ def test_a_weight_that_follows_settles_behind_the_warmup_and_is_published(images
     assert config['hnc']['weight'] == pytest.approx(weights[-1], rel=1e-6)
     assert arguments(folder)['hnc_weight'] == 'auto:0.5'
     lines = [each for each in caplog.messages if each.startswith('Weight of HNC: ')]
-    assert [line.rpartition(', ')[2] for line in lines] == ['following.', 'settled.', 'settled.']
+    assert [line.rpartition(', ')[2] for line in lines] == ['following.', 'settled.', 'settled.'], (
+        'epoch 1 is the first after the warm-up'
+    )
     assert f'{config["hnc"]["weight"]:.4g}' in lines[-1]
 
 

@@ -28,10 +28,11 @@ class AutoWeight(nn.Module):
 
     Args:
         share: rho, above 0.
-        updates: training batches after which the weight is settled and stays as it is; None: it never does.
 
     Attributes:
-        norms: (2,) running averages of the criterion's and of HNC's norm.
+        settled: the weight stays as it is from here on; whoever trains says so, such as after the warm-up.
+        norms: (2,) running averages of the criterion's and of HNC's norm, which begin with 0: their ratio is that of
+            weighted means.
         unusable: () batches whose norms were not, and which left the weight as it was.
 
     Raises:
@@ -45,13 +46,12 @@ class AutoWeight(nn.Module):
     norms: Tensor
     unusable: Tensor
 
-    def __init__(self, share: float = DEFAULT_SHARE, updates: int | None = None) -> None:
+    def __init__(self, share: float = DEFAULT_SHARE) -> None:
         super().__init__()
         if not (math.isfinite(share) and share > 0):
             raise ValueError(f'share = {share}: expected a finite number above 0.')
         self.share = share
-        self.updates = updates
-        self.seen = 0
+        self.settled = False
         self.register_buffer('norms', torch.zeros(2, dtype=torch.float64))
         self.register_buffer('unusable', torch.zeros((), dtype=torch.long))
 
@@ -60,12 +60,7 @@ class AutoWeight(nn.Module):
         """() the weight in force; 0 until both norms were above 0 and finite once."""
         return torch.where(self.norms[1] > 0, self.share * self.norms[0] / self.norms[1], 0.0)
 
-    @property
-    def settled(self) -> bool:
-        """Whether the weight stays as it is from here on."""
-        return self.updates is not None and self.seen >= self.updates
-
-    @torch.compiler.disable  # it counts
+    @torch.compiler.disable  # it keeps averages
     def follow(
         self,
         criterion: Callable[[Tensor, Tensor], Tensor],
@@ -87,22 +82,26 @@ class AutoWeight(nn.Module):
             torch.distributed.all_reduce(squares)
         found = squares.sqrt()
         usable = (found.isfinite() & (found > 0)).all()
-        averages = torch.where(self.norms > 0, _DECAY * self.norms + (1 - _DECAY) * found, found)
-        self.norms.copy_(torch.where(usable, averages, self.norms))
+        self.norms.copy_(torch.where(usable, _DECAY * self.norms + (1 - _DECAY) * found, self.norms))
         self.unusable += ~usable
-        self.seen += 1
 
     def get_extra_state(self) -> dict[str, Any]:
-        """How many batches it has seen, for a checkpoint."""
-        return {'seen': self.seen}
+        """Whether it is settled, for a checkpoint."""
+        return {'settled': self.settled}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on as if so many batches had been seen."""
-        self.seen = state['seen']
+        """Go on as it was."""
+        self.settled = state.get('settled', False)
 
     def extra_repr(self) -> str:
-        """The options, for print(task)."""
-        return f'share={self.share:g}, updates={self.updates}'
+        """The option, for print(task)."""
+        return f'share={self.share:g}'
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'AutoWeight':
+        """Move it, but keep float64: a half type would round small steps of the averages away."""
+        super()._apply(fn, recurse)
+        self.norms = self.norms.double()
+        return self
 
 
 def criterion_norm(criterion: Callable[[Tensor, Tensor], Tensor], class_maps: ClassMaps, target: Tensor) -> Tensor:

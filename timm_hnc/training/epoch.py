@@ -91,6 +91,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
             _save_images(run, step)
         on_update(update, notice)
     settle(run, epoch)
+    _settle_weight(run, epoch)
     if hasattr(run.optimizer.optimizer, 'sync_lookahead'):
         run.optimizer.optimizer.sync_lookahead()
     if not run.averages.count:
@@ -138,6 +139,14 @@ def _begin_epoch(run: Run, epoch: int) -> None:
         run.data.mixup.mixup_enabled = False
     if run.options.hnc.on:
         utils.unwrap_model(run.task).hnc_joins = epoch >= run.options.hnc.hnc_start_epoch
+
+
+def _settle_weight(run: Run, epoch: int) -> None:
+    """End a weight's following with the first epoch after the warm-up, if something was measured in it or before."""
+    schedule = run.options.schedule
+    warmup_epochs = 0 if schedule.sched == 'none' else schedule.warmup_epochs
+    if run.auto_weight is not None and run.options.hnc.weight_settles and epoch >= warmup_epochs:
+        run.auto_weight.settled = bool(run.auto_weight.value > 0)
 
 
 def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:

@@ -27,6 +27,11 @@ _NEEDS = {
     **{each.name: 'naflex_loader' for each in fields(TrainNaFlexOptions) if each.name != 'naflex_loader'},
     **dict.fromkeys(('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu'), 'model_ema'),
 }
+# options that say how strongly HNC and the criterion pull
+_OF_THE_PULL = (
+    *('hnc', 'hnc_topk', 'hnc_alpha', 'hnc_reduction'),
+    *('task', 'loss', 'loss_kwargs', 'bce_sum', 'asl_reduction', 'loss_pos_weight', 'loss_class_weight'),
+)
 # options that a run goes on exactly with, whatever they were before
 _EXACT = frozenset(
     {
@@ -80,6 +85,13 @@ def check_place(run: Run, checkpoint: Path) -> None:
         f"checkpoint '{checkpoint}' stands inside epoch {progress.completed_epochs}, which would go on with other "
         f'images than were meant ({part.changes}): bring data and options back{other}.'
     )
+
+
+def changes_of_the_pull(run: Run) -> str:
+    """What makes the weight that HNC was given by its gradient one of another loss; '' where nothing does."""
+    now = _compared(flattened(run.options))
+    changed = _differences(run.checkpoints.progress.parts[-1].options, {name: now[name] for name in _OF_THE_PULL})
+    return Part(changed=changed).changes
 
 
 def use_settings(run: Run, fresh: list[dict[str, Any]]) -> None:

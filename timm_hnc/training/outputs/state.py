@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from timm_hnc.checkpoints.checkpoints import read_training_state
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.training.averages import Averages
-from timm_hnc.training.outputs.changed_options import check_place, use_settings
+from timm_hnc.training.outputs.changed_options import changes_of_the_pull, check_place, use_settings
 from timm_hnc.training.setup.build import Run
 from timm_hnc.weights.saving import save_weights
 
@@ -99,6 +99,9 @@ def restore(run: Run, checkpoint: Path) -> None:
         for name, module in _modules(run):
             if name not in state and (name in ('hnc_weight', 'projection') or not module.state_dict()):
                 continue  # the weight was a number so far, or the loss or the teacher is new
+            if name == 'hnc_weight' and (changes := changes_of_the_pull(run)):
+                _logger.warning(f'--hnc-weight {run.options.hnc.hnc_weight} is measured anew: {changes}.')
+                continue
             module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]

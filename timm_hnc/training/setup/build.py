@@ -1,6 +1,5 @@
 """Everything a run is made of, built from its options."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -188,7 +187,7 @@ def build_run(
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
     map_losses = create_map_losses(options, num_classes, data_config, accelerator)
     distil = _distil(options, num_classes, data_config, accelerator) if options.distillation.on else None
-    task = create_task(options, model, provided.wrap, loss, map_losses, accelerator, len(data.train_loader), distil)
+    task = create_task(options, model, provided.wrap, loss, map_losses, accelerator, distil)
     distilling = getattr(task, 'distillation', None) or task
     projection = getattr(distilling.trainable_module, 'projection', None)
     task = compiled(task)  # inside DDP, whose hooks would break the graph
@@ -269,7 +268,6 @@ def create_task(
     loss: Loss | None,
     map_losses: dict[str, tuple[MapLoss, float]],
     accelerator: Accelerator,
-    batches_per_epoch: int,
     distil: Callable[..., Any] | None = None,
 ) -> Any:
     """The task that trains the model: timm's own for losses on logits, ours for those on class maps."""
@@ -293,7 +291,4 @@ def create_task(
     if not options.hnc.on:
         return (ClassMapMultiLabelTask if multi_label else ClassMapTask)(wrap(model), **arguments)
     kind = HNCMultiLabelTask if multi_label else HNCTask
-    # a weight that follows does so until the first epoch after the warm-up ends, and for an epoch at least
-    epochs = max(1, options.schedule.warmup_epochs + 1 - options.hnc.hnc_start_epoch)
-    weight = options.hnc.weight(math.ceil(epochs * batches_per_epoch))
-    return kind(wrap(model), hnc=options.hnc.loss(), hnc_weight=weight, **arguments)
+    return kind(wrap(model), hnc=options.hnc.loss(), hnc_weight=options.hnc.weight(), **arguments)

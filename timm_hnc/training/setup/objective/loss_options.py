@@ -46,6 +46,8 @@ class HNCOptions:
         check_range(self, 'hnc_topk', low=1)
         check_range(self, 'hnc_alpha')
         check_range(self, 'hnc_start_epoch', low=0)
+        if self.hnc in ('kd', 'var') and self.hnc_alpha:
+            raise UsageError(f'--hnc-alpha {self.hnc_alpha:g}: does nothing with --hnc {self.hnc}.')
         if self.hnc != 'none':
             object.__setattr__(
                 self, 'hnc_weight', DEFAULT_WEIGHTS[self.hnc] if self.hnc_weight is None else self.hnc_weight
@@ -61,12 +63,14 @@ class HNCOptions:
         """Whether HNC is part of the loss."""
         return self.hnc != 'none'
 
-    def weight(self, updates: int) -> float | AutoWeight | None:
-        """The weight, or what makes it, with `auto` of so many training batches."""
-        if not isinstance(self.hnc_weight, str):
-            return self.hnc_weight
-        word, share = word_and_share(self.hnc_weight)
-        return AutoWeight(share, updates if word == 'auto' else None)
+    def weight(self) -> float | AutoWeight | None:
+        """The weight, or what makes it."""
+        return AutoWeight(word_and_share(self.hnc_weight)[1]) if isinstance(self.hnc_weight, str) else self.hnc_weight
+
+    @property
+    def weight_settles(self) -> bool:
+        """Whether the weight follows from the gradients, and stays as it is after some epochs."""
+        return isinstance(self.hnc_weight, str) and word_and_share(self.hnc_weight)[0] == 'auto'
 
     def loss(self) -> HNCLoss:
         """The HNC loss, where it is on."""
@@ -166,8 +170,8 @@ def weight_or_share(text: str) -> float | str:
 
 def word_and_share(text: str) -> tuple[str, float]:
     """What `auto`, `auto:SHARE` or `follow:SHARE` says."""
-    word, _, share = text.partition(':')
-    value = weight_or_share(share or str(DEFAULT_SHARE))
+    word, colon, share = text.partition(':')
+    value = weight_or_share(share) if colon else DEFAULT_SHARE
     if word not in ('auto', 'follow') or not isinstance(value, float) or not (math.isfinite(value) and value > 0):
         raise UsageError(
             f'--hnc-weight {text}: expected a number, auto, auto:SHARE or follow:SHARE with a share above 0.'
