@@ -11,7 +11,8 @@ where it stays, and trains every row on all training images, each with the same 
 it and start it again at will: complete runs are passed over, others go on from their last checkpoint. What follows `--`
 goes to train.py and wins. With --kept it goes on where another machine stopped: what that one completed counts.
 
-`table` writes the tables and a picture, and each run's args.yaml, summary.csv, figures.json and result.json to --keep.
+`table` writes each run's args.yaml, summary.csv, figures.json and result.json to --keep, beside what is kept there, and
+the tables and a picture of all of it.
 
 A data folder is a Hugging Face-style one with parquet files. Start from a clone of a fixed commit, in an environment of
 its own, when work on the code goes on beside it.
@@ -101,7 +102,7 @@ def table(args: argparse.Namespace) -> int:
     if not text:
         raise DataError(f"--out '{args.out}': no row of a regime is complete in it.")
     if args.keep:
-        as_image(draw(args.out)).save(args.keep / 'evidence.png', optimize=True)
+        as_image(draw(args.keep)).save(args.keep / 'evidence.png', optimize=True)
     print(text)
     return 0
 

@@ -19,8 +19,10 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import exact_numbers
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
+from timm_hnc.errors import DataError
 from timm_hnc.metrics.map_quality import MapQuality
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
+from timm_hnc.weights.saving import find_weights
 
 NEGATIVES = 5  # of each image, whatever the run was trained with
 EPS = (1, 2)  # of FGSM, in 1/255
@@ -52,7 +54,12 @@ def run_figures(
         own cell of a 2 x 2 grid, 25 by chance; NaN without grids). In units of logits `negative_peak`, the highest
         value of a negative map above its mean, of 5 negatives an image. A regime of boxes has those of `evidence.boxes`
         as well, the logits of `attacked` images.
+
+    Raises:
+        DataError: the run has no weights.
     """
+    if find_weights(folder / 'last') is None:
+        raise DataError(f"'{folder}' has no weights of its last epoch.")
     model = timm.create_model(f'local-dir:{folder / "last" / "model"}', pretrained=True).eval().to(_device())
     test = _dataset(regime, data_dir, regime.test_split, model)
     images, targets = _tensors(test)

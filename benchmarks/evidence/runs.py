@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,11 +177,11 @@ class Choice:
 
     Args:
         setting: that did best; None where there is nothing to choose.
-        held_out: figures on held-out training images, in %, means over seeds, by setting.
+        held_out: figures on held-out training images, in %, means over seeds, by setting; None where training failed.
     """
 
     setting: Setting | None
-    held_out: dict[str, float]
+    held_out: dict[str, float | None]
 
 
 def read_choices(folder: Path) -> dict[str, Choice]:
@@ -201,13 +201,19 @@ def read_choices(folder: Path) -> dict[str, Choice]:
         raise DataError(f"'{path}' cannot be read: {error!r}.") from error
 
 
-def _write_choice(folder: Path, row: Row, choice: Choice) -> None:
-    """Add a row to chosen.json as it is now."""
+def add_choices(folder: Path, *choices: Mapping[str, Choice]) -> None:
+    """Add choices by row to a regime's chosen.json as it is now, or make it; the last one of a row counts."""
+    found = read_choices(folder)
+    for each in choices:
+        found |= each
+    rows = {
+        key: {**(vars(choice.setting) if choice.setting else {}), 'held_out': choice.held_out}
+        for key, choice in found.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'chosen.json'
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    found[row.key] = {**(vars(choice.setting) if choice.setting else {}), 'held_out': choice.held_out}
     unfinished = path.with_suffix(f'.{os.getpid()}')
-    unfinished.write_text(f'{json.dumps(found, indent=2)}\n')
+    unfinished.write_text(f'{json.dumps(rows, indent=2)}\n')
     unfinished.replace(path)
 
 
@@ -220,14 +226,14 @@ def largest_tried(row: Row, choice: Choice) -> bool:
 def needed_trials(stage: Stage, row: Row) -> list[Run]:
     """The trials that come next of a row: its weights with the first k, then other k with the best weight.
 
-    While the largest weight is the best, a larger one is tried; one that fails, as too large a weight may, ends that.
+    While the largest weight is the best, a larger one is tried; one that is too large to train with ends that.
     """
     if not row.weights:
         return stage.trials(row, None)
     grid = _grid(row)
     for count in range(len(row.weights), len(grid) + 1):
         runs = [run for setting in grid[:count] for run in stage.trials(row, setting)]
-        if count > len(row.weights) and any(run.name in stage.failed for run in runs):
+        if count > len(row.weights) and _diverged(stage, runs):
             break
         if any(run.next_step for run in runs):
             return runs
@@ -235,6 +241,11 @@ def needed_trials(stage: Stage, row: Row) -> list[Run]:
         if best != grid[count - 1]:
             break
     return [run for topk in row.topks[1:] for run in stage.trials(row, best.at(topk))]
+
+
+def _diverged(stage: Stage, runs: Sequence[Run]) -> bool:
+    """Whether numbers of a run were not finite; one that failed otherwise, such as killed, may be done another time."""
+    return any('not finite' in stage.failed.get(run.name, '') for run in runs)
 
 
 def _grid(row: Row) -> list[Setting]:
@@ -250,7 +261,7 @@ def choose(stage: Stage, row: Row) -> None:
     if row.key in read_choices(stage.folder) or any(run.next_step for run in needed_trials(stage, row)):
         return
     if not row.weights:
-        _write_choice(stage.folder, row, Choice(None, {'': held_out(stage, row, None)}))
+        add_choices(stage.folder, {row.key: Choice(None, {'': held_out(stage, row, None)})})
         return
     grid = _grid(row)
     tried = [*grid, *(setting.at(topk) for setting in grid for topk in row.topks[1:])]
@@ -260,7 +271,9 @@ def choose(stage: Stage, row: Row) -> None:
         if not any(run.next_step for run in stage.trials(row, setting))
     }
     best = max(figures, key=lambda setting: figures[setting])
-    _write_choice(stage.folder, row, Choice(best, {str(setting): value for setting, value in figures.items()}))
+    failed = {str(setting): None for setting in grid if _diverged(stage, stage.trials(row, setting))}
+    reached = {str(setting): value for setting, value in figures.items()}
+    add_choices(stage.folder, {row.key: Choice(best, reached | failed)})
 
 
 def held_out(stage: Stage, row: Row, setting: Setting | None) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from scipy.stats import ttest_rel
 
 from evidence.regimes import BASELINE, REGIMES, Regime, Row
-from evidence.runs import Setting, largest_tried, read_choices
+from evidence.runs import Setting, add_choices, largest_tried, read_choices
 
 KEPT = ('args.yaml', 'summary.csv', 'figures.json', 'result.json')
 _HEADINGS = {
@@ -103,7 +103,9 @@ def results(regime: Regime, folder: Path) -> list[Result]:
 
 def _figures(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for path in sorted((folder / 'runs').glob(f'{name}-seed*/figures.json')):
-        yield int(path.parent.name.rpartition('-seed')[2]), json.loads(path.read_text())
+        seed = path.parent.name.rpartition('-seed')[2]
+        if seed.isdigit():
+            yield int(seed), json.loads(path.read_text())
 
 
 def markdown(regime: Regime, found: Sequence[Result]) -> str:
@@ -163,8 +165,11 @@ def choices(regime: Regime, folder: Path) -> str:
     lines = []
     for row in regime.rows:
         if row.key in chosen:
-            tried = ', '.join(f'{name or "as it is"} {value:.2f}' for name, value in chosen[row.key].held_out.items())
-            lines.append(f'{row.label}: {tried}')
+            reached = {
+                name or 'as it is': 'not finite' if value is None else f'{value:.2f}'
+                for name, value in chosen[row.key].held_out.items()
+            }
+            lines.append(f'{row.label}: {", ".join(map(" ".join, reached.items()))}')
     about = f'On held-out training images ({regime.holdout:g} of them, {regime.choice_seeds} seeds), by weight and k:'
     return '\n'.join([about, '', *(f'- {line}' for line in lines)]) + '\n'
 
@@ -172,43 +177,51 @@ def choices(regime: Regime, folder: Path) -> str:
 def keep(regime: Regime, folder: Path, kept: Path) -> None:
     """Copy what shows how the figures of a regime came about to the folder of all that is kept."""
     target = kept / regime.key
-    for name in ('runs', 'trials/runs'):
-        for run in sorted((folder / name).glob('*/result.json')):
-            copy = target / name / run.parent.name
-            copy.mkdir(parents=True, exist_ok=True)
-            for file in KEPT:
-                if (run.parent / file).is_file():
-                    copyfile(run.parent / file, copy / file)
-    if (folder / 'chosen.json').is_file():
-        copyfile(folder / 'chosen.json', target / 'chosen.json')
+    for run in _complete(folder):
+        copy = target / run.relative_to(folder)
+        copy.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            if (run / file).is_file():
+                copyfile(run / file, copy / file)
+    if chosen := read_choices(folder):
+        add_choices(target, chosen)
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Run folders that are trained, and measured where they are to be."""
+    files = [*sorted(folder.glob('runs/*/figures.json')), *sorted(folder.glob('trials/runs/*/result.json'))]
+    return [file.parent for file in files]
 
 
 def take_up(regime: Regime, folder: Path, kept: Path) -> None:
     """Copy what was kept of a regime to the folder of its runs, but for runs that are there, begun or complete."""
     source = kept / regime.key
-    for run in sorted(source.glob('runs/*/')) + sorted(source.glob('trials/runs/*/')):
+    for run in _complete(source):
         target = folder / run.relative_to(source)
         if not target.exists():
-            copytree(run, target)
-    if (source / 'chosen.json').is_file() and not (folder / 'chosen.json').exists():
-        copyfile(source / 'chosen.json', folder / 'chosen.json')
+            unfinished = target.with_name(f'.{target.name}')  # none is half a run, whenever this is killed
+            copytree(run, unfinished, dirs_exist_ok=True)
+            unfinished.rename(target)
+    if chosen := read_choices(source):
+        add_choices(folder, chosen, read_choices(folder))
 
 
 def write(out: Path, kept: Path | None) -> str:
-    """The tables of all regimes in a folder; with `kept`, tables and files are copied there."""
+    """The tables of all regimes in a folder; with `kept`, its files are copied there, and they are of all kept."""
+    if kept and kept.resolve() != out.resolve():
+        for key, regime in REGIMES.items():
+            keep(regime, out / key, kept)
     parts = []
     for key, regime in REGIMES.items():
-        found = results(regime, out / key)
+        found = results(regime, (kept or out) / key)
         if any(result.runs for result in found):
-            parts += [markdown(regime, found), choices(regime, out / key)]
-            if kept:
-                keep(regime, out / key, kept)
+            parts += [markdown(regime, found), choices(regime, (kept or out) / key)]
     if not parts:
         return ''
     text = '\n'.join([_LEGEND, *parts])
     if kept:
         (kept / 'evidence.md').write_text(text)
-        _write_csv(out, kept / 'evidence.csv')
+        _write_csv(kept, kept / 'evidence.csv')
     return text
 
 

@@ -27,8 +27,8 @@ COLUMNS = {
 }
 # options that say where things lie and how they are computed, not what is trained
 _ELSEWHERE = {
-    *('data', 'data_dir', 'dataset', 'dataset_download', 'input_key', 'target_key', 'train_split', 'val_split'),
-    *('config', 'output', 'experiment', 'resume', 'seed', 'workers', 'pin_mem', 'device', 'torchcompile'),
+    *('data', 'data_dir', 'dataset', 'dataset_download', 'input_key', 'target_key', 'val_split'),
+    *('config', 'output', 'experiment', 'resume', 'workers', 'pin_mem', 'device', 'torchcompile'),
     *('torchcompile_mode', 'channels_last', 'cam_images', 'checkpoint_hist', 'log_interval', 'recovery_interval'),
     *('checkpoint_interval', 'pretrained_path', 'map_teacher'),
     *(
@@ -138,6 +138,11 @@ class Run:
         return self.plan.folder / 'runs' / self.name
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options that its flags come to."""
+        return self.plan.options(self.cell) | {'seed': self.seed}
+
+    @property
     def next_step(self) -> str | None:
         """'train' (from the start or from the last checkpoint), 'test', or None for a complete run."""
         if not (self.folder / 'result.json').is_file():
@@ -152,13 +157,13 @@ class Run:
 
     def _train_command(self) -> list[str]:
         return [
-            *(str(ROOT / 'train.py'), *self.cell.flags, *self.plan.flags, '--seed', str(self.seed)),
-            *('--cam-images', '0', '--no-report', '--checkpoint-hist', '1', *self.plan.extra),
+            *(str(ROOT / 'train.py'), *self.cell.flags, *self.plan.flags),
+            *('--cam-images', '0', '--no-report', '--checkpoint-hist', '1', *self.plan.extra, '--seed', str(self.seed)),
             *('--output', str(self.folder.parent), '--experiment', self.name, '--resume', 'auto'),
         ]
 
     def _test_command(self) -> list[str]:
-        options = self.recorded() or self.plan.options(self.cell)
+        options = self.recorded() or self.options
         command = [str(ROOT / 'validate.py'), '--checkpoint', str(self.folder / 'last')]
         for name in _REPEATED:
             if options.get(name) not in (None, ''):
@@ -197,7 +202,7 @@ class Run:
         Raises:
             DataError: with the first that differs.
         """
-        planned = yaml.safe_load(dump_yaml(self.plan.options(self.cell)))  # tuples are lists in a file
+        planned = yaml.safe_load(dump_yaml(self.options))  # tuples are lists in a file
         recorded = self.recorded()
         for name in sorted(set(recorded) & set(planned) - _ELSEWHERE):
             if recorded[name] != planned[name]:

@@ -15,8 +15,8 @@ from evidence.boxes import Objects, covered
 from evidence.figures import _as_trained, run_figures
 from evidence.plot import draw
 from evidence.regimes import BASELINE, REGIMES, Row
-from evidence.runs import FIRST_SEED, Setting, Stage, choose, due_runs, needed_trials, read_choices
-from evidence.table import markdown, paired, results, take_up, write
+from evidence.runs import FIRST_SEED, Choice, Setting, Stage, add_choices, choose, due_runs, needed_trials, read_choices
+from evidence.table import choices, markdown, paired, results, take_up, write
 from image_data import png, square
 from running import ROOT, SMALL, train, validate
 from scripts import load_script
@@ -134,19 +134,26 @@ def test_a_weight_at_the_end_of_what_was_tried_is_marked(tmp_path):
     assert markdown(REGIME, [base, mse]).endswith('\n\nNot run: HNC mse.\n')
 
 
-def test_a_larger_weight_that_fails_is_not_chosen(tmp_path):
+def test_a_larger_weight_that_is_too_large_to_train_with_is_not_chosen(tmp_path):
     stage = Stage(REGIME, tmp_path, '')
     for weight, top in (('0.1', 50), ('0.2', 60)):
         for run in stage.trials(ROW, Setting(weight, 5)):
             finish(run, 0, top)
     larger = needed_trials(stage, ROW)[-2:]
     assert [run.name for run in larger] == ['mse-0.6-k5-seed0', 'mse-0.6-k5-seed1']
-    stage.failed[larger[1].name] = 'the loss is not finite'
+    stage.failed[larger[1].name] = 'is under way in another process.'
+    choose(stage, ROW)
+    assert not read_choices(tmp_path), 'it is tried another time'
+    stage.failed[larger[1].name] = 'train: train.py: error: the loss is not finite in epoch 0'
     for run in needed_trials(stage, ROW):
         assert run.name.startswith('mse-0.1-k10')
         finish(run, 0, 40)
     choose(stage, ROW)
-    assert read_choices(tmp_path)['mse'].setting == Setting('0.2', 5)
+    chosen = read_choices(tmp_path)['mse']
+    assert chosen.setting == Setting('0.2', 5)
+    assert chosen.held_out['0.6, k 5'] is None
+    assert results(REGIME, tmp_path)[1].chosen == '0.2, k 5', 'it is not the end of what was tried'
+    assert '0.2, k 5 60.00, 0.1, k 10 40.00, 0.6, k 5 not finite' in choices(REGIME, tmp_path)
 
 
 def test_a_row_goes_on_when_its_own_trials_are_complete(tmp_path):
@@ -157,7 +164,7 @@ def test_a_row_goes_on_when_its_own_trials_are_complete(tmp_path):
         return [run.name for run in due_runs(stage, rows, 2) if run.next_step]
 
     def complete(run, top1, **others):
-        finish(run, top1, options=run.plan.options(run.cell) | others)
+        finish(run, top1, options=run.options | others)
 
     trials = [f'mse-{name}-seed{seed}' for name in ('0.1-k5', '0.2-k5') for seed in (0, 1)]
     ends = ['baseline-seed0', 'baseline-seed1']
@@ -168,9 +175,10 @@ def test_a_row_goes_on_when_its_own_trials_are_complete(tmp_path):
     for run in stage.trials(ROW, Setting('0.05', 10)):
         complete(run, 60)
     assert due() == ['baseline-seed10', 'mse-0.05-k10-seed10', 'baseline-seed11', 'mse-0.05-k10-seed11', *ends]
-    complete(stage.measured(REGIME.rows[0], None, 2)[0], 50, lr=3.0)
-    with pytest.raises(DataError, match='baseline-seed10'):
-        due()
+    for other, found in (('lr', 3.0), ('seed', 3), ('train_split', 'train[:9]')):
+        complete(stage.measured(REGIME.rows[0], None, 2)[0], 50, **{other: found})
+        with pytest.raises(DataError, match=f'baseline-seed10: was begun with {other} = '):
+            due()
 
 
 def test_a_row_waits_for_its_teacher(tmp_path):
@@ -179,12 +187,12 @@ def test_a_row_waits_for_its_teacher(tmp_path):
     stage = Stage(regime, tmp_path / regime.key, '', ['--dataset', 'hfds/x', '--pretrained-path', 'y'])
     assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10']
     teacher, *_ = stage.measured(rows[0], None, 1)
-    finish(teacher, 50, options=teacher.plan.options(teacher.cell))
+    finish(teacher, 50, options=teacher.options)
     assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10'], 'kept without its weights'
     save_pretrained(timm.create_model('test_resnet'), teacher.folder / 'model_best')
     assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10', 'teacher-seed10']
     [learner] = stage.measured(rows[1], None, 1)
-    finish(learner, 50, options=learner.plan.options(learner.cell))
+    finish(learner, 50, options=learner.options)
     shutil.rmtree(teacher.folder)
     assert [run.name for run in due_runs(stage, rows, 1)] == ['energy-seed10', 'teacher-seed10'], 'complete already'
 
@@ -230,7 +238,13 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
             assert run.next_step is None
     chosen = {'mse': {'weight': '0.2', 'topk': 10, 'held_out': {'0.2, k 10': 60.0}}}
     (stage.folder / 'chosen.json').write_text(json.dumps(chosen))
+    for run, seed in ((measured['mse'][0], '12'), (measured['base'][0], '10-old')):  # not measured, and not ours
+        shutil.copytree(run.folder, run.folder.with_name(f'{run.cell.name}-seed{seed}'))
+    (stage.folder / 'runs' / 'mse-0.2-k10-seed12' / 'figures.json').unlink()
     text = write(tmp_path, tmp_path / 'kept')
+    assert write(tmp_path / 'kept', tmp_path / 'kept') == text
+    (tmp_path / 'none').mkdir()
+    assert write(tmp_path / 'none', tmp_path / 'kept') == text, 'what is kept stays'
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:1] == '|']
     assert lines[0][2:] == ['n', 'top-1', 'difference (95 %)', 'better', 'peak of negative maps']
     assert lines[2] == ['cross-entropy', '', '2', '51.00 ± 1.41', '', '', '5.1 ± 0.1']
@@ -239,6 +253,7 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     assert lines[3][4].startswith('+1.50 (-4.85 to +7.85')
     assert '- HNC mse: 0.2, k 10 60.00' in text
     kept = tmp_path / 'kept' / REGIME.key
+    assert not (kept / 'runs' / 'mse-0.2-k10-seed12').exists()
     assert (kept / 'runs' / 'mse-0.2-k10-seed11' / 'args.yaml').read_text() == 'seed: 11\n'
     assert markdown(REGIME, results(REGIME, kept)) in text, 'what was kept gives the same table'
     [axes] = draw(tmp_path / 'kept').axes
@@ -251,12 +266,13 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     ]
     elsewhere = Stage(REGIME, tmp_path / 'elsewhere' / REGIME.key, '')
     (elsewhere.folder / 'runs' / 'baseline-seed10').mkdir(parents=True)  # begun here
+    add_choices(elsewhere.folder, {BASELINE: Choice(None, {'': 50.0})})
     take_up(REGIME, elsewhere.folder, tmp_path / 'kept')
     begun, *others = [*elsewhere.measured(REGIME.rows[0], None, 2), *elsewhere.measured(ROW, Setting('0.2', 10), 2)]
     assert begun.next_step == 'train'
     assert [run.next_step for run in others] == [None] * 3
     assert read_choices(elsewhere.folder)['mse'].setting == Setting('0.2', 10)
-    (tmp_path / 'none').mkdir()
+    assert read_choices(elsewhere.folder)[BASELINE].held_out == {'': 50.0}
     assert write(tmp_path / 'none', None) == ''
 
 
@@ -336,6 +352,7 @@ def test_wrong_options_are_named(tmp_path):
         ),
         ([*run, '--jobs', '0'], '--jobs 0: expected 1 or more'),
         (['table', '--out', str(tmp_path)], 'no row of a regime is complete in it'),
+        (['figures', *run[1:4], '--run', str(tmp_path)], 'has no weights of its last epoch'),
     ):
         with pytest.raises((UsageError, DataError), match=words):
             script.main(argv)

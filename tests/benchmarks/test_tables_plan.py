@@ -158,7 +158,7 @@ def test_commands_of_a_dry_run(tmp_path, capsys):
     first, second = capsys.readouterr().out.splitlines()
     words = shlex.split(first)
     assert words[words.index('-c') - 1] == str(ROOT / 'train.py')
-    assert '--epochs 3 --output' in first, 'flags behind -- come last'
+    assert '--epochs 3 --seed 0 --output' in first, 'flags behind -- come last, but for what tells runs apart'
     assert first.replace('--seed 0', '--seed 1').replace('-seed0', '-seed1') == second
     assert first.endswith('--experiment test_resnet-ce-seed0 --resume auto')
     assert not (tmp_path / 'smoke').exists()

@@ -80,8 +80,8 @@ def test_a_run_under_way_elsewhere_is_left_alone(tmp_path, launcher):
 
 
 def test_options_with_tuples_are_those_that_a_run_wrote(tmp_path, monkeypatch):
-    _, shared, (run,) = small_plan(tmp_path, rows=['ce'])
-    options = shared.options(run.cell) | {'model_kwargs': {'img_scale': (1.0, 1.0)}}
+    *_, (run,) = small_plan(tmp_path, rows=['ce'])
+    options = run.options | {'model_kwargs': {'img_scale': (1.0, 1.0)}}
     monkeypatch.setattr(Plan, 'options', lambda self, cell: options)
     run.folder.mkdir(parents=True)
     (run.folder / 'args.yaml').write_text(dump_yaml(options))
@@ -90,7 +90,7 @@ def test_options_with_tuples_are_those_that_a_run_wrote(tmp_path, monkeypatch):
 
 def test_runs_of_other_options_are_neither_gone_on_with_nor_reported(tmp_path, launcher):
     table, shared, (run,) = small_plan(tmp_path, rows=['ce'])
-    other = {**shared.options(run.cell), 'data_dir': '/elsewhere', 'workers': 7}
+    other = {**run.options, 'data_dir': '/elsewhere', 'workers': 7}
     finish(run, 60, options=other)
     text, left_out = report(table, shared)
     assert left_out == {}
