@@ -85,6 +85,11 @@ class AutoWeight(nn.Module):
         self.norms.copy_(torch.where(usable, _DECAY * self.norms + (1 - _DECAY) * found, self.norms))
         self.unusable += ~usable
 
+    def begin_anew(self) -> None:
+        """Forget what was measured, as of another loss."""
+        self.norms.zero_()
+        self.settled = False
+
     def get_extra_state(self) -> dict[str, Any]:
         """Whether it is settled, for a checkpoint."""
         return {'settled': self.settled}

@@ -99,9 +99,6 @@ def restore(run: Run, checkpoint: Path) -> None:
         for name, module in _modules(run):
             if name not in state and (name in ('hnc_weight', 'projection') or not module.state_dict()):
                 continue  # the weight was a number so far, or the loss or the teacher is new
-            if name == 'hnc_weight' and (changes := changes_of_the_pull(run)):
-                _logger.warning(f'--hnc-weight {run.options.hnc.hnc_weight} is measured anew: {changes}.')
-                continue
             module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]
@@ -115,6 +112,9 @@ def restore(run: Run, checkpoint: Path) -> None:
                 run.scheduler.restore_lr = state.get('rate_without_noise')
         if progress.updates_in_epoch and run.data.keys is not None:
             _restore_inside_epoch(run, state)
+        if run.auto_weight is not None and 'hnc_weight' in state and (changes := changes_of_the_pull(run)):
+            run.auto_weight.begin_anew()
+            _logger.warning(f'--hnc-weight {run.options.hnc.hnc_weight} is measured anew: {changes}.')
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
     run.start_epoch = progress.completed_epochs
