@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from map_checks import assert_same, gradients
 from small_models import DETACHED_MODELS
@@ -61,6 +62,32 @@ def test_learnable_numbers_are_layers_too():
     for of_scale, of_shift in (ours, theirs):
         torch.testing.assert_close(of_scale.squeeze(), (2 * maps * alone).sum(), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(of_shift.squeeze(), (2 * maps * weights).sum(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_batch_norm_between_layers(training):
+    """Statistics and gate detached, written out for MobileNetV4's head."""
+    plain = timm.create_model('mobilenetv4_conv_small_035', num_classes=5).double()
+    images, classes, norm = torch.randn(3, 3, 64, 96).double(), [3, 1], plain.norm_head
+    with torch.no_grad():
+        for each in (norm.running_mean, norm.weight, norm.bias):
+            each.copy_(torch.rand_like(each))
+    model = CamModel(plain).train(training)
+    running = norm.running_mean.clone(), norm.running_var.clone()
+    class_maps = model.class_maps(images)
+    assert isinstance(class_maps, HiddenMaps)
+    found = class_maps.maps(classes)
+    torch.testing.assert_close(found.mean((2, 3)), class_maps.logits[:, classes], rtol=1e-9, atol=1e-9)
+    values = plain.conv_head(plain.forward_features(images))
+    pooled = values.mean((2, 3)).detach()
+    mean, variance = (pooled.mean(0), pooled.var(0, correction=0)) if training else running
+    scale = (variance + norm.eps).rsqrt() * norm.weight
+    normed, value = ((each.movedim(1, -1) - mean) * scale + norm.bias for each in (values, pooled))
+    expected = plain.classifier(normed * (value > 0)[:, None, None]).movedim(-1, 1)[:, classes]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    factors = torch.randn_like(found)
+    ours, theirs = (gradients((maps * factors).sum(), plain) for maps in (found, expected))
+    assert_same(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
 def test_layers_against_products_at_every_position():

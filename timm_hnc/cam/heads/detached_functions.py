@@ -54,8 +54,7 @@ def raised(tensor: Tensor) -> Tensor:
 def gate_of(call: Call) -> Tensor:
     """The gate f(z) / z of f(z) = z * gate, detached, in the shape of z; 0 where z is."""
     value, out = raised(call.value.detach()), raised(call.out.detach())
-    zero = value == 0
-    return torch.where(zero, 0, out / torch.where(zero, 1, value))
+    return out / torch.where(value == 0, 1, value)
 
 
 def detached_gate(call: Call, parts: Tensor) -> Tensor:
@@ -72,15 +71,35 @@ def detached_norm(call: Call, parts: Tensor) -> Tensor:
 
 
 def affine_norm(call: Call) -> tuple[Centre | Scale, ...]:
-    """The layers that `detached_norm` is for a layer norm of (B, D) vectors; none for other norms."""
-    if call.name != 'layer_norm' or call.value.ndim != 2:
-        return ()
+    """The layers that `detached_norm` is for a layer norm of (B, D) vectors, or a batch norm; none for other norms."""
+    if call.name == 'layer_norm' and call.value.ndim == 2:
+        return _layers_of_layer_norm(raised(call.value.detach()), *call.options, **call.kwargs)
+    if call.name == 'batch_norm' and call.value[0].numel() == call.value.shape[1]:
+        return (_layer_of_batch_norm(raised(call.value.detach()), *call.options, **call.kwargs),)
+    return ()
 
-    def layers(value: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
-        scale = (value.var(-1, correction=0, keepdim=True) + eps).rsqrt()
-        return Centre(), Scale((scale if weight is None else scale * weight)[:, None], bias)
 
-    return layers(raised(call.value.detach()), *call.options, **call.kwargs)
+def _layers_of_layer_norm(
+    value: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> tuple[Centre | Scale, ...]:
+    scale = (value.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+    return Centre(), Scale((scale if weight is None else scale * weight)[:, None], bias)
+
+
+def _layer_of_batch_norm(
+    value: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Scale:
+    mean, scale = _batch_statistics(value, running_mean, running_var, training, eps)
+    scale = scale if weight is None else scale * weight
+    return Scale(scale[None, None], -mean * scale if bias is None else bias - mean * scale)
 
 
 def _layer_norm(
@@ -110,12 +129,19 @@ def _batch_norm(
     *_: Any,
 ) -> Tensor:
     shape = (-1, *(1,) * (value.ndim - 2))
+    mean, scale = _batch_statistics(value, running_mean, running_var, training, eps)
+    return _affine(parts - mean.view(shape), scale.view(shape), weight, bias, shape)
+
+
+def _batch_statistics(
+    value: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(D,) means, and what the distances from them are multiplied by."""
     if training or running_mean is None or running_var is None:
         variance, mean = torch.var_mean(value, [0, *range(2, value.ndim)], correction=0)
     else:
         variance, mean = running_var.detach(), running_mean.detach()
-    scale = (raised(variance) + eps).rsqrt()
-    return _affine(parts - raised(mean).view(shape), scale.view(shape), weight, bias, shape)
+    return raised(mean), (raised(variance) + eps).rsqrt()
 
 
 def _group_norm(
