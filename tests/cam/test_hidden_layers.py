@@ -70,7 +70,7 @@ def test_batch_norm_between_layers(training):
     plain = timm.create_model('mobilenetv4_conv_small_035', num_classes=5).double()
     images, classes, norm = torch.randn(3, 3, 64, 96).double(), [3, 1], plain.norm_head
     with torch.no_grad():
-        for each in (norm.running_mean, norm.weight, norm.bias):
+        for each in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
             each.copy_(torch.rand_like(each))
     model = CamModel(plain).train(training)
     running = norm.running_mean.clone(), norm.running_var.clone()
@@ -83,7 +83,9 @@ def test_batch_norm_between_layers(training):
     mean, variance = (pooled.mean(0), pooled.var(0, correction=0)) if training else running
     scale = (variance + norm.eps).rsqrt() * norm.weight
     normed, value = ((each.movedim(1, -1) - mean) * scale + norm.bias for each in (values, pooled))
-    expected = plain.classifier(normed * (value > 0)[:, None, None]).movedim(-1, 1)[:, classes]
+    expected = plain.classifier(normed * (value > 0)[:, None, None]).movedim(-1, 1)
+    torch.testing.assert_close(class_maps.maps(None), expected, rtol=1e-9, atol=1e-9)
+    expected = expected[:, classes]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     factors = torch.randn_like(found)
     ours, theirs = (gradients((maps * factors).sum(), plain) for maps in (found, expected))

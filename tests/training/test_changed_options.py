@@ -266,12 +266,29 @@ def test_a_weight_that_follows_goes_by_epochs_and_is_measured_anew_of_another_lo
     train(*argv, '--hnc', 'mse', '--stop-epoch', 1)
     train(*argv, '--hnc', 'mse', '--stop-epoch', 2, '-b', 32)  # fewer batches
     train(*argv, '--hnc', 'mse', '--stop-epoch', 3)
-    train(*argv, '--hnc', 'kd')
+    train(*argv, '--hnc', 'kd', '--loss', 'ce', '--smoothing', 0.1)
     states = re.findall(r'Weight of HNC: (\S+), (\w+)', caplog.text)
     assert [state for _, state in states] == ['following', 'settled', 'settled', 'settled']
     weights = [weight for weight, _ in states]
     assert weights[0] != weights[1] == weights[2] != weights[3]
     assert caplog.text.count('--hnc-weight auto:0.5 is measured anew: --hnc mse -> kd.') == 1
+
+
+def test_a_settled_weight_follows_where_it_is_to_follow(images, tmp_path, caplog):
+    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--output', tmp_path, '--experiment', 'run', '--resume']
+    argv += ['auto', '--warmup-epochs', 0, '--hnc', 'mse', '--hnc-weight']
+    for weight, end in (('auto:0.5', 1), ('follow:0.5', 2), ('auto:0.5', 3)):
+        train(*argv, weight, '--stop-epoch', end)
+    states = re.findall(r'Weight of HNC: (\S+), (\w+)', caplog.text)
+    assert [state for _, state in states] == ['settled', 'following', 'settled']
+    assert len({weight for weight, _ in states}) == 3
+
+
+def test_a_weight_is_measured_for_an_epoch_once_hnc_joins(images, tmp_path, caplog):
+    argv = ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', 'run', '--warmup-epochs', 0]
+    train(*argv, '--epochs', 3, '--hnc', 'mse', '--hnc-weight', 'auto', '--hnc-start-epoch', 1)
+    assert re.findall(r'Weight of HNC: 0, (\w+)', caplog.text) == ['following']
+    assert re.findall(r'Weight of HNC: 0\.\d+, (\w+)', caplog.text) == ['settled', 'settled']
 
 
 def test_without_a_schedule_there_is_no_warmup(images, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -74,6 +75,15 @@ def test_data_in_memory_goes_on_exactly(options, monkeypatch, at_update):
     folder = train(*options('parts', *argv, '--resume', 'auto', '--workers', 1))
     assert run_differences(folder, whole) == []
     assert result(folder)['final'] == result(whole)['final']
+
+
+def test_a_weight_that_is_measured_anew_inside_an_epoch_settles_with_the_next(options, monkeypatch, at_update, caplog):
+    argv = ['--epochs', 3, '--checkpoint-interval', 1, '--warmup-epochs', 0, '--hnc-weight', 'auto', '--hnc']
+    interrupted(at_update, monkeypatch, options('run', *argv, 'mse'), 1, 3)
+    interrupted(at_update, monkeypatch, options('run', *argv, 'kd', '--resume', 'auto'), 1, 6)
+    train(*options('run', *argv, 'kd', '--resume', 'auto'))
+    assert re.findall(r'Weight of HNC: \S+, (\w+)', caplog.text) == ['settled', 'following', 'settled']
+    assert caplog.text.count('is measured anew: --hnc mse -> kd.') == 1
 
 
 def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, monkeypatch, at_update):

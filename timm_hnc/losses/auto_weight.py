@@ -31,6 +31,7 @@ class AutoWeight(nn.Module):
 
     Attributes:
         settled: the weight stays as it is from here on; whoever trains says so, such as after the warm-up.
+        part_of_epoch: measuring began inside an epoch, whose end is then too early to settle.
         norms: (2,) running averages of the criterion's and of HNC's norm, which begin with 0: their ratio is that of
             weighted means.
         unusable: () batches whose norms were not, and which left the weight as it was.
@@ -51,7 +52,7 @@ class AutoWeight(nn.Module):
         if not (math.isfinite(share) and share > 0):
             raise ValueError(f'share = {share}: expected a finite number above 0.')
         self.share = share
-        self.settled = False
+        self.settled = self.part_of_epoch = False
         self.register_buffer('norms', torch.zeros(2, dtype=torch.float64))
         self.register_buffer('unusable', torch.zeros((), dtype=torch.long))
 
@@ -85,18 +86,18 @@ class AutoWeight(nn.Module):
         self.norms.copy_(torch.where(usable, _DECAY * self.norms + (1 - _DECAY) * found, self.norms))
         self.unusable += ~usable
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, part_of_epoch: bool = False) -> None:
         """Forget what was measured, as of another loss."""
         self.norms.zero_()
-        self.settled = False
+        self.settled, self.part_of_epoch = False, part_of_epoch
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Whether it is settled, for a checkpoint."""
-        return {'settled': self.settled}
+        """How far it is, for a checkpoint."""
+        return {'settled': self.settled, 'part_of_epoch': self.part_of_epoch}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on as it was."""
-        self.settled = state.get('settled', False)
+        self.settled, self.part_of_epoch = state['settled'], state['part_of_epoch']
 
     def extra_repr(self) -> str:
         """The option, for print(task)."""
@@ -104,8 +105,9 @@ class AutoWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'AutoWeight':
         """Move it, but keep float64: a half type would round small steps of the averages away."""
+        norms = self.norms
         super()._apply(fn, recurse)
-        self.norms = self.norms.double()
+        self.norms = norms.to(self.norms.device)
         return self
 
 

@@ -142,11 +142,14 @@ def _begin_epoch(run: Run, epoch: int) -> None:
 
 
 def _settle_weight(run: Run, epoch: int) -> None:
-    """End a weight's following with the first epoch after the warm-up, if something was measured in it or before."""
-    schedule = run.options.schedule
+    """End a weight's following with the first epoch after the warm-up, if a whole one was measured."""
+    weight, schedule = run.auto_weight, run.options.schedule
+    if weight is None or not run.options.hnc.weight_settles:
+        return
     warmup_epochs = 0 if schedule.sched == 'none' else schedule.warmup_epochs
-    if run.auto_weight is not None and run.options.hnc.weight_settles and epoch >= warmup_epochs:
-        run.auto_weight.settled = bool(run.auto_weight.value > 0)
+    if epoch >= warmup_epochs and not weight.part_of_epoch:
+        weight.settled = bool(weight.value > 0)
+    weight.part_of_epoch = False
 
 
 def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:

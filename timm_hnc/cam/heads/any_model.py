@@ -58,7 +58,7 @@ def find_hooked_head(
     if place is not None:
         return probe.head_at(place)
     refused = None
-    with_positions = (place for place, features in _candidates(outputs) if probe.has_positions(features, place))
+    with_positions = (place for place, features in _candidates(outputs) if probe.branches(features, place))
     for candidate in islice(with_positions, _MOST_TRIED):
         try:
             return probe.head_at(candidate)
@@ -217,14 +217,8 @@ class _Probe:
         kind = next((kind for part, kind in KINDS.items() if part in found), 'A')
         return HookedHead(kind, place, branch, self.logits.shape[1], self.input_size)
 
-    def has_positions(self, features: Tensor, place: Place) -> bool:
-        """Whether features have any."""
-        with suppress(Refused):
-            return bool(self.branches(features, place))
-        return False
-
     def branches(self, features: Tensor, place: Place) -> list[Branch]:
-        """Where the positions of features may lie, the likeliest first."""
+        """Where the positions of features may lie, the likeliest first; nowhere if they have none."""
         found: list[Branch | None] = []
         if features.ndim == 4:
             found = [Branch(dims) for dims in _spatial(tuple(features.shape), self.image_size)]

@@ -16,6 +16,7 @@ from timm_hnc.files.run_parts import Part
 from timm_hnc.options import flag_of, flattened
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.setup.objective.distillation import DistillationOptions
+from timm_hnc.training.setup.objective.loss_options import LossOptions
 from timm_hnc.training.setup.optimizer import LOSS_GROUP
 
 _logger = logging.getLogger(__name__)
@@ -28,10 +29,8 @@ _NEEDS = {
     **dict.fromkeys(('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu'), 'model_ema'),
 }
 # options that say how strongly HNC and the criterion pull
-_OF_THE_PULL = (
-    *('hnc', 'hnc_topk', 'hnc_alpha', 'hnc_reduction'),
-    *('task', 'loss', 'loss_kwargs', 'bce_sum', 'asl_reduction', 'loss_pos_weight', 'loss_class_weight'),
-)
+_OF_THE_PULL = {'hnc', 'hnc_topk', 'hnc_alpha', 'hnc_reduction', 'task', *(each.name for each in fields(LossOptions))}
+_OF_THE_PULL -= {'loss_lr'}
 # options that a run goes on exactly with, whatever they were before
 _EXACT = frozenset(
     {
@@ -90,7 +89,8 @@ def check_place(run: Run, checkpoint: Path) -> None:
 def changes_of_the_pull(run: Run) -> str:
     """What makes the weight that HNC was given by its gradient one of another loss; '' where nothing does."""
     now = _compared(flattened(run.options))
-    changed = _differences(run.checkpoints.progress.parts[-1].options, {name: now[name] for name in _OF_THE_PULL})
+    pull = {name: value for name, value in now.items() if name in _OF_THE_PULL}
+    changed = _differences(run.checkpoints.progress.parts[-1].options, pull)
     return Part(changed=changed).changes
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from timm_hnc.checkpoints.checkpoints import read_training_state
 from timm_hnc.errors import DataError, first_lines
+from timm_hnc.losses import AutoWeight
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.outputs.changed_options import changes_of_the_pull, check_place, use_settings
 from timm_hnc.training.setup.build import Run
@@ -112,9 +113,8 @@ def restore(run: Run, checkpoint: Path) -> None:
                 run.scheduler.restore_lr = state.get('rate_without_noise')
         if progress.updates_in_epoch and run.data.keys is not None:
             _restore_inside_epoch(run, state)
-        if run.auto_weight is not None and 'hnc_weight' in state and (changes := changes_of_the_pull(run)):
-            run.auto_weight.begin_anew()
-            _logger.warning(f'--hnc-weight {run.options.hnc.hnc_weight} is measured anew: {changes}.')
+        if run.auto_weight is not None:
+            _restore_weight(run, run.auto_weight, was_measured='hnc_weight' in state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
     run.start_epoch = progress.completed_epochs
@@ -122,6 +122,16 @@ def restore(run: Run, checkpoint: Path) -> None:
     if progress.updates_in_epoch and not run.start_update:
         _logger.warning(f'Epoch {run.start_epoch} begins anew: this data cannot be read from its middle.')
     _logger.info(f"Going on from '{checkpoint}' with epoch {run.start_epoch}, update {run.start_update}.")
+
+
+def _restore_weight(run: Run, weight: AutoWeight, was_measured: bool) -> None:
+    """Let a weight that follows be one of this run's losses."""
+    changes = changes_of_the_pull(run)
+    if changes or not was_measured:
+        weight.begin_anew(part_of_epoch=run.start_update > 0)
+    if changes and was_measured:
+        _logger.warning(f'--hnc-weight {run.options.hnc.hnc_weight} is measured anew: {changes}.')
+    weight.settled = weight.settled and run.options.hnc.weight_settles
 
 
 def _restore_inside_epoch(run: Run, state: dict[str, Any]) -> None:
