@@ -9,7 +9,8 @@
 `run` tries the settings of every row on held-out training images (two seeds), keeps the best in OUT/REGIME/chosen.json,
 where it stays, and trains every row on all training images, each with the same seeds, which were not tried before. Kill
 it and start it again at will: complete runs are passed over, others go on from their last checkpoint. What follows `--`
-goes to train.py and wins. With --kept it goes on where another machine stopped: what that one completed counts.
+goes to train.py and wins, but for seeds. With --kept it goes on where another machine stopped: what that one completed
+counts.
 
 `table` writes each run's args.yaml, summary.csv, figures.json and result.json to --keep, beside what is kept there, and
 the tables and a picture of all of it.

@@ -9,8 +9,9 @@
 
 Every training is a run of train.py in OUT/<preset>/runs/<what is trained>-seed<k>/, shared by the tables that have it.
 Kill it and start it again at will: complete runs (those with a result.json) are passed over, others go on from their
-last checkpoint. What follows `--` goes to train.py and wins. The table is written to OUT/<preset>/<table>.md and .csv
-(a row a run), Figure 4 also to figure4.png, which needs matplotlib. Exit code 1 if a run failed; the others go on.
+last checkpoint. What follows `--` goes to train.py and wins, but for seeds. The table is written to
+OUT/<preset>/<table>.md and .csv (a row a run), Figure 4 also to figure4.png, which needs matplotlib. Exit code 1 if a
+run failed; the others go on.
 
 --data-dir is what train.py takes for the recipe (CIFAR-100: torchvision's folder, downloaded if it is not there), or a
 Hugging Face-style folder with parquet files. Several GPUs: --jobs 1 --launcher 'accelerate launch --num_processes 8'

@@ -101,7 +101,7 @@ class Stage:
         folder: of the regime.
         data_dir: folder of parquet files.
         flags: of train.py, that name the data and the weights to begin with.
-        extra: of train.py, from the command line; they win.
+        extra: of train.py, from the command line; they win, but for the seed.
         failed: what went wrong, by name of the run.
     """
 

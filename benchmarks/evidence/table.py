@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile, copytree
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from scipy.stats import ttest_rel
@@ -189,8 +190,9 @@ def keep(regime: Regime, folder: Path, kept: Path) -> None:
 
 def _complete(folder: Path) -> list[Path]:
     """Run folders that are trained, and measured where they are to be."""
-    files = [*sorted(folder.glob('runs/*/figures.json')), *sorted(folder.glob('trials/runs/*/result.json'))]
-    return [file.parent for file in files]
+    runs = [file.parent for file in sorted(folder.glob('runs/*/figures.json'))]
+    runs += [file.parent for file in sorted(folder.glob('trials/runs/*/summary.csv'))]
+    return [run for run in runs if (run / 'result.json').is_file()]
 
 
 def take_up(regime: Regime, folder: Path, kept: Path) -> None:
@@ -199,11 +201,21 @@ def take_up(regime: Regime, folder: Path, kept: Path) -> None:
     for run in _complete(source):
         target = folder / run.relative_to(source)
         if not target.exists():
-            unfinished = target.with_name(f'.{target.name}')  # none is half a run, whenever this is killed
-            copytree(run, unfinished, dirs_exist_ok=True)
-            unfinished.rename(target)
+            _copy_at_once(run, target, folder)
     if chosen := read_choices(source):
         add_choices(folder, chosen, read_choices(folder))
+
+
+def _copy_at_once(run: Path, target: Path, folder: Path) -> None:
+    """Copy a run so that it is never there by half, neither if this is killed nor if another process does the same."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix='.') as unfinished:
+        copy = copytree(run, Path(unfinished) / run.name)
+        try:
+            copy.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
 
 
 def write(out: Path, kept: Path | None) -> str:

@@ -79,7 +79,7 @@ class Plan:
     Args:
         folder: of the preset; runs lie in `runs/`.
         flags: of train.py that name the data.
-        extra: of train.py, from the command line; they win.
+        extra: of train.py, from the command line; they win, but for the seed.
         test_split: which figures on test data come from.
     """
 
