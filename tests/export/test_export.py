@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from small_models import DETACHED_MODELS, MODELS, TAIL_MODELS
 from timm.data import create_transform, resolve_data_config
+from timm.layers import CondConv2d
 from timm.layers.conv2d_same import Conv2dSame
 
 from timm_hnc import CamModel, save_pretrained
@@ -27,6 +28,7 @@ from timm_hnc.export import files as export_files
 from timm_hnc.export import program as export_program
 from timm_hnc.export.check import compare
 from timm_hnc.export.program import trace
+from timm_hnc.export.written_out import MixedOutputs, write_out
 
 pytestmark = pytest.mark.skipif(torch.__version__ < '2.9', reason='export needs torch 2.9')
 KINDS = {name: MODELS[name] for name in ('resnet', 'swin', 'vit_reg4', 'swiftformer')} | {
@@ -186,6 +188,16 @@ def test_attention_with_a_bias_is_written_out_for_onnx(tmp_path):
     exported = export_model(model, tmp_path / 'model.onnx')
     assert exported.agreement.relative < 1e-4
     assert any(getattr(module, 'fused_attn', False) for module in model.modules()), 'the model is as it was'
+
+
+@pytest.mark.parametrize('padding', ['', 'same'])
+def test_mixed_outputs_are_those_of_mixed_weights(padding):
+    layer = torch.nn.Sequential(CondConv2d(8, 6, 3, 2, padding, groups=2, bias=True, num_experts=3)).double()
+    images, shares = torch.randn(4, 8, 7, 9).double(), torch.rand(4, 3).double()
+    expected = layer[0](images, shares)
+    write_out(layer)
+    torch.testing.assert_close(layer[0](images, shares), expected)
+    assert type(layer[0]) is MixedOutputs
 
 
 def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):

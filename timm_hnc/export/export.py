@@ -19,6 +19,7 @@ from timm_hnc.export.files import READERS, WRITERS, check_format
 from timm_hnc.export.graph import MapGraph, Outputs
 from timm_hnc.export.preprocessing import Preprocessing, stated_config
 from timm_hnc.export.program import Size, Traced, trace, trace_one_size
+from timm_hnc.export.written_out import write_out
 from timm_hnc.files.tables import write_json
 
 TOLERANCE = 1e-3
@@ -115,7 +116,7 @@ def _export(
     channels, height, width = config['input_size']
     graph = MapGraph(full_copy(model).cpu().float(), outputs, Preprocessing(config) if preprocess else None).eval()
     if file_format == 'onnx':
-        _write_out_attention(graph)
+        write_out(graph)
     size = (height, width)
     traced = trace_one_size(graph, channels, size, fixed) if fixed else trace(graph, channels, size)
 
@@ -160,14 +161,9 @@ def _written(
     except OSError:
         raise
     except Exception as error:  # of ONNX and its runtime, which have many
-        raise _Unwritten(path.name, first_lines(error)) from error
-
-
-def _write_out_attention(graph: MapGraph) -> None:
-    """Leave timm's fused attention: ONNX knows it with four dimensions and the strides of one kernel alone."""
-    for module in graph.modules():
-        if getattr(module, 'fused_attn', False):
-            module.fused_attn = False  # type: ignore[assignment]
+        # torch.onnx's own words are advice on how to go on
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise _Unwritten(path.name, first_lines(cause)) from error
 
 
 def _check_maps(model: CamModel, outputs: Outputs) -> None:
