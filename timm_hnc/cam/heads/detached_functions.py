@@ -75,7 +75,8 @@ def affine_norm(call: Call) -> tuple[Centre | Scale, ...]:
     if call.name == 'layer_norm' and call.value.ndim == 2:
         return _layers_of_layer_norm(raised(call.value.detach()), *call.options, **call.kwargs)
     if call.name == 'batch_norm' and call.value[0].numel() == call.value.shape[1]:
-        return (_layer_of_batch_norm(raised(call.value.detach()), *call.options, **call.kwargs),)
+        mean, scale, bias = _batch_factors(raised(call.value.detach()), *call.options, **call.kwargs)
+        return (Scale(scale[None, None], -mean * scale if bias is None else bias - mean * scale),)
     return ()
 
 
@@ -84,22 +85,6 @@ def _layers_of_layer_norm(
 ) -> tuple[Centre | Scale, ...]:
     scale = (value.var(-1, correction=0, keepdim=True) + eps).rsqrt()
     return Centre(), Scale((scale if weight is None else scale * weight)[:, None], bias)
-
-
-def _layer_of_batch_norm(
-    value: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Scale:
-    mean, scale = _batch_statistics(value, running_mean, running_var, training, eps)
-    scale = scale if weight is None else scale * weight
-    return Scale(scale[None, None], -mean * scale if bias is None else bias - mean * scale)
 
 
 def _layer_norm(
@@ -116,9 +101,14 @@ def _rms_norm(value: Tensor, parts: Tensor, shape: Any, weight: Any = None, eps:
     return _affine(parts, (value.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, None)
 
 
-def _batch_norm(
+def _batch_norm(value: Tensor, parts: Tensor, *options: Any, **kwargs: Any) -> Tensor:
+    shape = (-1, *(1,) * (value.ndim - 2))
+    mean, scale, bias = _batch_factors(value, *options, **kwargs)
+    return _affine(parts - mean.view(shape), scale.view(shape), None, bias, shape)
+
+
+def _batch_factors(
     value: Tensor,
-    parts: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Any = None,
@@ -127,21 +117,14 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *_: Any,
-) -> Tensor:
-    shape = (-1, *(1,) * (value.ndim - 2))
-    mean, scale = _batch_statistics(value, running_mean, running_var, training, eps)
-    return _affine(parts - mean.view(shape), scale.view(shape), weight, bias, shape)
-
-
-def _batch_statistics(
-    value: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float
-) -> tuple[Tensor, Tensor]:
-    """(D,) means, and what the distances from them are multiplied by."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(D,) means, what the distances from them are multiplied by, and the bias."""
     if training or running_mean is None or running_var is None:
         variance, mean = torch.var_mean(value, [0, *range(2, value.ndim)], correction=0)
     else:
         variance, mean = running_var.detach(), running_mean.detach()
-    return raised(mean), (raised(variance) + eps).rsqrt()
+    scale = (raised(variance) + eps).rsqrt()
+    return raised(mean), scale if weight is None else scale * weight, bias
 
 
 def _group_norm(
