@@ -178,6 +178,10 @@ def test_what_does_not_agree_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"model\.pt2' is not written: its maps are 1 off PyTorch's"):
         export_model(model, tmp_path / 'model.pt2', 'pt2')
     assert list(tmp_path.iterdir()) == []
+    coarse = padded()
+    coarse.model.conv.register_forward_hook(lambda module, given, out: (out + 1e5) - 1e5)  # to a 128th in float32
+    with pytest.raises(DataError, match=r'the maps of PyTorch are themselves 0\.0\d+ off those in float64'):
+        export_model(coarse, tmp_path / 'model.pt2', 'pt2')
     model.model.fc.bias.data[3] = float('nan')
     agreement = compare(lambda images: {'logits': model.model(images)}, MapGraph(model, Outputs('none')), [images])
     assert not agreement.relative <= 1

@@ -1,5 +1,6 @@
 """Whether an exported graph says what the model says, and what its maps cost."""
 
+import copy
 import math
 import statistics
 import time
@@ -58,6 +59,15 @@ def compare(run: Runner, graph: MapGraph, batches: Sequence[Tensor]) -> Agreemen
             values.setdefault(name, []).append(value.abs().max().item())
     each = [Agreement(name, _largest(found), _largest(values[name])) for name, found in differences.items()]
     return max(each, key=lambda agreement: (math.isnan(agreement.relative), agreement.relative))
+
+
+def rounding(graph: MapGraph, batches: Sequence[Tensor]) -> Agreement | None:
+    """How far PyTorch's float32 is from its float64, None for models that cannot be in float64."""
+    exact = copy.deepcopy(graph).double()
+    try:
+        return compare(lambda images: exact(images.double() if images.is_floating_point() else images), graph, batches)
+    except Exception:  # whatever a model raises that has float32 in its code
+        return None
 
 
 def _largest(values: Sequence[float]) -> float:

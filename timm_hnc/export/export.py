@@ -13,7 +13,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import full_copy
 from timm_hnc.cam.heads.probe import name_of, way_out_of
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.export.check import Agreement, compare, cost
+from timm_hnc.export.check import Agreement, compare, cost, rounding
 from timm_hnc.export.describe import describe
 from timm_hnc.export.files import READERS, WRITERS, check_format
 from timm_hnc.export.graph import MapGraph, Outputs
@@ -141,7 +141,7 @@ def _write_compared(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
             found, agreement = _written(Path(folder) / path.name, file_format, traced, graph, about, batches)
-            _check(agreement, path, TOLERANCE if graph.preprocessing is None else TOLERANCE_OF_BYTES)
+            _check(agreement, path, graph, batches)
             num_bytes = sum(file.stat().st_size for file in Path(folder).iterdir())
             write_json(Path(folder) / f'{path.name}.json', about | found)
             for file in sorted(Path(folder).iterdir(), reverse=True):  # the model last: the others are there then
@@ -205,11 +205,15 @@ def _batches(channels: int, sizes: Sequence[Size], preprocess: bool) -> list[Ten
     return [torch.randn(batch, channels, *size, generator=generator) for batch, *size in shapes]
 
 
-def _check(agreement: Agreement, path: Path, tolerance: float) -> None:
+def _check(agreement: Agreement, path: Path, graph: MapGraph, batches: Sequence[Tensor]) -> None:
     """Refuse a file that says something else; NaN is no agreement."""
-    if not agreement.relative <= tolerance:
-        raise _Unwritten(
-            path,
-            f"its {agreement.name} are {agreement.difference:.3g} off PyTorch's, which go up to "
-            f'{agreement.largest:.3g}.',
-        )
+    tolerance = TOLERANCE if graph.preprocessing is None else TOLERANCE_OF_BYTES
+    if agreement.relative <= tolerance:
+        return
+    name, off, largest = agreement.name, agreement.difference, agreement.largest
+    why = f"its {name} are {off:.3g} off PyTorch's, which go up to {largest:.3g}."
+    own = rounding(graph, batches)
+    if own is not None and own.relative > tolerance:
+        why += f' In float32 the {own.name} of PyTorch are themselves {own.difference:.3g} off those in float64: '
+        why += 'weights that are not trained can do that, and no file can agree with them.'
+    raise _Unwritten(path, why)
