@@ -1,5 +1,6 @@
 """timm_hnc.train and timm_hnc.evaluate: the same loop and the same figures as the commands."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from torchvision.datasets import ImageFolder
 
 import timm_hnc
 from timm_hnc.cam.heads.hooked_head import HookedHead
-from timm_hnc.errors import UsageError
+from timm_hnc.errors import DataError, UsageError
 from timm_hnc.training import run
 from timm_hnc.training.setup.options import TrainOptions
 
@@ -242,6 +243,28 @@ def test_wrong_use(images, data, values, message):
         timm_hnc.train(new_model(), data, **{**OPTIONS, **values})
     with pytest.raises(TypeError, match='no option of TrainOptions: epoch'):
         timm_hnc.train(new_model(), data, epoch=3)
+
+
+def test_classes_of_other_numbers(images, tmp_path):
+    """Folders number their own classes, wherever the data set comes from; a target transform numbers them anew."""
+    forget_run()
+    for name in ('green', 'red'):
+        shutil.copytree(images / 'validation' / name, tmp_path / 'other' / name)
+    train_set, other = ImageFolder(str(images / 'train')), ImageFolder(str(tmp_path / 'other'))
+    with pytest.raises(DataError, match=r"^class 'green' is number 0 in the validation data but 1 in the training"):
+        timm_hnc.train(new_model(), train_set, other, **OPTIONS, output=str(tmp_path / 'runs'))
+    options = {'batch_size': 8, 'device': 'cpu', 'workers': 0}
+    model = new_model()
+    model.pretrained_cfg = model.pretrained_cfg | {'label_names': train_set.classes}
+    with pytest.raises(DataError, match=r"^class 'green' is number 0 in the data but 1 in the model"):
+        timm_hnc.evaluate(model, other, **options)
+    anew = ImageFolder(
+        str(tmp_path / 'other'), target_transform=lambda label: train_set.class_to_idx[other.classes[label]]
+    )
+    assert timm_hnc.evaluate(model, anew, **options) == timm_hnc.evaluate(new_model(), anew, **options)
+    model = timm.create_model('test_resnet', num_classes=2, **NARROW)
+    with pytest.raises(DataError, match=r"^data set 'ImageFolder' has labels outside the model's range 0 to 1"):
+        timm_hnc.evaluate(model, train_set, **options)
 
 
 def test_a_loader_of_validation_batches_has_its_own_size(images):

@@ -164,6 +164,14 @@ def test_batches_of_several_labels_are_dense(tmp_path, cache):
         )
         loader = create_loader(dataset, (3, 32, 32), 8, is_training=False, device=torch.device('cpu'), num_workers=0)
         batches[key] = next(iter(loader))
+    refused(
+        DataError,
+        'targets such as [0.0, 0.0, 0.0], 3 zeros and ones each: pass --target-format multihot.',
+        f'hfds/{root}',
+        cache,
+        multi_label=True,
+        target_key='vector',
+    )
     assert batches['labels'][1].tolist()[:5] == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert torch.equal(batches['labels'][1], batches['vector'][1])
 

@@ -197,6 +197,14 @@ def test_precision_and_recall_are_those_of_scikit_learn(run, logits, capsys, ave
 def test_valid_labels_leave_the_other_classes_out(run, logits, tmp_path, capsys):
     (tmp_path / 'all.txt').write_text('0\n1\n2\n')
     everything = validate(capsys, '--checkpoint', run, *HERE, '--valid-labels', tmp_path / 'all.txt')
+    for lines, expected in (
+        ('', 'class indices from 0 to 2'),
+        ('0\n3\n', 'class indices from 0 to 2'),
+        ('0\n2\n', 'images are of class 2, and the file lists 2'),
+    ):
+        (tmp_path / 'wrong.txt').write_text(lines)
+        code, line = failure(capsys, 'validate', '--checkpoint', run, *HERE, '--valid-labels', tmp_path / 'wrong.txt')
+        assert (code, expected in line) == (1, True), line
     assert everything == validate(capsys, '--checkpoint', run, *HERE)
     # the labels of the data count the classes that are left
     (tmp_path / 'two.txt').write_text('1\n2\n')

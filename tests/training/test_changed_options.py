@@ -50,6 +50,35 @@ def resume(begun, images, tmp_path, caplog):
     return go_on
 
 
+def test_another_optimizer_needs_a_fresh_state(resume, images, tmp_path, capsys):
+    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--resume', 'auto', '--output', tmp_path]
+    argv += ['--experiment', 'run']
+    before = contents(resume.folder)
+    for other in ('lion', 'adamw', 'rmsprop'):
+        code, line = failure(capsys, 'train', *argv, '--opt', other)
+        assert code == 1
+        assert line.endswith(
+            f'has the state of --opt sgd, with which --opt {other} cannot go on: pass --no-resume-opt, or go on with '
+            '--opt sgd.'
+        )
+    assert contents(resume.folder) == before
+    assert '--opt sgd -> momentum' in resume('--opt', 'momentum')  # whose state is the same
+    assert '--opt momentum -> lion' in resume('--opt', 'lion', '--no-resume-opt', '--stop-epoch', 3)
+
+
+def test_classes_that_have_other_numbers_now(resume, images, tmp_path, capsys):
+    """Folders number their classes by name: one that is renamed moves the others."""
+    other = shutil.copytree(images, tmp_path / 'images')
+    for split in ('train', 'validation'):
+        (other / split / 'blue').rename(other / split / 'yellow')
+    before = contents(resume.folder)
+    argv = ['--data-dir', other, *SMALL, '--epochs', 3, '--output', tmp_path, '--experiment', 'run', '--resume', 'auto']
+    code, line = failure(capsys, 'train', *argv)
+    assert code == 1
+    assert "does not fit this data: class 'green' is number 0 in the data but 1 in the model" in line
+    assert contents(resume.folder) == before
+
+
 def parts(folder):
     return json.loads((folder / 'parts.json').read_text())
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.rows_ahead import keep_rows_ahead
 from timm_hnc.data.loading.unreadable_images import check_images
-from timm_hnc.data.loading.wrapped_dataset import innermost
+from timm_hnc.data.loading.wrapped_dataset import innermost, unwrapped_reader
 from timm_hnc.data.sets.coco import read_coco
 from timm_hnc.data.sets.cub import read_cub
 from timm_hnc.data.sets.decoy_digits import DecoyDigitsReader
@@ -28,6 +28,7 @@ _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/tiny-imagenet': read_tiny_imagenet,
     'hnc/coco': read_coco,
 }
+_FIRST = 16  # samples whose targets are looked at
 _PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'wds': 'webdataset'}
 
 
@@ -67,6 +68,8 @@ def create_dataset(
         _check_labels(dataset, name or root, num_classes)
     elif name == 'hnc/coco':
         _check_range(set(class_to_idx(dataset).values()), name, num_classes)
+    elif not dense:
+        _check_indices(dataset, name or root, num_classes)
     return dataset
 
 
@@ -138,10 +141,22 @@ def _check_folder(root: str | None, split: str) -> None:
 
 
 def class_to_idx(dataset: Any) -> dict[str, int]:
-    """Class names and their indices, empty where the data set does not know them."""
+    """Class names and the indices that their images come with, empty where the data set does not know them."""
     reader = getattr(dataset, 'reader', dataset)
     # timm's reader of tar files calls it differently
-    return dict(getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {})
+    found = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
+    return {name: _as_it_comes(dataset, index) for name, index in found.items()}
+
+
+def _as_it_comes(dataset: Any, label: Any) -> Any:
+    """A label as a provided data set's own target transform numbers it; as it is where that makes no number of it."""
+    transform = getattr(innermost(dataset), 'target_transform', None)
+    if transform is None or isinstance(transform, (ClassIndex, LabelSet)):
+        return label
+    try:
+        return int(transform(label))
+    except Exception:  # whatever somebody's transform raises
+        return label
 
 
 def check_same_classes(train: Any, evaluation: Any) -> None:
@@ -198,6 +213,32 @@ def _check_labels(dataset: Any, name: str | None, num_classes: int) -> None:
     _check_range(labels, name, num_classes)
     if hasattr(dataset, '__len__') and len(dataset) == 0:
         raise DataError(f"data set '{name}' is empty.")
+
+
+def _check_indices(dataset: Any, name: str | None, num_classes: int) -> None:
+    """Refuse lists that are as long as there are classes and of zeros and ones: as indices they are of two classes."""
+    reader = unwrapped_reader(dataset)
+    if num_classes < 3 or not hasattr(reader, 'target_keys'):
+        return
+    first = [reader[index][1] for index in range(min(len(reader), _FIRST))]
+    if first and all(isinstance(each, list) and len(each) == num_classes and {*each} <= {0, 1} for each in first):
+        raise DataError(
+            f"data set '{name}' has targets such as {str(first[0])[:40]}, {num_classes} zeros and ones each: pass "
+            '--target-format multihot.'
+        )
+
+
+def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
+    """Refuse a provided data set with a label that the model does not have, where labels are there without images.
+
+    Raises:
+        DataError: with such a label.
+    """
+    if multi_label:
+        return
+    labels = sample_labels(dataset)
+    known = set(labels) if isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels) else ()
+    _check_range({_as_it_comes(dataset, label) for label in known}, type(innermost(dataset)).__name__, num_classes)
 
 
 def _check_range(labels: set[int], name: str | None, num_classes: int) -> None:

@@ -34,10 +34,10 @@ class OtherLabels:
 
     Raises:
         UsageError: an option does not work here.
-        DataError: a file cannot be read.
+        DataError: a file cannot be read, or its classes are not those of the model.
     """
 
-    def __init__(self, options: LabelOptions, dataset: Any, loader: Any, distributed: bool) -> None:
+    def __init__(self, options: LabelOptions, dataset: Any, loader: Any, distributed: bool, num_classes: int) -> None:
         self.average = options.metrics_avg
         if self.average and find_spec('sklearn') is None:
             raise UsageError('--metrics-avg needs scikit-learn: pip install "timm_hnc[quickstart]".')
@@ -55,10 +55,19 @@ class OtherLabels:
             raise DataError(f'--real-labels {real}: this data set gives no file names of its images.') from error
         except (OSError, ValueError, KeyError, AssertionError) as error:
             raise DataError(f'--valid-labels or --real-labels cannot be read: {error!r}') from error
+        if self.classes is not None and not (
+            self.classes and 0 <= min(self.classes) <= max(self.classes) < num_classes
+        ):
+            raise DataError(f'--valid-labels {valid}: expected class indices from 0 to {num_classes - 1}, one a line.')
 
     def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """(logits, target) as they are to be counted."""
         if self.classes is not None:
+            if int(target.max()) >= len(self.classes):
+                raise DataError(
+                    f'--valid-labels: images are of class {int(target.max())}, and the file lists '
+                    f'{len(self.classes)} classes: class 0 of the data is that of its first line.'
+                )
             output = output[:, self.classes]
         if self.real_labels is not None:
             try:

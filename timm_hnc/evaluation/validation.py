@@ -17,7 +17,7 @@ from timm_hnc.attacks.attacks import cross_entropy, normalized
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.model import names_of_weights
-from timm_hnc.data.datasets import check_classes_of_model, class_names
+from timm_hnc.data.datasets import check_classes_of_model, check_provided, class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.naflex import KEPT_SHAPE, NaFlexOptions, Patches
@@ -172,7 +172,7 @@ def measure(
     use_test_size, verbose = not evaluation.use_train_size, accelerator.is_main_process
     patches = options.naflex.patches(model)
     data_config = input_config(model, options.input, use_test_size=use_test_size, verbose=verbose)
-    names = names_of_weights(model) or () if data is None and not options.labels.valid_labels else ()
+    names = () if options.labels.valid_labels else names_of_weights(model) or ()
     if evaluation.test_pool:
         # a copy, for timm takes the classifier out of the model that it is given
         model, pooled = apply_test_time_pool(deepcopy(model), data_config)
@@ -186,6 +186,8 @@ def measure(
     skipped = SkippedImages()
     loader: Any = data
     if not taken_as_it_is(data, accelerator.num_processes):
+        if data is not None:
+            check_provided(data, num_classes, options.task.multi_label)
         loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)
         check_classes_of_model(names, loader.dataset)
         loader.dataset.skipped_images = skipped  # travels to the loader's workers
@@ -256,7 +258,7 @@ def _evaluate(
     wrap: Callable[[Any], CamModel],
 ) -> dict[str, float]:
     device, distributed, task, dataset = accelerator.device, accelerator.num_processes > 1, options.task, loader.dataset
-    labels = OtherLabels(options.labels, dataset, loader, distributed)
+    labels = OtherLabels(options.labels, dataset, loader, distributed, num_classes)
     inputs = partial(batches, loader, device, options.device.input_dtype, options.device.channels_last)
     evaluator = partial(create_evaluator, loader, device, task.multi_label, task.multilabel_threshold)
     threat = threat_of(options.attacks, source, options.loader.seed) if options.attacks.attack else None

@@ -174,6 +174,9 @@ def test_folders_of_torchvision_and_streams_end_in_one_line(with_a_faulty_image)
     for samples in ((folder[index] for index in range(len(folder))), stream):
         with pytest.raises(DataError, match='the data cannot be read: NotImplementedError: some bytes are wrong'):
             list(read_loader(samples))
+    Image.new('I;16', (32, 32), 4000).save(next((root / 'folder' / 'train' / 'red').glob('*.png')))
+    with pytest.raises(DataError, match='the data cannot be read: It is grey with more than 8 bits a pixel'):
+        list(read_loader(folder[index] for index in range(39, len(folder))))
 
 
 def test_the_size_of_a_faulty_image_is_not_known(read, faulty_format, tmp_path):

@@ -116,11 +116,11 @@ def _unreadable(error: Exception) -> OSError:
 
 
 def _load(loader: Callable[[str], Any], path: str) -> Any:
-    with decoding():
+    with decoding(), _open(path):
         return loader(path)
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def _open(file: BinaryIO | str) -> Image.Image:
     image = Image.open(file)
     if image.mode.startswith(('F', 'I')):
         raise OSError('It is grey with more than 8 bits a pixel: convert it to 8 bits, or to RGB.')

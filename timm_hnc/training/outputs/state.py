@@ -14,6 +14,7 @@ from timm_hnc.errors import DataError, first_lines
 from timm_hnc.losses import AutoWeight
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.outputs.changed_options import changes_of_the_pull, check_place, use_settings
+from timm_hnc.training.outputs.resume_checks import check_classes, check_optimizer, check_processes
 from timm_hnc.training.setup.build import Run
 from timm_hnc.weights.saving import save_weights
 
@@ -87,15 +88,12 @@ def _has_history(run: Run) -> bool:
 
 def restore(run: Run, checkpoint: Path) -> None:
     """Put a checkpoint's state into a run, and start where it stopped."""
-    _check_processes(run)
+    check_processes(run)
     check_place(run, checkpoint)
+    check_classes(run, checkpoint)
     state = read_training_state(checkpoint)
+    check_optimizer(run, checkpoint, state)
     progress = run.checkpoints.progress
-    if ('projection' in state) != (run.projection is not None) and not run.options.run.no_resume_opt:
-        raise DataError(
-            f"checkpoint '{checkpoint}' has another optimizer than this run: one of them learns a teacher's features "
-            '(--kd-distill-type feature). Go on with the same teacher, or pass --no-resume-opt.'
-        )
     try:
         for name, module in _modules(run):
             if name not in state and (name in ('hnc_weight', 'projection') or not module.state_dict()):
@@ -143,24 +141,6 @@ def _restore_inside_epoch(run: Run, state: dict[str, Any]) -> None:
     for name, module in _modules(run):
         for buffer, value in zip(_buffers(module).values(), own[name].values(), strict=True) if name in own else ():
             buffer.copy_(value)
-
-
-def _check_processes(run: Run) -> None:
-    """Another number of processes reads the data in another order: that is for the user to say."""
-    progress, now = run.checkpoints.progress, run.accelerator.num_processes
-    if progress.num_processes == now:
-        return
-    if not run.options.run.allow_world_size_change:
-        raise DataError(
-            f'the run was trained by {progress.num_processes} processes, now there are {now}: start as many, or pass '
-            '--allow-world-size-change and get other batches from here on.'
-        )
-    _logger.warning(
-        f'Going on from {progress.num_processes} processes with {now}: no longer exact are the order of the data, its '
-        'augmentation, the size of the global batch, and batch statistics'
-        + ('; the epoch that was under way begins anew.' if progress.updates_in_epoch else '.')
-    )
-    progress.updates_in_epoch = 0
 
 
 def start_schedule(run: Run) -> None:

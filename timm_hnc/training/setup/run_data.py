@@ -10,7 +10,7 @@ from timm.data import Mixup
 from timm.data.naflex_dataset import NaFlexCollator, NaFlexMapDatasetWrapper
 from torch.utils.data import DataLoader
 
-from timm_hnc.data.datasets import check_same_classes, class_names, same_files
+from timm_hnc.data.datasets import check_provided, check_same_classes, class_names, same_files
 from timm_hnc.data.loading.in_memory import KeptTargets, RememberedBatches, keep_in_memory
 from timm_hnc.data.loading.naflex_batches import NaFlexBatches, use_naflex_keys
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
@@ -77,6 +77,9 @@ def create_run_data(
     loaders make NaFlex batches.
     """
     skipped, channels = SkippedImages(), config['input_size'][0]
+    for provided in (train_set, eval_set):
+        if provided is not None and not isinstance(provided, DataLoader):
+            check_provided(provided, num_classes, options.task.multi_label)
     mixup = None
     if patches is None:
         mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
@@ -102,9 +105,10 @@ def create_run_data(
                 num_samples=options.splits.val_num_samples,
                 batch_size=options.batches.batch_size,
             )
-            check_same_classes(train_set, eval_set)
             if not options.data.holdout and same_files(train_set, eval_set):
                 _logger.warning(f'--val-split {options.splits.val_split}: it is evaluated on the training images.')
+        if not isinstance(eval_set, DataLoader):
+            check_same_classes(train_set, eval_set)
         eval_loader = _create_eval_loader(eval_set, options, config, patches, skipped, accelerator)
     names = class_names(train_set, num_classes)
     return RunData(train_set, train_loader, keys, eval_loader, mixup, config, names, skipped, guided, patches)
