@@ -8,7 +8,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from running import SMALL, checkpoints, equal_tensors, failure, result, summary, train
+from running import SMALL, arguments, checkpoints, equal_tensors, failure, result, summary, train
 
 from timm_hnc import save_pretrained
 from timm_hnc.commands.options.former_flags import FORMER_FLAGS
@@ -204,3 +204,14 @@ def test_images_smaller_than_a_cell_of_the_maps_train_without_maps(images, tmp_p
     code, line = failure(capsys, 'train', *options, '--experiment', 'hnc', '--hnc', 'mse')
     assert code == 2
     assert line == f"--hnc mse: images of 16 pixels are {small} of 'test_resnet', 32 pixels: see --img-size."
+
+
+def test_a_learning_rate_that_nobody_gave_follows_the_batch_again(images, tmp_path):
+    options = ['--data-dir', images, *SMALL, '--output', tmp_path]
+    first = train(*options, '--experiment', 'first') / 'args.yaml'
+    other = ['-c', first, '--output', tmp_path, '-b', 16, '--opt', 'adamw']
+    assert arguments(train(*other, '--experiment', 'other'))['lr'] == pytest.approx(0.1 * (16 / 256) ** 0.5)
+    given = first.read_text().replace('\nlr: 0.003125\n', '\nlr: 0.00625\n')
+    assert given != first.read_text()
+    first.write_text(given)
+    assert arguments(train(*other, '--experiment', 'given'))['lr'] == 0.00625

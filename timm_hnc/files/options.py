@@ -25,7 +25,7 @@ NOT_COMPARED = frozenset(
         # facts of a run, as its device is
         *('data', 'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', 'device'),
         *('lr_base', 'lr_base_size', 'lr_base_scale'),
-        'filled_in',  # what is filled in is compared by its value
+        *('filled_in', 'scaled_lr'),  # what is filled in is compared by its value
         *('no_resume_opt', 'start_epoch'),  # of one resume, and of no other
     }
 )

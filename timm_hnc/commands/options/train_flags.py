@@ -75,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser, 'several training sizes', TrainSizeOptions, longer)
     add_flags(parser, 'images of any shape', TrainNaFlexOptions)
     # of a run's args.yaml alone
-    add_flags(parser, 'defaults', FilledIn, {'filled_in': {'nargs': '*', 'help': argparse.SUPPRESS}})
+    hidden = {'filled_in': {'nargs': '*', 'help': argparse.SUPPRESS}, 'scaled_lr': {'help': argparse.SUPPRESS}}
+    add_flags(parser, 'defaults', FilledIn, hidden)
     return parser
 
 

@@ -240,7 +240,9 @@ def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: 
     batch_size = getattr(loader.batch_sampler, 'average_batch_size', options.batches.batch_size)
     images = batch_size * world_size * options.batches.grad_accum_steps
     schedule = with_learning_rate(options.schedule, options.optimizer.opt, images)
-    return replace(options, input=replace(options.input, num_classes=num_classes), schedule=schedule)
+    defaults = replace(options.defaults, scaled_lr=None if options.schedule.lr else schedule.lr)
+    model = replace(options.input, num_classes=num_classes)
+    return replace(options, input=model, schedule=schedule, defaults=defaults)
 
 
 def _distil(

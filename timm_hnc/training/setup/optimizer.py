@@ -225,4 +225,4 @@ def with_learning_rate(schedule: ScheduleOptions, optimizer: str, images_per_upd
         scale = 'sqrt' if any(name in optimizer.lower() for name in ('ada', 'lamb')) else 'linear'
     lr = schedule.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
     _logger.info(f'Learning rate {lr:.4g}: base {schedule.lr_base}, {scale} scaling by {ratio:.4g}.')
-    return replace(schedule, lr=lr, lr_base_scale=scale)
+    return replace(schedule, lr=lr)

@@ -107,9 +107,11 @@ class FilledIn:
 
     Args:
         filled_in: their names; None of options that were made group by group, which do not tell.
+        scaled_lr: the learning rate, where it follows from --lr-base and the batch.
     """
 
     filled_in: Sequence[str] | None = None
+    scaled_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class TrainOptions:
         kept = flattened(self)
         if kept['filled_in'] is None:
             kept['filled_in'] = list(_following(kept))
-        return train_options(kept | values, given_values(kept).keys() | values.keys())
+        return train_options(given_values(kept) | values)
 
     @property
     def needs_class_maps(self) -> bool:
@@ -229,11 +231,11 @@ def train_options(values: Mapping[str, Any], given: Collection[str] | None = Non
 
 def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a run but for those that were filled in; who writes another value into args.yaml gives it."""
-    defaults, filled_in = _following(values), values.get('filled_in')
-    if filled_in is None:
-        return dict(values)
+    defaults, filled_in = _following(values), values.get('filled_in') or ()
     followed = {name for name in filled_in if name in defaults and values.get(name) == defaults[name]}
-    return {name: value for name, value in values.items() if name not in followed}
+    if values.get('scaled_lr') is not None and values.get('lr') == values['scaled_lr']:
+        followed.add('lr')
+    return {name: value for name, value in values.items() if name not in followed | {'scaled_lr'}}
 
 
 def _following(values: Mapping[str, Any]) -> dict[str, Any]:
