@@ -212,6 +212,8 @@ def broken(folder: Path, kind: str) -> Path:
 
 
 def test_uploads_that_are_no_photographs_get_a_message_and_the_page_lives(reader, images, tmp_path):
+    reader.every('button.thumbnail-item')[0].click()
+    until(reader.heads)
     for kind, message in (
         ('text', "photo 'text.png' cannot be read: it is no image, or damaged"),
         ('cut', "photo 'cut.png' cannot be read: it is no image, or damaged"),
@@ -221,6 +223,7 @@ def test_uploads_that_are_no_photographs_get_a_message_and_the_page_lives(reader
         reader.upload(broken(tmp_path, kind))
         until(lambda text=message: text in reader.message())
         assert str(tmp_path) not in reader.message()
+        until(lambda: not reader.heads())  # nothing stays of the photograph before
     for _ in range(3):  # a click may be lost while the page draws the last message
         reader.browser.execute_script('arguments[0].click()', reader.every('button.thumbnail-item')[1])
         with suppress(TimeoutError):

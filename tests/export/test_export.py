@@ -320,6 +320,34 @@ class Pooled(torch.nn.Module):
         return self.fc(torch.nn.functional.adaptive_avg_pool2d(self.conv(x), 3).flatten(1))
 
 
+class Halving(Pooled):
+    """It makes large images smaller first."""
+
+    def forward(self, x):
+        if x.shape[-1] > 400:
+            x = torch.nn.functional.interpolate(x, scale_factor=0.5)
+        return self.fc(self.conv(x).mean((2, 3)).repeat(1, 9))
+
+
+def test_a_graph_of_images_up_to_a_size_is_one_of_one_size():
+    model = CamModel(Halving().eval(), features='conv', image_size=(64, 64))
+    traced = trace(MapGraph(model, Outputs('top2')), 3, (64, 64))
+    assert traced.fixed == 'it does something else with images of more than 400 pixels'
+
+
+def test_tokens_of_any_size(tmp_path):
+    """Their grid is that of the image, and not one of as many cells."""
+    model = CamModel(timm.create_model('test_vit', num_classes=5, global_pool='avg').eval())
+    exported = export_model(model, tmp_path / 'model.pt2', 'pt2')
+    assert not exported.fixed
+    images = torch.randn(1, 3, 80, 320, generator=torch.Generator().manual_seed(0))  # as many cells as 160 x 160
+    found = export_files.READERS['pt2'](exported.path)(images)
+    with torch.no_grad():
+        expected = model.class_maps(images).maps(found['classes'])
+    assert expected.shape[2:] == (5, 20)
+    torch.testing.assert_close(found['maps'], expected)
+
+
 def test_other_sizes_are_tried_with_other_grids(tmp_path):
     """Images that are a pixel larger have the same grid, and a graph that was made for it says nothing of others."""
     exported = export_model(CamModel(Pooled().eval(), image_size=(64, 64)), tmp_path / 'model.onnx')

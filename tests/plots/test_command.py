@@ -11,7 +11,7 @@ import timm
 import torch
 import yaml
 from faulty_images import ERRORS, faulty
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from running import run_script
 
 from timm_hnc import CamModel, save_pretrained
@@ -230,7 +230,7 @@ def test_kinds_of_photos(tmp_path):
 
 
 def test_too_many_pixels_and_very_many(tmp_path, monkeypatch):
-    Image.new('L', (6000, 20)).save(tmp_path / 'wide.png')
+    Image.new('L', (6000, 200)).save(tmp_path / 'wide.png')
     assert load_photo(tmp_path / 'wide.png').width == 4096
     Image.new('1', (20_000, 20_000)).save(tmp_path / 'huge.png')
     with pytest.raises(DataError, match=r"huge\.png' has too many pixels: make it smaller first"):
@@ -239,6 +239,19 @@ def test_too_many_pixels_and_very_many(tmp_path, monkeypatch):
     (tmp_path / 'half.png').write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match='no image, or damaged'):
         load_photo(tmp_path / 'half.png')
+
+
+def test_what_would_harm_the_machine(tmp_path, monkeypatch):
+    """PostScript is a program, which Pillow lets another one run; of a strip a model makes gigabytes."""
+    (tmp_path / 'x.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n')
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_: pytest.fail('it is run'))
+    with Image.open(tmp_path / 'x.jpg') as image:
+        assert image.format == 'EPS'
+    with pytest.raises(DataError, match=r"x\.jpg' cannot be read: it is no image"):
+        load_photo(tmp_path / 'x.jpg')
+    Image.new('RGB', (1, 51)).save(tmp_path / 'strip.png')
+    with pytest.raises(DataError, match=r"strip\.png' is more than 50 times as long as wide: cut it first"):
+        load_photo(tmp_path / 'strip.png')
 
 
 def test_maps_of_a_dot_are_drawn(weights, tmp_path):

@@ -29,6 +29,9 @@ def token_grid(num_tokens: int, image_size: tuple[int, int], cell: Cell | None =
         >>> token_grid(12, (96, 128))
         (3, 4)
     """
+    if cell is not None and any(isinstance(size, torch.SymInt) for size in image_size):
+        rows, columns = (size // round(side) for size, side in zip(image_size, cell, strict=True))
+        return rows, columns  # of a graph that is exported for any size, and compared on several
     if cell is not None:
         counts = [{int(size / side), ceil(size / side)} for size, side in zip(image_size, cell, strict=True)]
         fitting = [(height, num_tokens // height) for height in counts[0] if height and num_tokens % height == 0]

@@ -134,7 +134,8 @@ def _look(answers: Answers, path: str | None) -> list[Any]:
         return answers.look(load_photo(Path(path)) if path else None)
     except (DataError, UsageError) as error:
         message = str(error).replace(str(path), Path(str(path)).name)
-        raise gr.Error(message, print_exception=False) from error
+        gr.Warning(message)
+        return answers.look(None)  # nothing stays of the photograph before
 
 
 def _enlarged(photo: Image.Image) -> Image.Image:

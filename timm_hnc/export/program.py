@@ -52,12 +52,21 @@ def trace(graph: MapGraph, channels: int, size: Size) -> Traced:
             raise ValueError('its padding depends on the size')  # torch.export would not come to an end
         with alarm(_SECONDS, TimeoutError(f'torch.export of other sizes took more than {_SECONDS} s')):
             program = _export(graph, torch.zeros(2, channels, *wide), {2: Dim.AUTO, 3: Dim.AUTO})
+        _refuse_limits(program)
         for other in (size, high):
             program.module()(torch.zeros(1, channels, *other))
         return Traced(program, (size, wide, high))
     except Exception as error:  # of the model, of torch.export, or of what it made
         reason = first_lines(error, 100)
     return trace_one_size(graph, channels, size, reason)
+
+
+def _refuse_limits(program: ExportedProgram) -> None:
+    """Refuse a graph that is one of images up to a size: torch.export says so, ONNX would answer beyond it as well."""
+    largest = [bounds.upper for bounds in program.range_constraints.values() if bounds.upper != _LARGEST_BATCH]
+    limit = min((int(upper) for upper in largest if upper.is_Integer), default=_LARGEST)
+    if limit < _LARGEST:
+        raise ValueError(f'it does something else with images of more than {limit} pixels')
 
 
 def _cell(model: CamModel, channels: int, size: Size) -> Size:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ _logger = logging.getLogger(__name__)
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 MAX_SIDE = 4096
+_LONGEST = (
+    50  # times the short side: a model sees the short side as large as its images, and the long one in proportion
+)
 
 
 def find_photos(paths: Iterable[str | Path]) -> list[Path]:
@@ -50,19 +54,34 @@ def load_photos(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]:
         _logger.warning(f'{len(problems)} of {count} photos skipped.')
 
 
+class _Strip(Exception):
+    """A photo is much longer than wide."""
+
+
+@cache
+def _formats() -> list[str]:
+    """All that Pillow reads itself: PostScript it gives to a program that runs it."""
+    Image.init()
+    return [name for name in Image.OPEN if name != 'EPS']
+
+
 def load_photo(path: Path) -> Image.Image:
     """An RGB image: turned as its EXIF data says, transparent places white, 16 bits scaled, only the first frame.
 
     A photo with a side of more than 4,096 pixels is made smaller while it is read.
 
     Raises:
-        DataError: the file is no image, is damaged, or has too many pixels.
+        DataError: the file is no image, is damaged, has too many pixels, or is a strip of them.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
+            if max(image.size) > _LONGEST * min(image.size):
+                raise _Strip
             image.draft('RGB', (MAX_SIDE, MAX_SIDE))
             image.thumbnail((MAX_SIDE, MAX_SIDE)) if max(image.size) > MAX_SIDE else image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
+    except _Strip:
+        raise DataError(f"photo '{path}' is more than {_LONGEST} times as long as wide: cut it first.") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"photo '{path}' has too many pixels: make it smaller first.") from error
     except Exception as error:  # Pillow's plugins raise what their parsing of a damaged file ends in
