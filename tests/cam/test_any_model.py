@@ -63,6 +63,29 @@ def logits_and_maps(cam_model, images):
     return class_maps.logits, class_maps.maps(None)
 
 
+class Windows(Net):
+    """Its trunk sees quarters of the images, one after the other."""
+
+    def __init__(self):
+        super().__init__(Mean())
+
+    def forward(self, x):
+        rows = torch.cat([part for half in x.chunk(2, 2) for part in half.chunk(2, 3)])
+        return self.classifier(self.head(self.trunk(rows)).unflatten(0, (4, -1)).mean(0))
+
+
+class Resized(nn.Module):
+    """Tokens of images that it makes as large as its own first."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm, self.fc = nn.Conv2d(3, 8, 8, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = functional.interpolate(x, (64, 64))
+        return self.fc(self.norm(self.patches(x).flatten(2).mT).mean(1))
+
+
 class WithToken(nn.Module):
     """A class token beside patches, which it has attended to already; both enter the logits."""
 
@@ -309,12 +332,26 @@ def test_nothing_of_the_model_is_changed(images):
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3), Mean()), {}, r'made with its first batch. Way out: run it once'),
         (Shuffled, {'features': 'mix'}, r"the positions at features='mix' are not in the order of the image"),
         (Queries, {'features': 'mix'}, r"what is at features='mix' has no positions"),
+        (Windows, {'features': 'trunk'}, r"what is at features='trunk' are 8 rows of 2 images"),
+        (lambda: torch.jit.script(Net(Mean())), {}, r'TorchScript .*Way out: give the model that it was made of'),
         (WithToken, {'features': 'mix'}, r"class tokens, .* behind features='mix'.*the block in front of the last"),
     ],
 )
 def test_what_is_refused(make, where, message):
     with pytest.raises(ValueError, match=message):
         CamModel(make(), **{'image_size': (16, 24), **where})
+
+
+def test_tokens_of_images_that_a_model_resizes():
+    """As many cells would fit into the image itself: 4 x 16 of eight pixels."""
+    cam_model = CamModel(Resized().eval(), features='norm', image_size=(64, 64))
+    images = torch.zeros(2, 3, 32, 128)
+    images[1, :, :8, :16] = 1
+    logits, maps = logits_and_maps(cam_model, images)
+    assert maps.shape == (2, 5, 8, 8)
+    torch.testing.assert_close(logits, maps.mean((2, 3)))
+    torch.testing.assert_close(maps[1, :, 2:, 1:], maps[0, :, 2:, 1:])
+    assert (maps[1, :, :2, 0] - maps[0, :, :2, 0]).abs().min() > 0
 
 
 def test_how_it_wants_its_images():
@@ -330,7 +367,7 @@ def test_how_it_wants_its_images():
         CamModel(Small(Mean()).to('meta'))
 
 
-@pytest.mark.parametrize('image_size', [(64,), '64', (64, 64, 3), (1.5, 2)])
+@pytest.mark.parametrize('image_size', [(64,), '64', (64, 64, 3), (1.5, 2), -1, (0, 64)])
 def test_image_sizes_that_are_none(image_size):
     with pytest.raises(ValueError, match=r'expected \(height, width\) or one side, in pixels'):
         CamModel(Net(Mean()), image_size=image_size)

@@ -1,6 +1,7 @@
 """Models that timm does not have: accepted or refused by what they do, whatever their names say."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 from unknown_models import Tiny, accepted, assert_exact, assert_maps_move_with_the_patches
@@ -210,6 +211,25 @@ def test_a_missing_attribute_is_named(attribute, model, what, way_out):
         CamModel(model)
     assert f'it has {what}' in str(error.value)
     assert f'Way out: {f"set {way_out}" if way_out else "use an image classifier of timm"}' in str(error.value)
+
+
+def test_a_module_that_is_named_needs_nothing_else_of_timms():
+    model = Tiny().double()
+    model.__class__ = without('num_classes', without('get_classifier', Tiny))
+    with pytest.raises(UnsupportedHead, match=r"or name the module whose output has positions with features='\.\.\.'"):
+        CamModel(model)
+    cam_model = CamModel(model, features='stem')
+    assert cam_model.num_classes == Tiny().num_classes
+    assert_exact(cam_model, False)
+
+
+def test_a_classifier_that_was_put_there_by_hand():
+    model = timm.create_model('test_resnet')
+    model.fc = nn.Linear(model.num_features, 7)
+    with pytest.raises(UnsupportedHead, match=r'num_classes says 1000, and it has 7 logits\. Way out: set model\.num_'):
+        CamModel(model)
+    model.num_classes = 7
+    assert CamModel(model).num_classes == 7
 
 
 def fail(*_):

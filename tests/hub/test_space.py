@@ -1,19 +1,25 @@
 """timm-hnc push --space: what stands on the Hub, and that it serves the page with the weights from there."""
 
 import json
+import runpy
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 from urllib.request import urlopen
 
 import pytest
 from hub_server import client_environment
 from huggingface_hub import SpaceCard
+from naflex_batches import naflex_model
 from running import subprocess_environment
 
 import timm_hnc
+from timm_hnc import CamModel
+from timm_hnc.data.naflex import NaFlexOptions
+from timm_hnc.hub.space import write_space
 
 FILES = {'README.md', 'app.py', 'requirements.txt'}
 
@@ -70,6 +76,17 @@ def wait_for(address, process):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
     raise AssertionError('the page is not served')
+
+
+def test_a_space_of_a_naflex_run_sees_photographs_in_their_own_shape(tmp_path, monkeypatch):
+    write_space(tmp_path, 'alice/wide', False, NaFlexOptions(naflex_loader=True, naflex_max_seq_len=64))
+    model, shown = CamModel(naflex_model()), []
+    monkeypatch.setattr('timm_hnc.weights.opening.open_model', lambda name: model)
+    monkeypatch.setattr('timm_hnc.demo.page.build_page', lambda subjects: shown.extend(subjects) or mock.Mock())
+    monkeypatch.setattr('timm_hnc.demo.page.show_page', lambda page: None)
+    runpy.run_path(str(tmp_path / 'app.py'))
+    [subject] = shown
+    assert (subject.patches.max_seq_len, subject.patches.size) == (64, model.model.get_patch_size())
 
 
 def test_code_that_is_gone_leaves_the_space(server, worker, run):

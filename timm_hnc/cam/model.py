@@ -57,7 +57,10 @@ class CamModel(nn.Module):
             raise ValueError('features and features_input: one place, not two.')
         name = features or features_input
         image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if image_size is not None and not (len(image_size) == 2 and all(isinstance(side, int) for side in image_size)):
+        sides = () if image_size is None else image_size
+        if image_size is not None and not (
+            len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+        ):
             raise ValueError(f'image_size={image_size!r}: expected (height, width) or one side, in pixels.')
         self.head: MapHead = probe_head(model, Place(name, bool(features_input)) if name else None, image_size)
         self.model: TimmModel = model
@@ -82,8 +85,7 @@ class CamModel(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        source: Any = self.model if is_of_timm(self.model) else self.head
-        return int(source.num_classes)
+        return int(getattr(self.head, 'num_classes', None) or self.model.num_classes)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.files.options import read_options
 from timm_hnc.hub.publish import push_run
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError('--space: not together with --create-pr, whose weights are not published yet.')
     print(push_run(run, repo_id, **options))  # noqa: T201  # the result of the command
     if space:
-        several = read_options(run).get('task') == 'multilabel'
+        trained = read_options(run)
+        several, naflex = trained.get('task') == 'multilabel', NaFlexOptions.of_run(trained)
         shared = {name: options[name] for name in ('private', 'revision')}
-        print(push_space(repo_id, multi_label=several, **shared))  # noqa: T201  # the result of the command
+        print(push_space(repo_id, multi_label=several, naflex=naflex, **shared))  # noqa: T201  # the result of the command

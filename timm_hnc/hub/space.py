@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from jinja2 import Environment, PackageLoader
 
 import timm_hnc
+from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.hub.publish import publish_folder
 
 PACKAGE = 'timm_hnc'
@@ -18,6 +19,7 @@ def push_space(
     repo_id: str,
     *,
     multi_label: bool = False,
+    naflex: NaFlexOptions | None = None,
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
@@ -28,13 +30,15 @@ def push_space(
         DataError: the Hub refuses or fails; the Space is as it was, or has the whole commit.
     """
     with TemporaryDirectory() as folder:
-        write_space(Path(folder), repo_id, multi_label, revision)
+        write_space(Path(folder), repo_id, multi_label, naflex, revision)
         return publish_folder(
             Path(folder), repo_id, private=private, commit_message='Add page', token=token, repo_type='space'
         )
 
 
-def write_space(folder: Path, repo_id: str, multi_label: bool, revision: str | None = None) -> None:
+def write_space(
+    folder: Path, repo_id: str, multi_label: bool, naflex: NaFlexOptions | None = None, revision: str | None = None
+) -> None:
     """Write what a Space is made of: README.md, app.py, requirements.txt, and this package, which no index has."""
     templates = Environment(loader=PackageLoader('timm_hnc.hub'), trim_blocks=True, keep_trailing_newline=True)
     facts = {
@@ -42,6 +46,7 @@ def write_space(folder: Path, repo_id: str, multi_label: bool, revision: str | N
         'name': repo_id.partition('/')[2],
         'model': f'hf-hub:{repo_id}@{revision}' if revision else f'hf-hub:{repo_id}',
         'multi_label': multi_label,
+        'naflex': repr(naflex) if naflex and naflex.naflex_loader else '',
         'gradio': _gradio_version(),
     }
     for template, name in (('space.md', 'README.md'), ('space_app.txt', 'app.py')):

@@ -183,6 +183,11 @@ class _Probe:
     def head_at(self, place: Place) -> HookedHead:
         """The head behind a place, if every logit is the mean of a map of what is there and of nothing else."""
         features = self._features(place, self.images)
+        if features.ndim and len(features) != BATCH:
+            shape = tuple(features.shape)
+            raise Refused(
+                f'what is at {place} are {len(features)} rows of {BATCH} images (its shape is {shape})', _ELSEWHERE
+            )
         refused = None
         for branch in self.branches(features, place):
             try:
@@ -232,13 +237,22 @@ class _Probe:
             with suppress(ValueError):
                 grid = token_grid(count - prefix, self.image_size) if prefix < count else (0, 0)
                 if grid in self.grids:
-                    return Branch((1,), prefix, cell_of(grid, self.image_size))
+                    fixed = grid if self._is_fixed(count, place) else None
+                    return Branch((1,), prefix, cell_of(grid, self.image_size), fixed)
         with suppress(ValueError, Refused):
             height, width = self.image_size
             larger = torch.zeros(BATCH, self.images.shape[1], 2 * height, 2 * width).to(self.images)
             if self._features(place, larger).shape[1] > count:
                 return token_branch(self.model, count, self.image_size)
         return None
+
+    def _is_fixed(self, count: int, place: Place) -> bool:
+        """Whether the tokens of smaller images are as many, as those of a model are that resizes its images."""
+        smaller = self.images[..., : self.image_size[0] // 2, : self.image_size[1] // 2]
+        try:
+            return self._features(place, smaller).shape[1] == count
+        except Refused:  # it takes no others
+            return False
 
     def _check_order(self, place: Place, branch: Branch) -> None:
         if not in_order(lambda images: self._features(place, images), self.images[:1], branch):

@@ -11,7 +11,7 @@ from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.positions import PositionTracker
 from timm_hnc.cam.following.tracking import Lost
-from timm_hnc.cam.grids import Cell, token_grid
+from timm_hnc.cam.grids import Cell, Grid, token_grid
 from timm_hnc.cam.heads.base import TimmModel
 
 Maps = TypeVar('Maps')
@@ -27,16 +27,25 @@ class Branch:
         dims: the dimensions that run over positions.
         prefix: tokens in front of the positions.
         cell: (height, width) of a cell in pixels, for tokens.
+        grid: (h, w), for tokens that are as many whatever the size of the image.
     """
 
     dims: tuple[int, ...]
     prefix: int = 0
     cell: Cell | None = None
+    grid: Grid | None = None
 
     def live(self, features: Tensor, image_size: tuple[int, int]) -> Live:
-        """The positions of these features."""
+        """The positions of these features.
+
+        Raises:
+            ValueError: tokens form no grid.
+        """
         sizes = [features.shape[dim] for dim in self.dims]
-        grid = tuple(sizes) if len(sizes) == 2 else token_grid(sizes[0] - self.prefix, image_size, self.cell)
+        if self.grid is not None and sizes[0] - self.prefix != self.grid[0] * self.grid[1]:
+            raise ValueError(f'{sizes[0]} tokens, where there were {self.grid[0]} x {self.grid[1]}.')
+        of_tokens = len(sizes) == 1 and (self.grid or token_grid(sizes[0] - self.prefix, image_size, self.cell))
+        grid = of_tokens or tuple(sizes)
         return Live(self.dims, grid, self.prefix)  # type: ignore[arg-type]  # two sizes
 
 

@@ -26,6 +26,7 @@ from timm_hnc.errors import UsageError, first_lines
 MapHead = Head | DetachedHead | DetachedTail | HookedHead
 LARGER = 4  # times the image size, where the model's own makes a single position
 ANOTHER_PLACE = "name a module nearer to the logits with features='...', or features_input='...'"
+_NAMED = "name the module whose output has positions with features='...'"
 ELSE = 'choose a model with an average pool in front of its classifier, such as resnet50'
 
 
@@ -75,6 +76,8 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
         UnsupportedHead: the model has no exact class maps, as far as this goes.
     """
     try:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise Refused('TorchScript does not let us look into its modules', 'give the model that it was made of')
         with exact_numbers(), torch.random.fork_rng(devices=[]):  # a head may draw
             if place is None and is_of_timm(model):
                 return _find(model)
@@ -124,14 +127,15 @@ def way_out_of(model: TimmModel) -> str | None:
 
 def _find(model: TimmModel) -> MapHead:
     if not hasattr(model, 'get_classifier'):
-        raise Refused('it has no get_classifier()', 'use an image classifier of timm')
+        raise Refused('it has no get_classifier()', f'use an image classifier of timm, or {_NAMED}')
     if next(model.parameters(), None) is None:
         raise Refused('it has no weights', 'use an image classifier of timm')
     if not hasattr(model, 'num_classes'):
-        raise Refused('it has no num_classes', 'set it to the number of its classes')
+        raise Refused('it has no num_classes', f'set it to the number of its classes, or {_NAMED}')
     if not model.num_classes:
         raise Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
     found = _features(model, get_model_input_config(model)['input_size'])
+    _check_number_of_classes(found)
     with suppress(ValueError, Refused):
         return _plain(model, found)
     try:
@@ -142,6 +146,18 @@ def _find(model: TimmModel) -> MapHead:
             if tail is not None:
                 return tail
         raise
+
+
+def _check_number_of_classes(found: Features) -> None:
+    """Refuse a classifier that somebody put there by hand, where what is saved would tell of another."""
+    told, count = found.model.num_classes, None
+    with suppress(*ERRORS), torch.no_grad():  # a head that fails is refused where it is followed
+        count = found.model.forward_head(found.features).shape[-1]
+    if count not in (None, told):
+        raise Refused(
+            f'its num_classes says {told}, and it has {count} logits',
+            f'set model.num_classes = {count}; model.reset_classifier({count}) makes both',
+        )
 
 
 def _features(model: TimmModel, input_size: tuple[int, int, int]) -> Features:
