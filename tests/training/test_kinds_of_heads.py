@@ -12,8 +12,8 @@ SMALLEST = {
     'D': ['mobilenetv3_small_050'],
     'E': ['efficientvit_b0', '--model-kwargs', 'widths=(4,8,16,32,64)', 'depths=(1,1,1,1,1)', 'head_widths=(64,80)'],
     'F': ['test_vit3'],
-    'G with --gp avg': ['test_vit', '--model-kwargs', 'img_size=32', '--gp', 'avg'],
-    'H': ['efficientvim_m1', '--img-size', '64', '--model-kwargs', 'embed_dim=(24,32,40)', 'depths=(1,1,1)'],
+    'G with --gp avg': ['test_vit', '--model-kwargs', 'img_size=64', '--gp', 'avg'],
+    'H': ['efficientvim_m1', '--img-size', '128', '--model-kwargs', 'embed_dim=(24,32,40)', 'depths=(1,1,1)'],
 }
 WITH_PICTURES = ('A1', 'F', 'H')  # of one linear layer, with attention, of several branches
 
@@ -21,7 +21,7 @@ WITH_PICTURES = ('A1', 'F', 'H')  # of one linear layer, with attention, of seve
 @pytest.mark.parametrize('kind', SMALLEST)
 def test_one_step(kind, images, tmp_path, capsys):
     folder = train(
-        *('--data-dir', images, '--num-classes', 3, '--img-size', 32, '--model', *SMALLEST[kind]),
+        *('--data-dir', images, '--num-classes', 3, '--img-size', 64, '--model', *SMALLEST[kind]),
         *('--workers', 0, '-b', 24, '--epochs', 1, '--device', 'cpu', '--hnc', 'kd', '--hnc-topk', 2),
         *('--cam-images', 2 if kind in WITH_PICTURES else 0, '--output', tmp_path, '--experiment', 'run'),
         *(() if kind == 'H' else ('--no-report',)),

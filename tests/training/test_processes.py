@@ -30,7 +30,7 @@ from timm_hnc.report.examples import read_examples
 HERE = Path(__file__).parent
 TASKS = [  # in two processes, the first two of them in three as well
     '--hnc mse --hnc-weight auto --hnc-topk 1',
-    '--hnc kd --hnc-weight 0.1 --hnc-reduction mean --grad-accum-steps 2 --clip-grad 0.5 --model-ema',
+    '--hnc kd --hnc-weight 0.1 --hnc-reduction mean --grad-accum-steps 2 --clip-grad 0.5 --model-ema --img-size 64',
     '--hnc mse --hnc-weight 0.1 --task multilabel --clip-grad 0.02 --clip-mode agc --map-loss separability consistency',
     '--loss ce',
     '--hnc mse --hnc-weight 0.1 --hnc-topk 1 --kd-model-name TEACHER --kd-distill-type feature --clip-grad 0.5',

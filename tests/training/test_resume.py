@@ -198,7 +198,7 @@ def test_an_existing_run_folder_is_refused_without_resume(run, options, capsys):
         ),
         (['--num-classes', '4'], 'does not fit this run: Error(s) in loading state_dict'),
         (['--model-kwargs', *SMALL[3:6], 'layers=(1,2,1,1)'], 'does not fit this run'),
-        (['--opt', 'adamw', '--layer-decay', '0.5'], 'does not fit this run'),
+        (['--opt', 'adamw', '--layer-decay', '0.5'], 'has the state of --opt sgd, with which --opt adamw cannot go on'),
     ],
     ids=['architecture', 'classes', 'layers', 'optimizer'],
 )

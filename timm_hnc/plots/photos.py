@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,6 @@ class _Strip(Exception):
     """A photo is much longer than wide."""
 
 
-@cache
 def _formats() -> list[str]:
     """All that Pillow reads itself: PostScript it gives to a program that runs it."""
     Image.init()
