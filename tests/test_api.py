@@ -3,6 +3,7 @@
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -154,7 +155,7 @@ def test_a_loader_is_not_read_by_several_processes(task, tmp_path, monkeypatch):
 def test_without_validation_data_the_training_loss_ranks(images, tmp_path):
     forget_run()
     data = ImageFolder(str(images / 'train'))
-    result = timm_hnc.train(new_model(), data, epochs=1, **OPTIONS, output=str(tmp_path))
+    result = timm_hnc.train(new_model(), data, epochs=np.int64(1), **OPTIONS, output=tmp_path)
     assert result['final'] is None
     assert list(result['best_metric']) == ['loss']
 
@@ -221,6 +222,9 @@ def test_an_evaluation_refuses_what_would_do_nothing(values, message):
         ([], {}, "data of type 'list': expected a data set with an attribute `transform`"),
         (ImageFolder, {'hnc_topk': 3}, '--hnc-topk 3: does nothing without --hnc'),
         (ImageFolder, {'hnc': 'mse', 'gp': 'max', 'batch_size': 0}, '--batch-size 0'),
+        (ImageFolder, {'epochs': '1'}, "--epochs '1': expected an integer"),
+        (ImageFolder, {'model_ema': 1}, '--model-ema 1: expected True or False'),
+        (ImageFolder, {'hnc': True}, "--hnc 'True': expected one of none, mse, kd, var, logit"),
         (ImageFolder, {'label_noise': 'symmetric:0.9'}, '--label-noise symmetric:0.9: does nothing, the data sets are'),
         (ImageFolder, {'holdout': 0.5}, '--holdout 0.5: does nothing'),
         (ImageFolder, {'epoch_repeats': 2}, '--epoch-repeats 2: does nothing'),

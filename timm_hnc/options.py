@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import cache
 from math import inf, isfinite
-from typing import Any, TypeVar, get_type_hints
+from numbers import Integral, Real
+from os import PathLike, fspath
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from timm_hnc.errors import UsageError
 
 Groups = TypeVar('Groups')
+_KINDS: dict[Any, type] = {bool: bool, int: Integral, float: Real, str: str}
+_WORDS = {bool: 'True or False', int: 'an integer', float: 'a number', str: 'text'}
 
 
 def flag_of(name: str) -> str:
@@ -63,10 +69,42 @@ def grouped(kind: type[Groups], values: Mapping[str, Any]) -> Groups:
     """
     left, found = dict(values), {}
     for name, group in get_type_hints(kind).items():
-        found[name] = group(**{each.name: left.pop(each.name) for each in fields(group) if each.name in left})
+        hints = _hints_of(group)
+        given = {each.name: left.pop(each.name) for each in fields(group) if each.name in left}
+        found[name] = group(**{each: _of_its_type(each, value, hints[each]) for each, value in given.items()})
     if left:
         raise TypeError(f'no option of {kind.__name__}: {", ".join(left)}')
     return kind(**found)
+
+
+@cache
+def _hints_of(group: type) -> dict[str, Any]:
+    return get_type_hints(group)
+
+
+def _of_its_type(name: str, value: Any, hint: Any) -> Any:
+    """A value as its option has it, paths as text; lists, mappings and None pass as they are.
+
+    Raises:
+        UsageError: it is of another type, or none of the choices.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    types = [kind for kind in kinds if kind in _KINDS]
+    if value is None or not (choices or types):
+        return value
+    if isinstance(value, PathLike) and str in types:
+        return fspath(value)
+    if choices and value not in choices:
+        raise UsageError(f"{flag_of(name)} '{value}': expected one of {', '.join(map(str, choices))}.")
+    fitting = next((kind for kind in types if _fits(value, kind)), None)
+    if types and fitting is None:
+        raise UsageError(f'{flag_of(name)} {value!r}: expected {" or ".join(_WORDS[kind] for kind in types)}.')
+    return fitting(value) if fitting and type(value) not in _KINDS else value  # numbers of numpy
+
+
+def _fits(value: Any, kind: type) -> bool:
+    return kind is bool if isinstance(value, bool) else isinstance(value, _KINDS[kind])
 
 
 def flattened(options: Any) -> dict[str, Any]:
