@@ -85,7 +85,9 @@ class CamModel(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return int(getattr(self.head, 'num_classes', None) or self.model.num_classes)
+        of_timm = is_of_timm(self.model) and hasattr(self.model, 'num_classes')
+        source: Any = self.model if of_timm else self.head
+        return int(source.num_classes)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:

@@ -13,9 +13,8 @@ _logger = logging.getLogger(__name__)
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 MAX_SIDE = 4096
-_LONGEST = (
-    50  # times the short side: a model sees the short side as large as its images, and the long one in proportion
-)
+# times the short side, which becomes as long as a model's images: the long one grows in proportion
+_LONGEST = 50
 
 
 def find_photos(paths: Iterable[str | Path]) -> list[Path]:
