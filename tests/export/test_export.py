@@ -254,6 +254,7 @@ def test_wrong_use(tmp_path, capsys, monkeypatch):
         (['test_resnet', '--maps', 'all', '--contrast'], 2, '--contrast: needs the maps of two classes or more'),
         (['test_resnet', '--format', 'tflite'], 2, '--format tflite: expected one of pt2, onnx'),
         (['test_resnet', '--out', str(tmp_path / 'weights.pth')], 2, 'expected the name of a file that ends in .onnx'),
+        (['test_resnet', '--num-classes', '-3'], 2, '--num-classes -3: expected 1 or more.'),
         (['test_nothing'], 2, "'test_nothing' cannot be made: Unknown model"),
         ([str(tmp_path / 'empty')], 1, "empty' is neither a run folder nor a folder of weights"),
         (['test_resnet', '--out', str(tmp_path / 'file' / 'a.pt2'), '--format', 'pt2'], 2, "a.pt2' cannot be written"),

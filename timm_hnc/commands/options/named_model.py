@@ -8,6 +8,7 @@ import torch
 from timm_hnc.cam import CamModel
 from timm_hnc.commands.options.parsing import KeyValues
 from timm_hnc.data.naflex import NaFlexOptions
+from timm_hnc.errors import UsageError
 from timm_hnc.files.options import options_of_run
 from timm_hnc.plots.photo_cams import Subject, names_of
 from timm_hnc.weights.opening import open_model
@@ -35,7 +36,13 @@ def subject_of(
 
 
 def named_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of timm's create_model that those flags give."""
+    """Arguments of timm's create_model that those flags give.
+
+    Raises:
+        UsageError: there are no classes.
+    """
+    if args.num_classes is not None and args.num_classes < 1:
+        raise UsageError(f'--num-classes {args.num_classes}: expected 1 or more.')
     asked: dict[str, Any] = {'num_classes': args.num_classes, 'global_pool': args.gp}
     return args.model_kwargs | {name: value for name, value in asked.items() if value is not None}
 
