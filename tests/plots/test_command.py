@@ -142,7 +142,7 @@ def test_wrong_use(weights, photos, tmp_path, capsys):
         (['cams', photo, '--checkpoint', tmp_path / 'empty'], 1, "empty' is neither a run folder nor its model_best"),
         (['cams', photo, '--against', folder], 2, 'no model: pass --checkpoint RUN, or --model NAME'),
         (['cams', photo, '--model', 'resnet_none', '--pretrained'], 1, "'resnet_none' cannot be loaded"),
-        (['cams', photo, '--model', 'test_vit', '--num-classes', 0], 2, 'no class'),
+        (['cams', photo, '--model', 'test_vit', '--num-classes', 0], 2, '--num-classes 0: expected 1 or more'),
         (['cams', photo, *checkpoint, '--out', tmp_path / 'a.what'], 2, 'a.what'),
         (['curves', tmp_path / 'empty'], 1, "empty' is no run folder of train.py"),
     ):
