@@ -161,7 +161,11 @@ def test_data_that_only_comes_in_order_is_read_from_its_beginning():
         (['test_resnet', '--no-pretrained', '--port', '0'], 2, '--port 0: expected 1 to 65535.'),
         (['no_such_model'], 2, "'no_such_model' cannot be made: Unknown model (no_such_model)"),
         (['.'], 1, "'.' is neither a run folder nor a folder of weights."),
-        (['test_resnet', 'test_vit', '--no-pretrained', '--num-classes', '0'], 2, '--num-classes 0: expected 1 or more'),
+        (
+            ['test_resnet', 'test_vit', '--no-pretrained', '--num-classes', '0'],
+            2,
+            '--num-classes 0: expected 1 or more',
+        ),
         (
             ['test_resnet', '--no-pretrained', '--host', '192.0.2.1'],
             2,
