@@ -76,7 +76,9 @@ MODELS = {
     'resnet': SmallModel('test_resnet', 'A1', (64, 96), (2, 3)),
     'efficientnet': SmallModel('test_efficientnet', 'A1', (96, 64), (3, 2), {'drop_path_rate': 0.2}),
     'starnet': SmallModel('starnet_s050', 'A1', (64, 96), (2, 3)),
-    'resnetv2': SmallModel('resnetv2_18', 'A2', (64, 96), (2, 3), {'channels': (16, 16, 32, 32), 'stem_chs': 16}),
+    'resnetv2': SmallModel(
+        'resnetv2_18', 'A2', (64, 96), (2, 3), {'layers': (1,) * 4, 'channels': (16, 16, 32, 32), 'stem_chs': 16}
+    ),
     'dla': SmallModel('dla46x_c', 'A2', (64, 96), (2, 3)),
     'swin': SmallModel(
         'swin_tiny_patch4_window7_224',

@@ -21,6 +21,7 @@ def test_tests_are_left_out_where_no_device_is():
     assert 'skipped' in step('tests', '-p', 'no:randomly').stdout.splitlines()[-1]
 
 
+@pytest.mark.slow  # 5 s for a command line of step_cost.py, which test_step_cost.py runs
 def test_cost_of_a_step(tmp_path):
     few = (
         '--model test_resnet --classes 12 --topk 3 --img-size 32 --batch-size 2 --pairs 2 --memory-runs 0 --mode eager'

@@ -148,7 +148,7 @@ def test_with_hnc_the_loss_and_its_gradients_are_the_sum_of_both(kind):
 def teacher(images, tmp_path_factory):
     """A run folder whose features are longer than the student's."""
     output = tmp_path_factory.mktemp('teacher')
-    wider = [word.replace('(16,16,16,16)', '(16,16,16,24)') for word in SMALL]
+    wider = [word.replace('(16,16,16,16)', '(16,24,24,24)') for word in SMALL]
     return train('--data-dir', images, *wider, '--lr', 0.05, '--output', output, '--experiment', 'teacher')
 
 

@@ -119,13 +119,13 @@ def test_a_worker_that_dies(options, tmp_path, moment):
 
 def test_a_worker_that_hangs(options, tmp_path):
     """It may or may not have announced a batch; tests/data/loading/test_loader_errors.py is sure of one that has."""
-    with running(*options('run', '--epochs', 100_000, '--workers', 1, '--worker-timeout', 2)) as process:
+    with running(*options('run', '--epochs', 100_000, '--workers', 1, '--worker-timeout', 1)) as process:
         wait_for(process, tmp_path / 'run' / 'checkpoints' / 'epoch-0')
         signal_workers(process, signal.SIGSTOP)
         errors = process.communicate(timeout=30)[1]
     assert process.returncode == 1
     assert 'Traceback' not in errors
-    assert re.search('error: the data cannot be read: DataLoader (timed out after 2.0|has waited 9) seconds', errors)
+    assert re.search('error: the data cannot be read: DataLoader (timed out after 1.0|has waited 7) seconds', errors)
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

@@ -194,7 +194,7 @@ def test_layer_decay_and_weight_decay_reach_the_parameters_of_the_plain_model(im
     assert found.keys() == dict(run.model.named_parameters()).keys()
     scales = {name: group['lr_scale'] for name, group in found.items()}
     assert scales['fc.weight'] == 1
-    assert scales['conv1.0.weight'] < scales['layer1.0.conv1.weight'] < scales['layer4.0.conv1.weight'] < 1
+    assert scales['conv1.0.weight'] < scales['layer1.0.conv1.weight'] < scales['layer2.0.conv1.weight'] < 1
     no_decay = {name for name, group in found.items() if group['weight_decay'] == 0}
     assert no_decay == {name for name, parameter in run.model.named_parameters() if parameter.ndim <= 1}
 
