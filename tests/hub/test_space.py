@@ -3,14 +3,13 @@
 import json
 import runpy
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from unittest import mock
 from urllib.request import urlopen
 
 import pytest
+from forks import Script
 from hub_server import client_environment
 from huggingface_hub import SpaceCard
 from naflex_batches import naflex_model
@@ -57,12 +56,11 @@ def test_it_serves_the_page_with_its_own_code_and_the_weights_of_the_hub(server,
         port = listener.getsockname()[1]
     environment = client_environment(server, tmp_path / 'home', start=subprocess_environment())
     environment |= {'GRADIO_SERVER_PORT': str(port), 'PYTHONPATH': '', 'HF_HUB_OFFLINE': '0'}
-    command = [sys.executable, 'app.py']
-    with subprocess.Popen(command, cwd=tmp_path / 'space', env=environment, stderr=subprocess.PIPE, text=True) as app:
-        try:
-            config = wait_for(f'http://127.0.0.1:{port}/config', app)
-        finally:
-            app.kill()
+    app = Script(['app.py'], environment, cwd=tmp_path / 'space', imported='torch')
+    try:
+        config = wait_for(f'http://127.0.0.1:{port}/config', app)
+    finally:
+        app.kill()
     assert config['title'] == 'paged'
     [label] = [each for each in config['components'] if each['type'] == 'label']
     assert label['props']['label'].startswith('paged: ')
@@ -73,7 +71,7 @@ def wait_for(address, process):
         try:
             return json.loads(urlopen(address, timeout=10).read())
         except OSError:
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, process.communicate()[1]
             time.sleep(0.1)
     raise AssertionError('the page is not served')
 
