@@ -14,7 +14,7 @@ from PIL import Image
 from running import NARROW, SMALL, arguments, clean_process, equal_tensors, forget_run, summary, train, validate
 from timm.utils import random_seed
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.datasets import ImageFolder
 
 import timm_hnc
@@ -269,6 +269,22 @@ def test_classes_of_other_numbers(images, tmp_path):
     model = timm.create_model('test_resnet', num_classes=2, **NARROW)
     with pytest.raises(DataError, match=r"^data set 'ImageFolder' has labels outside the model's range 0 to 1"):
         timm_hnc.evaluate(model, train_set, **options)
+
+
+def test_labels_of_a_loader_are_those_of_the_model():
+    labels = torch.arange(16) % 4 - 1
+    data = TensorDataset(torch.randn(16, 3, 32, 32), labels)
+    message = r"^data set 'TensorDataset' has labels outside .* 0 to 2, such as -1: number the classes from 0\.$"
+    with pytest.raises(DataError, match=message):
+        timm_hnc.train(new_model(), DataLoader(data, batch_size=8), None, **OPTIONS)
+    with pytest.raises(DataError, match=message):
+        timm_hnc.evaluate(new_model(), DataLoader(data, batch_size=8), device='cpu')
+
+    def from_zero(samples):
+        images, labels = default_collate(samples)
+        return images, (labels + 1) % 3
+
+    timm_hnc.evaluate(new_model(), DataLoader(data, batch_size=8, collate_fn=from_zero), device='cpu')
 
 
 def test_a_loader_of_validation_batches_has_its_own_size(images):

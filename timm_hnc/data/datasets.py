@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm.data
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.rows_ahead import keep_rows_ahead
@@ -229,12 +229,19 @@ def _check_indices(dataset: Any, name: str | None, num_classes: int) -> None:
 
 
 def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
-    """Refuse a provided data set with a label that the model does not have, where labels are there without images.
+    """Refuse provided data with a label that the model does not have, where labels are there without images.
+
+    Args:
+        dataset: a data set, or a DataLoader; what makes batches of its own may make other targets of the labels.
+        num_classes: outputs of the model.
+        multi_label: targets are sets of labels, and not looked at.
 
     Raises:
         DataError: with such a label.
     """
-    if multi_label:
+    if isinstance(dataset, DataLoader):
+        dataset = dataset.dataset if dataset.collate_fn is default_collate else None
+    if multi_label or dataset is None:
         return
     labels = sample_labels(dataset)
     known = set(labels) if isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels) else ()
@@ -244,7 +251,8 @@ def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
 def _check_range(labels: set[int], name: str | None, num_classes: int) -> None:
     wrong = sorted(label for label in labels if not 0 <= label < num_classes)
     if wrong:
+        way_out = 'set --num-classes to the classes of the data' if wrong[-1] >= 0 else 'number the classes from 0'
         raise DataError(
             f"data set '{name}' has labels outside the model's range 0 to {num_classes - 1}, such as {wrong[-1]}: "
-            'set --num-classes to the classes of the data.'
+            f'{way_out}.'
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from timm_hnc.data.holdout import Selection
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, innermost, unwrapped_reader
@@ -33,6 +34,8 @@ def sample_labels(dataset: Any) -> Sequence[Any] | None:
         return None if labels is None else [dataset.label(index, encode(label)) for index, label in enumerate(labels)]
     if isinstance(dataset, WrappedDataset):
         return sample_labels(dataset.dataset)
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].tolist() if len(dataset.tensors) == 2 else None
     reader = unwrapped_reader(dataset)
     if isinstance(getattr(reader, 'samples', None), list):
         return [sample[-1] for sample in reader.samples]

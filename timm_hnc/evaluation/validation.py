@@ -185,9 +185,9 @@ def measure(
     model = compiled(options.device.placed(model, accelerator.device))
     skipped = SkippedImages()
     loader: Any = data
+    if data is not None:
+        check_provided(data, num_classes, options.task.multi_label)
     if not taken_as_it_is(data, accelerator.num_processes):
-        if data is not None:
-            check_provided(data, num_classes, options.task.multi_label)
         loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)
         check_classes_of_model(names, loader.dataset)
         loader.dataset.skipped_images = skipped  # travels to the loader's workers

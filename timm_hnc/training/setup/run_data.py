@@ -78,7 +78,7 @@ def create_run_data(
     """
     skipped, channels = SkippedImages(), config['input_size'][0]
     for provided in (train_set, eval_set):
-        if provided is not None and not isinstance(provided, DataLoader):
+        if provided is not None:
             check_provided(provided, num_classes, options.task.multi_label)
     mixup = None
     if patches is None:
