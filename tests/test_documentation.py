@@ -154,7 +154,9 @@ def run_examples(texts: list[str]) -> dict:
 def folder(images, tmp_path, monkeypatch):
     """A folder with what the examples read."""
     (tmp_path / 'hparams').symlink_to(ROOT / 'hparams')
-    (tmp_path / 'args.yaml').write_text('model: resnet18\n')
+    run = tmp_path / 'output/train/cifar100-hnc'
+    run.mkdir(parents=True)
+    (run / 'args.yaml').write_text('model: resnet18\n')
     (tmp_path / 'flowers').symlink_to(images)
     monkeypatch.chdir(tmp_path)
     return tmp_path
