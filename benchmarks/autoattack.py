@@ -21,6 +21,7 @@ from timm_hnc.attacks.attacks import Attack, attack, normalized
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.options.validate_options import fraction
 from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.holdout import split_off
 from timm_hnc.files.options import read_options
 
 
@@ -36,7 +37,10 @@ def load(run: Path, count: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Te
         model.num_classes,
         input_key=options['input_key'],
         target_key=options['target_key'],
+        class_map=options['class_map'],
     )
+    if options['holdout']:
+        _, data = split_off(data, options['holdout'], options['seed'])
     data.transform = create_transform(**{**config, 'mean': (0.0,) * 3, 'std': (1.0,) * 3})
     count = min(count, len(data))
     images, labels = default_collate(list(Subset(data, [index * len(data) // count for index in range(count)])))

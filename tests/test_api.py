@@ -284,7 +284,28 @@ def test_labels_of_a_loader_are_those_of_the_model():
         images, labels = default_collate(samples)
         return images, (labels + 1) % 3
 
-    timm_hnc.evaluate(new_model(), DataLoader(data, batch_size=8, collate_fn=from_zero), device='cpu')
+    found = timm_hnc.evaluate(new_model(), DataLoader(data, batch_size=8, collate_fn=from_zero), device='cpu')
+    assert not {'img_size', 'crop_pct', 'interpolation'} & found.keys()  # those of the images are not known
+
+
+def test_batches_of_no_known_number():
+    class Batches:
+        def __iter__(self):
+            yield from ([0, 1, 2], [3])
+
+    data = TensorDataset(torch.randn(4, 3, 32, 32), torch.arange(4) % 3)
+    loaders = DataLoader(data, batch_sampler=Batches()), DataLoader(data, batch_size=3)
+    first, second = (timm_hnc.evaluate(new_model(), loader, device='cpu') for loader in loaders)
+    assert first == second
+
+
+def test_reassessed_labels_want_images_in_order_and_enough_classes(images, tmp_path):
+    (tmp_path / 'real.json').write_text('[]')
+    loader = DataLoader(ImageFolder(str(images / 'validation')), shuffle=True)
+    five = timm.create_model('test_resnet', num_classes=5, **NARROW)
+    for model, message in ((five, 'takes the images in order: the DataLoader'), (new_model(), 'the model has 3')):
+        with pytest.raises(UsageError, match=message):
+            timm_hnc.evaluate(model, loader, device='cpu', real_labels=str(tmp_path / 'real.json'))
 
 
 def test_a_loader_of_validation_batches_has_its_own_size(images):

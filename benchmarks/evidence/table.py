@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,8 @@ def _column(result: Result, name: str) -> dict[int, float]:
 def _spread(values: Mapping[int, float], digits: int) -> str:
     if not values:
         return '-'
+    if not all(map(math.isfinite, values.values())):
+        return 'not finite'
     spread = f' ± {statistics.stdev(values.values()):.{digits}f}' if len(values) > 1 else ''
     return f'{statistics.mean(values.values()):.{digits}f}{spread}'
 

@@ -9,7 +9,9 @@ import torch
 from attacked_network import EPS, LABELS, STEP, STEPS, Network, images
 from running import MODEL, NARROW, SMALL, failure, train, validate
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
 
+import timm_hnc
 from timm_hnc import CamModel, HNCLoss, hnc_loss, save_pretrained
 from timm_hnc.attacks.attacks import Attack, attack, cross_entropy, normalized, sample_losses, with_hnc
 from timm_hnc.commands.options.validate_options import fraction
@@ -172,7 +174,9 @@ def test_wrong_attacks(run, images, capsys):
     for argv, message in (
         ('--attack fgsm --attack-eps 1.5', '--attack: eps = 1.5: expected 0 to 1'),
         ('--attack fgsm --attack-eps -0.1', '--attack: eps = -0.1: expected 0 to 1'),
-        ('--attack pgd --attack-steps 0', '--attack: 0 steps'),
+        ('--attack pgd --attack-steps 0', '--attack-steps 0: expected 1 or more.'),
+        ('--attack fgsm --attack-steps 3', '--attack-steps: does nothing without --attack pgd.'),
+        ('--attack-space normalized', '--attack-space: does nothing without --attack fgsm or --attack pgd.'),
         ('--attack pgd --attack-loss train --torchcompile', '--attack-loss train: not together with --torchcompile'),
         ('--attack pgd --metrics-avg micro', '--attack: not together with'),
     ):
@@ -203,6 +207,39 @@ def test_a_model_without_class_maps_is_attacked_along_a_loss_that_needs_none(ima
     save_pretrained(model, tmp_path, hnc={'variant': 'mse', 'weight': 0.5, 'topk': 2})
     code, line = failure(capsys, 'validate', *argv, '--attack-loss', 'train')
     assert (code, '--attack-loss train: no exact class maps for' in line) == (2, True), line
+
+
+def test_confident_models_in_float16_are_attacked_as_in_float32(images, tmp_path, capsys):
+    model = timm.create_model('test_resnet', num_classes=3, **NARROW)
+    torch.nn.init.normal_(model.fc.weight, std=200, generator=torch.Generator().manual_seed(0))
+    save_pretrained(model, tmp_path)
+    argv = ['--checkpoint', tmp_path, images, *HERE, '--img-size', '32', '--attack', 'fgsm', '--attack-eps', '8/255']
+    full, half = (validate(capsys, *argv, '--model-dtype', dtype) for dtype in ('float32', 'float16'))
+    assert full['top1'] > full['fgsm_0.0313725_top1'] + 10
+    assert abs(half['fgsm_0.0313725_top1'] - full['fgsm_0.0313725_top1']) <= 8
+
+
+def test_restarts_are_compared_in_whole_batches_where_images_do_not_mix(monkeypatch):
+    model, sizes = timm.create_model('test_resnet', num_classes=3, **NARROW), []
+    model.conv1.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
+    loader = DataLoader(TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8) % 3), batch_size=4)
+    timm_hnc.evaluate(model, loader, device='cpu', attack=['pgd'], attack_steps=1, attack_restarts=2)
+    assert set(sizes) == {4}
+
+
+def test_images_that_were_normalised_otherwise_are_told(caplog):
+    model = timm.create_model('test_resnet', num_classes=3, **NARROW)
+    images = (torch.rand(4, 3, 32, 32) - 0.5) / 0.1
+    for std in (0.1, 0.5):
+        timm_hnc.evaluate(
+            model,
+            DataLoader(TensorDataset(images, torch.arange(4) % 3)),
+            device='cpu',
+            attack=['fgsm'],
+            mean=[0.5],
+            std=[std],
+        )
+        assert ('give the mean and std that they were normalised with' in caplog.text) == (std == 0.5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from evidence.figures import _as_trained, run_figures
 from evidence.plot import draw
 from evidence.regimes import BASELINE, REGIMES, Row
 from evidence.runs import FIRST_SEED, Choice, Setting, Stage, add_choices, choose, due_runs, needed_trials, read_choices
-from evidence.table import choices, markdown, paired, results, take_up, write
+from evidence.table import _spread, choices, markdown, paired, results, take_up, write
 from image_data import png, square
 from running import ROOT, SMALL, train, validate
 from scripts import load_script
@@ -356,3 +356,8 @@ def test_wrong_options_are_named(tmp_path):
     ):
         with pytest.raises((UsageError, DataError), match=words):
             script.main(argv)
+
+
+def test_a_figure_that_is_not_finite_has_no_mean():
+    assert _spread({10: 1.0, 11: float('nan')}, 1) == 'not finite'
+    assert _spread({10: 1.0, 11: 2.0}, 1) == '1.5 ± 0.7'

@@ -115,6 +115,8 @@ REFUSED = [
     ('--multilabel-threshold 0', '--multilabel-threshold 0.0'),
     ('--task multilabel --metrics-avg micro', '--metrics-avg micro: for --task classification only'),
     ('--task multilabel --real-labels r.json', '--real-labels r.json: for --task classification only'),
+    ('--cam-topk 3 --cam-boxes', '--cam-topk 3: needs --cam-metrics.'),
+    ('--attack-restarts 2', '--attack-restarts: does nothing without --attack fgsm or --attack pgd.'),
     ('--valid-labels v.txt --cam-metrics', '--cam-metrics: not together with --valid-labels'),
     ('--valid-labels v.txt --cam-boxes', '--cam-boxes: not together with --valid-labels'),
     ('--task multilabel --valid-labels v.txt', '--valid-labels v.txt: for --task classification only'),

@@ -16,8 +16,10 @@ from running import MODEL, NARROW, ROOT, SMALL, arguments, failure, result, resu
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from timm.data import ImageDataset, create_dataset, create_transform
 
+import timm_hnc.commands.validate
 from timm_hnc import save_pretrained
 from timm_hnc.data.datasets import check_classes_of_model
+from timm_hnc.data.holdout import split_off
 
 HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']
 TRANSFORM = create_transform((3, 32, 32), interpolation='bilinear', mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95)
@@ -236,6 +238,13 @@ def test_reassessed_labels(tmp_path, capsys):
     argv = ['--checkpoint', tmp_path / 'model.pth', *MODEL, '--num-classes', 6, data, *HERE]
     figures = validate(capsys, *argv, '--real-labels', tmp_path / 'real.json')
     assert figures['top1'] == pytest.approx(100 * 23 / 24, abs=1e-4)
+    # of a part those of its own images: every other image is right
+    (tmp_path / 'half.json').write_text(
+        json.dumps([[(label + place % 2) % 6] for place, label in enumerate(predicted)])
+    )
+    _, part = split_off(predicted, 0.4, 42)
+    figures = validate(capsys, *argv, '--real-labels', tmp_path / 'half.json', '--holdout', 0.4)
+    assert figures['top1'] == pytest.approx(100 * (part.indices % 2 == 0).mean(), abs=1e-4)
     path.rename(path.with_suffix('.png'))
     code, line = failure(capsys, 'validate', *argv, '--real-labels', tmp_path / 'real.json')
     assert code == 1
@@ -266,6 +275,22 @@ def test_a_file_of_names_gives_a_row_each(run, images, tmp_path, capsys):
     assert len(rows) == 2
     assert {row['model'] for row in rows} == set(names)
     assert rows[0]['top1'] >= rows[1]['top1']
+
+
+@pytest.mark.parametrize('end', [RuntimeError('the kernel is larger than the image'), KeyboardInterrupt()])
+def test_a_model_that_fails_leaves_the_others_their_figures(run, images, tmp_path, capsys, monkeypatch, end):
+    names = [f'local-dir:{run / "model_best"}', f'local-dir:{run}', f'local-dir:{run / "model_best"}']
+    (tmp_path / 'models.txt').write_text('\n'.join(names))
+    validated = timm_hnc.commands.validate.validate
+
+    def failing(options, source, accelerator):
+        if source.model == names[1]:
+            raise end
+        return validated(options, source, accelerator)
+
+    monkeypatch.setattr(timm_hnc.commands.validate, 'validate', failing)
+    rows = validate(capsys, '--model', tmp_path / 'models.txt', images, *HERE)
+    assert [row['model'] for row in rows] == names[:1] * (2 if isinstance(end, RuntimeError) else 1)
 
 
 def test_a_model_that_is_refused_leaves_the_others_their_figures(run, images, tmp_path, capsys):

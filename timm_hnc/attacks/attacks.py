@@ -17,6 +17,7 @@ from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.base import raised
 
 AttackedLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(B,) losses of a model's images and targets; `mixes_images` of it says that an image's depends on the others."""
 ATTACKS = ('fgsm', 'pgd')
 
 
@@ -132,6 +133,7 @@ def with_hnc(hnc: HNCLoss, weight: float) -> AttackedLoss:
         # HNC is a mean over the batch, so that every image has its own gradient times weight
         return criterion + weight * hnc(class_maps, target)
 
+    loss.mixes_images = True  # type: ignore[attr-defined]
     return loss
 
 
@@ -203,7 +205,7 @@ def _pgd(
 
 def _one_by_one(model: nn.Module, images: Tensor, target: Tensor, loss: AttackedLoss) -> Tensor:
     """(B,) losses of images, none of them with a share of the others' HNC."""
-    if loss is cross_entropy:
+    if not getattr(loss, 'mixes_images', False):
         return loss(model, images, target)
     return torch.cat([loss(model, *each) for each in zip(images.split(1), target.split(1), strict=True)])
 

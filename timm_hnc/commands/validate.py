@@ -12,7 +12,7 @@ from timm import utils
 
 from timm_hnc.commands.command_line import print_result, run_command
 from timm_hnc.commands.options.validate_options import parse_validate_options
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.precision import agreed_device, end_training, set_up_process
 from timm_hnc.evaluation.sources import Source, find_sources
 from timm_hnc.evaluation.validation import ValidateOptions, validate
@@ -65,6 +65,16 @@ def _validate_all(options: ValidateOptions, sources: list[Source], accelerator: 
             _logger.error(f'{source.model}: {error}')
             refused = error if isinstance(error, UsageError) else refused
             continue
+        except RuntimeError as error:  # of this model, such as images that are too small for it
+            if accelerator.num_processes > 1:
+                raise  # the others may be waiting for this one
+            _logger.error(f'{source.model}: {first_lines(error)}')
+            continue
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            _logger.warning(f'{source.model} was interrupted: the figures are those of the models before it.')
+            break
         results.append({**result, **({'checkpoint': source.checkpoint} if source.checkpoint else {})})
     if not results:
         # options that were refused are as wrong for every other model

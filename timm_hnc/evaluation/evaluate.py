@@ -34,7 +34,11 @@ def create_evaluator(
 def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable[Any]:
     """(input, target) pairs of a timm loader, of NaFlex too, on the device, whether it prefetches or not."""
     # a stream that was asked for its length warns when it turns out to be another
-    total = None if isinstance(getattr(loader, 'dataset', None), IterableDataset) else len(loader)
+    streamed = isinstance(getattr(loader, 'dataset', None), IterableDataset)
+    try:
+        total = None if streamed else len(loader)
+    except TypeError:  # of a batch sampler that does not know it
+        total = None
     for input, target in progress(read(loader), 'batch', total):
         input, target = on_device(input, device, dtype), target.to(device)
         channels_last = channels_last and isinstance(input, Tensor)

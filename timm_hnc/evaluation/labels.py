@@ -10,8 +10,13 @@ from accelerate.utils import gather_object
 from timm.data import RealLabelsImagenet
 from timm.task import evaluation_sample_limit
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
+from timm_hnc.data.loading.wrapped_dataset import stored_places
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.evaluation.loaders import sample_order
+
+_TOP = 5  # timm's figures are of the first class and of so many
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,15 @@ class LabelOptions:
     metrics_avg: Literal['micro', 'macro', 'weighted'] | None = None
 
 
+def _real_labels(dataset: Any, path: str) -> RealLabelsImagenet:
+    """Reassessed labels by the file names of a data set's samples, also of a part of it."""
+    names, places = dataset.filenames(basename=True), stored_places(dataset)
+    labels = RealLabelsImagenet(names, real_json=path)  # which has as many as there are names
+    if places is not None:
+        labels.filenames = [names[place] for place in places]
+    return labels
+
+
 class OtherLabels:
     """timm's --valid-labels, --real-labels and --metrics-avg, applied batch by batch.
 
@@ -43,6 +57,10 @@ class OtherLabels:
             raise UsageError('--metrics-avg needs scikit-learn: pip install "timm_hnc[quickstart]".')
         if options.real_labels and distributed:
             raise UsageError('--real-labels takes the images in order: evaluate with one process.')
+        if options.real_labels and num_classes < _TOP:
+            raise UsageError(f"--real-labels: of ImageNet's classes, the model has {num_classes}.")
+        if options.real_labels and not isinstance(dataset, IterableDataset) and sample_order(loader) is None:
+            raise UsageError('--real-labels takes the images in order: the DataLoader may have another each time.')
         self.limit = evaluation_sample_limit(loader)
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
@@ -50,7 +68,7 @@ class OtherLabels:
         try:
             lines = Path(valid).read_text().splitlines() if valid else []
             self.classes = [int(line) for line in lines if line.strip()] if valid else None
-            self.real_labels = RealLabelsImagenet(dataset.filenames(basename=True), real_json=real) if real else None
+            self.real_labels = _real_labels(dataset, real) if real else None
         except (AttributeError, NotImplementedError) as error:
             raise DataError(f'--real-labels {real}: this data set gives no file names of its images.') from error
         except (OSError, ValueError, KeyError, AssertionError) as error:
@@ -83,7 +101,7 @@ class OtherLabels:
         """Top-1 and top-5 on reassessed labels, in place of those on the data set's; empty without them."""
         if self.real_labels is None:
             return {}
-        return {f'top{k}': self.real_labels.get_accuracy(k=k) for k in (1, 5)}
+        return {f'top{k}': self.real_labels.get_accuracy(k=k) for k in (1, _TOP)}
 
     def precision_and_recall(self) -> dict[str, float]:
         """scikit-learn's precision, recall and F1 in percent, over all processes; empty without --metrics-avg."""

@@ -49,6 +49,8 @@ class MapOptions:
     def __post_init__(self) -> None:
         check_range(self, 'cam_topk', low=1)
         check_range(self, 'cam_curves', low=0)
+        if self.cam_topk != MapOptions.cam_topk and not self.cam_metrics:
+            raise UsageError(f'--cam-topk {self.cam_topk}: needs --cam-metrics.')
         if self.boxes_dir and not self.cam_boxes:
             raise UsageError(f'--boxes-dir {self.boxes_dir}: needs --cam-boxes.')
         if self.cam_classes_file and not self.cam_metrics:

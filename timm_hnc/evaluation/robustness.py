@@ -3,7 +3,9 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +14,22 @@ from timm.models import parse_model_name
 from torch import Tensor, nn
 
 from timm_hnc.attacks.attacks import Attack, AttackedLoss, Normalized, attack, cross_entropy, with_hnc
-from timm_hnc.cam.heads.model_copies import evaluating
+from timm_hnc.cam.heads.model_copies import evaluating, full_copy
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import Autocast, evaluate
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.base import raised
+from timm_hnc.options import check_range, flag_of
 
 _logger = logging.getLogger(__name__)
 _ROUNDING = 1e-6
-
+_OUTSIDE = 0.01  # of [0, 1]: more than bfloat16 rounds images by
 
 DEFAULT_EPS = 8 / 255
+_OF_ALL = ('attack_eps', 'attack_space', 'attack_loss')
+_OF_PGD = ('attack_steps', 'attack_step_size', 'attack_restarts', 'attack_no_random_start')
+_USED_BY = {'fgsm': _OF_ALL, 'pgd': _OF_ALL + _OF_PGD}
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,14 @@ class AttackOptions:
     attack_no_random_start: bool = False
 
     def __post_init__(self) -> None:
-        if not self.attacks() and tuple(self.attack_eps) != (DEFAULT_EPS,):
-            raise UsageError('--attack-eps: does nothing without --attack fgsm or --attack pgd.')
+        check_range(self, 'attack_steps', 'attack_restarts', low=1)
+        used = {name for each in self.attack for name in ('attack', *_USED_BY.get(each, ()))}
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name not in used and (tuple(value) if isinstance(value, list) else value) != option.default:
+                needed = 'pgd' if self.attack else 'fgsm or --attack pgd'
+                raise UsageError(f'{flag_of(option.name)}: does nothing without --attack {needed}.')
+        self.attacks()
 
     def attacks(self) -> list[Attack]:
         """Each attack at each eps."""
@@ -142,6 +154,7 @@ def robust_figures(
         ValueError: the loss has no gradient with respect to the images.
     """
     _warn_of_chance(classifier, inputs(), autocast)
+    _warn_of_other_normalisation(classifier, inputs())
     figures: dict[str, float] = {}
     for each in threat.attacks:
         attacked = _Attacked(classifier, each, threat, autocast)
@@ -162,7 +175,8 @@ class _Attacked:
     """Batches of attacked images, and what was seen of them."""
 
     def __init__(self, classifier: Normalized, attack: Attack, threat: Threat, autocast: Autocast) -> None:
-        self.classifier, self.attack, self.threat, self.autocast = classifier, attack, threat, autocast
+        self.classifier, self.attack, self.threat = classifier, attack, threat
+        self.followed, self.autocast = _of_gradients(classifier, autocast)
         self.seen = self.without_gradient = 0
 
     def batches(self, inputs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -175,15 +189,43 @@ class _Attacked:
             with torch.inference_mode(False):
                 # tensors that were made in inference mode cannot have gradients, their copies can
                 target, images = target.clone(), self.classifier.restore(raised(input.clone()))
-                found = attack(self.classifier, images, target, self.attack, self._loss, scale, generator)
+                found = attack(self.followed, images, target, self.attack, self._loss(), scale, generator)
                 self.seen += len(images)
                 if self.attack.eps:
                     self.without_gradient += int((found == images).flatten(1).all(1).sum())
                 yield self.classifier.normalize(found).to(input.dtype), target
 
-    def _loss(self, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-        with self.autocast():
-            return self.threat.loss(model, images, target)
+    def _loss(self) -> AttackedLoss:
+        @wraps(self.threat.loss)
+        def loss(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+            with self.autocast():
+                return self.threat.loss(model, images, target)
+
+        return loss
+
+
+def _of_gradients(classifier: Normalized, autocast: Autocast) -> tuple[Normalized, Autocast]:
+    """What gradients are taken of: float32 in place of float16, in which small ones are 0, and their images stay."""
+    device = classifier.mean.device.type
+    with autocast():
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+            autocast = nullcontext
+    if any(parameter.dtype == torch.float16 for parameter in classifier.parameters()):
+        model = full_copy(getattr(classifier.model, '_orig_mod', classifier.model)).float()
+        return Normalized(model, classifier.mean.flatten(), classifier.std.flatten()).to(device), autocast
+    return classifier, autocast
+
+
+def _warn_of_other_normalisation(classifier: Normalized, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    input, _ = next(iter(inputs))
+    images = raised(input) * classifier.std + classifier.mean
+    low, high = images.min().item(), images.max().item()
+    if low < -_OUTSIDE or high > 1 + _OUTSIDE:
+        mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
+        _logger.warning(
+            f'Images go from {low:.3g} to {high:.3g} where mean {mean} and std {std} are undone, and are cut to [0, 1] '
+            'before they are attacked: give the mean and std that they were normalised with.'
+        )
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.model import names_of_weights
 from timm_hnc.data.datasets import check_classes_of_model, check_provided, class_names
 from timm_hnc.data.loading.loader_errors import watched_workers
-from timm_hnc.data.loading.skipped_images import SkippedImages
+from timm_hnc.data.loading.skipped_images import SkippedImages, counting_skipped
 from timm_hnc.data.naflex import KEPT_SHAPE, NaFlexOptions, Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import DataError, UsageError, first_lines
@@ -183,32 +183,32 @@ def measure(
         model = wrap(model)  # whose output is the logits
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
     model = compiled(options.device.placed(model, accelerator.device))
-    skipped = SkippedImages()
     loader: Any = data
     if data is not None:
         check_provided(data, num_classes, options.task.multi_label)
-    if not taken_as_it_is(data, accelerator.num_processes):
-        loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)
-        check_classes_of_model(names, loader.dataset)
-        loader.dataset.skipped_images = skipped  # travels to the loader's workers
-    metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
-    count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
-    count = accelerator.reduce(count, 'sum')
-    skipped.stop()
+    provided = taken_as_it_is(data, accelerator.num_processes)
+    with counting_skipped() as skipped:
+        if not provided:
+            loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)
+            check_classes_of_model(names, loader.dataset)
+            loader.dataset.skipped_images = skipped  # travels to the loader's workers
+        metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
+        count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
+        count = accelerator.reduce(count, 'sum')
     return {
         'model': source.name,
         **metrics,
         'param_count': round(parameters / 1e6, 2),
-        **_shape_of_images(data_config, patches),
-        'interpolation': data_config['interpolation'],
+        **({} if provided else _images_as_they_come(data_config, patches)),
         'skipped_images': int(count),
     }
 
 
-def _shape_of_images(data_config: dict[str, Any], patches: Patches | None) -> dict[str, Any]:
+def _images_as_they_come(data_config: dict[str, Any], patches: Patches | None) -> dict[str, Any]:
+    found: dict[str, Any] = {'img_size': data_config['input_size'][-1], 'crop_pct': data_config['crop_pct']}
     if patches is not None:  # they are neither cropped nor of one size
-        return {'naflex_max_seq_len': patches.max_seq_len}
-    return {'img_size': data_config['input_size'][-1], 'crop_pct': data_config['crop_pct']}
+        found = {'naflex_max_seq_len': patches.max_seq_len}
+    return found | {'interpolation': data_config['interpolation']}
 
 
 def _create_loader(

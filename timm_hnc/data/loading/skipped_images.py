@@ -2,6 +2,8 @@
 
 import logging
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # loggers, and how their warnings of an image begin
@@ -10,6 +12,16 @@ _WARNINGS = {
     'timm.data.readers.reader_wds': 'Handling webdataset error',
     'timm_hnc.data.holdout': 'Skipped sample',
 }
+
+
+@contextmanager
+def counting_skipped() -> Iterator['SkippedImages']:
+    """A count of what is skipped inside."""
+    skipped = SkippedImages()
+    try:
+        yield skipped
+    finally:
+        skipped.stop()
 
 
 class SkippedImages(logging.Filter):
