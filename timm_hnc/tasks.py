@@ -76,6 +76,16 @@ class ClassMapTask(ClassificationTask):
             self.student = Student(cam_model)
             self.distillation = distil(student=self.student, criterion=self.criterion)
 
+    def prepare_distributed(self, *args: Any, **kwargs: Any) -> Any:
+        """As timm's.
+
+        Raises:
+            ValueError: there is a teacher, whose pass goes around what would be wrapped.
+        """
+        if self.distillation is not None:
+            raise ValueError('a task with a teacher is wrapped whole: DistributedDataParallel(task).')
+        return super().prepare_distributed(*args, **kwargs)
+
     def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
         """As `HNCTask.forward`: 'loss' to train on, 'output' (B, n) logits, and of several losses each, by name."""
         batch_size = len(target)

@@ -78,6 +78,11 @@ class CheckpointFolder:
         progress.ranking = [entry for entry in progress.ranking if entry[0] in here]
         progress.milestones = [name for name in progress.milestones if name in here]
 
+    def forget_from(self, epoch: int) -> None:
+        """Let the checkpoints from this epoch on go with the next save: the run goes another way."""
+        self.progress.ranking = [entry for entry in self.progress.ranking if epoch_of(entry[0]) < epoch]
+        self.progress.milestones = [name for name in self.progress.milestones if epoch_of(name) < epoch]
+
     def save(
         self,
         name: str,
@@ -147,6 +152,11 @@ def _swap_link(link: Path, target: Path) -> None:
     temporary.symlink_to(target)
     os.replace(temporary, link)
     sync(link.parent)
+
+
+def epoch_of(name: str) -> int:
+    """The epoch at whose end a checkpoint of this name was made."""
+    return int(name.removeprefix('epoch-'))
 
 
 def find_checkpoint(path: Path) -> Path | None:

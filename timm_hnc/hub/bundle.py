@@ -59,6 +59,7 @@ def bundle_run(
     licence: str | None = None,
     result: Mapping[str, Any] | None = None,
     with_picture: bool = True,
+    revision: str | None = None,
 ) -> None:
     """Write what a run folder has to show: its best weights, card, options, epochs, result and a CAM panel.
 
@@ -72,6 +73,7 @@ def bundle_run(
         licence: identifier of the Hub's; that of the weights the run started from if None and they have one.
         result: what result.json would say of a run that is not finished; that of the folder if None.
         with_picture: the panel in cams/ is of these weights.
+        revision: branch that it is for, main if None.
 
     Raises:
         DataError: the run has no weights, or they are damaged, or a record of it is.
@@ -102,7 +104,9 @@ def bundle_run(
     if has_picture:
         shutil.copyfile(picture, folder / 'cams.png')
     changes = [replace(part, changed=portable(part.changed)) for part in parts[1:]]
-    facts = CardFacts(repo_id, config, licence, figures, compared, *records, has_picture, has_maps(model), changes)
+    facts = CardFacts(
+        repo_id, config, licence, figures, compared, *records, has_picture, has_maps(model), changes, revision
+    )
     (folder / 'README.md').write_text(render_card(facts), encoding='utf-8')
 
 
@@ -127,6 +131,7 @@ def _set_licence(config: dict[str, Any], options: Mapping[str, Any], licence: st
     """The licence, in the config as well: timm notes there that of its own weights, whether a run began with them."""
     inner = config.get('pretrained_cfg') or {}
     began_with_weights = options.get('pretrained') or str(options.get('model')).startswith(WITH_WEIGHTS)
+    began_with_weights = began_with_weights and not options.get('pretrained_path')  # a file says nothing of its licence
     licence = licence or (inner.get('license') if began_with_weights else None)
     inner.pop('license', None)
     if licence:

@@ -30,6 +30,7 @@ class CardFacts:
         has_picture: cams.png lies beside the card.
         has_maps: the model has exact class activation maps.
         changes: parts of the run that went on with other options.
+        revision: branch of the repository, main if None.
     """
 
     repo_id: str
@@ -42,6 +43,7 @@ class CardFacts:
     has_picture: bool = False
     has_maps: bool = True
     changes: Sequence[Part] = ()
+    revision: str | None = None
 
 
 def render_card(facts: CardFacts) -> str:
@@ -78,7 +80,9 @@ def _hnc_text(hnc: Mapping[str, Any]) -> str:
         return ''
     weight = f', weight {hnc["weight"]:g}' if hnc.get('weight') is not None else ''
     topk = f', top {hnc["topk"]} negatives' if hnc.get('topk') is not None else ''
-    return f'`{hnc["variant"]}`{weight}{topk}'
+    alpha = f', alpha {hnc["alpha"]:g}' if hnc.get('alpha') else ''
+    reduction = f', {hnc["reduction"]} over them' if hnc.get('reduction', 'sum') != 'sum' else ''
+    return f'`{hnc["variant"]}`{weight}{topk}{reduction}{alpha}'
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:

@@ -65,7 +65,7 @@ def push_to_hub(
     """
     check_name_and_token(repo_id, token)
     with TemporaryDirectory() as folder:
-        facts = CardFacts(repo_id, {}, licence, _checked(figures or {}))
+        facts = CardFacts(repo_id, {}, licence, _checked(figures or {}), revision=revision)
         bundle_model(model, Path(folder), facts, class_names, data_config, hnc)
         return publish_folder(
             Path(folder),
@@ -96,7 +96,7 @@ def push_run(
         DataError: the run cannot be published, or the Hub refuses or fails. Nothing is half-published.
     """
     check_name_and_token(repo_id, options.get('token'))
-    with bundled_run(run, repo_id, baseline=baseline, licence=licence) as folder:
+    with bundled_run(run, repo_id, baseline=baseline, licence=licence, revision=options.get('revision')) as folder:
         return publish_folder(folder, repo_id, commit_message=commit_message, **options)
 
 

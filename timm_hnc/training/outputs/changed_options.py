@@ -3,10 +3,11 @@
 import json
 import logging
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from timm_hnc.checkpoints.checkpoints import run_folder_of
+from timm_hnc.checkpoints.checkpoints import epoch_of, run_folder_of
 from timm_hnc.data.datasets import class_to_idx
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions
@@ -14,6 +15,7 @@ from timm_hnc.errors import DataError
 from timm_hnc.files.options import NOT_COMPARED
 from timm_hnc.files.run_parts import Part
 from timm_hnc.options import flag_of, flattened
+from timm_hnc.training.outputs.results import figures_of
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.setup.objective.distillation import DistillationOptions
 from timm_hnc.training.setup.objective.loss_options import LossOptions
@@ -94,18 +96,38 @@ def changes_of_the_pull(run: Run) -> str:
     return Part(changed=changed).changes
 
 
+def metric_changed(run: Run) -> bool:
+    """Whether the checkpoints so far were ranked by something else."""
+    before = run.checkpoints.progress.parts[-1].options
+    was = before.get('eval_metric') if before.get('val_split') else 'loss', bool(before.get('val_split'))
+    return was != (run.eval_metric, bool(run.options.splits.val_split))
+
+
+def rank_anew(run: Run, checkpoint: Path) -> None:
+    """Rank the checkpoints so far by the metric now in force, from summary.csv; those that it does not know go."""
+    progress = run.checkpoints.progress
+    if not metric_changed(run):
+        return
+    folder, data = run_folder_of(checkpoint), 'eval' if run.options.splits.val_split else 'train'
+    known = {name: figures_of(folder, epoch_of(name), data) for name, _ in progress.ranking}
+    progress.ranking = [
+        (name, figures[run.eval_metric]) for name, figures in known.items() if run.eval_metric in figures
+    ]
+    if run.accelerator.is_main_process:
+        _logger.warning(f'The best of {len(known)} checkpoints so far is now that by {run.eval_metric}.')
+
+
 def use_settings(run: Run, fresh: list[dict[str, Any]]) -> None:
-    """Let the optimizer go on with the settings now in force, not with those that its state brings."""
+    """Let the optimizer go on with the settings now in force, not with those that its state brings.
+
+    Settings are what the optimizer is made with, and the shares of the rate by layer; what else a group has, it counts.
+    """
     before, options = run.checkpoints.progress.parts[-1].options, run.options
     rates = {'lr': options.schedule.lr, 'loss_lr': options.loss.loss_lr}
-    names = {
-        'weight_decay',
-        'momentum',
-        'betas',
-        'eps',
-        *options.optimizer.opt_kwargs,
-        *(before.get('opt_kwargs') or {}),
-    }
+    optimizer = run.optimizer.optimizer
+    optimizer = getattr(optimizer, '_base_optimizer', optimizer)  # of timm's Lookahead
+    names = {*signature(type(optimizer)).parameters, 'lr_scale'} - {'params', 'lr'}
+    names |= options.optimizer.opt_kwargs.keys() | (before.get('opt_kwargs') or {}).keys()
     for group, settings in zip(run.optimizer.param_groups, fresh, strict=True):
         group.update({name: settings[name] for name in names & settings.keys() & group.keys()})
         rate = 'loss_lr' if LOSS_GROUP in group else 'lr'

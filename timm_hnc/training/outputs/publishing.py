@@ -98,7 +98,7 @@ class Publisher:
 
     def _bundle(self, **options: Any) -> Any:
         baseline = Path(self.options.baseline) if self.options.baseline else None
-        options |= {'baseline': baseline, 'licence': self.options.hub_licence}
+        options |= {'baseline': baseline, 'licence': self.options.hub_licence, 'revision': self.options.hub_revision}
         return bundled_run(self.folder, self.repo_id, **options)
 
     def _commit(self, bundle: Path, commit_message: str) -> None:

@@ -93,7 +93,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 def remove_results(folder: Path) -> None:
     """Take away what an earlier end of the run left: its figures are not those of the weights to come."""
-    for name in ('result.json', VALIDATION, 'report.html'):
+    for name in ('result.json', VALIDATION, 'report.html', 'cams/best.png'):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / 'report', ignore_errors=True)
 

@@ -13,14 +13,21 @@ from timm_hnc.checkpoints.checkpoints import read_training_state
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.losses import AutoWeight
 from timm_hnc.training.averages import Averages
-from timm_hnc.training.outputs.changed_options import changes_of_the_pull, check_place, use_settings
+from timm_hnc.training.outputs.changed_options import (
+    changes_of_the_pull,
+    check_place,
+    metric_changed,
+    rank_anew,
+    use_settings,
+)
 from timm_hnc.training.outputs.resume_checks import check_classes, check_optimizer, check_processes
 from timm_hnc.training.setup.build import Run
 from timm_hnc.weights.saving import save_weights
 
 _logger = logging.getLogger(__name__)
 # of torch's ReduceLROnPlateau, whose state brings them along
-_PLATEAU_SETTINGS = ('factor', 'patience', 'cooldown', 'min_lrs')
+_PLATEAU_SETTINGS = {'factor', 'patience', 'cooldown', 'min_lrs'}
+_PLATEAU_BEST = {'best', 'num_bad_epochs', 'mode', 'mode_worse'}  # by the metric
 
 
 def save_run(
@@ -106,7 +113,8 @@ def restore(run: Run, checkpoint: Path) -> None:
             if run.accelerator.scaler is not None and 'scaler' in state:
                 run.accelerator.scaler.load_state_dict(state['scaler'])
             if _has_history(run) and 'scheduler' in state:
-                past = {name: value for name, value in state['scheduler'].items() if name not in _PLATEAU_SETTINGS}
+                left_out = _PLATEAU_SETTINGS | (_PLATEAU_BEST if metric_changed(run) else set())
+                past = {name: value for name, value in state['scheduler'].items() if name not in left_out}
                 run.scheduler.lr_scheduler.load_state_dict(past)
                 run.scheduler.restore_lr = state.get('rate_without_noise')
         if progress.updates_in_epoch and run.data.keys is not None:
@@ -115,6 +123,9 @@ def restore(run: Run, checkpoint: Path) -> None:
             _restore_weight(run, run.auto_weight, was_measured='hnc_weight' in state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
+    rank_anew(run, checkpoint)
+    if run.options.schedule.start_epoch is not None:
+        run.checkpoints.forget_from(run.options.schedule.start_epoch)
     run.start_epoch = progress.completed_epochs
     run.skipped_updates, run.skipped_images_before = progress.skipped_updates, progress.skipped_images
     if progress.updates_in_epoch and not run.start_update:

@@ -185,8 +185,10 @@ def build_run(
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)
     compiled = Compilation(options.device.torchcompile, options.device.torchcompile_mode)
-    map_losses = create_map_losses(options, num_classes, data_config, accelerator)
-    distil = _distil(options, num_classes, data_config, accelerator) if options.distillation.on else None
+    map_losses = create_map_losses(options, num_classes, data_config, data.train_set, accelerator)
+    distil = (
+        _distil(options, num_classes, data_config, data.train_set, accelerator) if options.distillation.on else None
+    )
     task = create_task(options, model, provided.wrap, loss, map_losses, accelerator, distil)
     distilling = getattr(task, 'distillation', None) or task
     projection = getattr(distilling.trainable_module, 'projection', None)
@@ -246,12 +248,12 @@ def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: 
 
 
 def _distil(
-    options: TrainOptions, num_classes: int, data_config: dict[str, Any], accelerator: Accelerator
+    options: TrainOptions, num_classes: int, data_config: dict[str, Any], train_set: Any, accelerator: Accelerator
 ) -> Callable[..., Any]:
     """What makes timm's distillation task of a student and a criterion."""
     name = options.distillation.kd_model_name or ''
     sizes = image_sizes(data_config['input_size'], options.sizes.train_img_sizes)
-    teacher = create_teacher(name, '--kd-model-name', num_classes, sizes, options.device, accelerator)
+    teacher = create_teacher(name, '--kd-model-name', num_classes, sizes, train_set, options.device, accelerator)
     return partial(
         create_distillation,
         options.distillation,

@@ -50,6 +50,11 @@ class DistillationOptions:
             object.__setattr__(self, 'kd_model_name', str(self.kd_model_name))
         check_choice(self, 'kd_loss_type', ('kl',))
         check_range(self, 'distill_loss_weight', 'task_loss_weight', low=0)
+        if self.distill_loss_weight is None and (self.task_loss_weight or 0) > 1:
+            raise UsageError(
+                f'--task-loss-weight {self.task_loss_weight}: what it leaves of 1 is the weight of the teacher; give '
+                '--distill-loss-weight as well.'
+            )
         check_range(self, 'kd_student_feature_dim', 'kd_teacher_feature_dim', low=1)
         check_range(self, 'kd_temperature')
         check_range(self, 'kd_temperature', above=0)

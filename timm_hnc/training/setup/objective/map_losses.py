@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
+from timm_hnc.cam.model import names_of_weights
+from timm_hnc.data.datasets import check_classes_of_model
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.precision import DeviceOptions
 from timm_hnc.losses.factory import MAP_LOSSES
@@ -26,13 +28,13 @@ ImageSize = tuple[int, int, int]
 
 
 def create_map_losses(
-    options: TrainOptions, num_classes: int, data_config: dict[str, Any], accelerator: Accelerator
+    options: TrainOptions, num_classes: int, data_config: dict[str, Any], train_set: Any, accelerator: Accelerator
 ) -> dict[str, tuple[MapLoss, float]]:
     """The losses on class maps that the options name, with their weights."""
     found: dict[str, tuple[MapLoss, float]] = {}
     for name, weight in options.map_losses.weights.items():
         if name == 'teacher':
-            teacher = _create_teacher(options, num_classes, data_config['input_size'], accelerator)
+            teacher = _create_teacher(options, num_classes, data_config['input_size'], train_set, accelerator)
             found[name] = TeacherLoss(teacher, data_config['mean'], data_config['std']), weight
         else:
             found[name] = MAP_LOSSES[name](), weight
@@ -46,11 +48,11 @@ def grid_of(cam_model: CamModel, input_size: tuple[int, int, int]) -> tuple[int,
 
 
 def _create_teacher(
-    options: TrainOptions, num_classes: int, input_size: tuple[int, int, int], accelerator: Accelerator
+    options: TrainOptions, num_classes: int, input_size: ImageSize, train_set: Any, accelerator: Accelerator
 ) -> CamModel:
     name, flag = options.map_losses.map_teacher, '--map-teacher'
     sizes = image_sizes(input_size, options.sizes.train_img_sizes)
-    model = create_teacher(name, flag, num_classes, sizes, options.device, accelerator)
+    model = create_teacher(name, flag, num_classes, sizes, train_set, options.device, accelerator)
     try:
         teacher = CamModel(model)
         check_trainable(model, teacher.head)
@@ -65,10 +67,11 @@ def create_teacher(
     flag: str,
     num_classes: int,
     sizes: Sequence[ImageSize],
+    train_set: Any,
     device: DeviceOptions,
     accelerator: Accelerator,
 ) -> Any:
-    """A timm model with its weights, in evaluation mode and without gradients."""
+    """A timm model with its weights, in evaluation mode and without gradients; its classes are those of the data."""
     what = f"{flag} '{name}'"
     folder = find_weights(Path(name)) if Path(name).is_dir() else None
     if folder is None and '/' in name and not name.startswith(WITH_WEIGHTS):
@@ -85,6 +88,10 @@ def create_teacher(
         raise DataError(f'{what}: its weights do not load: {first_lines(error)}') from error
     if teacher.num_classes != num_classes:
         raise UsageError(f'{what}: it has {teacher.num_classes} classes, the model {num_classes}.')
+    try:
+        check_classes_of_model(names_of_weights(teacher) or (), train_set)
+    except DataError as error:
+        raise DataError(f'{what} does not fit this data: {error}') from error
     teacher = device.placed(teacher.requires_grad_(False).eval(), accelerator.device)
     try_images(what, teacher, teacher, sizes)
     return teacher
