@@ -397,5 +397,7 @@ def test_distributed_wrapper(images):
         assert list(task.get_checkpoint_state(ema=True)['state_dict_ema']) == list(expected)
         options = {'soft_targets': True, 'smoothing': 0.1}
         assert make(criterion_kwargs=options).prepare_distributed().target_floor == pytest.approx(0.1 / NUM_CLASSES)
+        with pytest.raises(ValueError, match=r'wrapped whole: DistributedDataParallel\(task\)'):
+            make(distil=lambda student, criterion: task).prepare_distributed()
     finally:
         torch.distributed.destroy_process_group()

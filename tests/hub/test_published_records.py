@@ -7,10 +7,14 @@ import shutil
 import threading
 
 import pytest
+import timm
+import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from timm_hnc.errors import DataError
+from timm_hnc.hub.bundle import bundle_run
+from timm_hnc.hub.card import CardFacts, render_card
 from timm_hnc.training.outputs.publishing import HubOptions, Publisher
 
 RUN = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '8', '--workers', '0']
@@ -208,6 +212,25 @@ def test_the_licence_of_the_weights_that_a_run_began_with(server, worker, images
         files = server.files(f'alice/{name}')
         assert ModelCard(files['README.md'].decode()).data.license == licence, name
         assert json.loads(files['config.json'])['pretrained_cfg']['license'] == licence, name
+
+
+def test_weights_of_a_file_have_no_licence_of_timms(worker, images, tmp_path):
+    torch.save(timm.create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'weights.pth')
+    weights = ['--pretrained', '--pretrained-path', tmp_path / 'weights.pth']
+    train(worker, images, tmp_path, 'tuned', '--epochs', '1', '--no-report', '--cam-images', '0', *weights)
+    bundle_run(tmp_path / 'tuned', tmp_path / 'bundle', 'alice/tuned')
+    assert ModelCard((tmp_path / 'bundle' / 'README.md').read_text()).data.license is None
+
+
+def test_a_card_loads_the_branch_that_it_is_on_and_says_how_the_maps_were_flattened(run, tmp_path):
+    bundle_run(run, tmp_path / 'bundle', 'alice/branched', revision='v2')
+    card = (tmp_path / 'bundle' / 'README.md').read_text()
+    assert card.count("'hf-hub:alice/branched@v2'") == 2
+    assert card.count("hf_hub_download('alice/branched', 'cams.png', revision='v2')") == 2
+    assert "'hf-hub:alice/branched'" not in card
+    hnc = {'variant': 'mse', 'weight': 0.5, 'topk': 9, 'alpha': 2.0, 'reduction': 'mean'}
+    config = {'architecture': 'test_resnet', 'num_classes': 3, 'hnc': hnc}
+    assert '(`mse`, weight 0.5, top 9 negatives, mean over them, alpha 2)' in render_card(CardFacts('alice/a', config))
 
 
 def test_a_folder_of_parquet_files_is_no_data_set_of_the_hub(server, worker, run, tmp_path):

@@ -22,6 +22,15 @@ from running import (
 
 from timm_hnc.hub.publish import bundled_run
 
+
+@pytest.fixture
+def options_of(images, tmp_path):
+    def build(name, *argv):
+        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
+
+    return build
+
+
 LINE = re.compile('Going on with other options than before: (.*)')
 
 
@@ -63,7 +72,37 @@ def test_another_optimizer_needs_a_fresh_state(resume, images, tmp_path, capsys)
         )
     assert contents(resume.folder) == before
     assert '--opt sgd -> momentum' in resume('--opt', 'momentum')  # whose state is the same
+    assert training_state(resume.folder)['optimizer']['param_groups'][0]['nesterov'] is False
     assert '--opt momentum -> lion' in resume('--opt', 'lion', '--no-resume-opt', '--stop-epoch', 3)
+
+
+def test_shares_of_the_rate_by_layer_are_those_that_are_asked_for(options_of):
+    first = train(*options_of('first', '--layer-decay', 0.5))
+    train(*options_of('first', '--epochs', 2, '--layer-decay', 0.9, '--resume', 'auto'))
+    fresh = train(*options_of('fresh', '--layer-decay', 0.9))
+    groups = (training_state(folder)['optimizer']['param_groups'] for folder in (first, fresh))
+    found, expected = ([group['lr_scale'] for group in each] for each in groups)
+    assert found == expected
+
+
+def test_the_best_is_that_by_the_metric_in_force(options_of):
+    argv = ['--lr', 0.05, '--warmup-epochs', 0]
+    folder = train(*options_of('run', *argv, '--epochs', 2, '--eval-metric', 'top5'))
+    assert result(folder)['best_metric'] == {'top5': 100}
+    train(*options_of('run', *argv, '--epochs', 4, '--resume', 'auto'))
+    rows = [row['eval_top1'] for row in summary(folder)]
+    assert result(folder)['best_metric'] == {'top1': max(rows)}
+    assert result(folder)['best_checkpoint'] == f'epoch-{rows.index(max(rows))}'
+    train(*options_of('run', *argv, '--epochs', 5, '--resume', 'auto', '--eval-metric', 'loss'))
+    rows = [row['eval_loss'] for row in summary(folder)]
+    assert result(folder)['best_checkpoint'] == f'epoch-{rows.index(min(rows))}'
+
+
+def test_a_picture_of_earlier_weights_goes(options_of):
+    folder = train(*options_of('run', '--cam-images', 2))
+    assert (folder / 'cams' / 'best.png').is_file()
+    train(*options_of('run', '--epochs', 2, '--resume', 'auto'))
+    assert not (folder / 'cams' / 'best.png').exists()
 
 
 def test_classes_that_have_other_numbers_now(resume, images, tmp_path, capsys):

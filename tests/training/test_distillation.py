@@ -3,6 +3,7 @@
 import copy
 import json
 import shlex
+import shutil
 
 import pytest
 import timm
@@ -270,6 +271,7 @@ def test_maps_at_another_place_are_refused_with_a_teacher(teacher, tmp_path):
         ('--kd-model-name TEACHER --kd-loss-type mse', "--kd-loss-type 'mse': expected one of kl."),
         ('--kd-model-name TEACHER --kd-temperature 0', '--kd-temperature 0.0: expected more than 0.'),
         ('--kd-model-name TEACHER --distill-loss-weight -1', '--distill-loss-weight -1.0: expected 0 or more.'),
+        ('--kd-model-name TEACHER --task-loss-weight 2', 'give --distill-loss-weight as well.'),
         ('--kd-model-name TEACHER --kd-distill-type token', "'test_resnet' has no classifier for the teacher"),
         ('--kd-model-name TEACHER --kd-distill-type feature --kd-teacher-feature-dim 0', 'feature-dim 0: expected 1'),
         ('--kd-model-name TEACHER --loss center', 'not together with --loss center, which looks at more than logits'),
@@ -279,6 +281,16 @@ def test_what_does_not_go_with_a_teacher(argv, capsys, tmp_path, more, message):
     code, line = failure(capsys, 'train', *argv('run', more))
     assert (code, message in line) == (2, True), line
     assert not (tmp_path / 'run').exists() or not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_a_teacher_of_classes_in_another_order(argv, teacher, images, tmp_path, capsys):
+    other = shutil.copytree(images, tmp_path / 'images')
+    for split in ('train', 'validation'):
+        (other / split / 'blue').rename(other / split / 'yellow')
+    for flags in ('--kd-model-name TEACHER', '--map-loss teacher --map-teacher TEACHER'):
+        code, line = failure(capsys, 'train', *argv('run', flags), '--data-dir', other)
+        assert code == 1
+        assert f"'{teacher}' does not fit this data: class 'green' is number 0 in the data" in line
 
 
 def test_teachers_that_do_not_go_with_the_run(argv, capsys, tmp_path):

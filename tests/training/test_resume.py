@@ -169,6 +169,15 @@ def test_start_epoch_overrides_where_a_checkpoint_stopped(options):
     assert [row['epoch'] for row in summary(fresh)] == [3]
 
 
+def test_what_lay_behind_a_start_epoch_is_not_gone_on_from(options, caplog):
+    folder = train(*options('run', '--epochs', 4, '--save-epochs', 3))
+    train(*options('run', '--epochs', 4, '--resume', 'auto', '--start-epoch', 1, '--stop-epoch', 2))
+    assert checkpoints(folder) == {'epoch-0', 'epoch-1'}
+    train(*options('run', '--epochs', 4, '--resume', 'auto'))
+    assert [row['epoch'] for row in summary(folder)] == [0, 1, 2, 3]
+    assert 'with epoch 2, update 0.' in caplog.text
+
+
 @pytest.fixture(scope='module')
 def trained(images, tmp_path_factory):
     output = tmp_path_factory.mktemp('trained')
