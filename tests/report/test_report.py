@@ -142,6 +142,18 @@ def test_figures_of_validate_come_into_the_report(runs, capsys, tmp_path):
     assert 'deletion area' in page
 
 
+def test_figures_of_other_images_stay_out(runs, tmp_path, caplog):
+    run = shutil.copytree(runs[0], tmp_path / 'run', symlinks=True)
+    top1 = json.loads((run / 'result.json').read_text())['final']['top1']
+    for there, used in ((top1 + 0.5, True), (top1 - 2, False)):
+        figures = {'top1': there, 'cam_negative_peak': 99.0, 'fgsm_0.5_top1': 1.0}
+        (run / 'validation.json').write_text(json.dumps(figures))
+        files = read_run_files(run)
+        assert (files.figures.get('cam_negative_peak') == 99) == used
+        assert any(row['eps'] == 0.5 for row in files.robustness) == used
+        assert ("validation.json' is left out: top1 is" in caplog.text) != used
+
+
 def test_figures_of_other_numbers_of_absent_classes_are_not_compared():
     absent, present = (f'maps of {which} classes: peak above the mean' for which in ('absent', 'present'))
     first = {'top1': 50.0, 'cam_topk': 10, 'cam_negative_peak': 3.0, 'cam_positive_peak': 4.0}

@@ -1,6 +1,7 @@
 """What a run folder tells of its run, for the report."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from timm_hnc.files.run_parts import Part, read_parts
 from timm_hnc.plots.curves import RunCurves, read_run
 from timm_hnc.report.examples import Example, read_examples
 
+_logger = logging.getLogger(__name__)
+_SAME = 1.0  # percentage points; other devices and number formats differ by less
 VALIDATION = 'validation.json'  # of validate.py --results-file, if it was written into the run folder
 _ATTACKED = re.compile(r'(?P<attack>fgsm|pgd)_(?P<eps>[\d.e-]+)_(?P<figure>.+)')
 
@@ -72,7 +75,7 @@ def read_run_files(folder: Path) -> RunFiles:
     """
     curves, report = read_run(folder), folder / 'report'
     robustness = _read(report / 'robustness.json', list) or []
-    validation = _read(folder / VALIDATION, dict) or {}
+    validation = _read_validation(folder)
     return RunFiles(
         curves,
         read_result(folder),
@@ -92,9 +95,24 @@ def read_result(folder: Path) -> dict[str, Any]:
 def read_figures(folder: Path) -> dict[str, float]:
     """Final figures by name: those of the run, of its report, and of validate.py where it wrote into the folder."""
     final = read_result(folder).get('final') or {}
-    validation = numbers(_read(folder / VALIDATION, dict) or {})
+    validation = numbers(_read_validation(folder))
     measured = {name: value for name, value in validation.items() if name.startswith('cam_') or not final}
     return numbers(final) | numbers(_read(folder / 'report' / 'figures.json', dict) or {}) | measured
+
+
+def _read_validation(folder: Path) -> dict[str, Any]:
+    """What validate.py wrote into a run folder; empty where its figures are not those of the run's end."""
+    validation = _read(folder / VALIDATION, dict) or {}
+    final = numbers(read_result(folder).get('final') or {})
+    for name in ('top1', 'map'):
+        found = numbers(validation).get(name)
+        if found is not None and abs(found - final.get(name, found)) > _SAME:
+            _logger.warning(
+                f"'{folder / VALIDATION}' is left out: {name} is {found:g} there and {final[name]:g} at the end of the "
+                'run, so that it is of other images or weights.'
+            )
+            return {}
+    return validation
 
 
 def _read(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
