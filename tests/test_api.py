@@ -1,5 +1,6 @@
 """timm_hnc.train and timm_hnc.evaluate: the same loop and the same figures as the commands."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from PIL import Image
 from running import NARROW, SMALL, arguments, clean_process, equal_tensors, forget_run, summary, train, validate
 from timm.utils import random_seed
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, default_collate
 from torchvision.datasets import ImageFolder
 
 import timm_hnc
@@ -284,6 +285,14 @@ def test_labels_of_a_loader_are_those_of_the_model():
         images, labels = default_collate(samples)
         return images, (labels + 1) % 3
 
+    class Coarse(TensorDataset):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label.clamp(0)
+
+    few = SubsetRandomSampler(labels.gt(-1).nonzero().flatten().tolist())
+    for loader in (DataLoader(data, batch_size=8, sampler=few), DataLoader(Coarse(*data.tensors), batch_size=8)):
+        timm_hnc.evaluate(new_model(), loader, device='cpu')
     found = timm_hnc.evaluate(new_model(), DataLoader(data, batch_size=8, collate_fn=from_zero), device='cpu')
     assert not {'img_size', 'crop_pct', 'interpolation'} & found.keys()  # those of the images are not known
 
@@ -301,11 +310,15 @@ def test_batches_of_no_known_number():
 
 def test_reassessed_labels_want_images_in_order_and_enough_classes(images, tmp_path):
     (tmp_path / 'real.json').write_text('[]')
-    loader = DataLoader(ImageFolder(str(images / 'validation')), shuffle=True)
-    five = timm.create_model('test_resnet', num_classes=5, **NARROW)
-    for model, message in ((five, 'takes the images in order: the DataLoader'), (new_model(), 'the model has 3')):
-        with pytest.raises(UsageError, match=message):
-            timm_hnc.evaluate(model, loader, device='cpu', real_labels=str(tmp_path / 'real.json'))
+    data = ImageFolder(str(images / 'validation'))
+    loader = DataLoader(data, shuffle=True)
+    with pytest.raises(UsageError, match='takes the images in order: the DataLoader may have another each time'):
+        timm_hnc.evaluate(new_model(), loader, device='cpu', real_labels=str(tmp_path / 'real.json'))
+    (tmp_path / 'real.json').write_text(json.dumps([[0]] * len(data)))
+    data = timm.data.create_dataset('', root=str(images), split='validation')
+    options = {'device': 'cpu', 'workers': 0, 'batch_size': 8, 'real_labels': str(tmp_path / 'real.json')}
+    with pytest.raises(UsageError, match="of ImageNet's classes, the model has 3"):
+        timm_hnc.evaluate(new_model(), data, **options)
 
 
 def test_a_loader_of_validation_batches_has_its_own_size(images):

@@ -6,6 +6,7 @@ import shutil
 from unittest import mock
 
 import pytest
+from interruptions import interrupted
 from running import (
     SMALL,
     arguments,
@@ -96,6 +97,26 @@ def test_the_best_is_that_by_the_metric_in_force(options_of):
     train(*options_of('run', *argv, '--epochs', 5, '--resume', 'auto', '--eval-metric', 'loss'))
     rows = [row['eval_loss'] for row in summary(folder)]
     assert result(folder)['best_checkpoint'] == f'epoch-{rows.index(min(rows))}'
+
+
+def test_the_best_by_another_metric_is_found_where_nothing_is_left_to_train(options_of):
+    folder = train(*options_of('run', '--lr', 0.05, '--warmup-epochs', 0, '--epochs', 3, '--eval-metric', 'top5'))
+    (folder / 'result.json').unlink()  # as if it was killed behind its last checkpoint
+    train(*options_of('run', '--epochs', 3, '--resume', 'auto', '--eval-metric', 'loss'))
+    rows = [row['eval_loss'] for row in summary(folder)]
+    best = f'epoch-{rows.index(min(rows))}'
+    assert best != 'epoch-0'
+    assert (folder / 'model_best').resolve().parent.name == best == result(folder)['best_checkpoint']
+
+
+def test_the_best_stays_until_another_is_found(options_of, at_update, monkeypatch):
+    folder = train(*options_of('run', '--epochs', 2, '--val-split', ''))
+    (folder / 'summary.csv').unlink()
+    argv = options_of('run', '--epochs', 3, '--resume', 'auto', '--recovery-interval', 3)
+    interrupted(at_update, monkeypatch, argv, 2, 4)
+    assert (folder / 'model_best' / 'model.safetensors').is_file()
+    train(*argv)
+    assert result(folder)['best_checkpoint'] == 'epoch-2'
 
 
 def test_a_picture_of_earlier_weights_goes(options_of):

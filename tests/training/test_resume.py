@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from interruptions import interrupted
 from running import (
     SMALL,
     WITH_REPORT,
@@ -176,6 +177,15 @@ def test_what_lay_behind_a_start_epoch_is_not_gone_on_from(options, caplog):
     train(*options('run', '--epochs', 4, '--resume', 'auto'))
     assert [row['epoch'] for row in summary(folder)] == [0, 1, 2, 3]
     assert 'with epoch 2, update 0.' in caplog.text
+
+
+def test_a_run_that_is_killed_behind_a_start_epoch_goes_on_there(options, at_update, monkeypatch, caplog):
+    folder = train(*options('run', '--epochs', 3))
+    argv = options('run', '--epochs', 3, '--recovery-interval', 2, '--resume', 'auto')
+    interrupted(at_update, monkeypatch, [*argv, '--start-epoch', 0], 0, 3)
+    assert (folder / 'model_best' / 'model.safetensors').is_file()
+    train(*argv)
+    assert 'with epoch 0, update' in caplog.text
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,16 @@ class CheckpointFolder:
         progress.ranking = [entry for entry in progress.ranking if entry[0] in here]
         progress.milestones = [name for name in progress.milestones if name in here]
 
-    def forget_from(self, epoch: int) -> None:
-        """Let the checkpoints from this epoch on go with the next save: the run goes another way."""
-        self.progress.ranking = [entry for entry in self.progress.ranking if epoch_of(entry[0]) < epoch]
-        self.progress.milestones = [name for name in self.progress.milestones if epoch_of(name) < epoch]
+    def rank_anew(self, metrics: Mapping[str, float], write: bool) -> None:
+        """Rank the checkpoints so far by another metric; those that have none go once another is ranked.
+
+        Args:
+            metrics: by name of the checkpoint.
+            write: point `model_best` at the best, which one process does.
+        """
+        self.progress.ranking = self._sorted(list(metrics.items()))
+        if write and self.progress.ranking:
+            self._point_at_best()
 
     def save(
         self,
@@ -122,24 +128,31 @@ class CheckpointFolder:
             shutil.rmtree(replaced, ignore_errors=True)
             _swap_link(self.folder / 'last', Path('checkpoints') / name)
             if self.progress.ranking:
-                _swap_link(self.folder / 'model_best', Path('checkpoints') / self.progress.ranking[0][0] / 'model')
+                self._point_at_best()
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
             reason = first_lines(error)
             raise DataError(f"checkpoint '{final}' cannot be written ({reason}); earlier ones are whole.") from error
         self._drop(name)
 
     def _rank(self, name: str, metric: float | None, milestone: bool) -> None:
-        ranking = [entry for entry in self.progress.ranking if entry[0] != name]
         if metric is not None:
-            ranking.append((name, metric))
-        # the sort is stable: of equal metrics the earlier one stays in front; NaN is worse than any number
-        ranking.sort(key=lambda entry: (math.isnan(entry[1]), entry[1] if self.decreasing else -entry[1]))
-        self.progress.ranking = ranking[: self.keep]
+            # those of later epochs are of another way that the run went before --start-epoch
+            ranking = [entry for entry in self.progress.ranking if epoch_of(entry[0]) < epoch_of(name)]
+            self.progress.ranking = self._sorted([*ranking, (name, metric)])[: self.keep]
+            self.progress.milestones = [each for each in self.progress.milestones if epoch_of(each) <= epoch_of(name)]
         if milestone and name not in self.progress.milestones:
             self.progress.milestones.append(name)
 
+    def _sorted(self, ranking: list[tuple[str, float]]) -> list[tuple[str, float]]:
+        # the sort is stable: of equal metrics the earlier one stays in front; NaN is worse than any number
+        return sorted(ranking, key=lambda entry: (math.isnan(entry[1]), entry[1] if self.decreasing else -entry[1]))
+
+    def _point_at_best(self) -> None:
+        _swap_link(self.folder / 'model_best', Path('checkpoints') / self.progress.ranking[0][0] / 'model')
+
     def _drop(self, last: str) -> None:
-        kept = {last, *self.progress.milestones, *(name for name, _ in self.progress.ranking)}
+        best = (self.folder / 'model_best').resolve().parent.name  # not ranked any more where the metric is another
+        kept = {last, best, *self.progress.milestones, *(name for name, _ in self.progress.ranking)}
         for checkpoint in (self.folder / 'checkpoints').iterdir():
             if checkpoint.name not in kept:
                 shutil.rmtree(checkpoint, ignore_errors=True)
@@ -173,7 +186,9 @@ def find_checkpoint(path: Path) -> Path | None:
     if (path / 'state.json').is_file():
         check_manifest(path)
         return path.resolve()
-    candidates = sorted((path / 'checkpoints').glob('*/'), key=_age, reverse=True)
+    last = (path / 'last').resolve().name  # others may be of epochs that are trained anew
+    checkpoints = (path / 'checkpoints').glob('*/')
+    candidates = sorted(checkpoints, key=lambda each: (each.name == last, _age(each)), reverse=True)
     problem: DataError | None = None
     for candidate in candidates:
         if candidate.name.startswith('.'):

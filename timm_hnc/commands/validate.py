@@ -65,13 +65,13 @@ def _validate_all(options: ValidateOptions, sources: list[Source], accelerator: 
             _logger.error(f'{source.model}: {error}')
             refused = error if isinstance(error, UsageError) else refused
             continue
-        except RuntimeError as error:  # of this model, such as images that are too small for it
+        except Exception as error:  # whatever a model raises that the images do not fit
             if accelerator.num_processes > 1:
                 raise  # the others may be waiting for this one
             _logger.error(f'{source.model}: {first_lines(error)}')
             continue
         except KeyboardInterrupt:
-            if not results:
+            if not results or accelerator.num_processes > 1:
                 raise
             _logger.warning(f'{source.model} was interrupted: the figures are those of the models before it.')
             break

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm.data
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
 from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.rows_ahead import keep_rows_ahead
@@ -28,6 +28,7 @@ _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/tiny-imagenet': read_tiny_imagenet,
     'hnc/coco': read_coco,
 }
+_OWN_LABELS = ('torch', 'torchvision', 'timm', 'timm_hnc')  # their data sets have the labels that they say
 _FIRST = 16  # samples whose targets are looked at
 _PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'wds': 'webdataset'}
 
@@ -232,7 +233,8 @@ def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
     """Refuse provided data with a label that the model does not have, where labels are there without images.
 
     Args:
-        dataset: a data set, or a DataLoader; what makes batches of its own may make other targets of the labels.
+        dataset: a data set, or a DataLoader; looked at where samples are read by torch's, torchvision's or timm's own
+            class, whose labels are the targets, and a loader takes all of them as they are.
         num_classes: outputs of the model.
         multi_label: targets are sets of labels, and not looked at.
 
@@ -240,8 +242,11 @@ def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
         DataError: with such a label.
     """
     if isinstance(dataset, DataLoader):
-        dataset = dataset.dataset if dataset.collate_fn is default_collate else None
-    if multi_label or dataset is None:
+        plain = dataset.collate_fn is default_collate and type(dataset.batch_sampler) is BatchSampler
+        takes_all = type(dataset.sampler) in (SequentialSampler, RandomSampler)
+        dataset = dataset.dataset if plain and takes_all else None
+    reader = getattr(type(dataset), '__getitem__', None)
+    if multi_label or getattr(reader, '__module__', '').split('.')[0] not in _OWN_LABELS:
         return
     labels = sample_labels(dataset)
     known = set(labels) if isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels) else ()

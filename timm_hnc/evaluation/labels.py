@@ -57,8 +57,6 @@ class OtherLabels:
             raise UsageError('--metrics-avg needs scikit-learn: pip install "timm_hnc[quickstart]".')
         if options.real_labels and distributed:
             raise UsageError('--real-labels takes the images in order: evaluate with one process.')
-        if options.real_labels and num_classes < _TOP:
-            raise UsageError(f"--real-labels: of ImageNet's classes, the model has {num_classes}.")
         if options.real_labels and not isinstance(dataset, IterableDataset) and sample_order(loader) is None:
             raise UsageError('--real-labels takes the images in order: the DataLoader may have another each time.')
         self.limit = evaluation_sample_limit(loader)
@@ -77,6 +75,9 @@ class OtherLabels:
             self.classes and 0 <= min(self.classes) <= max(self.classes) < num_classes
         ):
             raise DataError(f'--valid-labels {valid}: expected class indices from 0 to {num_classes - 1}, one a line.')
+        left = num_classes if self.classes is None else len(self.classes)
+        if real and left < _TOP:
+            raise UsageError(f"--real-labels: of ImageNet's classes, the model has {left}.")
 
     def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """(logits, target) as they are to be counted."""

@@ -58,13 +58,15 @@ class AttackOptions:
 
     def __post_init__(self) -> None:
         check_range(self, 'attack_steps', 'attack_restarts', low=1)
-        used = {name for each in self.attack for name in ('attack', *_USED_BY.get(each, ()))}
+        self.attacks()
+        used = {'attack', *(name for each in self.attack for name in _USED_BY[each])}
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.name not in used and (tuple(value) if isinstance(value, list) else value) != option.default:
+            if option.name == 'attack_eps':
+                value = tuple(value)
+            if option.name not in used and value != option.default:
                 needed = 'pgd' if self.attack else 'fgsm or --attack pgd'
                 raise UsageError(f'{flag_of(option.name)}: does nothing without --attack {needed}.')
-        self.attacks()
 
     def attacks(self) -> list[Attack]:
         """Each attack at each eps."""

@@ -131,7 +131,10 @@ def _set_licence(config: dict[str, Any], options: Mapping[str, Any], licence: st
     """The licence, in the config as well: timm notes there that of its own weights, whether a run began with them."""
     inner = config.get('pretrained_cfg') or {}
     began_with_weights = options.get('pretrained') or str(options.get('model')).startswith(WITH_WEIGHTS)
-    began_with_weights = began_with_weights and not options.get('pretrained_path')  # a file says nothing of its licence
+    # a file says nothing of its licence
+    of_file = options.get('pretrained_path') or options.get('initial_checkpoint')
+    of_file = of_file or 'file' in (options.get('pretrained_cfg_overlay') or {})
+    began_with_weights = began_with_weights and not of_file
     licence = licence or (inner.get('license') if began_with_weights else None)
     inner.pop('license', None)
     if licence:

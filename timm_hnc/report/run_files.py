@@ -79,7 +79,7 @@ def read_run_files(folder: Path) -> RunFiles:
     return RunFiles(
         curves,
         read_result(folder),
-        read_figures(folder),
+        _figures(folder, validation),
         read_examples(report),
         _read(report / 'confusions.json', list) or [],
         _of_both(_attacks(validation), robustness),
@@ -94,9 +94,12 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def read_figures(folder: Path) -> dict[str, float]:
     """Final figures by name: those of the run, of its report, and of validate.py where it wrote into the folder."""
+    return _figures(folder, _read_validation(folder))
+
+
+def _figures(folder: Path, validation: dict[str, Any]) -> dict[str, float]:
     final = read_result(folder).get('final') or {}
-    validation = numbers(_read_validation(folder))
-    measured = {name: value for name, value in validation.items() if name.startswith('cam_') or not final}
+    measured = {name: value for name, value in numbers(validation).items() if name.startswith('cam_') or not final}
     return numbers(final) | numbers(_read(folder / 'report' / 'figures.json', dict) or {}) | measured
 
 

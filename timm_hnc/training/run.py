@@ -23,7 +23,7 @@ from timm_hnc.files.run_parts import write_parts
 from timm_hnc.options import flattened
 from timm_hnc.report.run_files import read_result
 from timm_hnc.training.fit import fit
-from timm_hnc.training.outputs.changed_options import begin_part
+from timm_hnc.training.outputs.changed_options import begin_part, rank_anew
 from timm_hnc.training.outputs.publishing import Publisher, check_publishing
 from timm_hnc.training.outputs.results import start_trackers
 from timm_hnc.training.outputs.state import restore, start_schedule
@@ -108,6 +108,8 @@ def _train(
         result = read_result(folder) if is_main else {}
     else:
         _check_something_is_left(run)
+        if checkpoint is not None:
+            rank_anew(run, checkpoint)
         begin_part(run, checkpoint)
         if is_main:
             own = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()

@@ -104,29 +104,32 @@ def metric_changed(run: Run) -> bool:
 
 
 def rank_anew(run: Run, checkpoint: Path) -> None:
-    """Rank the checkpoints so far by the metric now in force, from summary.csv; those that it does not know go."""
-    progress = run.checkpoints.progress
-    if not metric_changed(run):
+    """Rank the checkpoints so far by the metric now in force, from summary.csv."""
+    ranking, folder = run.checkpoints.progress.ranking, run_folder_of(checkpoint)
+    if not ranking or not metric_changed(run):
         return
-    folder, data = run_folder_of(checkpoint), 'eval' if run.options.splits.val_split else 'train'
-    known = {name: figures_of(folder, epoch_of(name), data) for name, _ in progress.ranking}
-    progress.ranking = [
-        (name, figures[run.eval_metric]) for name, figures in known.items() if run.eval_metric in figures
-    ]
-    if run.accelerator.is_main_process:
-        _logger.warning(f'The best of {len(known)} checkpoints so far is now that by {run.eval_metric}.')
+    data, metrics = 'eval' if run.options.splits.val_split else 'train', {}
+    if (folder / 'summary.csv').is_file():
+        known = {name: figures_of(folder, epoch_of(name), data) for name, _ in ranking}
+        metrics = {name: figures[run.eval_metric] for name, figures in known.items() if run.eval_metric in figures}
+    is_main = run.accelerator.is_main_process
+    run.checkpoints.rank_anew(metrics, write=is_main)
+    if is_main:
+        best = next((name for name, _ in run.checkpoints.progress.ranking), 'none, they do not have it')
+        _logger.warning(f'The best checkpoint so far, by {run.eval_metric}: {best}.')
 
 
 def use_settings(run: Run, fresh: list[dict[str, Any]]) -> None:
     """Let the optimizer go on with the settings now in force, not with those that its state brings.
 
-    Settings are what the optimizer is made with, and the shares of the rate by layer; what else a group has, it counts.
+    Settings are what the optimizer is made with (`beta1` is Adafactor's of its betas), and the shares of the rate by
+    layer; what else a group has, it counts.
     """
     before, options = run.checkpoints.progress.parts[-1].options, run.options
     rates = {'lr': options.schedule.lr, 'loss_lr': options.loss.loss_lr}
     optimizer = run.optimizer.optimizer
     optimizer = getattr(optimizer, '_base_optimizer', optimizer)  # of timm's Lookahead
-    names = {*signature(type(optimizer)).parameters, 'lr_scale'} - {'params', 'lr'}
+    names = {*signature(type(optimizer)).parameters, 'beta1', 'lr_scale'} - {'params', 'lr'}
     names |= options.optimizer.opt_kwargs.keys() | (before.get('opt_kwargs') or {}).keys()
     for group, settings in zip(run.optimizer.param_groups, fresh, strict=True):
         group.update({name: settings[name] for name in names & settings.keys() & group.keys()})

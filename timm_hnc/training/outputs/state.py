@@ -17,7 +17,6 @@ from timm_hnc.training.outputs.changed_options import (
     changes_of_the_pull,
     check_place,
     metric_changed,
-    rank_anew,
     use_settings,
 )
 from timm_hnc.training.outputs.resume_checks import check_classes, check_optimizer, check_processes
@@ -123,9 +122,6 @@ def restore(run: Run, checkpoint: Path) -> None:
             _restore_weight(run, run.auto_weight, was_measured='hnc_weight' in state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
-    rank_anew(run, checkpoint)
-    if run.options.schedule.start_epoch is not None:
-        run.checkpoints.forget_from(run.options.schedule.start_epoch)
     run.start_epoch = progress.completed_epochs
     run.skipped_updates, run.skipped_images_before = progress.skipped_updates, progress.skipped_images
     if progress.updates_in_epoch and not run.start_update:

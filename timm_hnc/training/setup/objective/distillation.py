@@ -50,7 +50,7 @@ class DistillationOptions:
             object.__setattr__(self, 'kd_model_name', str(self.kd_model_name))
         check_choice(self, 'kd_loss_type', ('kl',))
         check_range(self, 'distill_loss_weight', 'task_loss_weight', low=0)
-        if self.distill_loss_weight is None and (self.task_loss_weight or 0) > 1:
+        if self.on and self.distill_loss_weight is None and (self.task_loss_weight or 0) > 1:
             raise UsageError(
                 f'--task-loss-weight {self.task_loss_weight}: what it leaves of 1 is the weight of the teacher; give '
                 '--distill-loss-weight as well.'
