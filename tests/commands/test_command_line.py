@@ -148,6 +148,7 @@ def test_config_values_are_converted_like_those_of_the_command_line(parser, tmp_
         ('- lr', ['expected a mapping']),
         ('', ['expected a mapping']),
         ('lr: [1', ['not a YAML file']),
+        ('experiment: 2025-02-30', ['not a YAML file']),
         ('!!python/object:os.system {}', ['not a YAML file']),
     ],
 )

@@ -236,6 +236,8 @@ def test_unsupported_options_say_what_to_use(argv, advice):
 
 MULTILABEL = ['--task', 'multilabel']
 REFUSED = [
+    ('--lr-cycle-mul 0', '--lr-cycle-mul 0.0: expected more than 0.'),
+    ('--lr-noise 0 1 --lr-noise-pct 0', '--lr-noise-pct 0.0: expected more than 0.'),
     ('--tta 2', '--tta 2: no loader makes copies of an image'),
     (
         '--naflex-loader --img-size 32',

@@ -61,7 +61,7 @@ def read_options(folder: Path) -> dict[str, Any]:
         raise DataError(f"'{folder}' is no run folder of train.py: there is no args.yaml in it.")
     try:
         options = load_yaml((folder / 'args.yaml').read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"'{folder / 'args.yaml'}' cannot be read: {error}") from error
     if not isinstance(options, dict):
         raise DataError(f"'{folder}' is no run folder of train.py: its args.yaml has no options.")

@@ -27,7 +27,8 @@ def panel_rows(
     probability = logits.sigmoid() if multi_label else logits.softmax(1)
     present = target > 0 if target.ndim == 2 else torch.nn.functional.one_hot(target, logits.shape[1]).bool()
     positive = logits.masked_fill(~present, -torch.inf).argmax(1, keepdim=True)
-    negatives, valid = class_maps.topk_negatives(target, topk)
+    negatives, valid = class_maps.topk_negatives(target, max(topk, 1))
+    negatives, valid = negatives[:, :topk], valid[:, :topk]
     classes = torch.cat([positive, negatives], 1)
     maps = [own.float().cpu() for own in class_maps.of_each(classes)]
     rows = []

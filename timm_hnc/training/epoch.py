@@ -19,7 +19,7 @@ from timm_hnc.data.loading.seeded_batches import seed_generators, seed_process
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
-from timm_hnc.training.nonfinite import bad_gradient, count_update, leave_out
+from timm_hnc.training.nonfinite import REMEDY, bad_gradient, count_update, leave_out
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.setup.optimizer import LOSS_GROUP
 from timm_hnc.training.update_flags import Notice
@@ -94,6 +94,8 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     _settle_weight(run, epoch)
     if hasattr(run.optimizer.optimizer, 'sync_lookahead'):
         run.optimizer.optimizer.sync_lookahead()
+    if not run.averages.count and run.skipped_in_a_row:
+        raise DataError(f'every update of epoch {epoch} was left out: losses or gradients are not finite; {REMEDY}')
     if not run.averages.count:
         raise DataError(f'no training image could be used in epoch {epoch}: see --data-dir and --train-split.')
     metrics = run.averages.compute(run.accelerator)

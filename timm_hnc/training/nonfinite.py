@@ -11,7 +11,7 @@ from timm_hnc.training.update_flags import Notice
 
 MOST_IN_A_ROW = 20  # updates without effect; float16 needs a few at its start to find its scale
 _SHOWN = 32
-_REMEDY = (
+REMEDY = (
     'nothing of it is saved, and earlier checkpoints are whole. Lower --lr or --hnc-weight, or set --clip-grad; '
     '--on-nonfinite skip leaves such updates out.'
 )
@@ -40,7 +40,7 @@ def leave_out(run: Run, notice: Notice, epoch: int) -> None:
     if notice.here and samples:
         what += f' (samples {", ".join(map(str, samples[:_SHOWN]))}{", ..." if len(samples) > _SHOWN else ""})'
     if run.options.run.on_nonfinite == 'stop':
-        raise DataError(f'{what}: {_REMEDY}')
+        raise DataError(f'{what}: {REMEDY}')
     _count(run, what)
     _logger.warning(f'{what}: the update is left out.')
 
@@ -61,4 +61,4 @@ def _count(run: Run, what: str) -> None:
     run.skipped_updates += 1
     run.skipped_in_a_row += 1
     if run.skipped_in_a_row > MOST_IN_A_ROW:
-        raise DataError(f'{what}, as in the {MOST_IN_A_ROW} updates before: {_REMEDY}')
+        raise DataError(f'{what}, as in the {MOST_IN_A_ROW} updates before: {REMEDY}')

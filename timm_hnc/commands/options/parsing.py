@@ -64,7 +64,7 @@ def load_config(
         content = load_yaml(Path(path).read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f'--config {path}: cannot be read ({error}).') from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date or number that is none
         raise UsageError(f'--config {path}: not a YAML file ({" ".join(str(error).split())}).') from error
     if not isinstance(content, dict):
         raise UsageError(f'--config {path}: expected a mapping of option names to values.')

@@ -132,6 +132,7 @@ class ScheduleOptions:
         check_range(self, 'epochs', 'stop_epoch', 'lr_base_size', low=1)
         check_range(self, 'start_epoch', 'warmup_epochs', 'cooldown_epochs', low=0)
         check_range(self, 'lr', 'lr_base', 'warmup_lr', 'min_lr', low=0, below=_HUGE)
+        check_range(self, 'lr_cycle_mul', 'lr_noise_pct', above=0)
         check_choice(self, 'lr_base_scale', ('', 'linear', 'sqrt'))
         if self.sched == 'plateau' and self.sched_on_updates:
             raise UsageError('--sched-on-updates: not together with --sched plateau, which goes by epochs.')
@@ -191,7 +192,7 @@ def create_optimizer(
     cfg = SimpleNamespace(**asdict(options), lr=schedule.lr)
     try:
         optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=cfg), **options.opt_kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, IndexError, AssertionError) as error:
         raise UsageError(f'--opt {options.opt} cannot be made with these options: {first_lines(error)}') from error
     for group in param_groups_weight_decay(projection, options.weight_decay) if projection is not None else ():
         optimizer.add_param_group(group)
