@@ -155,8 +155,9 @@ def robust_figures(
     Raises:
         ValueError: the loss has no gradient with respect to the images.
     """
-    _warn_of_chance(classifier, inputs(), autocast)
-    _warn_of_other_normalisation(classifier, inputs())
+    first, _ = next(iter(inputs()))
+    _warn_of_chance(classifier, first, autocast)
+    _warn_of_other_normalisation(classifier, first)
     figures: dict[str, float] = {}
     for each in threat.attacks:
         attacked = _Attacked(classifier, each, threat, autocast)
@@ -218,8 +219,7 @@ def _of_gradients(classifier: Normalized, autocast: Autocast) -> tuple[Normalize
     return classifier, autocast
 
 
-def _warn_of_other_normalisation(classifier: Normalized, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    input, _ = next(iter(inputs))
+def _warn_of_other_normalisation(classifier: Normalized, input: Tensor) -> None:
     images = raised(input) * classifier.std + classifier.mean
     low, high = images.min().item(), images.max().item()
     if low < -_OUTSIDE or high > 1 + _OUTSIDE:
@@ -231,8 +231,7 @@ def _warn_of_other_normalisation(classifier: Normalized, inputs: Iterable[tuple[
 
 
 @torch.inference_mode()
-def _warn_of_chance(classifier: Normalized, inputs: Iterable[tuple[Tensor, Tensor]], autocast: Autocast) -> None:
-    input, _ = next(iter(inputs))
+def _warn_of_chance(classifier: Normalized, input: Tensor, autocast: Autocast) -> None:
     with evaluating(classifier), autocast():
         first = classifier.model(input).clone()  # a CUDA graph writes the next output into the same memory
         second = classifier.model(input)
