@@ -346,6 +346,7 @@ REFUSED = [
     ('--aug-splits -2', '--aug-splits -2'),
     ('--aug-splits 2 --mixup 0.1', '--aug-splits 2: not together with --mixup'),
     ('--aug-splits 2 --train-img-sizes 32 64', '--aug-splits 2: not together with --train-img-sizes'),
+    ('--mixup .2 --mixup-off-epoch 3 --use-multi-epochs-loader', 'not together with --mixup-off-epoch'),
     ('--task multilabel --aug-splits 2', '--aug-splits 2: for --task classification only'),
     ('--split-bn', '--split-bn: needs --aug-splits'),
     ('--aug-repeats 3', '--aug-repeats 3: for several processes only'),

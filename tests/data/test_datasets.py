@@ -6,6 +6,7 @@ import torch
 from image_data import CLASSES, TRAIN_COUNTS, samples, write_folder, write_parquet, write_shards, write_tar
 from PIL import Image
 from timm.data import create_loader
+from torchvision.transforms import PILToTensor
 
 from timm_hnc.data.datasets import check_same_classes, class_names, class_to_idx, create_dataset, same_files
 from timm_hnc.data.targets import ClassIndex
@@ -92,14 +93,20 @@ def test_a_folder_without_the_split_is_refused_instead_of_taken_whole(folder, tm
     assert same_files(create_dataset('', str(tmp_path / 'train'), 'train', 3), whole)
     assert not same_files(whole, create_dataset('', str(folder), 'validation', 3))
     assert not same_files(*(create_dataset('hnc/digits', '', split, 10) for split in ('train', 'validation')))
+    tars = [str(write_tar(tmp_path / f'{split}.tar', split)) for split in ('train', 'validation')]
+    assert same_files(*(create_dataset('', tars[0], split, 3) for split in ('train', 'validation')))
+    assert not same_files(*(create_dataset('', tar, 'train', 3) for tar in tars))
 
 
 def test_one_class_is_refused(folder, tmp_path, cache):
     shutil.copytree(folder / 'train' / 'red', tmp_path / 'red')
-    refused(DataError, 'images of one class only: a classifier needs at least two', root=tmp_path)
+    refused(DataError, 'images of one class only: a classifier needs at least two', root=tmp_path, is_training=True)
+    assert len(create_dataset('', str(tmp_path), 'validation', 3)) == 18, (
+        'to evaluate on one class is as good as another'
+    )
     (tmp_path / 'one').mkdir()
     shutil.copytree(folder / 'train' / 'red', tmp_path / 'one' / 'train' / 'red')
-    refused(DataError, 'images of one class only', 'torch/image_folder', tmp_path / 'one')
+    refused(DataError, 'images of one class only', 'torch/image_folder', tmp_path / 'one', is_training=True)
 
 
 def test_one_class_that_only_the_labels_show_is_refused(tmp_path, cache):
@@ -115,9 +122,24 @@ def test_one_class_that_only_the_labels_show_is_refused(tmp_path, cache):
         Dataset.from_dict({'image': images, 'label': labels}, features=features).to_parquet(folder / 'train.parquet')
         return f'hfds/{folder}'
 
-    refused(DataError, 'one class only', write(tmp_path / 'one', [1, 1, 1]), cache)
+    refused(DataError, 'one class only', write(tmp_path / 'one', [1, 1, 1]), cache, is_training=True)
     message = "outside the model's range 0 to 2, such as 7: set --num-classes"
     refused(DataError, message, write(tmp_path / 'far', [0, 1, 7]), cache)
+
+
+@pytest.mark.parametrize('name', ['torch/image_folder', 'hnc/digits'])
+def test_a_class_map_is_refused_where_it_numbers_nothing(folder, name):
+    refused(UsageError, f'--class-map names.txt: does nothing, {name} numbers', name, folder, class_map='names.txt')
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_torchvisions_images_have_the_mode_that_is_asked_for(folder, mode):
+    dataset = create_dataset('torch/image_folder', str(folder), 'train', 3, input_img_mode=mode)
+    expected = sorted(Image.open(io.BytesIO(content)).convert(mode).tobytes() for _, _, content in samples('train'))
+    assert sorted(image.tobytes() for image, _ in dataset) == expected
+    dataset.transform = PILToTensor()
+    assert isinstance(dataset.transform, PILToTensor)
+    assert dataset[0][0].shape == (len(mode), 32, 32)
 
 
 @pytest.mark.parametrize('name', ['', 'torch/image_folder'])

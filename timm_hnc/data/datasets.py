@@ -6,10 +6,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm.data
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
 from timm_hnc.data.labels import sample_labels
+from timm_hnc.data.loading.converted_images import ConvertedImages
 from timm_hnc.data.loading.rows_ahead import keep_rows_ahead
 from timm_hnc.data.loading.unreadable_images import check_images
 from timm_hnc.data.loading.wrapped_dataset import innermost, unwrapped_reader
@@ -57,6 +59,7 @@ def create_dataset(
     if name.startswith('hnc/'):
         if name == 'hnc/coco' and target_format == 'multihot':
             raise UsageError('--target-format multihot: not for hnc/coco, whose targets are class indices.')
+        _refuse_class_map(name, kwargs.get('class_map'))
         dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
@@ -66,12 +69,19 @@ def create_dataset(
     dense = target_format == 'multihot'
     dataset.target_transform = LabelSet(num_classes, dense) if multi_label else ClassIndex(num_classes)
     if not multi_label:
-        _check_labels(dataset, name or root, num_classes)
+        _check_labels(dataset, name or root, num_classes, training=kwargs.get('is_training', False))
     elif name == 'hnc/coco':
         _check_range(set(class_to_idx(dataset).values()), name, num_classes)
     elif not dense:
         _check_indices(dataset, name or root, num_classes)
+    if name.lower().startswith('torch/'):
+        return ConvertedImages(dataset, kwargs.get('input_img_mode') or 'RGB')
     return dataset
+
+
+def _refuse_class_map(name: str, class_map: str | None) -> None:
+    if class_map:
+        raise UsageError(f'--class-map {class_map}: does nothing, {name} numbers its classes itself.')
 
 
 def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bool, mode: str) -> Any:
@@ -98,6 +108,8 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
         raise UsageError(f'--dataset {name} needs the package {package}: pip install "timm_hnc[data]".')
     if not prefix:
         _check_folder(root, split)
+    if prefix == 'torch':
+        _refuse_class_map(name, kwargs.get('class_map'))
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # every reader's library has errors of its own
@@ -115,7 +127,8 @@ def _check_columns(dataset: Any, name: str) -> None:
         return
     targets = getattr(reader, 'target_keys', None) or [getattr(reader, 'label_key', None)]
     # the reader has added its image column, empty, where there was none
-    if len(reader.dataset) and reader.dataset[0][reader.image_key] is None:
+    images = reader.dataset.data.column(reader.image_key)
+    if images.null_count == len(images):
         columns = [column for column in columns if column != reader.image_key]
     wanted = [('--input-key', reader.image_key), *(('--target-key', key.split('/')[0]) for key in targets if key)]
     for flag, column in wanted:
@@ -179,8 +192,16 @@ def check_same_classes(train: Any, evaluation: Any) -> None:
 
 def same_files(one: Any, other: Any) -> bool:
     """Whether two data sets list the same files, as folders do in which timm finds none of either split's name."""
-    first, second = (getattr(getattr(innermost(each), 'reader', None), 'samples', None) for each in (one, other))
-    return isinstance(first, list) and first == second
+    first, second = (_files(getattr(innermost(each), 'reader', None)) for each in (one, other))
+    return bool(first) and first == second
+
+
+def _files(reader: Any) -> list[Any]:
+    """What a reader of a folder or of tar files lists; empty for others."""
+    samples: Any = getattr(reader, 'samples', None)
+    if isinstance(samples, np.ndarray):  # of tar files: places in them, which are never equal
+        return [reader.root, *reader.filenames()]
+    return samples if isinstance(samples, list) else []
 
 
 def check_classes_of_model(names: Sequence[str], dataset: Any) -> None:
@@ -206,10 +227,10 @@ def class_names(dataset: Any, num_classes: int) -> list[str]:
     return [names.get(index, str(index)) for index in range(num_classes)]
 
 
-def _check_labels(dataset: Any, name: str | None, num_classes: int) -> None:
+def _check_labels(dataset: Any, name: str | None, num_classes: int, training: bool) -> None:
     labels = {int(label) for label in sample_labels(dataset) or () if isinstance(label, Integral)}
     labels = labels or set(class_to_idx(dataset).values())
-    if len(labels) == 1:
+    if training and len(labels) == 1:
         raise DataError(f"data set '{name}' has images of one class only: a classifier needs at least two.")
     _check_range(labels, name, num_classes)
     if hasattr(dataset, '__len__') and len(dataset) == 0:

@@ -132,6 +132,25 @@ def test_whatever_pillow_raises_the_image_is_skipped_and_counted(read, faulty_fo
     assert (image.tobytes(), target) == (neighbour.tobytes(), expected)
 
 
+@pytest.mark.parametrize('empty', [None, {'bytes': b'', 'path': None}], ids=['null', 'no bytes'])
+def test_rows_without_an_image_are_skipped_and_counted(tmp_path, empty):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    rows = {'image': [empty, {'bytes': saved(picture()), 'path': None}, empty], 'label': [0, 1, 2]}
+    (tmp_path / 'set').mkdir()
+    features = Features({'image': ImageFeature(), 'label': Value('int64')})
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / 'set' / 'train.parquet')
+    dataset = create_dataset(f'hfds/{tmp_path / "set"}', str(tmp_path / 'cache'), 'train', num_classes=3)
+    skipped = SkippedImages()
+    try:
+        assert [dataset[index][1] for index in range(3)] == [1, 1, 1]
+    finally:
+        skipped.stop()
+    assert skipped.count == 3, 'the last image is followed by the first'
+    assert dataset.reader.image_size(0) is None
+
+
 @pytest.fixture
 def with_a_faulty_image(faulty_format, tmp_path, monkeypatch):
     """Writes every form of data set with its fifth image faulty."""

@@ -48,7 +48,7 @@ class CheckedReader(WrappedReader):
 
     def __getitem__(self, index: int) -> Any:
         """The sample of that index, its file replaced by one whose read() gives the decoded image."""
-        file, *rest = self.unchecked[index]
+        file, *rest = self._sample(index)
         if not hasattr(file, 'seek'):
             return file, *rest
         if self.undecoded:
@@ -68,10 +68,24 @@ class CheckedReader(WrappedReader):
         with decoding(RuntimeError):  # a reader's own words
             yield from self.unchecked
 
+    def _sample(self, index: int) -> Any:
+        try:
+            return self.unchecked[index]
+        except (TypeError, AssertionError) as error:  # timm's reader of Hugging Face's `datasets` looks into it
+            if not self._has_image(index):
+                raise OSError('The row has no image.') from error
+            raise
+
+    def _has_image(self, index: int) -> bool:
+        image = {'bytes': True}
+        if hasattr(self.unchecked, 'image_key'):
+            image = self.unchecked.dataset[index][self.unchecked.image_key] or {}
+        return bool(image.get('bytes') or image.get('path'))
+
     def image_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of a stored image, None for one that is skipped."""
         try:
-            file, *_ = self.unchecked[index]
+            file, *_ = self._sample(index)
             with decoding(), file:
                 image = _open(file)
                 image.load()

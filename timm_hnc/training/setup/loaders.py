@@ -110,6 +110,11 @@ def create_train_loader(
     """Timm's training loader; under torch.distributed it shards by itself."""
     augmentation, sizes, seed = options.augmentation, options.sizes, options.loader.seed
     mode, schedule = augmentation.train_crop_mode, sizes.train_size_schedule
+    if sizes.train_batches_per_epoch and not sizes.train_img_sizes:
+        _logger.warning(
+            f'--train-batches-per-epoch {sizes.train_batches_per_epoch}: does nothing without --train-img-sizes, as in '
+            'timm; an epoch has all images.'
+        )
     if augmentation.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
     arguments = _training_arguments(options, data_config)

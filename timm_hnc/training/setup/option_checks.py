@@ -98,6 +98,10 @@ def _check_mixing(options: 'TrainOptions') -> None:
         raise UsageError('--split-bn: needs --aug-splits of 2 or more, or --resplit.')
     if train_sizes is not None and options.batches.use_multi_epochs_loader:
         raise UsageError('--use-multi-epochs-loader: not together with --train-img-sizes.')
+    if options.mixup.mixup_off_epoch and options.batches.use_multi_epochs_loader:
+        raise UsageError(
+            '--use-multi-epochs-loader: not together with --mixup-off-epoch; its loading processes mix to the end.'
+        )
     if train_sizes is not None and splits:
         raise UsageError(f'--aug-splits {splits}: not together with --train-img-sizes.')
     repeats = augmentation.aug_repeats
