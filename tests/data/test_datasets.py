@@ -8,7 +8,8 @@ from PIL import Image
 from timm.data import create_loader
 from torchvision.transforms import PILToTensor
 
-from timm_hnc.data.datasets import check_same_classes, class_names, class_to_idx, create_dataset, same_files
+from timm_hnc.data.class_names import check_same_classes, class_names, class_to_idx
+from timm_hnc.data.datasets import create_dataset, same_files
 from timm_hnc.data.targets import ClassIndex
 from timm_hnc.errors import DataError, UsageError
 

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from timm_hnc.data.datasets import class_names, create_dataset
+from timm_hnc.data.class_names import class_names
+from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.sets.digits import DigitsReader
 from timm_hnc.errors import UsageError
 

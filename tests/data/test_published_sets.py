@@ -11,7 +11,8 @@ import torch
 from image_data import CLASSES, samples, write_coco, write_cub, write_tiny_imagenet
 from PIL import Image
 
-from timm_hnc.data.datasets import class_names, create_dataset
+from timm_hnc.data.class_names import class_names
+from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.labels import class_counts
 from timm_hnc.errors import DataError, UsageError
 

@@ -18,7 +18,7 @@ from timm.data import ImageDataset, create_dataset, create_transform
 
 import timm_hnc.commands.validate
 from timm_hnc import save_pretrained
-from timm_hnc.data.datasets import check_classes_of_model
+from timm_hnc.data.class_names import check_classes_of_model
 from timm_hnc.data.holdout import split_off
 
 HERE = ['--workers', '0', '--device', 'cpu', '-b', '7']

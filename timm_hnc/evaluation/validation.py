@@ -17,7 +17,8 @@ from timm_hnc.attacks.attacks import cross_entropy, normalized
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.model import names_of_weights
-from timm_hnc.data.datasets import check_classes_of_model, check_provided, class_names
+from timm_hnc.data.class_names import check_classes_of_model, class_names
+from timm_hnc.data.label_checks import check_provided
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.skipped_images import SkippedImages, counting_skipped
 from timm_hnc.data.naflex import KEPT_SHAPE, NaFlexOptions, Patches

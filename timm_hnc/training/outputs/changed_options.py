@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_hnc.checkpoints.checkpoints import epoch_of, run_folder_of
-from timm_hnc.data.datasets import class_to_idx
+from timm_hnc.data.class_names import class_to_idx
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import DataError

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from timm_hnc.data.datasets import check_classes_of_model
+from timm_hnc.data.class_names import check_classes_of_model
 from timm_hnc.errors import DataError
 from timm_hnc.training.setup.build import Run
 

@@ -10,7 +10,9 @@ from timm.data import Mixup
 from timm.data.naflex_dataset import NaFlexCollator, NaFlexMapDatasetWrapper
 from torch.utils.data import DataLoader
 
-from timm_hnc.data.datasets import check_provided, check_same_classes, class_names, same_files
+from timm_hnc.data.class_names import check_same_classes, class_names
+from timm_hnc.data.datasets import same_files
+from timm_hnc.data.label_checks import check_provided
 from timm_hnc.data.loading.in_memory import KeptTargets, RememberedBatches, keep_in_memory
 from timm_hnc.data.loading.naflex_batches import NaFlexBatches, use_naflex_keys
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys

@@ -1,0 +1,67 @@
+"""Names of classes, and the numbers that their images come with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm_hnc.data.loading.wrapped_dataset import innermost
+from timm_hnc.data.targets import ClassIndex, LabelSet
+from timm_hnc.errors import DataError
+
+
+def class_to_idx(dataset: Any) -> dict[str, int]:
+    """Class names and the indices that their images come with, empty where the data set does not know them."""
+    reader = getattr(dataset, 'reader', dataset)
+    # timm's reader of tar files calls it differently
+    found = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
+    return {name: as_it_comes(dataset, index) for name, index in found.items()}
+
+
+def as_it_comes(dataset: Any, label: Any) -> Any:
+    """A label as a provided data set's own target transform numbers it; as it is where that makes no number of it."""
+    transform = getattr(innermost(dataset), 'target_transform', None)
+    if transform is None or isinstance(transform, (ClassIndex, LabelSet)):
+        return label
+    try:
+        return int(transform(label))
+    except Exception:  # whatever somebody's transform raises
+        return label
+
+
+def class_names(dataset: Any, num_classes: int) -> list[str]:
+    """The name of every class, its index where the data set has no name."""
+    names = {index: str(name) for name, index in class_to_idx(dataset).items()}
+    return [names.get(index, str(index)) for index in range(num_classes)]
+
+
+def check_same_classes(train: Any, evaluation: Any) -> None:
+    """Refuse validation data whose class names have other indices than the training data's.
+
+    Folders number their own classes: one that lacks a class numbers those behind it differently.
+
+    Raises:
+        DataError: with a class that differs.
+    """
+    known = class_to_idx(train)
+    for name, index in class_to_idx(evaluation).items() if known else ():
+        if known.get(name) != index:
+            raise DataError(
+                f"class '{name}' is number {index} in the validation data but {known.get(name, 'none')} in the "
+                'training data: give both the same class folders, or a --class-map.'
+            )
+
+
+def check_classes_of_model(names: Sequence[str], dataset: Any) -> None:
+    """Refuse data in which a class that the model knows by its name has another index than in the model.
+
+    A name that is its own index is none: it stands where the training data had no name.
+
+    Raises:
+        DataError: with a class that differs.
+    """
+    known = {name: index for index, name in enumerate(names) if name != str(index)}
+    for name, index in class_to_idx(dataset).items():
+        if known.get(str(name), index) != index:
+            raise DataError(
+                f"class '{name}' is number {index} in the data but {known[str(name)]} in the model: "
+                'give the --class-map that the model was trained with.'
+            )
