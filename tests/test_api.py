@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from running import NARROW, SMALL, arguments, clean_process, equal_tensors, forget_run, summary, train, validate
 from timm.utils import random_seed
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, default_collate
 from torchvision.datasets import ImageFolder
 
@@ -295,6 +298,60 @@ def test_labels_of_a_loader_are_those_of_the_model():
         timm_hnc.evaluate(new_model(), loader, device='cpu')
     found = timm_hnc.evaluate(new_model(), DataLoader(data, batch_size=8, collate_fn=from_zero), device='cpu')
     assert not {'img_size', 'crop_pct', 'interpolation'} & found.keys()  # those of the images are not known
+
+
+@pytest.mark.parametrize(
+    ('target', 'values', 'message'),
+    [
+        (torch.zeros(8), {}, r'of shape \(8,\), float32: expected \(B,\), integer class indices'),
+        (torch.zeros(8, 1, dtype=torch.long), {}, r'of shape \(8, 1\), int64: expected \(B,\), integer class'),
+        (
+            torch.zeros(8, dtype=torch.long),
+            {'task': 'multilabel'},
+            r'\(8,\), int64: expected \(B, 3\), a float a class',
+        ),
+        (torch.zeros(8, 3), {}, r'of shape \(8, 3\), float32: expected \(B,\), integer class indices'),
+    ],
+)
+def test_targets_of_a_loader_that_no_loss_takes(tmp_path, target, values, message):
+    loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), target), batch_size=8)
+    with pytest.raises(DataError, match=message):
+        timm_hnc.train(new_model(), loader, None, **OPTIONS, **values, output=str(tmp_path))
+    with pytest.raises(DataError, match=message):
+        timm_hnc.evaluate(new_model(), loader, device='cpu', **values)
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, 'datetime', SimpleNamespace(now=lambda: datetime(2026, 1, 2)))
+    values = {**OPTIONS, 'batch_size': 4, 'epochs': 1, 'output': str(tmp_path)}
+    names = [Path(timm_hnc.train(new_model(), loader_of(), **values)['folder']).name for _ in range(2)]
+    assert names == ['20260102-000000-test_resnet', '20260102-000000-test_resnet-2']
+
+
+@pytest.mark.parametrize('values', [{}, {'task': 'multilabel'}], ids=['one label', 'several'])
+def test_integers_of_any_kind_are_targets_of_a_loader(tmp_path, values):
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
+    labels = functional.one_hot(labels) if values else labels
+    kinds = (torch.float32, torch.bool, torch.int16) if values else (torch.int64, torch.uint8, torch.int32)
+    loaders = [DataLoader(TensorDataset(images, labels.to(kind)), batch_size=8) for kind in kinds]
+    options = OPTIONS | values | {'epochs': 1, 'output': str(tmp_path)}
+    losses = [
+        timm_hnc.train(new_model(), loader, None, **options, experiment=name)
+        for name, loader in zip('abc', loaders, strict=True)
+    ]
+    assert len({each['train']['loss'] for each in losses}) == 1
+    found = [timm_hnc.evaluate(new_model(), loader, device='cpu', **values) for loader in loaders]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_loader_of_something_else_than_images_and_targets():
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
+    for loader, kind in (
+        (DataLoader(TensorDataset(images, labels, labels), batch_size=8), 'list of Tensor, Tensor, Tensor'),
+        (DataLoader([{'image': image, 'label': 1} for image in images], batch_size=8), 'dict'),
+    ):
+        with pytest.raises(DataError, match=f'the loader gives a {kind} a batch: expected'):
+            timm_hnc.evaluate(new_model(), loader, device='cpu')
 
 
 def test_batches_of_no_known_number():

@@ -8,6 +8,47 @@ from torch import Tensor
 from timm_hnc.errors import DataError
 
 
+def batch_of(loaded: Any) -> tuple[Any, Tensor]:
+    """(images, targets) as a loader gives them, integers of any kind as losses take them: (B,) long, (B, n) float.
+
+    Raises:
+        DataError: it gives something else.
+    """
+    if not (isinstance(loaded, (list, tuple)) and len(loaded) == 2 and isinstance(loaded[1], Tensor)):
+        raise DataError(f'the loader gives a {_kind(loaded)} a batch: expected (images, targets), two tensors.')
+    images, target = loaded
+    if not target.is_floating_point():
+        target = target.float() if target.ndim == 2 and target.shape[1] > 1 else target.long()
+    return images, target
+
+
+def _kind(loaded: Any) -> str:
+    name = type(loaded).__name__
+    if not isinstance(loaded, (list, tuple)):
+        return name
+    return f'{name} of {", ".join(type(each).__name__ for each in loaded)}'
+
+
+def check_batch(target: Tensor, num_classes: int, indices: bool, dense: bool) -> None:
+    """Refuse targets that a loss does not take.
+
+    Args:
+        target: of a batch.
+        num_classes: of the model.
+        indices: (B,) class indices can be used.
+        dense: (B, n) values, one a class, can be used.
+
+    Raises:
+        DataError: with the targets' shape and type.
+    """
+    values = target.is_floating_point()
+    if (dense and values and target.shape[1:] == (num_classes,)) or (indices and not values and target.ndim == 1):
+        return
+    expected = '(B,), integer class indices' if indices else f'(B, {num_classes}), a float a class'
+    kind = str(target.dtype).removeprefix('torch.')
+    raise DataError(f'a batch has targets of shape {tuple(target.shape)}, {kind}: expected {expected}.')
+
+
 class ClassIndex:
     """A single label: an integer in [0, num_classes)."""
 

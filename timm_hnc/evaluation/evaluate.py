@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.data.loading.loader_errors import read
+from timm_hnc.data.targets import batch_of, check_batch
 from timm_hnc.errors import DataError
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.progress import progress
@@ -39,7 +40,7 @@ def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channe
         total = None if streamed else len(loader)
     except TypeError:  # of a batch sampler that does not know it
         total = None
-    for input, target in progress(read(loader), 'batch', total):
+    for input, target in map(batch_of, progress(read(loader), 'batch', total)):
         input, target = on_device(input, device, dtype), target.to(device)
         channels_last = channels_last and isinstance(input, Tensor)
         yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target
@@ -81,10 +82,9 @@ def evaluate(
                 output = output[0] if isinstance(output, (tuple, list)) else output
                 if on_batch is not None:
                     output, target = on_batch(output, target)
-                try:
-                    evaluator.update(output, target)
-                except ValueError as error:
-                    raise DataError(f'validation targets of shape {tuple(target.shape)} do not fit: {error}') from error
+                several = isinstance(evaluator, MultiLabelEvaluator)
+                check_batch(target, output.shape[-1], indices=not several, dense=several)
+                evaluator.update(output, target)
                 seen += len(target)
                 if (index + 1) % log_interval == 0:
                     _logger.info(f'Evaluated {seen} images of this process: {_text(evaluator.summary())}')

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.data.loading.seeded_batches import seed_generators, seed_process
+from timm_hnc.data.targets import check_batch
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
@@ -160,16 +161,20 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     remainder = length % steps
     device = run.options.device
     inputs = batches(run.data.train_loader, run.accelerator.device, device.input_dtype, device.channels_last)
+    mixup = None if isinstance(run.data.mixup, FastCollateMixup) else run.data.mixup  # whose batches come mixed
+    mixes = run.options.mixup.active
+    dense = run.options.task.multi_label or (mixes and mixup is None) or not (mixes or run.options.loss.smoothing)
     for index, (input, target) in enumerate(inputs, first):
         if run.data.keys is not None:
             # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before
             seed_generators(run.data.keys.seed, epoch, index, _OF_THE_STEP, devices=True)
-        if run.data.mixup is not None and not isinstance(run.data.mixup, FastCollateMixup):
-            input, target = run.data.mixup(input, target)
         masks = None
         if run.data.guided is not None:
             target, *parts = run.data.guided.slots.split(target)
             masks = ObjectMasks(*parts)
+        check_batch(target, run.model.num_classes, indices=not run.options.task.multi_label, dense=dense)
+        if mixup is not None:
+            input, target = mixup(input, target)
         last = index + 1 == length or (index + 1) % steps == 0
         window = remainder if index >= length - remainder else steps
         yield Step(index, window, last, input, target, masks)

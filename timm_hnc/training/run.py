@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -131,11 +132,15 @@ def _train(
 def _run_folder(options: TrainOptions) -> Path:
     """The run folder, of which nothing is read yet but where it lies.
 
-    Without --experiment a resumed run goes on in its own folder; with it, in the folder that it names.
+    Without --experiment a resumed run goes on in its own folder, and a new one in a folder of its own; with it, in the
+    folder that it names.
     """
     output, experiment, resume = options.run.output, options.run.experiment, options.run.resume
     default = f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(options.model.model)}'
     named = Path(output or 'output/train') / (experiment or default)
+    if not experiment:  # runs that were started together
+        others = (named.with_name(f'{default}-{number}') for number in count(2))
+        named = next(each for each in chain([named], others) if not each.exists())
     if resume in ('', 'auto'):
         return named
     path = Path(resume)
