@@ -172,7 +172,7 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
         if run.data.guided is not None:
             target, *parts = run.data.guided.slots.split(target)
             masks = ObjectMasks(*parts)
-        check_batch(target, run.model.num_classes, indices=not run.options.task.multi_label, dense=dense)
+        check_batch(target, len(run.data.class_names), indices=not run.options.task.multi_label, dense=dense)
         if mixup is not None:
             input, target = mixup(input, target)
         last = index + 1 == length or (index + 1) % steps == 0
