@@ -327,6 +327,14 @@ def test_half_and_double_models_are_accepted():
             assert CamModel(small.make().to(dtype)).head.kind == small.kind
 
 
+def test_weights_that_are_not_finite_are_told():
+    model = timm.create_model('test_resnet')
+    with torch.no_grad():
+        model.fc.weight[0, 0] = torch.nan
+    with pytest.raises(UnsupportedHead, match=r'its weights hold NaN or infinity\. Way out: load other weights'):
+        CamModel(model)
+
+
 @pytest.mark.parametrize('small', [MODELS['vit_reg4'], DETACHED_MODELS['mobilenetv3'], TAIL_MODELS['vit']])
 def test_weights_are_not_copied(small, monkeypatch):
     """A model of gigabytes is probed on the meta device."""

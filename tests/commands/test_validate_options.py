@@ -119,6 +119,7 @@ REFUSED = [
     ('--attack-restarts 2', '--attack-restarts: does nothing without --attack fgsm or --attack pgd.'),
     ('--valid-labels v.txt --cam-metrics', '--cam-metrics: not together with --valid-labels'),
     ('--valid-labels v.txt --cam-boxes', '--cam-boxes: not together with --valid-labels'),
+    ('--crop-pct 0', '--crop-pct 0.0: expected more than 0'),
     ('--task multilabel --valid-labels v.txt', '--valid-labels v.txt: for --task classification only'),
 ]
 

@@ -200,6 +200,11 @@ def test_models_of_different_classes_are_not_compared(capsys, run):
     assert (code, line) == (2, "'run' and 'test_resnet' have different classes: nothing to compare.")
 
 
+def test_models_of_different_tasks_are_not_compared(subject):
+    with pytest.raises(UsageError, match='one has a single label an image, the other several: nothing to compare'):
+        Answers([subject, replace(subject, multi_label=True)])
+
+
 def test_without_gradio_the_command_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(demo, 'find_spec', lambda name: None)
     assert failure(capsys, 'demo', 'resnet10t') == (2, 'the page needs Gradio: pip install "timm_hnc[demo]".')

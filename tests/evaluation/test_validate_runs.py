@@ -203,10 +203,12 @@ def test_valid_labels_leave_the_other_classes_out(run, logits, tmp_path, capsys)
         ('', 'class indices from 0 to 2'),
         ('0\n3\n', 'class indices from 0 to 2'),
         ('0\n2\n', 'images are of class 2, and the file lists 2'),
+        ('red\n', "class indices from 0 to 2, one a line (invalid literal for int() with base 10: 'red')."),
+        ('\x89' * 5000, 'class indices from 0 to 2'),
     ):
-        (tmp_path / 'wrong.txt').write_text(lines)
+        (tmp_path / 'wrong.txt').write_bytes(lines.encode('latin-1'))
         code, line = failure(capsys, 'validate', '--checkpoint', run, *HERE, '--valid-labels', tmp_path / 'wrong.txt')
-        assert (code, expected in line) == (1, True), line
+        assert (code, expected in line, len(line) < 600) == (1, True, True), line
     assert everything == validate(capsys, '--checkpoint', run, *HERE)
     # the labels of the data count the classes that are left
     (tmp_path / 'two.txt').write_text('1\n2\n')
@@ -238,6 +240,13 @@ def test_reassessed_labels(tmp_path, capsys):
     argv = ['--checkpoint', tmp_path / 'model.pth', *MODEL, '--num-classes', 6, data, *HERE]
     figures = validate(capsys, *argv, '--real-labels', tmp_path / 'real.json')
     assert figures['top1'] == pytest.approx(100 * 23 / 24, abs=1e-4)
+    # what is right among the valid ones: those of one class that the model does not see are wrong
+    (tmp_path / 'valid.txt').write_text('\n'.join(str(label) for label in range(1, 6)))
+    with torch.inference_mode():
+        among = (model(torch.stack(tensors))[:, 1:].argmax(1) + 1).tolist()
+    figures = validate(capsys, *argv, '--real-labels', tmp_path / 'real.json', '--valid-labels', tmp_path / 'valid.txt')
+    right = sum(label in labels for label, labels in zip(among, real, strict=True))
+    assert figures['top1'] == pytest.approx(100 * right / 24, abs=1e-4)
     # of a part those of its own images: every other image is right
     (tmp_path / 'half.json').write_text(
         json.dumps([[(label + place % 2) % 6] for place, label in enumerate(predicted)])
@@ -327,6 +336,8 @@ def test_wrong_usage_has_exit_code_2(fails, run, weights, images, tmp_path):
         (['--model', 'nowhere:x', images], '--model'),
         (['--checkpoint', weights / 'plain.pth', '--model', 'resnet5O', images], 'needs its architecture'),
         (['--checkpoint', run, '--results-file', tmp_path / 'no' / 'r.csv'], 'its folder does not exist.'),
+        (['--checkpoint', run, '--results-file', tmp_path], 'it is a folder, expected a file.'),
+        (['--model', run / 'model_best' / 'model.safetensors'], 'is no text file of names; weights: --checkpoint.'),
         (['--checkpoint', run, '--test-pool', '--img-size', 64], "--test-pool: 'test_resnet' does not say"),
         (['--checkpoint', run, '-b', 0], '--batch-size 0: expected 1 or more.'),
         (['--checkpoint', run, '--model-kwargs', 'nothing=3'], 'timm cannot make'),

@@ -18,7 +18,7 @@ from timm_hnc import CamModel, save_pretrained
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.console import main
 from timm_hnc.errors import DataError
-from timm_hnc.plots.curves import curve_panels, draw_curves, read_run
+from timm_hnc.plots.curves import curve_panels, curve_rows, draw_curves, read_run, told_apart
 from timm_hnc.plots.figures import new_figure
 from timm_hnc.plots.loss_figure import example_maps, values_and_gradients
 from timm_hnc.plots.panel import draw_panel
@@ -113,6 +113,7 @@ def test_it_is_a_command(weights, photos, tmp_path):
 def test_wrong_use(weights, photos, tmp_path, capsys):
     photo, checkpoint = photos / 'a.png', ['--checkpoint', weights[0]]
     (tmp_path / 'names.txt').write_text('ant\nbee\n')
+    (tmp_path / 'more.txt').write_text('names\nant\nbee\ncat\n')
     (tmp_path / 'blank.txt').write_text('\n  \n')
     (tmp_path / 'empty').mkdir()
     folder = weights[1] / 'model_best'
@@ -123,6 +124,7 @@ def test_wrong_use(weights, photos, tmp_path, capsys):
         (['cams', photos / 'notes.txt', *checkpoint], 1, "notes.txt' cannot be read: it is no image, or damaged"),
         (['cams', photo, *checkpoint, '--topk', 5], 2, '--topk 5: expected 0 to 4'),
         (['cams', photo, *checkpoint, '--class-names', tmp_path / 'names.txt'], 1, '2 class names for 3 classes'),
+        (['cams', photo, *checkpoint, '--class-names', tmp_path / 'more.txt'], 1, '4 class names for 3 classes'),
         (['cams', photo, *checkpoint, '--class-names', tmp_path / 'no.txt'], 1, 'cannot be read'),
         (
             ['cams', photo, *checkpoint, '--class-names', tmp_path / 'blank.txt'],
@@ -353,18 +355,32 @@ def test_lines_by_weight_join_one_setting_of_hnc(tmp_path):
 def test_seeds_are_one_point_and_another_training_is_none(tmp_path):
     def run(weight, seed, top1, **options):
         name = f'{weight}-{seed}-{"-".join(options)}'
-        return write_run(tmp_path, name, 'mse' if weight else 'none', weight, seed=seed, top1=top1, **options)
+        return write_run(tmp_path, name, 'none' if weight is None else 'mse', weight, seed=seed, top1=top1, **options)
 
     runs = [run(0.01, 0, 20), run(0.01, 1, 30), run(0.1, 0, 40), run(0.1, 1, 44), run(None, 0, 6), run(None, 1, 8)]
     runs += [run(0.01, 2, 90, smoothing=0.1), run(0.05, 0, 90, opt='adamw'), run(0.1, 0, 90, img_size=64)]
+    runs += [run(0, 0, 10)]  # HNC that is only measured
     runs += [run(1.0, 0, 50, output='elsewhere', workers=8, filled_in=['hnc_weight'])]
     lines, axis = lines_by_weight(runs)
     assert lines.pop('HNC_mse') == [[0.01, 27], [0.1, 44], [1.0, 52]]
-    assert {y for _, y in lines.pop('CE')} == {9}
+    assert {y for _, y in lines.pop('CE')} == {10}
     assert not lines
     [dots] = axis.collections
     assert dots.get_offsets().tolist() == [[0.01, 22], [0.01, 32], [0.1, 42], [0.1, 46]]
     assert axis.get_title() == 'accuracy of the last epoch, mean of seeds, %'
+
+
+def test_runs_are_told_apart_by_their_names(tmp_path):
+    folders = [
+        write_run(tmp_path / place, name) for place, name in (('a', 'w'), ('b', 'w'), ('b', '_under'), ('b', '$x$'))
+    ]
+    runs = told_apart([read_run(folder) for folder in folders])
+    assert [run.name for run in runs] == ['w (1)', 'w (2)', '_under', '$x$']
+    assert list(dict.fromkeys(row['run'] for row in curve_rows(runs))) == ['w (1)', 'w (2)', '_under', '$x$']
+    axis = new_figure(4, 4).subplots()
+    curve_panels(runs)['training loss'](axis)
+    texts = [text.get_text() for text in axis.legend().get_texts()]
+    assert texts == ['w (1)', 'w (2)', ' _under', r'\$x\$']
 
 
 def test_runs_that_cannot_be_drawn(tmp_path):
@@ -380,10 +396,14 @@ def test_runs_that_cannot_be_drawn(tmp_path):
 
 
 def test_probabilities_of_several_labels_are_sigmoids(weights, photos, tmp_path):
+    named = ('--topk', 2, '--out', tmp_path / 'c.png', '--values', tmp_path / 'c.json')
+
     def probabilities(run, *more):
-        argv = ['cams', photos / 'a.png', '--checkpoint', run, '--topk', 2, *more]
-        main([str(word) for word in (*argv, '--out', tmp_path / 'c.png', '--values', tmp_path / 'c.json')])
-        return {row['class']: row['probability'] for row in json.loads((tmp_path / 'c.json').read_text())}
+        main([str(word) for word in ('cams', photos / 'a.png', '--checkpoint', run, *more, *named)])
+        return {row['class']: row['probability'] for row in values()}
+
+    def values():
+        return json.loads((tmp_path / 'c.json').read_text())
 
     model = timm.create_model(f'local-dir:{weights[0] / "model_best"}', pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
@@ -397,6 +417,8 @@ def test_probabilities_of_several_labels_are_sigmoids(weights, photos, tmp_path)
     assert probabilities(run, '--task', 'multilabel') == pytest.approx(sigmoids, abs=1e-5)
     (run / 'args.yaml').write_text('task: multilabel\n')
     assert probabilities(run) == probabilities(run / 'model_best') == pytest.approx(sigmoids, abs=1e-5)
+    main([str(word) for word in ('cams', photos / 'a.png', '--model', f'local-dir:{run / "model_best"}', *named)])
+    assert {row['class']: row['probability'] for row in values()} == probabilities(run)
     epoch = run / 'checkpoints' / 'epoch-0'
     shutil.copytree(run / 'model_best', epoch / 'model')
     assert probabilities(epoch) == probabilities(run)
@@ -407,6 +429,19 @@ def test_probabilities_of_several_labels_are_sigmoids(weights, photos, tmp_path)
     file = epoch / 'model' / 'model.safetensors'
     architecture = ['--model', 'test_resnet', '--num-classes', 3]
     assert probabilities(file, *architecture, *names) == pytest.approx(sigmoids, abs=1e-5)
+
+
+def test_photographs_have_the_mode_of_the_runs_images(weights, photos, tmp_path):
+    run = shutil.copytree(weights[0], tmp_path / 'run')
+    (run / 'args.yaml').write_text('input_img_mode: YCbCr\n')
+    out = ('--out', tmp_path / 'c.png', '--values', tmp_path / 'c.json')
+    main([str(word) for word in ('cams', photos / 'a.png', '--checkpoint', run, '--topk', 2, *out)])
+    found = {row['class']: row['mean'] for row in json.loads((tmp_path / 'c.json').read_text())}
+    model = timm.create_model(f'local-dir:{run / "model_best"}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    with torch.no_grad():
+        [logits] = model(transform(Image.open(photos / 'a.png').convert('YCbCr'))[None])
+    assert found == pytest.approx(dict(zip(['ant', 'bee', 'cat'], logits.tolist(), strict=True)), abs=1e-5)
 
 
 def test_names_of_classes_by_their_numbers(weights, tmp_path):

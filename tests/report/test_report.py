@@ -26,7 +26,7 @@ from timm_hnc.evaluation.map_pass import WatchedMaps
 from timm_hnc.report.examples import ExamplePass, read_examples
 from timm_hnc.report.figure_table import figure_table
 from timm_hnc.report.page import write_report
-from timm_hnc.report.run_files import read_run_files
+from timm_hnc.report.run_files import attack_lines, read_run_files
 
 
 @pytest.fixture(scope='module')
@@ -152,6 +152,18 @@ def test_figures_of_other_images_stay_out(runs, tmp_path, caplog):
         assert (files.figures.get('cam_negative_peak') == 99) == used
         assert any(row['eps'] == 0.5 for row in files.robustness) == used
         assert ("validation.json' is left out: top1 is" in caplog.text) != used
+
+
+def test_attacks_on_different_losses_are_told_apart(runs, tmp_path, without_curves):
+    run = shutil.copytree(runs[0], tmp_path / 'run', symlinks=True)
+    of_the_run = attack_lines(read_run_files(run))
+    final = json.loads((run / 'result.json').read_text())['final']
+    figures = {'top1': final['top1'], 'attack_loss': 'train', 'fgsm_0.5_top1': 1.0}
+    (run / 'validation.json').write_text(json.dumps(figures))
+    points = [(0.0, final['top1']), (0.5, 1.0)]
+    assert attack_lines(read_run_files(run)) == {('fgsm', 'pixel', 'train'): points, **of_the_run}
+    page = write_and_read([run], tmp_path)
+    assert page.count('<h3>run: FGSM on the loss of the training</h3>') == page.count('<h3>run: FGSM</h3>') == 1
 
 
 def test_figures_of_other_numbers_of_absent_classes_are_not_compared():

@@ -50,7 +50,8 @@ def _draw(args: argparse.Namespace) -> Rows:
     for checkpoint, folder in checkpoints:
         model = _load(args, checkpoint, folder)
         caption = _caption(checkpoint or args.model) if len(checkpoints) > 1 else ''
-        subjects.append(subject_of(model, checkpoint, caption, args.task, names))
+        local = args.model if (args.model or '').startswith('local-dir:') else None
+        subjects.append(subject_of(model, checkpoint or local, caption, args.task, names))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk, args.contrast)
     panel = draw_panel([row for _, row in drawn], args.title, labelled=False, contrast=args.contrast)
     save_picture(panel, args.out)

@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, file in (('results_file', others['results_file']), ('cam_classes_file', options.maps.cam_classes_file)):
         if file and not Path(file).parent.is_dir():
             raise UsageError(f'{flag_of(name)} {file}: its folder does not exist.')
+        if file and Path(file).is_dir():
+            raise UsageError(f'{flag_of(name)} {file}: it is a folder, expected a file.')
     if len(sources) > 1 and options.maps.cam_classes_file:
         raise UsageError(f'--cam-classes-file {options.maps.cam_classes_file}: for one model, not {len(sources)}.')
     options = replace(options, device=agreed_device(options.device, explicit))

@@ -21,7 +21,7 @@ class Answers:
         subjects: the models.
 
     Raises:
-        UsageError: they have different classes, names are missing, or one takes no photographs.
+        UsageError: they have different classes or tasks, names are missing, or one takes no photographs.
     """
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
@@ -29,6 +29,11 @@ class Answers:
         for other in others:
             if list(other.class_names) != list(first.class_names):
                 raise UsageError(f"'{first.caption}' and '{other.caption}' have different classes: nothing to compare.")
+            if other.multi_label != first.multi_label:
+                raise UsageError(
+                    f"'{first.caption}' and '{other.caption}': one has a single label an image, the other several: "
+                    'nothing to compare; see --task.'
+                )
         for subject in subjects:
             check_channels(subject.model)
             if len(subject.class_names) < subject.model.num_classes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from timm_hnc.data.loading.wrapped_dataset import stored_places
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.loaders import sample_order
 
 _TOP = 5  # timm's figures are of the first class and of so many
@@ -43,6 +43,20 @@ def _real_labels(dataset: Any, path: str) -> RealLabelsImagenet:
     return labels
 
 
+def _valid_labels(path: str, num_classes: int) -> list[int]:
+    """The class indices of a text file, one a line."""
+    expected = f'expected class indices from 0 to {num_classes - 1}, one a line'
+    try:
+        classes = [int(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise DataError(f'--valid-labels {path} cannot be read: {error}') from error
+    except ValueError as error:
+        raise DataError(f'--valid-labels {path}: {expected} ({first_lines(error)}).') from error
+    if not classes or not 0 <= min(classes) <= max(classes) < num_classes:
+        raise DataError(f'--valid-labels {path}: {expected}.')
+    return classes
+
+
 class OtherLabels:
     """timm's --valid-labels, --real-labels and --metrics-avg, applied batch by batch.
 
@@ -64,33 +78,32 @@ class OtherLabels:
         self.targets: list[Tensor] = []
         valid, real = options.valid_labels, options.real_labels
         try:
-            lines = Path(valid).read_text().splitlines() if valid else []
-            self.classes = [int(line) for line in lines if line.strip()] if valid else None
             self.real_labels = _real_labels(dataset, real) if real else None
         except (AttributeError, NotImplementedError) as error:
             raise DataError(f'--real-labels {real}: this data set gives no file names of its images.') from error
         except (OSError, ValueError, KeyError, AssertionError) as error:
-            raise DataError(f'--valid-labels or --real-labels cannot be read: {error!r}') from error
-        if self.classes is not None and not (
-            self.classes and 0 <= min(self.classes) <= max(self.classes) < num_classes
-        ):
-            raise DataError(f'--valid-labels {valid}: expected class indices from 0 to {num_classes - 1}, one a line.')
+            raise DataError(f'--real-labels {real} cannot be read: {first_lines(error)}') from error
+        self.classes = _valid_labels(valid, num_classes) if valid else None
         left = num_classes if self.classes is None else len(self.classes)
         if real and left < _TOP:
             raise UsageError(f"--real-labels: of ImageNet's classes, the model has {left}.")
 
     def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """(logits, target) as they are to be counted."""
+        every = output
         if self.classes is not None:
             if int(target.max()) >= len(self.classes):
                 raise DataError(
                     f'--valid-labels: images are of class {int(target.max())}, and the file lists '
                     f'{len(self.classes)} classes: class 0 of the data is that of its first line.'
                 )
-            output = output[:, self.classes]
+            places = torch.tensor(self.classes, device=output.device)
+            every = torch.full_like(output, -torch.inf)  # the others cannot be the answer
+            output = output[:, places]
+            every = every.index_copy_(1, places, output)
         if self.real_labels is not None:
             try:
-                self.real_labels.add_result(output)
+                self.real_labels.add_result(every)
             except (KeyError, IndexError) as error:
                 raise DataError(f"--real-labels: images must have ImageNet's validation names ({error!r}).") from error
         if self.average:

@@ -56,7 +56,10 @@ def find_sources(options: SourceOptions, model_given: bool) -> list[Source]:
     if options.checkpoint:
         return _of_checkpoint(options, model_given)
     if Path(options.model).is_file():
-        names = [line.strip() for line in Path(options.model).read_text().splitlines() if line.strip()]
+        try:
+            names = [line.strip() for line in Path(options.model).read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--model '{options.model}' is no text file of names; weights: --checkpoint.") from error
     elif _is_one_model(options.model):
         names = [options.model]
     elif options.model == 'all':

@@ -128,6 +128,10 @@ class ValidateOptions:
             raise UsageError(
                 f'{flag_of(self.maps.first)}: not together with --valid-labels, the maps are of all classes.'
             )
+        if self.maps.cam_boxes and self.evaluation.tf_preprocessing:
+            raise UsageError(
+                '--cam-boxes: not together with --tf-preprocessing, through which boxes cannot be followed.'
+            )
         if self.maps.cam_boxes and self.data.is_streamed:
             raise UsageError(f'--cam-boxes: {self.data.dataset} is streamed, its images have no index.')
         for name in ('metrics_avg', 'real_labels', 'valid_labels') if self.task.multi_label else ():

@@ -50,7 +50,8 @@ def find_run(path: Path) -> Path | None:
 
 
 def options_of_run(path: str | None) -> dict[str, Any]:
-    """args.yaml of the run folder that a path is or lies in; empty where it is of none, or is a name."""
+    """args.yaml of the run folder that a path is or lies in, local-dir: before it or not; empty of anything else."""
+    path = (path or '').removeprefix('local-dir:')
     run = find_run(Path(path)) if path and Path(path).exists() else None
     return read_options(run) if run else {}
 

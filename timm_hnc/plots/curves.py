@@ -4,7 +4,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -47,11 +47,13 @@ class RunCurves:
 
     @property
     def label(self) -> str:
-        """Name and loss."""
+        """Name and loss for matplotlib, which leaves out what begins with _ and reads what is between two $."""
         hnc, weight = self.options.get('hnc', 'none'), self.options.get('hnc_weight')
+        name = self.name.replace('$', r'\$')
+        name = f' {name}' if name.startswith('_') else name
         if hnc == 'none':
-            return self.name
-        return f'{self.name} ({hnc}, {weight if isinstance(weight, str) else format(weight, "g")})'
+            return name
+        return f'{name} ({hnc}, {weight if isinstance(weight, str) else format(weight, "g")})'
 
     @property
     def accuracy(self) -> float | None:
@@ -78,8 +80,18 @@ def read_run(folder: Path) -> RunCurves:
     return RunCurves(folder.resolve().name, options, rows)
 
 
+def told_apart(runs: Sequence[RunCurves]) -> list[RunCurves]:
+    """The runs with their names numbered where two are equal."""
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=f'{run.name} ({number})') if names.count(run.name) > 1 else run
+        for number, run in enumerate(runs, start=1)
+    ]
+
+
 def draw_curves(runs: Sequence[RunCurves]) -> Image.Image:
     """A panel a figure with a line a run; with runs of several weights of HNC also accuracy by weight."""
+    runs = told_apart(runs)
     panels = curve_panels(runs)
     longest = 0.6 + 0.1 * max(len(run.label) for run in runs)  # inches of the legend's widest column
     width = max(4.6 * len(panels), longest)
@@ -109,7 +121,7 @@ def curve_rows(runs: Sequence[RunCurves]) -> list[dict[str, Any]]:
     """The figures behind the curves: a row a run and epoch."""
     return [
         {'run': run.name, 'hnc': run.options.get('hnc', 'none'), 'hnc_weight': run.options.get('hnc_weight'), **row}
-        for run in runs
+        for run in told_apart(runs)
         for row in run.rows
     ]
 
@@ -128,7 +140,7 @@ def _by_weight(runs: Sequence[RunCurves]) -> dict[str, dict[float, list[float]]]
     found: dict[tuple[Any, ...], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in _alike(runs):
         variant, weight, accuracy = run.options.get('hnc', 'none'), run.options.get('hnc_weight'), run.accuracy
-        if variant != 'none' and accuracy is not None and isinstance(weight, (int, float)):
+        if variant != 'none' and accuracy is not None and isinstance(weight, (int, float)) and weight > 0:
             line = (variant, *(run.options.get(name) for name in SETTINGS))
             found[line][weight].append(accuracy)
     lines = {line: points for line, points in found.items() if len(points) > 1}
@@ -145,6 +157,11 @@ def _name_of_line(line: tuple[Any, ...], lines: Sequence[tuple[Any, ...]]) -> st
     return ', '.join([f'HNC_{line[0]}', *told])
 
 
+def _is_off(run: RunCurves) -> bool:
+    """Whether HNC is measured and does nothing."""
+    return run.options.get('hnc_weight') == 0
+
+
 def _alike(runs: Sequence[RunCurves]) -> list[RunCurves]:
     """The first run and those that are trained as it is, but for HNC and the seed."""
 
@@ -155,7 +172,7 @@ def _alike(runs: Sequence[RunCurves]) -> list[RunCurves]:
 
 
 def _draw_weights(axis: Any, by_weight: dict[str, dict[float, list[float]]], runs: Sequence[RunCurves]) -> None:
-    seeds = [run.accuracy for run in _alike(runs) if run.options.get('hnc', 'none') == 'none']
+    seeds = [run.accuracy for run in _alike(runs) if run.options.get('hnc', 'none') == 'none' or _is_off(run)]
     plain = [accuracy for accuracy in seeds if accuracy is not None]
     for number, (name, points) in enumerate(by_weight.items()):
         style = style_of(number)

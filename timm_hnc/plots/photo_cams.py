@@ -31,6 +31,7 @@ class Subject:
         class_names: a name a class.
         multi_label: probabilities are sigmoids instead of a softmax.
         patches: how photographs become patches, of a model that sees them in their own shape.
+        mode: of Pillow, that photographs are converted to; L or RGB by the model's channels if None.
     """
 
     model: CamModel
@@ -38,13 +39,14 @@ class Subject:
     class_names: Sequence[str]
     multi_label: bool = False
     patches: Patches | None = None
+    mode: str | None = None
 
 
 def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
     """A name for every class: those given, those that came with the weights, ImageNet's, or numbers.
 
     Raises:
-        DataError: there are fewer names than classes.
+        DataError: there are fewer names than classes, or more are given.
     """
     found = list(class_names or names_of_weights(model) or ())
     subset = None if found else infer_imagenet_subset(model)
@@ -53,7 +55,7 @@ def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:
         found = [info.index_to_description(index) for index in range(info.num_classes())]
     if not found:
         return [str(index) for index in range(model.num_classes)]
-    if len(found) < model.num_classes:
+    if len(found) < model.num_classes or (class_names and len(found) > model.num_classes):
         raise DataError(f'{len(found)} class names for {model.num_classes} classes of the model.')
     return found
 
@@ -119,7 +121,7 @@ def see(photo: Image.Image, subject: Subject) -> tuple[ClassMaps, Tensor]:
     """The maps of a photograph, and (1, C, H, W) what the model sees of it, in [0, 1]."""
     model, patches = subject.model, subject.patches
     channels, config = check_channels(model), model.data_config
-    parameter, photo = next(model.parameters()), photo.convert('L' if channels == 1 else 'RGB')
+    parameter, photo = next(model.parameters()), photo.convert(subject.mode or ('L' if channels == 1 else 'RGB'))
     if patches is None:
         seen: Tensor = create_transform(**config)(photo)[None]
         maps = model.class_maps(seen.to(parameter))

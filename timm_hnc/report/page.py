@@ -10,7 +10,7 @@ import torch
 from jinja2 import Environment, PackageLoader
 
 from timm_hnc.errors import UsageError
-from timm_hnc.plots.curves import Panel, curve_panels, label
+from timm_hnc.plots.curves import Panel, curve_panels, label, told_apart
 from timm_hnc.plots.figures import as_image, new_figure, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
 from timm_hnc.plots.map_image import as_grey, as_picture, data_uri, map_uri, shared_scale, sized
@@ -18,7 +18,15 @@ from timm_hnc.plots.panel import CELL, Cell
 from timm_hnc.progress import progress
 from timm_hnc.report.examples import Example
 from timm_hnc.report.figure_table import figure_table
-from timm_hnc.report.run_files import RunFiles, attack_lines, names_of_runs, of_this_version, read_run_files
+from timm_hnc.report.run_files import (
+    RunFiles,
+    Threat,
+    attack_lines,
+    names_of_runs,
+    of_this_version,
+    read_run_files,
+    threat_of_row,
+)
 
 SHOWN_CONFUSIONS = 10
 _ABOUT = {
@@ -64,7 +72,7 @@ def render_report(runs: Sequence[RunFiles]) -> str:
         runs=[_run(name, run) for name, run in progress(list(zip(names, runs, strict=True)), 'run')],
         names=names,
         table=figure_table([run.figures for run in runs]),
-        curves=_draw(curve_panels([run.curves for run in runs])),
+        curves=_draw(curve_panels(told_apart([run.curves for run in runs]))),
         robustness=_draw(_robustness_panels(names, runs)),
         matplotlib=find_spec('matplotlib') is not None,
     )
@@ -131,21 +139,25 @@ def _draw(panels: dict[str, Panel]) -> list[tuple[str, str]]:
 
 
 def _robustness_panels(names: Sequence[str], runs: Sequence[RunFiles]) -> dict[str, Panel]:
-    """A panel for every attack and unit of eps, a line a run."""
+    """A panel for every attack, unit of eps and loss, a line a run."""
     keys = sorted({key for run in runs for key in attack_lines(run)})
 
-    def panel(key: tuple[str, str]) -> Panel:
+    def panel(key: Threat) -> Panel:
         def draw(axis: Any) -> None:
             for number, (name, run) in enumerate(zip(names, runs, strict=True)):
                 points = attack_lines(run).get(key)
                 if points:
                     axis.plot(*zip(*points, strict=True), label=name, marker='o', markersize=5, **style_of(number))
             axis.set_ylim(bottom=0)
-            label(axis, f'eps, {_units(key[1])}', f'{_title_of(runs[0])} under {key[0].upper()}, %')
+            label(axis, f'eps, {_units(key[1])}', f'{_title_of(runs[0])} under {_attack_of(key)}, %')
 
         return draw
 
-    return {f'{attack.upper()}, eps in {_units(space)}': panel((attack, space)) for attack, space in keys}
+    return {f'{_attack_of(key)}, eps in {_units(key[1])}': panel(key) for key in keys}
+
+
+def _attack_of(threat: Threat) -> str:
+    return threat[0].upper() + (' on the loss of the training' if threat[2] == 'train' else '')
 
 
 def _title_of(run: RunFiles) -> str:
@@ -162,13 +174,13 @@ def _units(space: str) -> str:
 
 
 def _robustness_table(run: RunFiles) -> list[dict[str, Any]]:
-    images = {(str(row.get('attack')), str(row.get('space'))): row.get('images') for row in run.robustness}
+    images = {threat_of_row(row): row.get('images') for row in run.robustness}
     return [
         {
-            'attack': attack.upper(),
-            'units': _units(space),
-            'images': images.get((attack, space)),
+            'attack': _attack_of(threat),
+            'units': _units(threat[1]),
+            'images': images.get(threat),
             'points': [(_eps(eps), f'{value:.2f}') for eps, value in points],
         }
-        for (attack, space), points in attack_lines(run).items()
+        for threat, points in attack_lines(run).items()
     ]

@@ -14,12 +14,13 @@ from jinja2 import TemplateError
 
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.files.run_parts import Part, read_parts
-from timm_hnc.plots.curves import RunCurves, read_run
+from timm_hnc.plots.curves import RunCurves, read_run, told_apart
 from timm_hnc.report.examples import Example, read_examples
 
 _logger = logging.getLogger(__name__)
 _SAME = 1.0  # percentage points; other devices and number formats differ by less
 VALIDATION = 'validation.json'  # of validate.py --results-file, if it was written into the run folder
+Threat = tuple[str, str, str]  # attack, units of eps, loss
 _ATTACKED = re.compile(r'(?P<attack>fgsm|pgd)_(?P<eps>[\d.e-]+)_(?P<figure>.+)')
 
 
@@ -33,7 +34,7 @@ class RunFiles:
         figures: final figures by name, those of the maps with 'cam_' in front.
         examples: best and worst images.
         confusions: rows of `ConfusionPass`.
-        robustness: rows with 'attack', 'eps', 'space' and figures; the clean images have eps = 0.
+        robustness: rows with 'attack', 'eps', 'space', 'attack_loss' and figures; the clean images have eps = 0.
         changes: parts that went on with other options.
     """
 
@@ -139,35 +140,39 @@ def numbers(figures: Any) -> dict[str, float]:
 
 def _of_both(measured: list[dict[str, Any]], of_the_run: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of validate.py, and of the run's end those of other attacks or units."""
-    known = {(row['attack'], row['space']) for row in measured}
-    return measured + [row for row in of_the_run if (row.get('attack'), row.get('space')) not in known]
+    known = {threat_of_row(row) for row in measured}
+    return measured + [row for row in of_the_run if threat_of_row(row) not in known]
+
+
+def threat_of_row(row: dict[str, Any]) -> Threat:
+    """Attack, units and loss of a row."""
+    # report/robustness.json is of cross-entropy and does not say so
+    return str(row.get('attack')), str(row.get('space')), str(row.get('attack_loss', 'ce'))
 
 
 def _attacks(validation: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of the attacks of validate.py, clean images first."""
     rows: dict[tuple[str, float], dict[str, Any]] = {}
-    space = validation.get('attack_space', 'pixel')
+    of_all = {'space': validation.get('attack_space', 'pixel'), 'attack_loss': validation.get('attack_loss', 'ce')}
     for name, value in validation.items():
         match = _ATTACKED.fullmatch(name)
         if match:
             attack, eps = match['attack'], float(match['eps'])
-            clean: dict[str, Any] = {'attack': attack, 'eps': 0.0, 'space': space}
+            clean: dict[str, Any] = {'attack': attack, 'eps': 0.0, **of_all}
             rows.setdefault((attack, 0.0), clean)[match['figure']] = validation.get(match['figure'])
             rows.setdefault((attack, eps), clean | {'eps': eps})[match['figure']] = value
     return [rows[key] for key in sorted(rows)]
 
 
-def attack_lines(run: RunFiles) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """(eps, figure that counts) points by attack and units of eps."""
-    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def attack_lines(run: RunFiles) -> dict[Threat, list[tuple[float, float]]]:
+    """(eps, figure that counts) points by attack, units of eps and the loss that is attacked."""
+    lines: dict[Threat, list[tuple[float, float]]] = {}
     for row in run.robustness:
         if isinstance(row.get(run.metric), (int, float)):
-            key = str(row.get('attack')), str(row.get('space'))
-            lines.setdefault(key, []).append((float(row['eps']), float(row[run.metric])))
+            lines.setdefault(threat_of_row(row), []).append((float(row['eps']), float(row[run.metric])))
     return {key: sorted(points) for key, points in lines.items()}
 
 
 def names_of_runs(runs: Sequence[RunFiles]) -> list[str]:
     """Their folders' names, numbered where two are equal."""
-    names = [run.curves.name for run in runs]
-    return [f'{name} ({number})' if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
+    return [run.name for run in told_apart([run.curves for run in runs])]

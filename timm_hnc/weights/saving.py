@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.manifest import MANIFEST, check_manifest
 from timm_hnc.files.tables import write_json
 
@@ -71,7 +71,7 @@ def check_architecture(folder: Path, what: str, model: str | None) -> str:
     try:
         found = json.loads((folder / 'config.json').read_text())['architecture']
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"'{folder}/config.json' cannot be read: {error!r}") from error
+        raise DataError(f"'{folder}/config.json' cannot be read: {first_lines(error)}") from error
     if model is not None and model.rpartition(':')[2] != found:
         raise DataError(f"{what} is of the architecture '{found}', not '{model}'.")
     return found

@@ -83,6 +83,10 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
                 return _find(model)
             return find_hooked_head(model, place, image_size)
     except Refused as refused:
+        if not all(parameter.is_meta or parameter.isfinite().all() for parameter in model.parameters()):
+            raise UnsupportedHead(
+                f"no class maps for '{name_of(model)}': its weights hold NaN or infinity. Way out: load other weights."
+            ) from None
         way_out = refused.way_out or (ANOTHER_PLACE if place or not is_of_timm(model) else way_out_of(model) or ELSE)
         raise UnsupportedHead(
             f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}"

@@ -32,7 +32,7 @@ def subject_of(
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
     patches = NaFlexOptions.of_run(run).patches(model.model)
     several = (task or run.get('task')) == 'multilabel'
-    return Subject(model.to(device), caption, names_of(model.model, names), several, patches)
+    return Subject(model.to(device), caption, names_of(model.model, names), several, patches, run.get('input_img_mode'))
 
 
 def named_options(args: argparse.Namespace) -> dict[str, Any]:
