@@ -126,7 +126,7 @@ def _check_columns(dataset: Any, name: str) -> None:
     targets = getattr(reader, 'target_keys', None) or [getattr(reader, 'label_key', None)]
     # the reader has added its image column, empty, where there was none
     images = reader.dataset.data.column(reader.image_key)
-    if images.null_count == len(images):
+    if images.null_count == len(images) > 0:
         columns = [column for column in columns if column != reader.image_key]
     wanted = [('--input-key', reader.image_key), *(('--target-key', key.split('/')[0]) for key in targets if key)]
     for flag, column in wanted:

@@ -98,7 +98,8 @@ def _check_mixing(options: 'TrainOptions') -> None:
         raise UsageError('--split-bn: needs --aug-splits of 2 or more, or --resplit.')
     if train_sizes is not None and options.batches.use_multi_epochs_loader:
         raise UsageError('--use-multi-epochs-loader: not together with --train-img-sizes.')
-    if options.mixup.mixup_off_epoch and options.batches.use_multi_epochs_loader:
+    mixed_by_workers = options.mixup.active and options.loader.workers and not options.loader.no_prefetcher
+    if mixed_by_workers and options.mixup.mixup_off_epoch and options.batches.use_multi_epochs_loader:
         raise UsageError(
             '--use-multi-epochs-loader: not together with --mixup-off-epoch; its loading processes mix to the end.'
         )
