@@ -18,7 +18,14 @@ from running import NARROW, SMALL, arguments, clean_process, equal_tensors, forg
 from timm.utils import random_seed
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 from torchvision.datasets import ImageFolder
 
 import timm_hnc
@@ -131,7 +138,8 @@ def test_calls_of_one_process_each_have_their_own_precision(images, tmp_path):
         values = {**OPTIONS, 'amp': amp, 'amp_dtype': 'bfloat16', 'epochs': 1, 'output': str(tmp_path)}
         result = timm_hnc.train(new_model(), data, **values, experiment=name)
         assert result['precision'] == ('bf16' if amp else 'no')
-    assert timm_hnc.evaluate(model, data, **options)['loss'] == plain
+    timm_hnc.evaluate(model, data, **options, model_dtype='bfloat16')
+    assert timm_hnc.evaluate(model, data, **options)['loss'] == plain, 'its weights are what they were'
 
 
 @pytest.mark.parametrize('loss', ['lmc', 'lgm'])
@@ -213,6 +221,9 @@ def test_one_data_set_for_both_is_augmented_for_training_alone(images, tmp_path,
         ({'checkpoint': 'x.pth'}, '--checkpoint x.pth: does nothing, the model is provided'),
         ({'batch_size': 8}, '--batch-size 8: does nothing, the DataLoader that is provided makes the batches'),
         ({'crop_border_pixels': 2}, '--crop-border-pixels 2: does nothing'),
+        ({'crop_pct': 0.5}, '--crop-pct 0.5: does nothing, the DataLoader'),
+        ({'interpolation': 'bicubic'}, '--interpolation bicubic: does nothing'),
+        ({'num_classes': 7}, '--num-classes 7: the model that is provided has 3'),
     ],
 )
 def test_an_evaluation_refuses_what_would_do_nothing(values, message):
@@ -249,6 +260,8 @@ def test_wrong_use(images, data, values, message):
     data = data(str(images / 'train')) if data is ImageFolder else data() if data is loader_of else data
     with pytest.raises(UsageError, match=message):
         timm_hnc.train(new_model(), data, **{**OPTIONS, **values})
+    with pytest.raises(UsageError, match="--val-split '': evaluates nothing, and validation data is given"):
+        timm_hnc.train(new_model(), loader_of(images=24), loader_of(), val_split='')
     with pytest.raises(TypeError, match='no option of TrainOptions: epoch'):
         timm_hnc.train(new_model(), data, epoch=3)
 
@@ -354,6 +367,33 @@ def test_a_loader_of_something_else_than_images_and_targets():
             timm_hnc.evaluate(new_model(), loader, device='cpu')
 
 
+def test_the_learning_rate_follows_from_a_batch_samplers_batch(tmp_path, monkeypatch):
+    runs, build_run = [], run.build_run
+    monkeypatch.setattr(run, 'build_run', lambda *given: runs.append(build_run(*given)) or runs[-1])
+    data = loader_of().dataset
+    batches = BatchSampler(SequentialSampler(data), 4, False)
+    for name, loader in (('a', DataLoader(data, batch_size=4)), ('b', DataLoader(data, batch_sampler=batches))):
+        options = {'device': 'cpu', 'workers': 0, 'no_report': True, 'cam_images': 0, 'epochs': 1}
+        timm_hnc.train(new_model(), loader, None, **options, output=str(tmp_path), experiment=name)
+    assert runs[0].options.schedule.lr == runs[1].options.schedule.lr == 0.1 * 4 / 256
+
+
+def test_images_of_a_loader_that_are_a_single_cell(tmp_path):
+    model = timm.create_model('test_resnet', num_classes=3)
+    with pytest.raises(UsageError, match=r'--hnc kd: the maps .* of images of 32 pixels are a single cell'):
+        timm_hnc.train(model, loader_of(), None, device='cpu', workers=0, hnc='kd', output=str(tmp_path))
+
+
+def test_smoothed_targets_of_a_loader_have_no_absent_class(tmp_path, caplog):
+    target = functional.one_hot(torch.arange(8) % 3, 3) * 0.9 + 0.1 / 3
+    for name, each in (('plain', target.round()), ('smoothed', target)):
+        caplog.clear()
+        loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), each), batch_size=8)
+        options = OPTIONS | HNC | {'epochs': 1, 'smoothing': 0.0, 'output': str(tmp_path), 'experiment': name}
+        found = timm_hnc.train(new_model(), loader, None, **options)['train']
+        assert (found['hnc'] == 0) == (name == 'smoothed') == ('so that none is absent' in caplog.text)
+
+
 def test_batches_of_no_known_number():
     class Batches:
         def __iter__(self):
@@ -422,6 +462,12 @@ def test_a_model_that_is_none_of_timms_trains(tmp_path, values):
     safetensors.torch.load_model(again, tmp_path / 'a' / 'model_best' / 'model.safetensors')
     figures = timm_hnc.evaluate(again, loader_of(), device='cpu', workers=0, cam_metrics=True, img_size=32)
     assert 'cam_negative_peak' in figures
+
+
+def test_a_model_that_is_none_of_timms_trains_with_losses_of_ours(tmp_path):
+    values = {'device': 'cpu', 'workers': 0, 'no_report': True, 'cam_images': 0, 'epochs': 1, 'loss': 'focal'}
+    found = timm_hnc.train(Small(), loader_of(images=24), None, **values, output=str(tmp_path), experiment='a')
+    assert 'hnc' not in found['train']
 
 
 def test_the_loss_of_a_model_that_is_none_of_timms_is_that_of_the_task(tmp_path):

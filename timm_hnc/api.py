@@ -24,6 +24,7 @@ from timm_hnc.training.setup.build import Provided
 from timm_hnc.training.setup.options import TrainOptions, train_options
 from timm_hnc.training.setup.provided import OF_DATA, OF_MODEL, fitted_options, refuse_unused
 
+_OF_IMAGES = ('crop_border_pixels', 'crop_mode', 'crop_pct', 'interpolation', 'use_train_size')
 _OF_NAFLEX = {each.name for each in fields(NaFlexOptions)}
 
 
@@ -58,6 +59,8 @@ def train(
     named = values | {'model': name_of(plain)} | ({'val_split': ''} if eval_set is None else {})
     options = train_options(named) if options is None else options.changed(**named)
     _check_loaders(train_set, eval_set)
+    if eval_set is not None and not options.splits.val_split:
+        raise UsageError("--val-split '': evaluates nothing, and validation data is given; leave one of the two out.")
     options = fitted_options(options, frozenset(values), told, train_set, eval_set)
     if isinstance(told, CamModel):
         if options.hub.push_to_hub:
@@ -98,21 +101,28 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     plain, wrap = _parts(model)
     options = grouped(ValidateOptions, values if options is None else flattened(options) | values)
     options = replace(options, device=agreed_device(options.device, frozenset(values)))
+    told = plain if is_of_timm(plain) else wrap(plain)
+    if options.input.num_classes not in (None, told.num_classes):
+        raise UsageError(
+            f'--num-classes {options.input.num_classes}: the model that is provided has {told.num_classes}.'
+        )
     _check_loaders(data)
     refuse_unused(options, OF_DATA | {'split', 'num_samples', 'retry'}, 'the data is provided.')
     refuse_unused(options, OF_MODEL | {'pretrained', 'checkpoint', 'use_ema', 'reparam'}, 'the model is provided.')
     if isinstance(data, DataLoader):
         refuse_unused(
             options,
-            {'batch_size', 'crop_border_pixels', *_OF_NAFLEX},
+            {'batch_size', *_OF_IMAGES, *_OF_NAFLEX},
             'the DataLoader that is provided makes the batches.',
         )
     renew_state(options.device)
     accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
     set_up_process(accelerator, options.device.fast_norm)
-    if not is_of_timm(plain):
+    if isinstance(told, CamModel):
         options.naflex.patches(plain)  # which refuses them
-        options = replace(options, input=_input_of(wrap(plain), options.input))
+        options = replace(options, input=_input_of(told, options.input))
+    if options.device.model_dtype:
+        plain = copy.deepcopy(plain)  # whose own weights keep their digits
     return measure(plain, data, options, Source(name_of(plain)), accelerator, wrap)
 
 

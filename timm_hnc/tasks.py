@@ -21,6 +21,8 @@ from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.losses.maps.base import MapLoss
 
+_OF_THE_TASK = ('loss', 'output', 'criterion', 'hnc', 'hnc_weight', 'kd_loss', 'task_loss')
+
 
 class ClassMapTask(ClassificationTask):
     """Single-label classification: a criterion that may look at class maps, and the losses on maps beside it.
@@ -65,6 +67,9 @@ class ClassMapTask(ClassificationTask):
             check_classifier(cam_model, criterion)
         super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)
         map_losses = map_losses or {}
+        taken = [name for name in map_losses if name in _OF_THE_TASK]
+        if taken:
+            raise ValueError(f"map_losses: '{taken[0]}' is the name of another part of the result, choose another.")
         self.map_weights = {name: at_least(0, **{name: weight}) for name, (_, weight) in map_losses.items()}
         self.map_losses = nn.ModuleDict({name: map_loss for name, (map_loss, _) in map_losses.items()})
         if target_floor is None:
@@ -185,7 +190,7 @@ class HNCTask(ClassMapTask):
         hnc_joins: HNC is part of the loss; where it is not, its value is there all the same.
 
     Raises:
-        TypeError: the model is no CamModel.
+        TypeError: the model is no CamModel, or the weight is a text.
         ValueError: the model's class maps cannot be trained on, the weight is negative or not finite, or timm refuses
             the criterion.
 
@@ -212,6 +217,8 @@ class HNCTask(ClassMapTask):
             if isinstance(criterion, Loss) and criterion.needs != 'logits':
                 raise ValueError(f'{type(criterion).__name__} is no function of logits: AutoWeight needs one.')
             hnc_weight.to(device)
+        elif isinstance(hnc_weight, str):
+            raise TypeError(f'hnc_weight = {hnc_weight!r}: expected a number, or an AutoWeight.')
         elif not (math.isfinite(hnc_weight) and hnc_weight >= 0):
             raise ValueError(f'hnc_weight = {hnc_weight}: expected a finite number, 0 or above.')
         super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)

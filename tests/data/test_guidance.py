@@ -113,6 +113,21 @@ def test_objects_stay_where_they_are_in_the_image_after_every_transform(name, ki
     assert seen > len(drawn) / 2
 
 
+@pytest.mark.parametrize('kind', ['boxes', 'masks'])
+def test_objects_are_not_erased_with_their_images(kind):
+    """Without the prefetcher erasing is a step of the transform."""
+    drawn = Drawn(seed=3, count=4, sides=(SIZE, SIZE))
+    source = boxes_of(Read(drawn)) if kind == 'boxes' else masks_of_drawn(drawn)
+    dataset, found = GuidedDataset(Read(drawn), source, Slots(0, 1, (4, 4))), []
+    for erased in (0.0, 1.0):
+        whole = {'scale': (1, 1), 'ratio': (1, 1), 'hflip': 0, 'color_jitter': None}
+        dataset.transform = create_transform(SIZE, is_training=True, re_prob=erased, **whole)
+        found.append(dataset.__getitems__(range(len(drawn))))
+    for (image, joined), (erased_image, same) in zip(*found, strict=True):
+        assert torch.equal(joined, same)
+        assert not torch.equal(image, erased_image)
+
+
 @pytest.mark.parametrize(('targets', 'grid'), [(0, (4, 8)), (5, (7, 12))])
 def test_objects_in_memory_go_with_their_images(targets, grid):
     """What is white of the image is what its mask covers, to the pixel, and on a coarser grid its share."""

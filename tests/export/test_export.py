@@ -401,6 +401,13 @@ def test_models_of_others(tmp_path):
         ({'data_config': {'input_size': (32, 48)}}, r'input_size \(32, 48\): expected \(3, height, width\)'),
         ({'data_config': {'input_size': 32}}, r'input_size 32: expected \(3, height, width\)'),
         ({'data_config': {'input_size': (1, 32, 48)}}, r'expected \(3, height, width\)'),
+        (
+            {'data_config': {'interpolaton': 'bicubic'}},
+            "data_config has no 'interpolaton': expected some of",
+        ),
+        ({'data_config': {'std': (0.5, 0.0, 0.5)}}, 'expected numbers other than 0'),
+        ({'data_config': {'mean': 'grey'}}, "mean 'grey': expected numbers"),
+        ({'data_config': {'crop_pct': 0}}, 'crop_pct 0: expected a number above 0'),
         ({'data_config': {'mean': (0.5, 0.5)}}, r'mean \(0.5, 0.5\): expected a value for each of 3 channels'),
     ):
         with pytest.raises(UsageError, match=message):

@@ -298,6 +298,10 @@ def test_a_folder_here_is_no_data_set_of_the_hub(tmp_path, monkeypatch):
         (r'C:\Users\me\data', 'data'),
         ('D:/secret/me', 'me'),
         (r'\\server\share\me', 'me'),
+        ('-c/home/me/x.yaml', '-cx.yaml'),
+        ('-c~/x.yaml', '-cx.yaml'),
+        ('a=b,/home/me/x,c', 'a=b,x,c'),
+        ('{"file": "/home/me/w", "n": 1}', '{"file": "w", "n": 1}'),
     ],
 )
 def test_words_lose_folders(word, expected):

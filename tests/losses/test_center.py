@@ -4,6 +4,7 @@ from loss_cases import LABELS, class_maps, draw, draw_factors, of_features
 from torch.nn import functional
 
 from timm_hnc.losses.center import CenterLoss
+from timm_hnc.training.setup.optimizer import OptimizerOptions, ScheduleOptions, create_optimizer
 
 CENTERS = torch.arange(15, dtype=torch.float64).view(5, 3).div(7).cos()
 
@@ -49,6 +50,12 @@ def test_centers_follow_equation_4(weight, alpha):
         expected = expected - alpha * change
         torch.testing.assert_close(loss.centers.data, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(loss.centers[4], CENTERS[4])
+
+
+@pytest.mark.parametrize(('opt', 'told'), [('sgd', False), ('lookahead_sgd', False), ('adamw', True)])
+def test_an_optimizer_that_is_not_sgd_is_told(caplog, opt, told):
+    create_optimizer(OptimizerOptions(opt=opt), ScheduleOptions(lr=0.1), torch.nn.Linear(2, 2), CenterLoss(2, 3), 0.5)
+    assert ('follows its own rule with SGD alone (--opt sgd), not AdamW' in caplog.text) == told
 
 
 def test_centers_reach_the_features():

@@ -183,6 +183,12 @@ def test_a_weight_that_is_none(weight):
         ClassMapTask(model_of(), map_losses={'separability': (SeparabilityLoss(), weight)}, verbose=False)
 
 
+@pytest.mark.parametrize('name', ['loss', 'criterion', 'hnc'])
+def test_names_of_other_parts_are_taken(name):
+    with pytest.raises(ValueError, match=f"map_losses: '{name}' is the name of another part of the result"):
+        ClassMapTask(model_of(), map_losses={name: (SeparabilityLoss(), 1.0)}, verbose=False)
+
+
 # --- a teacher ---
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -293,15 +299,16 @@ def test_losses_with_boxes_and_their_gradients_are_those_of_loops(name):
         ([-1, 3, 1], [0, 1, 0.5], 1 - 3.5 / 4, 0.5 / 1.5, (1 / 6) / 3),
         ([-1, -2, -3], [1, 0, 0], 1.0, 0.0, 1 / 3),
         ([1, 2, 3], [1, 1, 1], 0.0, 0.0, 1 / 3),
+        ([1, 2, 3], [1 - 2e-7, 1 + 2e-7, 1], 0.0, 0.0, 1 / 3),
     ],
-    ids=['inside', 'outside', 'in part', 'nothing positive', 'everywhere'],
+    ids=['inside', 'outside', 'in part', 'nothing positive', 'everywhere', 'everywhere but for rounding'],
 )
 def test_ends_of_the_losses_with_boxes(values, cover, energy, outside, apart):
     positions, maps = two_maps(values, [0, 0, 0])
     masks = ObjectMasks(torch.tensor([[0]]), torch.tensor([[[cover]]], dtype=torch.float64))
     for name, expected in (('energy', energy), ('outside', outside), ('target-maps', apart)):
         value = MAP_LOSSES[name]()(maps, torch.tensor([0]), masks=masks)
-        assert value.item() == pytest.approx(expected)
+        assert value.item() == pytest.approx(expected, abs=1e-6)
         assert torch.autograd.grad(value, positions)[0].isfinite().all()
 
 

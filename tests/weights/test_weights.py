@@ -7,6 +7,7 @@ import torch
 from timm.layers import convert_splitbn_model
 
 from timm_hnc import CamModel, create_model
+from timm_hnc.errors import UsageError
 from timm_hnc.weights.saving import export_state_dict, save_pretrained
 
 
@@ -49,6 +50,22 @@ def test_channels_last_weights_are_saved_contiguous(model, images, tmp_path):
     assert all(tensor.is_contiguous() for tensor in state.values())
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert torch.allclose(loaded(images), expected, atol=1e-5)
+
+
+def test_names_of_classes_by_index_keep_their_classes(tmp_path):
+    model = timm.create_model('test_resnet', num_classes=12)
+    names = [f'class {index}' for index in range(12)]
+    mappings = [{kind(index): names[index] for index in (*range(6, 12), *range(6))} for kind in (int, str)]
+    for number, mapping in enumerate(mappings):
+        save_pretrained(model, tmp_path / str(number), mapping)
+        assert create_model(f'local-dir:{tmp_path / str(number)}').class_names == names
+    config = tmp_path / '0' / 'config.json'
+    sorted_as_texts = dict(sorted(mappings[1].items()))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {'label_names': sorted_as_texts}))
+    assert create_model(f'local-dir:{tmp_path / "0"}').class_names == names
+    for wrong in ({index + 1: name for index, name in enumerate(names)}, {name: name for name in names}):
+        with pytest.raises(UsageError, match='class_names: expected the indices 0 to 11 and a name for each'):
+            save_pretrained(model, tmp_path / 'x', wrong)
 
 
 def test_the_config_tells_classes_input_and_loss(model, tmp_path):

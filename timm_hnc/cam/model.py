@@ -151,8 +151,17 @@ class CamModel(nn.Module):
 def names_of_weights(model: Any) -> list[str] | None:
     """A name a class, where they came with the weights of a timm model."""
     names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
-    names = list(names.values()) if isinstance(names, dict) else names
+    names = names_by_index(names) if isinstance(names, dict) else names
     return list(names) if names and len(names) == model.num_classes else None
+
+
+def names_by_index(names: Mapping[Any, str]) -> list[str] | None:
+    """Names of classes by their indices, of which JSON makes texts, in order; None where these are not 0 to n - 1."""
+    try:
+        by_index = {int(index): name for index, name in names.items()}
+    except (TypeError, ValueError):
+        return None
+    return [by_index[index] for index in range(len(names))] if set(by_index) == set(range(len(names))) else None
 
 
 def cell_size(model: TimmModel) -> int:

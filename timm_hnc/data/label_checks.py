@@ -63,14 +63,17 @@ def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
         return
     labels = sample_labels(dataset)
     known = set(labels) if isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels) else ()
-    check_range({as_it_comes(dataset, label) for label in known}, type(innermost(dataset)).__name__, num_classes)
+    name = type(innermost(dataset)).__name__
+    check_range({as_it_comes(dataset, label) for label in known}, name, num_classes, 'give the model more classes')
 
 
-def check_range(labels: set[int], name: str | None, num_classes: int) -> None:
+def check_range(
+    labels: set[int], name: str | None, num_classes: int, way_out: str = 'set --num-classes to the classes of the data'
+) -> None:
     """Refuse labels of which one is no class of the model, with one of them."""
     wrong = sorted(label for label in labels if not 0 <= label < num_classes)
     if wrong:
-        way_out = 'set --num-classes to the classes of the data' if wrong[-1] >= 0 else 'number the classes from 0'
+        way_out = way_out if wrong[-1] >= 0 else 'number the classes from 0'
         raise DataError(
             f"data set '{name}' has labels outside the model's range 0 to {num_classes - 1}, such as {wrong[-1]}: "
             f'{way_out}.'

@@ -1,7 +1,8 @@
 """What timm's evaluation transform does to an image, as operations of a graph."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,6 +13,18 @@ from timm_hnc.cam import CamModel
 from timm_hnc.errors import UsageError
 
 _MODES = ('bilinear', 'bicubic')
+
+
+def _are_numbers(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return bool(values) and all(isinstance(each, Real) and math.isfinite(each) for each in values)
+
+
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'mean': (_are_numbers, 'numbers'),
+    'std': (lambda value: _are_numbers(value) and bool(torch.tensor(value).ne(0).all()), 'numbers other than 0'),
+    'crop_pct': (lambda value: isinstance(value, (int, float)) and 0 < value < math.inf, 'a number above 0'),
+}
 
 
 def stated_config(model: CamModel, given: Mapping[str, Any] | None, needed: bool) -> dict[str, Any]:
@@ -26,12 +39,20 @@ def stated_config(model: CamModel, given: Mapping[str, Any] | None, needed: bool
         UsageError: what is needed nobody says, or what is given does not fit the model.
     """
     stated = model.data_config if model.pretrained_cfg else {'input_size': model.data_config['input_size']}
-    config = {**stated, **(given or {})}
+    given = {name: getattr(value, 'tolist', lambda value=value: value)() for name, value in (given or {}).items()}
+    for name, value in given.items():
+        if name not in model.data_config:
+            raise UsageError(f"data_config has no '{name}': expected some of {', '.join(model.data_config)}.")
+        is_good, expected = _VALUES.get(name, (lambda _: True, ''))
+        if not is_good(value):
+            raise UsageError(f'data_config: {name} {value!r}: expected {expected}.')
+    config = {**stated, **given}
     missing = [name for name in model.data_config if name not in config]
     if needed and missing:
         raise UsageError(f'--preprocess: the model does not say its {", ".join(missing)}: see data_config.')
     channels, size = model.data_config['input_size'][0], config['input_size']
-    if not isinstance(size, (list, tuple)) or len(size) != 3 or size[0] != channels:
+    whole = isinstance(size, (list, tuple)) and all(isinstance(side, int) and side > 0 for side in size)
+    if not whole or len(size) != 3 or size[0] != channels:
         raise UsageError(f'data_config: input_size {size}: expected ({channels}, height, width).')
     for name in ('mean', 'std'):
         if torch.tensor(config.get(name, 0)).numel() not in (1, channels):

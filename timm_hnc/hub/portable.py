@@ -8,17 +8,18 @@ from typing import Any
 
 # a path, behind what may stand in front of one: --option=, name=, the scheme of a model or data set
 _PATH = re.compile(
-    r'(?P<head>(?:[\w.-]+=|local-dir:|hfi?ds/)*)'
+    r'(?P<head>(?:-[A-Za-z](?=[/~.]))?(?:[\w.-]+=|local-dir:|hfi?ds/)*)'
     r'(?P<path>(?:file://|/|~|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\).*|.*[/\\]\.\.[/\\].*|\.\.)',
     re.DOTALL,
 )
+_INSIDE = re.compile(r"""(?<=[,"'])(?:/|~)[^,"']*/(?=[^,"'/]+)""")  # the folders of a path in a list or in JSON
 _OF_THE_HUB = ('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
 
 
 def _without_folder(word: str) -> str:
     match = _PATH.fullmatch(word)
     if not match:
-        return word
+        return _INSIDE.sub('', word)
     head, last = match['head'], re.split(r'[/\\]', match['path'].rstrip('/\\'))[-1]
     # a second slash says that the data set is a folder, and none of the Hub's
     return f'{head}/{last}' if head.endswith(('hfds/', 'hfids/')) else f'{head}{last}'

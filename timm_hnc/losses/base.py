@@ -47,6 +47,7 @@ class Loss(nn.Module):
     needs_features: ClassVar[bool] = False
     """It uses `features(class_maps)`: for heads that are a mean over positions and one linear layer."""
     parameter_options: ClassVar[dict[str, float]] = {'weight_decay': 0.0, 'momentum': 0.0}
+    steps_of_sgd: ClassVar[bool] = False  # the gradient of its parameters is a rule that plain SGD carries out
 
     export_note: ClassVar[str] = ''
     """What the exported classifier is, for people who use it, where scores are changed."""

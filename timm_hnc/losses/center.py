@@ -28,6 +28,7 @@ class CenterLoss(Loss):
 
     needs: ClassVar[Needs] = 'class_maps'
     needs_features = True
+    steps_of_sgd = True
 
     def __init__(self, num_classes: int, num_features: int, weight: float = 0.003) -> None:
         super().__init__()

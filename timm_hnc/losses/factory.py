@@ -91,6 +91,8 @@ def create_loss(
         raise ValueError(f"loss '{name}' takes no label smoothing.")
     if task in kind.counts_for and (class_counts is None or num_samples is None):
         raise ValueError(f"loss '{name}' needs the class counts of the training data.")
+    if class_counts is not None and len(class_counts) != num_classes:
+        raise ValueError(f"loss '{name}': {len(class_counts)} class counts for {num_classes} classes.")
     if num_classes < kind.min_classes:
         raise ValueError(f"loss '{name}' needs {kind.min_classes} classes or more, got {num_classes}.")
     allowed = loss_options(name)

@@ -23,6 +23,7 @@ from timm_hnc.training.averages import Averages
 from timm_hnc.training.nonfinite import REMEDY, bad_gradient, count_update, leave_out
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.setup.optimizer import LOSS_GROUP
+from timm_hnc.training.setup.options import check_image_size
 from timm_hnc.training.update_flags import Notice
 
 OnUpdate = Callable[[int, Notice | None], None]
@@ -173,11 +174,30 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
             target, *parts = run.data.guided.slots.split(target)
             masks = ObjectMasks(*parts)
         check_batch(target, len(run.data.class_names), indices=not run.options.task.multi_label, dense=dense)
+        if index == first:
+            _check_first_batch(run, input, target)
         if mixup is not None:
             input, target = mixup(input, target)
         last = index + 1 == length or (index + 1) % steps == 0
         window = remainder if index >= length - remainder else steps
         yield Step(index, window, last, input, target, masks)
+
+
+def _check_first_batch(run: Run, input: Any, target: Tensor) -> None:
+    """Look at what only a loader that is provided may have: images of another size, targets that are smoothed."""
+    options = run.options
+    if isinstance(input, Tensor) and input.ndim == 4:
+        check_image_size(options, run.model, (input.shape[1], input.shape[2], input.shape[3]))
+    if (
+        options.needs_class_maps
+        and target.is_floating_point()
+        and not options.mixup.active
+        and bool((target > 0).all())
+    ):
+        _logger.warning(
+            f'{options.loss_flag}: all images of the first batch have targets above 0 for all classes, so that none is '
+            'absent; give targets that are not smoothed.'
+        )
 
 
 def _batch_scale(run: Run, batch_size: int) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
+from timm_hnc.cam.model import names_by_index
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.manifest import MANIFEST, check_manifest
 from timm_hnc.files.tables import write_json
@@ -136,9 +137,12 @@ def save_weights(
     write_json(folder / 'config.json', config | {'label_names': class_names} | ({'hnc': hnc} if hnc else {}))
 
 
-def _label_names(names: Sequence[str] | Mapping[int, str], num_classes: int) -> list[str]:
+def _label_names(names: Sequence[str] | Mapping[Any, str], num_classes: int) -> list[str]:
     if isinstance(names, Mapping):
-        names = [names[index] for index in sorted(names)]
+        by_index = names_by_index(names)
+        if by_index is None:
+            raise UsageError(f'class_names: expected the indices 0 to {num_classes - 1} and a name for each.')
+        names = by_index
     if len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise UsageError(f'class_names: {len(names)} given for {num_classes} classes, expected a text for every class.')
     return list(names)

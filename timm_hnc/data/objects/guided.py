@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
 from torch import Tensor
 from torchvision import transforms
@@ -25,7 +26,7 @@ from timm_hnc.errors import DataError
 _IN_PLACE = (
     *(transforms.ColorJitter, transforms.RandomGrayscale, transforms.RandomApply, transforms.GaussianBlur),
     *(transforms.Normalize, transforms.ToTensor, transforms.PILToTensor),
-    *(MaybePILToTensor, MaybeToTensor, ToNumpy),
+    *(MaybePILToTensor, MaybeToTensor, ToNumpy, RandomErasing),
 )
 _CHOICE = -7
 

@@ -3,9 +3,12 @@
 from typing import ClassVar
 
 from torch import Tensor
+from torch.nn import functional
 
 from timm_hnc.cam.heads.detached_functions import raised
 from timm_hnc.losses.maps.base import MapBatch, MapLoss, mean_over_images
+
+_ROUNDING = 1e-3  # share of a cell
 
 
 class BoxLoss(MapLoss):
@@ -58,12 +61,13 @@ class OutsideLoss(BoxLoss):
         \sum_{i,j} (1 - B) \max(M, 0)^2 (i, j) \Big/ \sum_{i,j} (1 - B)(i, j)
 
     with B the share of a cell that lies in a box of the class: what is right for the wrong reasons (Ross et al.,
-    IJCAI 2017) costs, on maps in place of gradients at the input. Where boxes cover the whole image it is 0.
+    IJCAI 2017) costs, on maps in place of gradients at the input. Where boxes cover the whole image it is 0;
+    less than a thousandth of a cell is none.
     """
 
     def of_maps(self, positive: Tensor, cover: Tensor) -> Tensor:
         """(B, P) losses; see `BoxLoss.of_maps`."""
-        outside = 1 - cover
+        outside = functional.threshold(1 - cover, _ROUNDING, 0.0)
         area = outside.sum((-2, -1))
         return (outside * positive.square()).sum((-2, -1)) / area.masked_fill(area == 0, 1.0)
 

@@ -1,5 +1,6 @@
 """What options may say of a model and data that a caller brings, in place of those that options name."""
 
+import logging
 from collections.abc import Collection, Iterable, Sized
 from dataclasses import fields, replace
 from typing import Any
@@ -21,6 +22,7 @@ def _names(*kinds: type[Any]) -> set[str]:
 # what only those do that open data, make a model, or make the training batches
 OF_DATA = frozenset(_names(DataOptions) | {'target_key', 'target_format'})
 OF_MODEL = frozenset({'gp', 'model_kwargs'})
+_logger = logging.getLogger(__name__)
 _OF_SPLITS = frozenset({'train_split', 'train_num_samples', 'val_num_samples', 'epoch_repeats', 'label_noise'})
 _OF_TRAINED_MODEL = OF_MODEL | _names(ModelOptions) - {'model'}
 _OF_BATCHES = frozenset(
@@ -53,7 +55,14 @@ def fitted_options(
         return options
     refuse_unused(options, _OF_BATCHES, 'the DataLoader that is provided makes the training batches.')
     size, own = options.batches.batch_size, train_set.batch_size
-    if own is None:  # of a batch sampler
+    if own is None:
+        own = getattr(train_set.batch_sampler, 'batch_size', None)
+    if not isinstance(own, int):  # of a batch sampler of somebody's
+        if not options.schedule.lr:
+            _logger.warning(
+                'The DataLoader that is provided does not say its batch size: the learning rate follows from '
+                f'--batch-size {size}; give lr in its place.'
+            )
         return options
     if size != own and ('batch_size' in explicit or size != BatchOptions.batch_size):
         raise UsageError(f'--batch-size {size}: the DataLoader that is provided makes batches of {own}.')

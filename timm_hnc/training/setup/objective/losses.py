@@ -40,7 +40,8 @@ def create_run_loss(
     if task.task in LOSSES[options.loss].counts_for:
         stats = read_class_stats(options, num_classes)
         counts, num_samples = stats or class_counts(dataset, num_classes, task.multi_label)
-    features = getattr(getattr(model.get_classifier(), 'weight', None), 'shape', (0, 0))[1]
+    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None  # of timm's models alone
+    features = getattr(getattr(classifier, 'weight', None), 'shape', (0, 0))[1]
     given: dict[str, Any] = dict(class_counts=counts, num_samples=num_samples, num_features=features)
     loss = loss_of(options, task, num_classes, **given, smoothing=0.0 if smoothed else options.smoothing)
     _logger.info(f'Loss: {loss}' + (f'; {loss.export_note}' if loss.export_note else ''))
