@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -316,14 +317,14 @@ def test_labels_of_a_loader_are_those_of_the_model():
 @pytest.mark.parametrize(
     ('target', 'values', 'message'),
     [
-        (torch.zeros(8), {}, r'of shape \(8,\), float32: expected \(B,\), integer class indices'),
-        (torch.zeros(8, 1, dtype=torch.long), {}, r'of shape \(8, 1\), int64: expected \(B,\), integer class'),
+        (torch.zeros(8), {}, r'of shape \(8,\), floats: expected \(B,\), integer class indices'),
+        (torch.zeros(8, 1, dtype=torch.long), {}, r'of shape \(8, 1\): expected \(B,\), integer class'),
         (
             torch.zeros(8, dtype=torch.long),
             {'task': 'multilabel'},
-            r'\(8,\), int64: expected \(B, 3\), a float a class',
+            r'\(8,\), integers: expected \(B, 3\), a value a class',
         ),
-        (torch.zeros(8, 3), {}, r'of shape \(8, 3\), float32: expected \(B,\), integer class indices'),
+        (torch.zeros(8, 3), {}, r'of shape \(8, 3\): expected \(B,\), integer class indices'),
     ],
 )
 def test_targets_of_a_loader_that_no_loss_takes(tmp_path, target, values, message):
@@ -382,6 +383,9 @@ def test_images_of_a_loader_that_are_a_single_cell(tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     with pytest.raises(UsageError, match=r'--hnc kd: the maps .* of images of 32 pixels are a single cell'):
         timm_hnc.train(model, loader_of(), None, device='cpu', workers=0, hnc='kd', output=str(tmp_path))
+    wide = DataLoader(TensorDataset(torch.randn(4, 3, 32, 96), torch.arange(4) % 3), batch_size=4)
+    values = {'device': 'cpu', 'workers': 0, 'no_report': True, 'cam_images': 0, 'epochs': 1, 'hnc': 'kd'}
+    assert timm_hnc.train(model, wide, None, **values, output=str(tmp_path))['train']['hnc'] > 0
 
 
 def test_smoothed_targets_of_a_loader_have_no_absent_class(tmp_path, caplog):
@@ -392,6 +396,29 @@ def test_smoothed_targets_of_a_loader_have_no_absent_class(tmp_path, caplog):
         options = OPTIONS | HNC | {'epochs': 1, 'smoothing': 0.0, 'output': str(tmp_path), 'experiment': name}
         found = timm_hnc.train(new_model(), loader, None, **options)['train']
         assert (found['hnc'] == 0) == (name == 'smoothed') == ('so that none is absent' in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ('loss', 'smoothing', 'taken'),
+    [('ce', 0.0, True), ('ce', 0.1, False), ('bce', 0.1, True), ('focal', 0.1, True), ('lmc', 0.0, False)],
+)
+def test_values_of_a_loader_go_to_losses_that_take_them(tmp_path, loss, smoothing, taken):
+    target = functional.one_hot(torch.arange(8) % 3, 3) * 0.9
+    loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), target), batch_size=8)
+    options = OPTIONS | {'epochs': 1, 'loss': loss, 'smoothing': smoothing, 'output': str(tmp_path)}
+    with nullcontext() if taken else pytest.raises(DataError, match=r'shape \(8, 3\): expected \(B,\), integer class'):
+        timm_hnc.train(new_model(), loader, None, **options)
+
+
+def test_mixup_pairs_the_images_of_a_batch_sampler(tmp_path):
+    data, options = loader_of().dataset, {'device': 'cpu', 'workers': 0, 'no_report': True, 'cam_images': 0}
+    even = BatchSampler(SubsetRandomSampler(range(24)), 4, False), BatchSampler(SequentialSampler(data), 4, True)
+    for name, batches in zip('ab', even, strict=True):
+        loader = DataLoader(data, batch_sampler=batches)
+        timm_hnc.train(new_model(), loader, None, **options, mixup=0.2, epochs=1, output=str(tmp_path), experiment=name)
+    loader = DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 4, False))
+    with pytest.raises(UsageError, match='the last batch of 25 images is odd'):
+        timm_hnc.train(new_model(), loader, None, **options, mixup=0.2)
 
 
 def test_batches_of_no_known_number():

@@ -24,7 +24,7 @@ from timm_hnc.training.setup.build import Provided
 from timm_hnc.training.setup.options import TrainOptions, train_options
 from timm_hnc.training.setup.provided import OF_DATA, OF_MODEL, fitted_options, refuse_unused
 
-_OF_IMAGES = ('crop_border_pixels', 'crop_mode', 'crop_pct', 'interpolation', 'use_train_size')
+_OF_IMAGES = ('crop_border_pixels', 'crop_mode', 'crop_pct', 'interpolation', 'tf_preprocessing', 'use_train_size')
 _OF_NAFLEX = {each.name for each in fields(NaFlexOptions)}
 
 
@@ -83,7 +83,7 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     """Figures of a model as `timm-hnc validate` gives them.
 
     Args:
-        model: as `train` takes it; it is moved to the device.
+        model: as `train` takes it; it is moved to the device, or with `model_dtype` a copy of it.
         data: data set or loader, as `train` takes them.
         options: all options, with timm's defaults.
         **values: options by name, as the flags of validate.py, in place of those.

@@ -301,6 +301,7 @@ def test_a_folder_here_is_no_data_set_of_the_hub(tmp_path, monkeypatch):
         ('-c/home/me/x.yaml', '-cx.yaml'),
         ('-c~/x.yaml', '-cx.yaml'),
         ('a=b,/home/me/x,c', 'a=b,x,c'),
+        ('["../me/x", "~/y"]', '["x", "y"]'),
         ('{"file": "/home/me/w", "n": 1}', '{"file": "w", "n": 1}'),
     ],
 )

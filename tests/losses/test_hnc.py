@@ -355,6 +355,7 @@ def test_large_maps_do_not_overflow_the_softmax():
         ({'variant': 'kl'}, "variant 'kl' of the HNC loss is unknown: expected one of mse, kd"),
         ({'topk': 0}, 'topk = 0: the HNC loss looks at a whole number of negative classes, 1 or more'),
         ({'topk': 2.5}, 'topk = 2.5'),
+        ({'topk': math.inf}, 'topk = inf'),
         ({'topk': -3}, 'topk = -3'),
         ({'alpha': math.nan}, 'alpha = nan.*finite'),
         ({'alpha': math.inf}, 'alpha = inf.*finite'),

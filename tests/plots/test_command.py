@@ -371,16 +371,14 @@ def test_seeds_are_one_point_and_another_training_is_none(tmp_path):
 
 
 def test_runs_are_told_apart_by_their_names(tmp_path):
-    folders = [
-        write_run(tmp_path / place, name) for place, name in (('a', 'w'), ('b', 'w'), ('b', '_under'), ('b', '$x$'))
-    ]
-    runs = told_apart([read_run(folder) for folder in folders])
-    assert [run.name for run in runs] == ['w (1)', 'w (2)', '_under', '$x$']
-    assert list(dict.fromkeys(row['run'] for row in curve_rows(runs))) == ['w (1)', 'w (2)', '_under', '$x$']
+    names = [('a', 'w'), ('b', 'w'), ('b', 'w (2)'), ('b', '_u'), ('b', '$x$')]
+    runs = told_apart([read_run(write_run(tmp_path / place, name)) for place, name in names])
+    assert [run.name for run in runs] == ['w (1)', 'w (3)', 'w (2)', '_u', '$x$']
+    assert list(dict.fromkeys(row['run'] for row in curve_rows(runs))) == [run.name for run in runs]
     axis = new_figure(4, 4).subplots()
     curve_panels(runs)['training loss'](axis)
     texts = [text.get_text() for text in axis.legend().get_texts()]
-    assert texts == ['w (1)', 'w (2)', ' _under', r'\$x\$']
+    assert texts == ['w (1)', 'w (3)', 'w (2)', ' _u', r'\$x\$']
 
 
 def test_runs_that_cannot_be_drawn(tmp_path):

@@ -1,5 +1,6 @@
 """Data sets by name: timm's and ours, checked before the first batch."""
 
+import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ from timm_hnc.data.sets.tiny_imagenet import read_tiny_imagenet
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError, UsageError
 
+_logger = logging.getLogger(__name__)
 _EMBEDDED = {'hnc/digits': DigitsReader, 'hnc/decoy-digits': DecoyDigitsReader}
 # as their authors publish them
 _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
@@ -57,7 +59,7 @@ def create_dataset(
     if name.startswith('hnc/'):
         if name == 'hnc/coco' and target_format == 'multihot':
             raise UsageError('--target-format multihot: not for hnc/coco, whose targets are class indices.')
-        _refuse_class_map(name, kwargs.get('class_map'))
+        _tell_class_map(name, kwargs.get('class_map'))
         dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
@@ -77,9 +79,9 @@ def create_dataset(
     return dataset
 
 
-def _refuse_class_map(name: str, class_map: str | None) -> None:
+def _tell_class_map(name: str, class_map: str | None) -> None:
     if class_map:
-        raise UsageError(f'--class-map {class_map}: does nothing, {name} numbers its classes itself.')
+        _logger.warning(f'--class-map {class_map}: does nothing, {name} numbers its classes itself.')
 
 
 def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bool, mode: str) -> Any:
@@ -107,7 +109,7 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
     if not prefix:
         _check_folder(root, split)
     if prefix == 'torch':
-        _refuse_class_map(name, kwargs.get('class_map'))
+        _tell_class_map(name, kwargs.get('class_map'))
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # every reader's library has errors of its own

@@ -18,7 +18,7 @@ def batch_of(loaded: Any) -> tuple[Any, Tensor]:
         raise DataError(f'the loader gives a {_kind(loaded)} a batch: expected (images, targets), two tensors.')
     images, target = loaded
     if not target.is_floating_point():
-        target = target.float() if target.ndim == 2 and target.shape[1] > 1 else target.long()
+        target = target.float() if target.ndim == 2 else target.long()
     return images, target
 
 
@@ -29,24 +29,24 @@ def _kind(loaded: Any) -> str:
     return f'{name} of {", ".join(type(each).__name__ for each in loaded)}'
 
 
-def check_batch(target: Tensor, num_classes: int, indices: bool, dense: bool) -> None:
+def check_batch(target: Tensor, num_classes: int, indices: bool, values: bool) -> None:
     """Refuse targets that a loss does not take.
 
     Args:
         target: of a batch.
         num_classes: of the model.
         indices: (B,) class indices can be used.
-        dense: (B, n) values, one a class, can be used.
+        values: (B, n) values, one a class, can be used.
 
     Raises:
-        DataError: with the targets' shape and type.
+        DataError: with the targets' shape.
     """
-    values = target.is_floating_point()
-    if (dense and values and target.shape[1:] == (num_classes,)) or (indices and not values and target.ndim == 1):
+    floats = target.is_floating_point()
+    if (values and floats and target.shape[1:] == (num_classes,)) or (indices and not floats and target.ndim == 1):
         return
-    expected = '(B,), integer class indices' if indices else f'(B, {num_classes}), a float a class'
-    kind = str(target.dtype).removeprefix('torch.')
-    raise DataError(f'a batch has targets of shape {tuple(target.shape)}, {kind}: expected {expected}.')
+    kind = '' if target.ndim > 1 else ', floats' if floats else ', integers'
+    expected = ['(B,), integer class indices'] * indices + [f'(B, {num_classes}), a value a class'] * values
+    raise DataError(f'a batch has targets of shape {tuple(target.shape)}{kind}: expected {", or ".join(expected)}.')
 
 
 class ClassIndex:

@@ -83,7 +83,7 @@ def evaluate(
                 if on_batch is not None:
                     output, target = on_batch(output, target)
                 several = isinstance(evaluator, MultiLabelEvaluator)
-                check_batch(target, output.shape[-1], indices=not several, dense=several)
+                check_batch(target, output.shape[-1], indices=not several, values=several)
                 evaluator.update(output, target)
                 seen += len(target)
                 if (index + 1) % log_interval == 0:

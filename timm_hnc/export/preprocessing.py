@@ -6,6 +6,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -27,6 +28,12 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(each) for each in value)
+    return value.tolist() if hasattr(value, 'tolist') else value
+
+
 def stated_config(model: CamModel, given: Mapping[str, Any] | None, needed: bool) -> dict[str, Any]:
     """How a model wants its images, as far as anybody says: size, mean, std, interpolation, share and mode of the crop.
 
@@ -39,10 +46,12 @@ def stated_config(model: CamModel, given: Mapping[str, Any] | None, needed: bool
         UsageError: what is needed nobody says, or what is given does not fit the model.
     """
     stated = model.data_config if model.pretrained_cfg else {'input_size': model.data_config['input_size']}
-    given = {name: getattr(value, 'tolist', lambda value=value: value)() for name, value in (given or {}).items()}
+    known = {*model.data_config, *PretrainedCfg.__dataclass_fields__}  # timm's configs say more than we need
+    unknown = sorted(set(given or {}) - known)
+    if unknown:
+        raise UsageError(f"data_config has no '{unknown[0]}': expected some of {', '.join(model.data_config)}.")
+    given = {name: _plain(value) for name, value in (given or {}).items() if name in model.data_config}
     for name, value in given.items():
-        if name not in model.data_config:
-            raise UsageError(f"data_config has no '{name}': expected some of {', '.join(model.data_config)}.")
         is_good, expected = _VALUES.get(name, (lambda _: True, ''))
         if not is_good(value):
             raise UsageError(f'data_config: {name} {value!r}: expected {expected}.')

@@ -12,14 +12,15 @@ _PATH = re.compile(
     r'(?P<path>(?:file://|/|~|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\).*|.*[/\\]\.\.[/\\].*|\.\.)',
     re.DOTALL,
 )
-_INSIDE = re.compile(r"""(?<=[,"'])(?:/|~)[^,"']*/(?=[^,"'/]+)""")  # the folders of a path in a list or in JSON
+# the folders of a path in a list or in JSON
+_INSIDE = re.compile(r"""([,"']\s*)(?:file://|/|~|\.\.?[/\\]|[A-Za-z]:[\\/])(?:[^,"']*[/\\])?(?=[^,"'/\\])""")
 _OF_THE_HUB = ('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
 
 
 def _without_folder(word: str) -> str:
     match = _PATH.fullmatch(word)
     if not match:
-        return _INSIDE.sub('', word)
+        return _INSIDE.sub(r'\1', word)
     head, last = match['head'], re.split(r'[/\\]', match['path'].rstrip('/\\'))[-1]
     # a second slash says that the data set is a folder, and none of the Hub's
     return f'{head}/{last}' if head.endswith(('hfds/', 'hfids/')) else f'{head}{last}'

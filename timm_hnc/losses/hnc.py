@@ -25,7 +25,7 @@ def check_options(variant: str, topk: int, alpha: float, reduction: str) -> None
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant '{variant}' of the HNC loss is unknown: expected one of {', '.join(VARIANTS)}.")
-    if topk < 1 or int(topk) != topk:
+    if not (math.isfinite(topk) and topk >= 1 and topk == int(topk)):
         raise ValueError(f'topk = {topk}: the HNC loss looks at a whole number of negative classes, 1 or more.')
     if not math.isfinite(alpha):
         raise ValueError(f'alpha = {alpha}: the HNC loss draws maps towards a finite number, 0 in the paper.')

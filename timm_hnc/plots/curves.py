@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from timm_hnc.errors import DataError
 from timm_hnc.files.options import NOT_COMPARED, read_options
-from timm_hnc.plots.figures import as_image, new_figure, style_of
+from timm_hnc.plots.figures import as_image, as_label, new_figure, style_of
 
 Panel = Callable[[Any], None]  # draws on an axis of matplotlib
 # columns of summary.csv by what stands at the axis
@@ -47,10 +48,9 @@ class RunCurves:
 
     @property
     def label(self) -> str:
-        """Name and loss for matplotlib, which leaves out what begins with _ and reads what is between two $."""
+        """Name and loss, for a legend."""
         hnc, weight = self.options.get('hnc', 'none'), self.options.get('hnc_weight')
-        name = self.name.replace('$', r'\$')
-        name = f' {name}' if name.startswith('_') else name
+        name = as_label(self.name)
         if hnc == 'none':
             return name
         return f'{name} ({hnc}, {weight if isinstance(weight, str) else format(weight, "g")})'
@@ -82,11 +82,15 @@ def read_run(folder: Path) -> RunCurves:
 
 def told_apart(runs: Sequence[RunCurves]) -> list[RunCurves]:
     """The runs with their names numbered where two are equal."""
-    names = [run.name for run in runs]
-    return [
-        replace(run, name=f'{run.name} ({number})') if names.count(run.name) > 1 else run
-        for number, run in enumerate(runs, start=1)
-    ]
+    names, found = [run.name for run in runs], []
+    taken = set(names)
+    for run in runs:
+        name = run.name
+        if names.count(name) > 1:
+            name = next(other for other in (f'{run.name} ({number})' for number in count(1)) if other not in taken)
+            taken.add(name)
+        found.append(replace(run, name=name))
+    return found
 
 
 def draw_curves(runs: Sequence[RunCurves]) -> Image.Image:

@@ -27,6 +27,12 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout='constrained')
 
 
+def as_label(name: str) -> str:
+    """A name for a legend, which leaves out what begins with _ and reads what is between two $."""
+    name = name.replace('$', r'\$')
+    return f' {name}' if name.startswith('_') else name
+
+
 def style_of(number: int) -> dict[str, str]:
     """Colour and dashes of the line of that number."""
     return {'color': COLOURS[number % len(COLOURS)], 'linestyle': DASHES[number // len(COLOURS) % len(DASHES)]}

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 
 from timm_hnc.errors import UsageError
 from timm_hnc.plots.curves import Panel, curve_panels, label, told_apart
-from timm_hnc.plots.figures import as_image, new_figure, style_of
+from timm_hnc.plots.figures import as_image, as_label, new_figure, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
 from timm_hnc.plots.map_image import as_grey, as_picture, data_uri, map_uri, shared_scale, sized
 from timm_hnc.plots.panel import CELL, Cell
@@ -147,7 +147,9 @@ def _robustness_panels(names: Sequence[str], runs: Sequence[RunFiles]) -> dict[s
             for number, (name, run) in enumerate(zip(names, runs, strict=True)):
                 points = attack_lines(run).get(key)
                 if points:
-                    axis.plot(*zip(*points, strict=True), label=name, marker='o', markersize=5, **style_of(number))
+                    axis.plot(
+                        *zip(*points, strict=True), label=as_label(name), marker='o', markersize=5, **style_of(number)
+                    )
             axis.set_ylim(bottom=0)
             label(axis, f'eps, {_units(key[1])}', f'{_title_of(runs[0])} under {_attack_of(key)}, %')
 

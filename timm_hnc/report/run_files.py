@@ -34,7 +34,8 @@ class RunFiles:
         figures: final figures by name, those of the maps with 'cam_' in front.
         examples: best and worst images.
         confusions: rows of `ConfusionPass`.
-        robustness: rows with 'attack', 'eps', 'space', 'attack_loss' and figures; the clean images have eps = 0.
+        robustness: rows with 'attack', 'eps', 'space', figures and, of validate.py, 'attack_loss'; the clean images
+            have eps = 0.
         changes: parts that went on with other options.
     """
 

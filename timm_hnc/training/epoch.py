@@ -164,7 +164,8 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     inputs = batches(run.data.train_loader, run.accelerator.device, device.input_dtype, device.channels_last)
     mixup = None if isinstance(run.data.mixup, FastCollateMixup) else run.data.mixup  # whose batches come mixed
     mixes = run.options.mixup.active
-    dense = run.options.task.multi_label or (mixes and mixup is None) or not (mixes or run.options.loss.smoothing)
+    several = run.options.task.multi_label
+    values = several or (mixup is None if mixes else run.options.loss.takes_values)
     for index, (input, target) in enumerate(inputs, first):
         if run.data.keys is not None:
             # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before
@@ -173,8 +174,8 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
         if run.data.guided is not None:
             target, *parts = run.data.guided.slots.split(target)
             masks = ObjectMasks(*parts)
-        check_batch(target, len(run.data.class_names), indices=not run.options.task.multi_label, dense=dense)
-        if index == first:
+        check_batch(target, len(run.data.class_names), indices=not several, values=values)
+        if index == first and epoch == run.start_epoch:
             _check_first_batch(run, input, target)
         if mixup is not None:
             input, target = mixup(input, target)
@@ -188,12 +189,9 @@ def _check_first_batch(run: Run, input: Any, target: Tensor) -> None:
     options = run.options
     if isinstance(input, Tensor) and input.ndim == 4:
         check_image_size(options, run.model, (input.shape[1], input.shape[2], input.shape[3]))
-    if (
-        options.needs_class_maps
-        and target.is_floating_point()
-        and not options.mixup.active
-        and bool((target > 0).all())
-    ):
+    if options.mixup.active or not options.needs_class_maps or not target.is_floating_point():
+        return
+    if (target > 0).all() and (target < 1).any():
         _logger.warning(
             f'{options.loss_flag}: all images of the first batch have targets above 0 for all classes, so that none is '
             'absent; give targets that are not smoothed.'

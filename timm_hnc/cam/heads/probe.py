@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.models import get_model_input_config, is_model
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.tracking import Lost
@@ -83,7 +84,7 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
                 return _find(model)
             return find_hooked_head(model, place, image_size)
     except Refused as refused:
-        if not all(parameter.is_meta or parameter.isfinite().all() for parameter in model.parameters()):
+        if not all(_is_finite(parameter) for parameter in model.parameters()):
             raise UnsupportedHead(
                 f"no class maps for '{name_of(model)}': its weights hold NaN or infinity. Way out: load other weights."
             ) from None
@@ -92,6 +93,10 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
             f"no exact class maps for '{name_of(model)}': {refused.reason}. Way out: {way_out}"
             + ('; without HNC and pictures it trains as it is.' if is_of_timm(model) else '.')
         ) from None
+
+
+def _is_finite(parameter: Tensor) -> bool:
+    return parameter.is_meta or is_lazy(parameter) or bool(parameter.isfinite().all())
 
 
 def check_trainable(model: TimmModel, head: MapHead) -> None:

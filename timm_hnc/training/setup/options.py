@@ -294,8 +294,9 @@ def check_naflex_maps(options: TrainOptions, model: Any) -> None:
 
 def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
     """Refuse images that are smaller than a cell of the maps that a loss needs, or no larger where it does nothing."""
-    side, cell = min(*input_size[1:], *(options.sizes.train_img_sizes or ())), cell_size(model)
-    if options.hnc.hnc in ('kd', 'var') and side == cell:
+    others, cell = options.sizes.train_img_sizes or (), cell_size(model)
+    side = min(*input_size[1:], *others)
+    if options.hnc.hnc in ('kd', 'var') and side == cell == min((max(input_size[1:]), *others)):
         raise UsageError(
             f"--hnc {options.hnc.hnc}: the maps that '{options.model.model}' has of images of {side} pixels are a "
             'single cell, and flat as they are: see --img-size, or --model-kwargs output_stride=8 of networks that '

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sized
 from dataclasses import fields, replace
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import UsageError
@@ -54,9 +54,9 @@ def fitted_options(
     if not isinstance(train_set, DataLoader):
         return options
     refuse_unused(options, _OF_BATCHES, 'the DataLoader that is provided makes the training batches.')
-    size, own = options.batches.batch_size, train_set.batch_size
-    if own is None:
-        own = getattr(train_set.batch_sampler, 'batch_size', None)
+    batches: Any = train_set.batch_sampler
+    size = options.batches.batch_size
+    own = getattr(batches, 'batch_size', None)
     if not isinstance(own, int):  # of a batch sampler of somebody's
         if not options.schedule.lr:
             _logger.warning(
@@ -67,8 +67,9 @@ def fitted_options(
     if size != own and ('batch_size' in explicit or size != BatchOptions.batch_size):
         raise UsageError(f'--batch-size {size}: the DataLoader that is provided makes batches of {own}.')
     options = replace(options, batches=replace(options.batches, batch_size=own))
-    images = len(train_set.sampler) if isinstance(train_set.sampler, Sized) else 0
-    if options.mixup.active and images % 2 and not train_set.drop_last:
+    usual = isinstance(batches, BatchSampler)
+    images = len(batches.sampler) if usual and isinstance(batches.sampler, Sized) else 0
+    if options.mixup.active and images % 2 and not batches.drop_last:
         raise UsageError(
             f'--mixup and --cutmix mix pairs, and the last batch of {images} images is odd: give the DataLoader '
             'drop_last=True.'

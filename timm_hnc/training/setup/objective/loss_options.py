@@ -240,6 +240,13 @@ class LossOptions:
             )
 
     @property
+    def takes_values(self) -> bool:
+        """Whether the criterion of one label an image takes (B, n) values, one a class, where nothing is mixed."""
+        if self.is_ours:
+            return LOSSES[self.loss or ''].soft_targets
+        return self.loss in ('bce', 'poly') or (self.loss in (None, 'ce') and not self.smoothing)
+
+    @property
     def is_ours(self) -> bool:
         """Whether the criterion is one of timm_hnc.losses."""
         return self.loss in LOSSES
