@@ -29,11 +29,11 @@ class Batches(list):
     dataset = batch_sampler = sampler = SimpleNamespace()
 
 
-def batches(accelerator, multi_label: bool, slots: Slots | None = None, count: int = 3, size: int = 6) -> Batches:
-    generator = torch.Generator().manual_seed(7)
+def batches(accelerator, multi_label: bool, image: list[int], slots: Slots | None = None) -> Batches:
+    generator, size = torch.Generator().manual_seed(7), 6
     whole = []
-    for _ in range(count):
-        input = torch.randn(size, 3, 32, 32, generator=generator)
+    for _ in range(3):
+        input = torch.randn(size, *image, generator=generator)
         target = torch.randint(0, 3, (size,), generator=generator)
         if multi_label:
             target = torch.randint(0, 2, (size, 3), generator=generator).double()
@@ -63,7 +63,7 @@ def one_epoch(argv: list[str]) -> dict:
                 # fresh norms hide errors
                 module.weight.add_(torch.linspace(-0.3, 0.3, module.weight.numel()))
     slots = run.data.guided.slots if run.data.guided is not None else None
-    run.data.train_loader = batches(accelerator, options.task.multi_label, slots)
+    run.data.train_loader = batches(accelerator, options.task.multi_label, run.data.config['input_size'], slots)
     gradients = []
     step = run.optimizer.step
 
