@@ -22,7 +22,7 @@ from timm_hnc.options import flattened, grouped
 from timm_hnc.training.run import train_run
 from timm_hnc.training.setup.build import Provided
 from timm_hnc.training.setup.options import TrainOptions, train_options
-from timm_hnc.training.setup.provided import OF_DATA, OF_MODEL, fitted_options, refuse_unused
+from timm_hnc.training.setup.provided import OF_DATA, OF_MODEL, check_num_classes, fitted_options, refuse_unused
 
 _OF_IMAGES = ('crop_border_pixels', 'crop_mode', 'crop_pct', 'interpolation', 'tf_preprocessing', 'use_train_size')
 _OF_NAFLEX = {each.name for each in fields(NaFlexOptions)}
@@ -102,10 +102,7 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
     options = grouped(ValidateOptions, values if options is None else flattened(options) | values)
     options = replace(options, device=agreed_device(options.device, frozenset(values)))
     told = plain if is_of_timm(plain) else wrap(plain)
-    if options.input.num_classes not in (None, told.num_classes):
-        raise UsageError(
-            f'--num-classes {options.input.num_classes}: the model that is provided has {told.num_classes}.'
-        )
+    check_num_classes(options.input, told)
     _check_loaders(data)
     refuse_unused(options, OF_DATA | {'split', 'num_samples', 'retry'}, 'the data is provided.')
     refuse_unused(options, OF_MODEL | {'pretrained', 'checkpoint', 'use_ema', 'reparam'}, 'the model is provided.')

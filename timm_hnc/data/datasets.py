@@ -56,10 +56,11 @@ def create_dataset(
         target_format: 'indices' or 'multihot', for sets of labels.
         **kwargs: for timm's create_dataset.
     """
+    if kwargs.get('class_map') and name.lower().startswith(('hnc/', 'torch/')):
+        _logger.warning(f'--class-map {kwargs["class_map"]}: does nothing, {name} numbers its classes itself.')
     if name.startswith('hnc/'):
         if name == 'hnc/coco' and target_format == 'multihot':
             raise UsageError('--target-format multihot: not for hnc/coco, whose targets are class indices.')
-        _tell_class_map(name, kwargs.get('class_map'))
         dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
@@ -77,11 +78,6 @@ def create_dataset(
     if name.lower().startswith('torch/'):
         return ConvertedImages(dataset, kwargs.get('input_img_mode') or 'RGB')
     return dataset
-
-
-def _tell_class_map(name: str, class_map: str | None) -> None:
-    if class_map:
-        _logger.warning(f'--class-map {class_map}: does nothing, {name} numbers its classes itself.')
 
 
 def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bool, mode: str) -> Any:
@@ -108,8 +104,6 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
         raise UsageError(f'--dataset {name} needs the package {package}: pip install "timm_hnc[data]".')
     if not prefix:
         _check_folder(root, split)
-    if prefix == 'torch':
-        _tell_class_map(name, kwargs.get('class_map'))
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # every reader's library has errors of its own

@@ -97,11 +97,11 @@ class OtherLabels:
                     f'--valid-labels: images are of class {int(target.max())}, and the file lists '
                     f'{len(self.classes)} classes: class 0 of the data is that of its first line.'
                 )
-            places = torch.tensor(self.classes, device=output.device)
-            every = torch.full_like(output, -torch.inf)  # the others cannot be the answer
-            output = output[:, places]
-            every = every.index_copy_(1, places, output)
+            output = output[:, self.classes]
         if self.real_labels is not None:
+            if self.classes is not None:  # the others cannot be the answer
+                every = torch.full_like(every, -torch.inf)
+                every[:, self.classes] = output
             try:
                 self.real_labels.add_result(every)
             except (KeyError, IndexError) as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from numbers import Real
 from typing import Any
 
@@ -46,15 +47,15 @@ def stated_config(model: CamModel, given: Mapping[str, Any] | None, needed: bool
         UsageError: what is needed nobody says, or what is given does not fit the model.
     """
     stated = model.data_config if model.pretrained_cfg else {'input_size': model.data_config['input_size']}
-    known = {*model.data_config, *PretrainedCfg.__dataclass_fields__}  # timm's configs say more than we need
-    unknown = sorted(set(given or {}) - known)
+    given = given or {}
+    # timm's configs say more than we need
+    unknown = sorted(set(given) - {*model.data_config, *(each.name for each in fields(PretrainedCfg))})
     if unknown:
         raise UsageError(f"data_config has no '{unknown[0]}': expected some of {', '.join(model.data_config)}.")
-    given = {name: _plain(value) for name, value in (given or {}).items() if name in model.data_config}
-    for name, value in given.items():
-        is_good, expected = _VALUES.get(name, (lambda _: True, ''))
-        if not is_good(value):
-            raise UsageError(f'data_config: {name} {value!r}: expected {expected}.')
+    given = {name: _plain(value) for name, value in given.items() if name in model.data_config}
+    for name, (is_good, expected) in _VALUES.items():
+        if name in given and not is_good(given[name]):
+            raise UsageError(f'data_config: {name} {given[name]!r}: expected {expected}.')
     config = {**stated, **given}
     missing = [name for name in model.data_config if name not in config]
     if needed and missing:

@@ -161,11 +161,6 @@ def _name_of_line(line: tuple[Any, ...], lines: Sequence[tuple[Any, ...]]) -> st
     return ', '.join([f'HNC_{line[0]}', *told])
 
 
-def _is_off(run: RunCurves) -> bool:
-    """Whether HNC is measured and does nothing."""
-    return run.options.get('hnc_weight') == 0
-
-
 def _alike(runs: Sequence[RunCurves]) -> list[RunCurves]:
     """The first run and those that are trained as it is, but for HNC and the seed."""
 
@@ -176,8 +171,11 @@ def _alike(runs: Sequence[RunCurves]) -> list[RunCurves]:
 
 
 def _draw_weights(axis: Any, by_weight: dict[str, dict[float, list[float]]], runs: Sequence[RunCurves]) -> None:
-    seeds = [run.accuracy for run in _alike(runs) if run.options.get('hnc', 'none') == 'none' or _is_off(run)]
-    plain = [accuracy for accuracy in seeds if accuracy is not None]
+    # with a weight of 0 HNC is only measured
+    without = [
+        run for run in _alike(runs) if run.options.get('hnc', 'none') == 'none' or run.options.get('hnc_weight') == 0
+    ]
+    plain = [run.accuracy for run in without if run.accuracy is not None]
     for number, (name, points) in enumerate(by_weight.items()):
         style = style_of(number)
         axis.plot(list(points), [mean(each) for each in points.values()], marker='o', label=name, **style)

@@ -77,9 +77,9 @@ class CheckedReader(WrappedReader):
             raise
 
     def _has_image(self, index: int) -> bool:
-        image = {'bytes': True}
-        if hasattr(self.unchecked, 'image_key'):
-            image = self.unchecked.dataset[index][self.unchecked.image_key] or {}
+        if not hasattr(self.unchecked, 'image_key'):
+            return True
+        image = self.unchecked.dataset[index][self.unchecked.image_key] or {}
         return bool(image.get('bytes') or image.get('path'))
 
     def image_size(self, index: int) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.options import flag_of, flattened
 from timm_hnc.training.setup.data_options import AugmentationOptions, BatchOptions, TrainSizeOptions
 from timm_hnc.training.setup.models import ModelOptions
@@ -40,15 +41,19 @@ def refuse_unused(options: Any, names: Iterable[str], why: str) -> None:
             raise UsageError(f'{flag_of(name)}{value}: does nothing, {why}')
 
 
+def check_num_classes(options: InputOptions, model: Any) -> None:
+    """Refuse another number of classes than a model that is provided has."""
+    if options.num_classes not in (None, model.num_classes):
+        raise UsageError(f'--num-classes {options.num_classes}: the model that is provided has {model.num_classes}.')
+
+
 def fitted_options(
     options: TrainOptions, explicit: Collection[str], model: Any, train_set: Any, eval_set: Any
 ) -> TrainOptions:
     """The options of a run on a model and data that are provided, with the batch size of a loader."""
     refuse_unused(options, OF_DATA | _OF_SPLITS, 'the data sets are provided.')
     refuse_unused(options, _OF_TRAINED_MODEL, 'the model is provided.')
-    asked = options.input.num_classes
-    if asked not in (None, model.num_classes):
-        raise UsageError(f'--num-classes {asked}: the model that is provided has {model.num_classes}.')
+    check_num_classes(options.input, model)
     if isinstance(eval_set, DataLoader):
         refuse_unused(options, {'validation_batch_size'}, 'the DataLoader that is provided makes the batches.')
     if not isinstance(train_set, DataLoader):
