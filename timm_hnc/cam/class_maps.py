@@ -77,7 +77,20 @@ class ClassMaps:
             TypeError: the classes are no tensor, no list of numbers and no number.
             ValueError: a tensor is no (B, k) integers.
         """
-        return self.scores(classes).unflatten(-1, self.grid)
+        # of a pass in inference mode nothing is kept for a backward pass
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.logits.is_inference()):
+            return self.scores(classes).unflatten(-1, self.grid)
+
+    def check_gradient(self) -> None:
+        """Refuse a loss on maps that are for pictures and evaluation.
+
+        Raises:
+            ValueError: a gradient is wanted of maps that have none.
+        """
+        if not self.trainable and torch.is_grad_enabled() and self.logits.requires_grad:
+            raise ValueError(
+                'these class maps are for pictures and evaluation, no gradient flows through them (CamModel.kind).'
+            )
 
     def scores(self, classes: Classes | None = None) -> Tensor:
         """The maps of `maps` with their positions in a row, (B, k, L)."""

@@ -53,13 +53,18 @@ class CamModel(nn.Module):
         super().__init__()
         if isinstance(model, CamModel):
             raise TypeError('the model is a CamModel already.')
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f'model is a {type(model).__name__}: expected an nn.Module, such as timm.create_model() makes.'
+            )
         if features and features_input:
             raise ValueError('features and features_input: one place, not two.')
         name = features or features_input
         image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        sides = () if image_size is None else image_size
         if image_size is not None and not (
-            len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+            isinstance(image_size, (tuple, list))
+            and len(image_size) == 2
+            and all(isinstance(side, int) and side > 0 for side in image_size)
         ):
             raise ValueError(f'image_size={image_size!r}: expected (height, width) or one side, in pixels.')
         self.head: MapHead = probe_head(model, Place(name, bool(features_input)) if name else None, image_size)
@@ -120,10 +125,13 @@ class CamModel(nn.Module):
 
         Raises:
             ValueError: x has another shape or is smaller than one cell of the maps or, in evaluation mode, the logits
-                are not finite; the model takes no NaFlex batches.
+                are not finite; the model takes no NaFlex batches, or leaves patches out.
+            TypeError: x is neither.
         """
         if isinstance(x, Tensor):
             self._check_images(x)
+        elif not isinstance(x, Mapping):
+            raise TypeError(f'images are a {type(x).__name__}: expected a tensor, or a NaFlex batch.')
         class_maps = naflex_class_maps(self.model, x) if isinstance(x, Mapping) else self.head.class_maps(self.model, x)
         if not self.model.training and not torch.compiler.is_compiling():
             _check_finite(class_maps.logits)
@@ -141,6 +149,11 @@ class CamModel(nn.Module):
         if height < cell or width < cell:
             raise ValueError(
                 f'images of {height} x {width} pixels are smaller than one cell of the maps, {cell} x {cell} pixels.'
+            )
+        if self.model.training and drops_patches(self.model):
+            raise ValueError(
+                'patch dropout leaves patches out at random, and no map is whole: create the model with '
+                'patch_drop_rate=0, or put it into evaluation mode.'
             )
 
     def forward(self, x: Tensor | NaFlexBatch, return_class_maps: bool = False) -> Tensor | ClassMaps:
@@ -168,6 +181,11 @@ def cell_size(model: TimmModel) -> int:
     """Side of one cell of the last features in pixels, as timm's feature_info has it; 1 where it has none."""
     infos = getattr(model, 'feature_info', None) or [{}]
     return int(infos[-1].get('reduction', 1)) if isinstance(infos[-1], dict) else 1
+
+
+def drops_patches(model: TimmModel) -> bool:
+    """Whether a timm model leaves patches out in training."""
+    return bool(getattr(getattr(model, 'patch_drop', None), 'prob', 0))
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -97,4 +97,4 @@ class NaFlexMaps(ClassMaps):
         height, width = int(rows.max()) + 1, int(columns.max()) + 1
         order = (rows * width + columns).argsort()
         positions = self.positions[index, valid][order]
-        return ClassMaps(positions[None], self.weight, self.bias, (height, width), self.logits[index : index + 1])
+        return ClassMaps(positions[None], self.weight, self.bias, (height, width), self.logits[index][None])

@@ -11,7 +11,8 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
     """Which classes are absent from every image.
 
     Args:
-        target: (B,) class indices, or (B, n) with a value a class (several labels, mixup, cutmix, smoothing).
+        target: (B,) class indices, or (B, n) with a value a class (several labels, mixup, cutmix, smoothing). What is
+            absent is not known of an index outside 0 to n - 1, such as the -100 that cross-entropy ignores: no class.
         num_classes: n.
         target_floor: the value that smoothing gives to absent classes; a class is present above it.
 
@@ -23,7 +24,7 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
     """
     if target.ndim == 1 and not target.is_floating_point():
         classes = torch.arange(num_classes, device=target.device)
-        return classes != target[:, None]
+        return (classes != target[:, None]) & _is_known(target, num_classes)
     if target.ndim == 2 and target.shape[1] == num_classes:
         return target <= target_floor + ROUNDING
     raise ValueError(
@@ -66,8 +67,16 @@ def topk_positives(logits: Tensor, target: Tensor, k: int, target_floor: float =
     """
     if k < 1:
         raise ValueError(f'k = {k}: at least one present class must be chosen.')
-    negative = negative_classes(target, logits.shape[1], target_floor)
-    return _topk(logits, ~negative, 1 if target.ndim == 1 else k)
+    num_classes = logits.shape[1]
+    present = ~negative_classes(target, num_classes, target_floor) & _is_known(target, num_classes)
+    return _topk(logits, present, 1 if target.ndim == 1 else k)
+
+
+def _is_known(target: Tensor, num_classes: int) -> Tensor:
+    """(B, 1) bool: the target says which classes are there."""
+    if target.ndim == 1:
+        return ((target >= 0) & (target < num_classes))[:, None]
+    return torch.ones_like(target[:, :1], dtype=torch.bool)
 
 
 def _topk(logits: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -82,11 +82,8 @@ def hnc_loss(
         >>> hnc_loss(maps, torch.tensor([7, 3]), 'kd', topk=10).backward()
     """
     check_options(variant, topk, alpha, reduction)
-    if not class_maps.trainable and torch.is_grad_enabled() and class_maps.logits.requires_grad:
-        raise ValueError(
-            'these class maps are for pictures and evaluation, no gradient flows through them (CamModel.kind).'
-        )
-    indices, valid = class_maps.topk_negatives(target, topk, target_floor)
+    class_maps.check_gradient()
+    indices, valid = class_maps.topk_negatives(target, int(topk), target_floor)
     return _mean(_of_every_map(class_maps, indices, variant, alpha), valid, reduction)
 
 

@@ -11,7 +11,7 @@ from timm_hnc.cam.following.behind_pool import BehindPool
 from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.mean_of_parts import Parts, Scores, Term, side_by_side
 from timm_hnc.cam.following.operations import Call, tensors_in
-from timm_hnc.cam.following.tracking import Lost, Tracker
+from timm_hnc.cam.following.tracking import Lost, Tracker, of_its_own
 
 # what a detached function behind the pool is a part of
 _DETACHED_PARTS = {
@@ -45,10 +45,11 @@ class PositionTracker(Tracker):
         if torch.is_grad_enabled() != self._grad_enabled:
             return Lost('a torch.autograd.Function or no_grad() in the head')
         companions = [self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
-        if any(isinstance(companion, Live) for companion in companions):
-            return self._before.follow(call)
         lost = next((companion for companion in companions if isinstance(companion, Lost)), None)
-        return lost or self._behind.follow(call)
+        with of_its_own():
+            if any(isinstance(companion, Live) for companion in companions):
+                return self._before.follow(call)
+            return lost or self._behind.follow(call)
 
     def needs_value(self, tensor: Tensor) -> bool:
         """See `Tracker.needs_value`: with positions alone, only the shape matters."""

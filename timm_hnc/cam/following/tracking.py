@@ -4,10 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from timm_hnc.cam.following.operations import DETACHED, JOINING, Call, plain_name, tensors_in, works_in_place
+
+
+def of_its_own() -> torch.autograd.graph.saved_tensors_hooks:
+    """What runs inside keeps its own tensors for backward: a checkpointed block does not count them among its own."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from timm_hnc.cam.heads.detached_head import KINDS, Branch
 from timm_hnc.cam.heads.detached_tail import DetachedTail
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, hooked_class_maps, logits_of
 from timm_hnc.cam.heads.model_copies import full_copy
-from timm_hnc.cam.heads.plain import agree
+from timm_hnc.cam.heads.plain import MAX_PREFIX_TOKENS, agree
 from timm_hnc.cam.heads.position_order import in_order
 from timm_hnc.cam.heads.position_search import BATCH, find_tail, token_branch
 from timm_hnc.cam.heads.refusal import ERRORS, Refused
@@ -46,6 +46,8 @@ def find_hooked_head(
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise Refused('it is on the meta device, and has to be run', 'make it on the CPU')
+    if hasattr(model, '_orig_mod'):
+        raise Refused('it is compiled, and its modules show nothing', 'wrap the model, and compile the wrapper')
     if getattr(model, 'num_classes', None) == 0:
         raise Refused('it has no classifier', _CLASSES)
     if any(is_lazy(parameter) for parameter in model.parameters()):
@@ -75,7 +77,7 @@ def _shaken(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel() and (parameter == parameter.flatten()[:1]).all():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, device='cpu').to(parameter))
     return model
 
 
@@ -87,7 +89,8 @@ def _run(model: nn.Module, image_size: tuple[int, int] | None) -> tuple[Tensor, 
     told = image_size or _told_size(model)
     reason = ''
     for size, channels in product((told,) if told else _SIZES, _channels(model)):
-        images = torch.randn(BATCH, channels, *size, generator=torch.Generator().manual_seed(0)).to(parameter)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(BATCH, channels, *size, generator=generator, device='cpu').to(parameter)
         try:
             with torch.no_grad():
                 logits = logits_of(model(images))
@@ -233,7 +236,7 @@ class _Probe:
 
     def _tokens(self, count: int, place: Place) -> Branch | None:
         """Tokens are positions where they are as many as a feature map has, or become more with a larger image."""
-        for prefix in range(17):
+        for prefix in range(MAX_PREFIX_TOKENS + 1):
             with suppress(ValueError):
                 grid = token_grid(count - prefix, self.image_size) if prefix < count else (0, 0)
                 if grid in self.grids:
@@ -281,7 +284,8 @@ class _Probe:
     def _features(self, place: Place, images: Tensor) -> Tensor:
         seen: list[Any] = []
         try:
-            hook = place.hook(self.model, seen.append)
+            # what comes behind may change them in place
+            hook = place.hook(self.model, lambda features: seen.append(features.clone()))
         except AttributeError as error:
             names = ', '.join(name for name, _ in self.model.named_children())
             raise Refused(f'it has no module {place}', f'its modules are {names} and what is in them') from error

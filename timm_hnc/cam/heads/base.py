@@ -7,7 +7,7 @@ over positions. So a new architecture works unseen, or is refused, and never yie
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.grids import Cell, Grid, token_grid
@@ -63,6 +63,7 @@ class Head:
         classifiers: names of the linear layers in the model.
         convolutional: the linear layers are 1x1 convolutions.
         cell: (height, width) of a cell in pixels ('NLC' only).
+        pools: what `pools_of` said of the model.
     """
 
     layout: Layout
@@ -70,6 +71,7 @@ class Head:
     classifiers: tuple[str, ...]
     convolutional: bool
     cell: Cell | None = None
+    pools: tuple[str, ...] = ()
     trainable = True
 
     @property
@@ -89,11 +91,21 @@ class Head:
         factors: list[Tensor] = []
         with DetachedDropout(factors):
             logits = model.forward_head(features)
+        self._check_as_probed(model, logits)
         positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
         for factor in factors:
             positions = positions * factor.flatten(1)[:, None]
         weight, bias = self.linear(model)
         return ClassMaps(positions, weight, bias, grid, logits)
+
+    def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
+        layers = [model.get_submodule(name) for name in self.classifiers]
+        if not all(isinstance(layer, nn.Conv2d if self.convolutional else nn.Linear) for layer in layers):
+            raise otherwise(model, f'its classifier is a {type(layers[0]).__name__} now')
+        if pools_of(model) != self.pools:
+            raise otherwise(model, f'its pool is {pools_of(model)[0]} now')
+        if not isinstance(logits, Tensor):
+            raise otherwise(model, f'its forward_head() returns a {type(logits).__name__}')
 
     def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
         """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying."""
@@ -112,3 +124,15 @@ class Head:
         weight = sum(layer.weight for layer in layers) / len(layers)
         bias = sum(layer.bias for layer in layers) / len(layers) if layers[0].bias is not None else None
         return weight.flatten(1), bias
+
+
+def pools_of(model: TimmModel) -> tuple[str, ...]:
+    """What timm says of the pools in front of a classifier: 'avg', 'max', 'token' ..."""
+    pools = [getattr(owner, 'global_pool', None) for owner in (model, getattr(model, 'head', None))]
+    told = [pool if isinstance(pool, str) else getattr(pool, 'pool_type', None) for pool in pools]
+    return tuple(pool for pool in told if isinstance(pool, str))
+
+
+def otherwise(model: nn.Module, reason: str) -> ValueError:
+    """The error of a pass that is not as the probed one."""
+    return ValueError(f'no class maps: {type(model).__name__} works otherwise than when it was probed ({reason}).')

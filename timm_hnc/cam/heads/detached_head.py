@@ -12,7 +12,7 @@ from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.positions import PositionTracker
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.grids import Cell, Grid, token_grid
-from timm_hnc.cam.heads.base import TimmModel
+from timm_hnc.cam.heads.base import TimmModel, otherwise
 
 Maps = TypeVar('Maps')
 # the kind is the first of these that the head has
@@ -77,8 +77,7 @@ def as_probed(maps: Maps | Lost, model: nn.Module) -> Maps:
         ValueError: this pass did something else than the one that was probed.
     """
     if isinstance(maps, Lost):
-        name = type(model).__name__
-        raise ValueError(f'no class maps: {name} works otherwise than when it was probed ({maps.reason}).')
+        raise otherwise(model, maps.reason)
     return maps
 
 

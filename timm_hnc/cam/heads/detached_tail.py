@@ -18,7 +18,7 @@ from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.classes import Classes, class_indices
 from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.operations import GATED, LINEAR, NORMS, Call, tensors_in
-from timm_hnc.cam.following.tracking import Detached, Lost, Tracker
+from timm_hnc.cam.following.tracking import Detached, Lost, Tracker, of_its_own
 from timm_hnc.cam.grids import finest, resize_positions
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.detached_functions import attention_weights, detached_gate, detached_norm
@@ -43,9 +43,7 @@ class ShadowTracker(Tracker):
 
     def follow(self, call: Call) -> Any:
         """See `Tracker.follow`."""
-        # with hooks of its own: a checkpointed block must not count the detached network's tensors among its own
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-        with torch.enable_grad(), hooks:
+        with torch.enable_grad(), of_its_own():
             return self._shadow(call)
 
     def _shadow(self, call: Call) -> Any:

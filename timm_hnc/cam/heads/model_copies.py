@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from timm_hnc.cam.heads.base import TimmModel
+from timm_hnc.cam.heads.refusal import Refused
+from timm_hnc.errors import first_lines
 
 
 @contextmanager
@@ -47,7 +50,7 @@ def meta_copy(model: TimmModel) -> TimmModel:
     for tensor in _tensors(model):
         empty = torch.empty_like(tensor, device='meta')
         tensors[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-    copied = copy.deepcopy(model, tensors)
+    copied = _copied(model, tensors)
     for module in copied.modules():
         if hasattr(module, '_fast_norm'):  # timm's fast norms ask for autocast, which the meta device does not know
             module._fast_norm = False
@@ -56,12 +59,26 @@ def meta_copy(model: TimmModel) -> TimmModel:
 
 def full_copy(model: TimmModel) -> TimmModel:
     """A deep copy; of tensors in an autograd graph, which cannot be copied, only the values."""
-    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in _tensors(model) if not tensor.is_leaf})
+    return _copied(model, {id(tensor): tensor.detach() for tensor in _tensors(model) if not tensor.is_leaf})
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = f'it cannot be copied to be tried out ({first_lines(error, 120)})'
+        raise Refused(
+            reason, 'take away what its modules and hooks keep beside tensors, and put it back behind'
+        ) from error
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers and whatever else modules keep: some have caches, part of an autograd graph."""
+    """Parameters, buffers and whatever else modules and their hooks keep: some of it is part of an autograd graph."""
     for module in model.modules():
-        for value in vars(module).values():
-            values = value.values() if isinstance(value, dict) else (value,)
-            yield from (tensor for tensor in values if isinstance(tensor, Tensor))
+        hooked = [hook.__self__ for hooks in _hooks(module) for hook in hooks.values() if hasattr(hook, '__self__')]
+        for owner in (module, *(each for each in hooked if hasattr(each, '__dict__'))):
+            yield from (leaf for leaf in tree_leaves(list(vars(owner).values())) if isinstance(leaf, Tensor))
+
+
+def _hooks(module: nn.Module) -> list[dict[int, Any]]:
+    return [value for name, value in vars(module).items() if name.endswith('_hooks') and isinstance(value, dict)]

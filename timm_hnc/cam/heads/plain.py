@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_hnc.cam.grids import Cell, cell_of, token_grid
-from timm_hnc.cam.heads.base import Head, Layout, TimmModel
+from timm_hnc.cam.heads.base import Head, Layout, TimmModel, pools_of
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.refusal import ERRORS
 
@@ -43,7 +43,7 @@ def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, 
     names, layers = _classifiers(model)
     layout, num_prefix_tokens = _pooling(model, shape)
     cell = _token_cell(model, shape[1], num_prefix_tokens, image_size) if layout == 'NLC' else None
-    head = Head(layout, num_prefix_tokens, names, isinstance(layers[0], nn.Conv2d), cell)
+    head = Head(layout, num_prefix_tokens, names, isinstance(layers[0], nn.Conv2d), cell, pools_of(model))
     _check_classifier(model, head, shape, image_size)
     return head
 
@@ -69,7 +69,7 @@ def _classifiers(model: TimmModel) -> tuple[tuple[str, ...], list[nn.Module]]:
 def _pooling(model: TimmModel, shape: tuple[int, ...]) -> tuple[Layout, int]:
     """Layout and prefix tokens of the features whose plain mean enters the classifier."""
     # on the CPU even for a meta model: an average pool has no weights, and whatever has some is refused
-    features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0), device='cpu')
     pooled = _recorded(model, lambda: model.forward_head(features, pre_logits=True), {*_POOLING})
     if not isinstance(pooled, Tensor):
         raise ValueError('its pooled features are no tensor')
@@ -99,7 +99,7 @@ def _token_cell(model: TimmModel, num_tokens: int, num_prefix_tokens: int, image
 def _check_classifier(model: TimmModel, head: Head, shape: tuple[int, ...], image_size: tuple[int, int]) -> None:
     """Refuse a head that does more to the pooled vector than its linear layers do."""
     parameter = next(model.parameters())
-    features = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, parameter.dtype)
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0), device='cpu').to(parameter)
     allowed = {*_POOLING, *_LINEAR, *(_AVERAGING if len(head.classifiers) > 1 else ())}
     logits = _recorded(model, lambda: model.forward_head(features), allowed)
     if parameter.device.type == 'meta':

@@ -79,7 +79,8 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
     try:
         if isinstance(model, torch.jit.ScriptModule):
             raise Refused('TorchScript does not let us look into its modules', 'give the model that it was made of')
-        with exact_numbers(), torch.random.fork_rng(devices=[]):  # a head may draw
+        # a head may draw; and what the caller has switched on or off changes nothing of what is found
+        with exact_numbers(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             if place is None and is_of_timm(model):
                 return _find(model)
             return find_hooked_head(model, place, image_size)
@@ -252,9 +253,15 @@ def _detached_head(model: TimmModel, found: Features) -> MapHead:
 
 
 def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> None:
-    """A forward() that does more to the features than forward_head() has other logits."""
+    """A forward() that does more to images or features than forward_features() and forward_head() has other logits."""
     model, features = found.model, found.features
-    model.forward_features = lambda *args, **kwargs: features
+    entered: list[Tensor] = []
+
+    def forward_features(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        entered.append(x)
+        return features
+
+    model.forward_features = forward_features
     try:
         with torch.enable_grad():
             whole = followed_calls(lambda: model(found.images), features, places, found.image_size)
@@ -263,8 +270,10 @@ def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> N
         raise Refused(f'its forward() failed ({first_lines(error, 120)})') from error
     finally:
         del model.forward_features
-    if whole and whole != head:
-        raise Refused('its forward() does more than its forward_head()')
+    if [id(x) for x in entered] != [id(found.images)]:
+        raise Refused('its forward() does more to images than its forward_features()', _NAMED)
+    if whole != head:
+        raise Refused('its forward() does more than its forward_head()', _NAMED)
 
 
 def _detached_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
@@ -316,10 +325,24 @@ def _check_values(model: TimmModel, head: DetachedHead, found: Features) -> None
     if parameter.device.type == 'meta':
         return
     generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(shape, generator=generator).to(parameter) for shape in found.shapes]
+    features = [torch.randn(shape, generator=generator, device='cpu').to(parameter) for shape in found.shapes]
+    given = features if len(features) > 1 else features[0]
     with evaluating(model), torch.no_grad():
-        maps, _ = detached_class_maps(
-            model, features if len(features) > 1 else features[0], head.branches, found.image_size
-        )
+        try:
+            maps, _ = detached_class_maps(model, given, head.branches, found.image_size)
+        except ERRORS:  # some heads use what forward_features() has kept
+            maps, _ = _maps_behind_a_pass(model, given, head, found)
         if isinstance(maps, Lost) or not agree(maps.logits, maps.maps(None).mean((2, 3))):
             raise Refused('its logits are not the means of its maps')
+
+
+def _maps_behind_a_pass(
+    model: TimmModel, features: Any, head: DetachedHead, found: Features
+) -> tuple[ClassMaps | Lost, set[str]]:
+    """Maps of features, of a copy that has run."""
+    copied = full_copy(model)
+    try:
+        copied.forward_features(torch.zeros(found.images.shape).to(next(model.parameters())))
+        return detached_class_maps(copied, features, head.branches, found.image_size)
+    except ERRORS as error:
+        raise Refused(f'its forward_head() failed ({first_lines(error, 120)})') from error

@@ -59,7 +59,9 @@ class MapLoss(nn.Module):
 
         Raises:
             TypeError: images or masks are not there for a loss that needs them.
+            ValueError: a gradient is wanted of maps that have none.
         """
+        class_maps.check_gradient()
         return self.of_batch(MapBatch(class_maps, target, target_floor, images, masks))
 
     def of_batch(self, batch: MapBatch) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.naflex_head import has_naflex_maps
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
-from timm_hnc.cam.model import cell_size
+from timm_hnc.cam.model import cell_size, drops_patches
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
@@ -274,6 +274,8 @@ def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None 
         cam_model = make() if make else cam_model_without_weights(options.model, options.input)
         if options.needs_class_maps:
             check_trainable(cam_model.model, cam_model.head)
+            if drops_patches(cam_model.model) and not options.naflex.naflex_loader:
+                raise UnsupportedHead('patch dropout leaves holes in the maps: leave patch_drop_rate out.')
     except UnsupportedHead as error:
         raise UsageError(f'{options.loss_flag if options.needs_class_maps else "--cam-images"}: {error}') from error
     if options.loss.is_ours:
