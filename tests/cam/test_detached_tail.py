@@ -11,6 +11,7 @@ from torch.nn import functional
 from timm_hnc import CamModel, HNCTask, hnc_loss
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.cam.heads.sparse_products import SparseLinear, SparseMix
+from timm_hnc.losses.maps.separability import SeparabilityLoss
 
 ALL = pytest.mark.parametrize('small', TAIL_MODELS.values(), ids=TAIL_MODELS)
 
@@ -127,6 +128,8 @@ def test_nothing_is_trained_on_them():
     class_maps = model.class_maps(small.images())
     with pytest.raises(ValueError, match='for pictures and evaluation'):
         hnc_loss(class_maps, torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match='for pictures and evaluation'):
+        SeparabilityLoss()(class_maps, torch.tensor([0, 1, 2]))
     with torch.no_grad():
         assert hnc_loss(class_maps, torch.tensor([0, 1, 2]), topk=2).isfinite()
     HNCTask(small.cam_model(global_pool='avg'), verbose=False)

@@ -34,6 +34,7 @@ def test_the_mean_over_an_images_own_patches_is_the_logit(kind):
             own = maps.of_image(index)
             assert own.grid == grid
             torch.testing.assert_close(own.maps().mean((2, 3))[0], maps.logits[index], **EXACT)
+            assert torch.equal(own.maps(), maps.of_image(index - len(images)).maps())
             # the image as an image, which timm cuts into the same patches
             alone = cam_model.class_maps(image[None])
             torch.testing.assert_close(own.maps(), alone.maps(), rtol=1e-9, atol=1e-9)

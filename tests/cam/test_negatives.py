@@ -7,7 +7,7 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 
 from timm_hnc import ClassMaps
-from timm_hnc.cam.negatives import negative_classes, topk_negatives
+from timm_hnc.cam.negatives import negative_classes, topk_negatives, topk_positives
 
 
 def brute_force(logits: list[float], positives: set[int], k: int) -> list[int]:
@@ -150,3 +150,10 @@ def test_a_target_of_more_images_than_logits_is_refused_even_where_it_would_broa
 def test_k_below_one_is_refused(k):
     with pytest.raises(ValueError, match=f'k = {k}: at least one'):
         topk_negatives(torch.randn(2, 4), torch.tensor([0, 1]), k)
+
+
+@pytest.mark.parametrize('unknown', [-100, 5])
+def test_of_an_unknown_class_nothing_is_absent_and_nothing_present(unknown):
+    logits, target = torch.randn(2, 5), torch.tensor([3, unknown])
+    assert topk_negatives(logits, target, 5)[1].sum(1).tolist() == [4, 0]
+    assert topk_positives(logits, target, 1)[1].tolist() == [[True], [False]]

@@ -208,6 +208,26 @@ def test_options_that_depend_on_others_are_filled_in(argv, expected):
     assert {key: getattr(args, key) for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ('of_the_file', 'argv', 'expected'),
+    [
+        ({'data': 'a', 'data_dir': 'a'}, ['b'], {'data_dir': 'b'}),
+        ({'data': 'a', 'data_dir': 'a'}, ['b', '--data-dir', 'c'], {'data_dir': 'c'}),
+        ({'data': 'a', 'data_dir': 'a'}, ['--data-dir', 'c'], {'data_dir': 'c'}),
+        ({'data': 'a'}, [], {'data_dir': 'a'}),
+        ({'bce_loss': True, 'loss': 'bce'}, ['--loss', 'ce'], {'loss': 'ce'}),
+        (
+            {'bce_loss': True, 'bce_pos_weight': 2.0, 'loss_pos_weight': '2.0'},
+            ['--loss-pos-weight', '3'],
+            {'loss': 'bce', 'loss_pos_weight': '3'},
+        ),
+    ],
+)
+def test_the_command_line_wins_over_older_spellings_of_a_file(of_the_file, argv, expected, tmp_path):
+    args, _ = parse_train_options(['-c', config(tmp_path, **of_the_file), *argv])
+    assert {key: getattr(args, key) for key in expected} == expected
+
+
 def test_hnc_of_a_recipe_can_be_switched_off_on_the_command_line(tmp_path):
     recipe = config(tmp_path, hnc='mse', hnc_weight=0.001, hnc_topk=10)
     args, explicit = parse_train_options(['-c', recipe, '--hnc', 'none'])
@@ -309,6 +329,8 @@ REFUSED = [
     ('-b 7 --cutmix-minmax 0.2 0.8', '--batch-size 7'),
     ('--cutmix 1 --train-img-sizes 32 64 --train-batch-sizes 8 7', '--train-batch-sizes 7: --mixup'),
     ('--cutmix-minmax 0.2', '--cutmix-minmax: 1 values, expected 2'),
+    ('--cutmix-minmax 0.8 0.2', '--cutmix-minmax 0.8 0.2: expected the smallest and the largest'),
+    ('--cutmix-minmax 0.5 2', '--cutmix-minmax 0.5 2.0: expected the smallest and the largest'),
     ('--mixup -1', '--mixup -1.0'),
     ('--mixup 1 --mixup-prob 2', '--mixup-prob 2.0: expected 0 or more and 1 or less'),
     ('--mixup-mode all', "--mixup-mode 'all': expected one of batch, pair, elem"),

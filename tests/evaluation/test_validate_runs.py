@@ -97,6 +97,7 @@ def test_every_way_to_name_the_weights_gives_the_figures_of_the_run(run, weights
     ways = [
         ['--checkpoint', run],
         ['--checkpoint', run / 'model_best', '--data-dir', images],
+        ['--checkpoint', run / 'model_best' / 'model.safetensors'],
         ['--checkpoint', run / 'checkpoints' / result(run)['best_checkpoint'], images],
         ['--checkpoint', weights / 'plain.pth', *MODEL, images],
         ['--checkpoint', weights / 'plain.safetensors', *MODEL, images],
@@ -302,6 +303,31 @@ def test_a_model_that_fails_leaves_the_others_their_figures(run, images, tmp_pat
     assert [row['model'] for row in rows] == names[:1] * (2 if isinstance(end, AssertionError) else 1)
 
 
+def test_several_models_are_tried_in_smaller_batches(run, images, tmp_path, capsys, monkeypatch):
+    measured, sizes = timm_hnc.evaluation.validation.measure, []
+
+    def out_of_memory(model, data, options, *args):
+        sizes.append(options.evaluation.batch_size)
+        if sizes[-1] > 4:
+            raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        return measured(model, data, options, *args)
+
+    monkeypatch.setattr(timm_hnc.evaluation.validation, 'measure', out_of_memory)
+    (tmp_path / 'models.txt').write_text(f'local-dir:{run / "model_best"}\n' * 2)
+    rows = validate(capsys, '--model', tmp_path / 'models.txt', images, *HERE, '-b', 8)
+    assert len(rows) == 2
+    assert sizes == [8, 6, 4] * 2
+
+
+def test_calls_of_one_process_each_have_their_own_precision(run, capsys, monkeypatch):
+    monkeypatch.setattr('running.forget_run', lambda: None)
+    found = [
+        validate(capsys, '--checkpoint', run, *HERE, *options)['loss']
+        for options in ([], ['--amp', '--amp-dtype', 'bfloat16'], [])
+    ]
+    assert found[0] == found[2] != found[1]
+
+
 def test_a_model_that_is_refused_leaves_the_others_their_figures(run, images, tmp_path, capsys):
     names = [f'local-dir:{run / "model_best"}', f'local-dir:{tmp_path}']
     save_pretrained(timm.create_model('test_resnet', num_classes=3, global_pool='max', **NARROW), tmp_path)
@@ -335,6 +361,7 @@ def test_wrong_usage_has_exit_code_2(fails, run, weights, images, tmp_path):
         (['--model', 'resnet5O', images], "--model 'resnet5O' is no model of timm's"),
         (['--model', 'nowhere:x', images], '--model'),
         (['--checkpoint', weights / 'plain.pth', '--model', 'resnet5O', images], 'needs its architecture'),
+        (['--checkpoint', weights / 'plain.pth', images], 'is a file of weights: name its architecture with --model.'),
         (['--checkpoint', run, '--results-file', tmp_path / 'no' / 'r.csv'], 'its folder does not exist.'),
         (['--checkpoint', run, '--results-file', tmp_path], 'it is a folder, expected a file.'),
         (['--model', run / 'model_best' / 'model.safetensors'], 'is no text file of names; weights: --checkpoint.'),

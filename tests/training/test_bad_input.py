@@ -67,6 +67,10 @@ def fails(tmp_path, capsys):
         ('--model test_vit --hnc mse --model-kwargs', "--hnc mse: no trainable class maps for 'test_vit'"),
         ('--gp catavgmax --cam-images 4', '--cam-images: no exact class maps'),
         ('--model-kwargs nothing=3', "timm cannot make 'test_resnet' with these options"),
+        (
+            '--model dla46_c --model-kwargs --grad-checkpointing',
+            "--grad-checkpointing: 'dla46_c' has none, leave it out.",
+        ),
         ('--bn-momentum 0.1', "timm cannot make 'test_resnet' with these options"),
         ('--opt-kwargs nothing=3', '--opt sgd cannot be made with these options'),
         (

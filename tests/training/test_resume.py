@@ -170,6 +170,15 @@ def test_start_epoch_overrides_where_a_checkpoint_stopped(options):
     assert [row['epoch'] for row in summary(fresh)] == [3]
 
 
+@pytest.mark.parametrize('schedule', ['cosine --sched-on-updates', 'cosine', 'plateau', 'plateau --warmup-epochs 0'])
+def test_a_run_that_begins_anew_has_the_first_rate_again(options, schedule):
+    argv = options('run', '--epochs', 2, '--lr', 0.05, '--warmup-epochs', 1, '--sched', *schedule.split())
+    folder = train(*argv)
+    rate = summary(folder)[0]['lr']
+    train(*argv, '--resume', 'auto', '--start-epoch', 0)
+    assert summary(folder)[0]['lr'] == rate
+
+
 def test_what_lay_behind_a_start_epoch_is_not_gone_on_from(options, caplog):
     folder = train(*options('run', '--epochs', 4, '--save-epochs', 3))
     train(*options('run', '--epochs', 4, '--resume', 'auto', '--start-epoch', 1, '--stop-epoch', 2))

@@ -1,13 +1,13 @@
 """What validate.py is to evaluate: which models, with which weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from timm.models import is_model, list_models, parse_model_name
 from timm.utils import natural_key
 
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.weights.saving import check_architecture, find_weights
+from timm_hnc.weights.saving import WEIGHTS, check_architecture, find_weights
 
 _OF_OTHER_LABELS = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
@@ -85,6 +85,10 @@ def _of_checkpoint(options: SourceOptions, model_given: bool) -> list[Source]:
     if not path.exists():
         raise DataError(f"--checkpoint '{path}' does not exist.")
     if path.is_file():
+        if not model_given:
+            if path.name == WEIGHTS and (path.parent / 'config.json').is_file():
+                return _of_checkpoint(replace(options, checkpoint=str(path.parent)), model_given)
+            raise UsageError(f"--checkpoint '{path}' is a file of weights: name its architecture with --model.")
         if not is_model(options.model):
             raise UsageError(f"--model '{options.model}' is no model of timm's: a weights file needs its architecture.")
         return [Source(options.model, checkpoint=str(path))]

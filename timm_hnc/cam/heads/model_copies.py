@@ -67,9 +67,7 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
         reason = f'it cannot be copied to be tried out ({first_lines(error, 120)})'
-        raise Refused(
-            reason, 'take away what its modules and hooks keep beside tensors, and put it back behind'
-        ) from error
+        raise Refused(reason, 'take off what modules and hooks keep beside tensors, and put it back later') from error
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

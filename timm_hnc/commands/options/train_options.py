@@ -1,7 +1,7 @@
 """The command line of train.py to its options."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -40,19 +40,24 @@ def parse_train_options(
         for name in dropped:
             setattr(args, name, parser.get_default(name))
         explicit -= dropped
-    _use_older_flags(args)
+    _use_older_flags(args, given.keys())
     values, own = split_values(args, TrainOptions)
     return train_options(values, explicit), explicit, own
 
 
-def _use_older_flags(args: argparse.Namespace) -> None:
-    """Let options have what older flags say."""
-    args.data_dir = args.data_dir or args.data
+def _use_older_flags(args: argparse.Namespace, given: Collection[str]) -> None:
+    """Let options have what older flags say; of both, the one that is given on the command line wins over a file's."""
+    if args.data and not (args.data_dir and ('data_dir' in given or 'data' not in given)):
+        args.data_dir = args.data
+    if 'loss' in given:
+        args.bce_loss, args.jsd_loss = args.bce_loss and 'bce_loss' in given, args.jsd_loss and 'jsd_loss' in given
+    if 'loss_pos_weight' in given and 'bce_pos_weight' not in given:
+        args.bce_pos_weight = None
     args.drop_path = args.drop_connect if args.drop_path is None else args.drop_path
-    for flag, given, loss in (('--bce-loss', args.bce_loss, 'bce'), ('--jsd-loss', args.jsd_loss, 'jsd')):
-        if given and args.loss not in (None, loss):
+    for flag, is_set, loss in (('--bce-loss', args.bce_loss, 'bce'), ('--jsd-loss', args.jsd_loss, 'jsd')):
+        if is_set and args.loss not in (None, loss):
             raise UsageError(f'{flag}: contradicts the loss {args.loss}, give one of the two.')
-        args.loss = loss if given else args.loss
+        args.loss = loss if is_set else args.loss
     if args.bce_pos_weight is not None:
         weight = str(args.bce_pos_weight)
         if args.loss_pos_weight not in (None, weight):

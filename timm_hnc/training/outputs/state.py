@@ -152,14 +152,26 @@ def _restore_inside_epoch(run: Run, state: dict[str, Any]) -> None:
 
 def start_schedule(run: Run) -> None:
     """Bring the learning rate to where the run starts."""
-    resumed = run.start_epoch > 0 or run.start_update > 0
-    if run.options.schedule.start_epoch is not None:
-        run.start_epoch, run.start_update, run.averages = run.options.schedule.start_epoch, 0, Averages()
-    if run.scheduler is None or not (run.start_epoch > 0 or run.start_update):
+    resumed, chosen = run.start_epoch > 0 or run.start_update > 0, run.options.schedule.start_epoch
+    if chosen is not None:
+        run.start_epoch, run.start_update, run.averages = chosen, 0, Averages()
+    if run.scheduler is None or not (resumed or run.start_epoch > 0):
         return
-    if _has_history(run) and resumed and not run.options.run.no_resume_opt:
-        return  # the optimizer's state has it
+    if _has_history(run):
+        if chosen is not None or run.options.run.no_resume_opt:
+            _begin_history_anew(run)
+        return  # the optimizer's state has the rate
     if run.options.schedule.sched_on_updates:
         run.scheduler.step_update(run.start_epoch * run.updates_per_epoch + run.start_update)
     else:
         run.scheduler.step(run.start_epoch)
+
+
+def _begin_history_anew(run: Run) -> None:
+    """Forget what the rate followed: it is the first one, or that of the warm-up's epoch."""
+    scheduler = run.scheduler
+    scheduler.lr_scheduler._reset()
+    scheduler.restore_lr = None
+    scheduler.update_groups(scheduler.base_values)
+    if run.start_epoch < scheduler.warmup_t:
+        scheduler.step(run.start_epoch)

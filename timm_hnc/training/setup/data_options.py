@@ -168,6 +168,11 @@ class MixupOptions:
             raise UsageError(
                 f'--cutmix-minmax: {len(self.cutmix_minmax)} values, expected 2, the smallest and the largest.'
             )
+        if self.cutmix_minmax is not None and not 0 <= self.cutmix_minmax[0] < self.cutmix_minmax[1] <= 1:
+            raise UsageError(
+                f'--cutmix-minmax {" ".join(map(str, self.cutmix_minmax))}: expected the smallest and the largest '
+                'share of a side, from 0 to 1.'
+            )
 
     @property
     def active(self) -> bool:

@@ -129,7 +129,10 @@ def create_model(options: ModelOptions, input: InputOptions, splits: int = 0) ->
         raise DataError(f"weights '{source}' do not load into '{options.model}': {first_lines(error)}") from error
     _initialise_head(model, options)
     if options.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except AssertionError:
+            raise UsageError(f"--grad-checkpointing: '{options.model}' has none, leave it out.") from None
     if options.split_bn:
         model = convert_splitbn_model(model, max(splits, 2))
     if options.sync_bn:

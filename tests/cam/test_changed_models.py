@@ -1,0 +1,168 @@
+"""Models that somebody changed, before or after wrapping: their maps are those of what they compute, or refused."""
+
+import threading
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from timm_hnc import CamModel, HNCTask
+from timm_hnc.cam.heads.probe import UnsupportedHead
+
+
+def resnet():
+    return timm.create_model('test_resnet', num_classes=7).eval()
+
+
+def images(side=64):
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def changed(model, **functions):
+    """The model with other functions, in a class of its own."""
+    model.__class__ = type('Changed', (type(model),), functions)
+    return model
+
+
+def with_hook():
+    model = resnet()
+    model.register_forward_pre_hook(lambda module, args: (5 * args[0] + 1,))
+    return model
+
+
+def normalising():
+    return changed(resnet(), forward=lambda self, x: type(self).__base__.forward(self, (x - 0.5) / 0.1))
+
+
+def pooled_by_hand():
+    return changed(resnet(), forward=lambda self, x: self.fc(type(self).forward_features(self, x).amax((2, 3))))
+
+
+@pytest.mark.parametrize('make', [with_hook, normalising, pooled_by_hand])
+def test_a_forward_that_does_more_to_images(make):
+    with pytest.raises(UnsupportedHead, match=r'its forward\(\) does more to images than its forward_features\(\)'):
+        CamModel(make())
+
+
+def test_its_maps_behind_a_named_module_are_those_of_its_forward():
+    model = normalising()
+    cam_model = CamModel(model, features='layer4')
+    maps = cam_model.class_maps(images())
+    torch.testing.assert_close(maps.logits, model(images()))
+    torch.testing.assert_close(maps.maps().mean((2, 3)), model(images()), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda model: model.reset_classifier(5, 'max'), 'its pool is max now'),
+        (lambda model: model.reset_classifier(0), 'its classifier is a Identity now'),
+        (lambda model: setattr(model, 'fc', nn.Sequential(model.fc, nn.ReLU())), 'its classifier is a Sequential now'),
+        (lambda model: changed(model, forward_head=lambda self, x: (x, x)), 'returns a tuple'),
+    ],
+)
+def test_a_plain_head_that_changed(change, message):
+    cam_model = CamModel(resnet())
+    change(cam_model.model)
+    with pytest.raises(ValueError, match=f'works otherwise than when it was probed .*{message}'):
+        cam_model.class_maps(images())
+
+
+def test_another_classifier_of_the_same_kind_is_followed():
+    cam_model = CamModel(resnet())
+    cam_model.model.reset_classifier(5)
+    torch.testing.assert_close(cam_model.class_maps(images()).maps().mean((2, 3)), cam_model(images()))
+
+
+def test_patch_dropout_leaves_no_map_whole_in_training():
+    cam_model = CamModel(timm.create_model('test_vit', global_pool='avg', num_classes=7, patch_drop_rate=0.75))
+    assert cam_model.eval().class_maps(images(160)).grid == (10, 10)
+    with pytest.raises(ValueError, match='create the model with patch_drop_rate=0'):
+        cam_model.train().class_maps(images(160))
+
+
+def test_checkpointed_blocks_behind_a_named_module():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model('test_vit', num_classes=7).train()
+        model.set_grad_checkpointing(checkpointing)
+        task = HNCTask(CamModel(model, features='blocks.4'))
+        task(images(160), torch.tensor([1, 2]))['loss'].backward()
+        gradients.append(model.blocks[0].attn.qkv.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(('name', 'kind'), [('test_resnet', 'A'), ('test_convnext', 'C')])
+def test_a_head_that_uses_what_the_features_left(name, kind):
+    def forward_features(self, x):
+        self.gain = 2.0
+        return type(self).__base__.forward_features(self, x)
+
+    def forward_head(self, x, pre_logits=False):
+        return type(self).__base__.forward_head(self, x * self.gain, pre_logits=pre_logits)
+
+    model = timm.create_model(name, num_classes=7).eval()
+    cam_model = CamModel(changed(model, forward_features=forward_features, forward_head=forward_head))
+    assert cam_model.kind.name == kind
+    maps = cam_model.class_maps(images())
+    torch.testing.assert_close(maps.maps().mean((2, 3)), model(images()), atol=1e-4, rtol=1e-4)
+
+
+class Watching:
+    """Keeps what a layer returns, with its graph."""
+
+    def __init__(self, layer):
+        self.seen = []
+        layer.register_forward_hook(self.see)
+
+    def see(self, module, args, output):
+        self.seen.append(output)
+
+
+def test_models_that_keep_activations():
+    model = resnet()
+    Watching(model.layer4)
+    model.kept = {'logits': [model(images())]}
+    assert CamModel(model).kind.name == 'A1'
+
+
+def test_a_model_that_cannot_be_copied():
+    model = resnet()
+    model.lock = threading.Lock()
+    with pytest.raises(UnsupportedHead, match=r'it cannot be copied to be tried out \(.*lock.*Way out: take off'):
+        CamModel(model)
+
+
+@pytest.mark.parametrize(('name', 'kind'), [('test_resnet', 'A1'), ('test_convnext', 'C'), ('test_vit', 'G')])
+def test_inference_mode_and_default_devices_change_no_kind(name, kind):
+    model = timm.create_model(name, num_classes=7).eval()
+    with torch.inference_mode():
+        assert CamModel(timm.create_model(name, num_classes=7).eval()).kind.name == kind
+        maps = CamModel(model).class_maps(images(160))
+    assert maps.maps([1]).shape == (2, 1, *maps.grid), 'asked for outside'
+    with torch.device('meta'):
+        assert CamModel(timm.create_model(name, num_classes=7)).kind.name == kind
+
+
+def test_features_that_are_changed_in_place_behind_their_module():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 8, 8), nn.SiLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    cam_model = CamModel(model, features='0')
+    torch.testing.assert_close(cam_model.class_maps(images()).maps().mean((2, 3)), model(images()))
+
+
+def test_a_compiled_model_of_others():
+    model = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(UnsupportedHead, match='wrap the model, and compile the wrapper'):
+        CamModel(torch.compile(model, backend='eager'))
+
+
+@pytest.mark.parametrize('wrong', ['resnet50', None])
+def test_no_model(wrong):
+    with pytest.raises(TypeError, match=r'expected an nn\.Module'):
+        CamModel(wrong)
+    with pytest.raises(TypeError, match='expected a tensor, or a NaFlex batch'):
+        CamModel(resnet()).class_maps(wrong)
