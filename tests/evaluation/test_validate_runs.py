@@ -377,7 +377,7 @@ def test_wrong_usage_has_exit_code_2(fails, run, weights, images, tmp_path):
 def test_a_wrong_architecture_has_exit_code_1(fails, run, weights, images):
     code, line = fails('--checkpoint', run, '--model', 'resnet18')
     assert code == 1
-    assert line == f"--checkpoint '{run}' is of the architecture 'test_resnet', not 'resnet18'."
+    assert line == f"--checkpoint '{run}' is of the architecture 'test_resnet', not 'resnet18': leave --model out."
     for name in ('plain.pth', 'plain.safetensors'):
         code, line = fails('--checkpoint', weights / name, '--model', 'test_efficientnet', '--num-classes', 3, images)
         assert code == 1
@@ -387,7 +387,7 @@ def test_a_wrong_architecture_has_exit_code_1(fails, run, weights, images):
 def test_another_number_of_classes_than_the_run_s_has_exit_code_1(fails, run, images):
     assert fails('--checkpoint', run, '--num-classes', 5) == (
         1,
-        f"'{run}' has 3 classes, --num-classes says 5.",
+        f"'{run}' has 3 classes, --num-classes says 5: leave it out.",
     )
     code, line = fails('--model', f'local-dir:{run}/model_best', '--num-classes', 5, images)
     assert (code, 'has 3 classes' in line) == (1, True)

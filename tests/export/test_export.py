@@ -220,7 +220,7 @@ def test_the_command_exports_a_run(tmp_path, capsys, monkeypatch):
         torch.testing.assert_close(found['logits'], model.eval()(images))
     assert found['maps'].shape[1] == 3, 'of five classes, had it as many'
     assert run_command(main, ['export', 'my-run', '--num-classes', '7']) == 1
-    assert "'my-run' has 3 classes, --num-classes says 7." in capsys.readouterr().err
+    assert "'my-run' has 3 classes, --num-classes says 7: leave it out." in capsys.readouterr().err
 
 
 def test_both_files_are_written_or_none(tmp_path):

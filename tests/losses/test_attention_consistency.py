@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from timm_hnc import ClassMaps
-from timm_hnc.losses.maps.attention_consistency import AttentionConsistencyLoss
+from timm_hnc.losses.attention_consistency import AttentionConsistencyLoss
 from timm_hnc.losses.weighted_sigmoid import WeightedSigmoidLoss
 
 # what the authors' code made of these features: hguosc/visual_attention_consistency, commit

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from timm_hnc import CamModel, ClassMaps, HNCLoss, HNCMultiLabelTask, HNCTask, hnc_loss
 from timm_hnc.cam import topk_positives
 from timm_hnc.cam.object_masks import ObjectMasks
+from timm_hnc.losses.attention_consistency import AttentionConsistencyLoss
 from timm_hnc.losses.factory import MAP_LOSSES
-from timm_hnc.losses.maps.attention_consistency import AttentionConsistencyLoss
 from timm_hnc.losses.maps.base import MOST_PRESENT
 from timm_hnc.losses.maps.consistency import ConsistencyLoss
 from timm_hnc.losses.maps.separability import SeparabilityLoss

@@ -100,7 +100,11 @@ def test_contrast_is_the_difference_of_the_logits(weights, photos, tmp_path, cap
 def test_another_classifier_than_the_weights_have_is_refused(weights, photos, capsys):
     argv = ('cams', photos / 'a.png', '--checkpoint', weights[0], '--gp', 'avg', '--num-classes', 7)
     code, line = fails(capsys, *argv)
-    assert (code, f"'{weights[0]}' has " in line, 'classes, --num-classes says 7.' in line) == (1, True, True)
+    assert (code, f"'{weights[0]}' has " in line, 'classes, --num-classes says 7: leave it out.' in line) == (
+        1,
+        True,
+        True,
+    )
 
 
 def test_it_is_a_command(weights, photos, tmp_path):

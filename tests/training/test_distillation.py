@@ -303,7 +303,10 @@ def test_teachers_that_do_not_go_with_the_run(argv, capsys, tmp_path):
     assert (code, line.startswith(f"--kd-model-name '{name}': it takes no images of 3 x 32 x 32: ")) == (2, True)
     name = saved('test_resnet', num_classes=4)
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {name}'))
-    assert (code, line) == (2, f"--kd-model-name '{name}': it has 4 classes, the model 3.")
+    assert (code, line) == (
+        2,
+        f"--kd-model-name '{name}': it has 4 classes, the model 3: choose one of the same classes.",
+    )
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {tmp_path / "gone"}'))
     expected = f"--kd-model-name '{tmp_path / 'gone'}' is no folder with weights, and no model of timm's."
     assert (code, line) == (1, expected)

@@ -81,7 +81,10 @@ def test_teachers_that_do_not_go_with_the_run(argv, tmp_path, capsys):
         return f'local-dir:{tmp_path / name}'
 
     name = saved('test_resnet', num_classes=4, **NARROW)
-    assert line_of('--map-teacher', name) == (2, f"--map-teacher '{name}': it has 4 classes, the model 3.")
+    assert line_of('--map-teacher', name) == (
+        2,
+        f"--map-teacher '{name}': it has 4 classes, the model 3: choose one of the same classes.",
+    )
     name = saved('test_vit', num_classes=3)
     code, line = line_of('--map-teacher', name)
     assert (code, line.startswith(f"--map-teacher '{name}': no trainable class maps for 'test_vit'")) == (2, True)

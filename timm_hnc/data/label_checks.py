@@ -26,7 +26,7 @@ def check_labels(dataset: Any, name: str | None, num_classes: int, training: boo
         raise DataError(f"data set '{name}' has images of one class only: a classifier needs at least two.")
     check_range(labels, name, num_classes)
     if hasattr(dataset, '__len__') and len(dataset) == 0:
-        raise DataError(f"data set '{name}' is empty.")
+        raise DataError(f"data set '{name}' is empty: see its folder, and the name of the split.")
 
 
 def check_indices(dataset: Any, name: str | None, num_classes: int) -> None:

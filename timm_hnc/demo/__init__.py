@@ -1,0 +1,1 @@
+"""A page on which a user tries models on images of his own."""

@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.metrics.map_quality import map_figures, present_classes
+from timm_hnc.metrics.map_quality import map_figures
 
 
 class ConfusionPass:
@@ -29,14 +29,13 @@ class ConfusionPass:
     def update(self, class_maps: ClassMaps, target: Tensor, inputs: Tensor, padding: int) -> None:
         """Count a batch with (B,) class indices or (B, n) label sets."""
         negatives, valid = class_maps.topk_negatives(target, 1)
-        classes, there = present_classes(target)
+        positives, there = class_maps.topk_positives(target, 1)
         logits = class_maps.logits.float()
-        scores, column = logits.gather(1, classes).masked_fill(~there, -torch.inf).max(1, keepdim=True)
         peaks = map_figures(class_maps.maps(negatives))[..., 0]
-        counted = valid[:, 0] & there.any(1)
+        counted = valid[:, 0] & there[:, 0]
         counted[len(target) - padding :] = False
-        confused = logits.gather(1, negatives) > scores
-        rows = torch.cat([classes.gather(1, column).double(), negatives.double(), confused.double(), peaks], 1)
+        confused = logits.gather(1, negatives) > logits.gather(1, positives)
+        rows = torch.cat([positives.double(), negatives.double(), confused.double(), peaks], 1)
         for present, absent, wrong, peak in rows[counted].tolist():
             sums = self.pairs.setdefault((int(present), int(absent)), [0, 0, 0.0])
             for place, value in enumerate((1, wrong, peak)):

@@ -130,3 +130,15 @@ def at_least(low: float, **option: float) -> float:
     if not (math.isfinite(value) and value >= low):
         raise ValueError(f'{name} = {value}: expected a finite number of {low:g} or more.')
     return value
+
+
+def mean_over_images(values: Tensor, valid: Tensor, reduction: str = 'mean') -> Tensor:
+    """The mean over a batch of the mean, or the sum, of an image's valid values; an image without any adds 0.
+
+    Args:
+        values: (B, k).
+        valid: (B, k) bool.
+        reduction: of an image's values, 'mean' or 'sum'.
+    """
+    of_images = values.masked_fill(~valid, 0.0).sum(1)
+    return (of_images / valid.sum(1).clamp(min=1) if reduction == 'mean' else of_images).mean()

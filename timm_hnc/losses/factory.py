@@ -6,12 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from timm_hnc.losses.anchor import AnchorLoss
+from timm_hnc.losses.attention_consistency import AttentionConsistencyLoss
 from timm_hnc.losses.base import GIVEN, MULTI_LABEL, SINGLE_LABEL, Loss
 from timm_hnc.losses.center import CenterLoss
 from timm_hnc.losses.focal import ClassBalancedFocalLoss, FocalLoss
 from timm_hnc.losses.guided_complement import GuidedComplementEntropyLoss
 from timm_hnc.losses.lgm import LargeMarginGaussianLoss
-from timm_hnc.losses.maps.attention_consistency import AttentionConsistencyLoss
 from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.losses.maps.boxes import EnergyLoss, OutsideLoss, TargetMapsLoss
 from timm_hnc.losses.maps.consistency import ConsistencyLoss

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.losses.base import mean_over_images, raised
 
 # mse, kd: of the authors' ImageNet runs in the paper's own scale (sum over the k maps); the halves of mse weigh as it
 DEFAULT_WEIGHTS = {'mse': 0.0007, 'kd': 0.0065, 'var': 0.0007, 'logit': 0.0007}
@@ -84,15 +84,7 @@ def hnc_loss(
     check_options(variant, topk, alpha, reduction)
     class_maps.check_gradient()
     indices, valid = class_maps.topk_negatives(target, int(topk), target_floor)
-    return _mean(_of_every_map(class_maps, indices, variant, alpha), valid, reduction)
-
-
-def _mean(per_map: Tensor, valid: Tensor, reduction: str) -> Tensor:
-    """The mean over a batch of (B, k) losses of maps, of which some are none."""
-    per_image = per_map.masked_fill(~valid, 0.0).sum(1)
-    if reduction == 'mean':
-        per_image = per_image / valid.sum(1).clamp(min=1)
-    return per_image.mean()
+    return mean_over_images(_of_every_map(class_maps, indices, variant, alpha), valid, reduction)
 
 
 def _of_every_map(class_maps: ClassMaps, indices: Tensor, variant: str, alpha: float) -> Tensor:

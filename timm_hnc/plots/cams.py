@@ -25,8 +25,7 @@ def panel_rows(
     """
     logits = class_maps.logits.float()
     probability = logits.sigmoid() if multi_label else logits.softmax(1)
-    present = target > 0 if target.ndim == 2 else torch.nn.functional.one_hot(target, logits.shape[1]).bool()
-    positive = logits.masked_fill(~present, -torch.inf).argmax(1, keepdim=True)
+    positive, is_present = class_maps.topk_positives(target, 1)
     negatives, valid = class_maps.topk_negatives(target, max(topk, 1))
     negatives, valid = negatives[:, :topk], valid[:, :topk]
     classes = torch.cat([positive, negatives], 1)
@@ -38,7 +37,7 @@ def panel_rows(
             for column, index in enumerate(classes[row].tolist())
         ]
         chosen = [cell for cell, use in zip(cells[1:], valid[row].tolist(), strict=True) if use]
-        rows.append(PanelRow(image, cells[0] if present[row].any() else None, chosen))
+        rows.append(PanelRow(image, cells[0] if is_present[row, 0] else None, chosen))
     return rows
 
 

@@ -1,1 +1,1 @@
-"""Weights in timm's format: saved, loaded, brought to other classifiers."""
+"""Weights in timm's format: saved, opened and loaded."""

@@ -93,7 +93,7 @@ def check_classes(model: Any, name: str) -> None:
     """
     own = model.pretrained_cfg.get('num_classes', model.num_classes)
     if own != model.num_classes:
-        raise DataError(f"'{name}' has {own} classes, --num-classes says {model.num_classes}.")
+        raise DataError(f"'{name}' has {own} classes, --num-classes says {model.num_classes}: leave it out.")
 
 
 @contextmanager

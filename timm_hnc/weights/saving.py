@@ -74,7 +74,7 @@ def check_architecture(folder: Path, what: str, model: str | None) -> str:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"'{folder}/config.json' cannot be read: {first_lines(error)}") from error
     if model is not None and model.rpartition(':')[2] != found:
-        raise DataError(f"{what} is of the architecture '{found}', not '{model}'.")
+        raise DataError(f"{what} is of the architecture '{found}', not '{model}': leave --model out.")
     return found
 
 

@@ -67,13 +67,3 @@ class MapLoss(nn.Module):
     def of_batch(self, batch: MapBatch) -> Tensor:
         """What `forward` returns."""
         raise NotImplementedError
-
-
-def mean_over_images(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean over a batch of the mean of an image's valid values; an image without any adds 0.
-
-    Args:
-        values: (B, k).
-        valid: (B, k) bool.
-    """
-    return (values.masked_fill(~valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)).mean()

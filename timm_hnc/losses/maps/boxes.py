@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from timm_hnc.cam.heads.detached_functions import raised
-from timm_hnc.losses.maps.base import MapBatch, MapLoss, mean_over_images
+from timm_hnc.losses.base import mean_over_images
+from timm_hnc.losses.maps.base import MapBatch, MapLoss
 
 _ROUNDING = 1e-3  # share of a cell
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from timm_hnc.cam.heads.detached_functions import raised
-from timm_hnc.losses.maps.base import MOST_PRESENT, MapBatch, MapLoss, mean_over_images
+from timm_hnc.losses.base import mean_over_images
+from timm_hnc.losses.maps.base import MOST_PRESENT, MapBatch, MapLoss
 
 
 class SeparabilityLoss(MapLoss):

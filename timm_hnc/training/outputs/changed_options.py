@@ -115,7 +115,7 @@ def rank_anew(run: Run, checkpoint: Path) -> None:
     is_main = run.accelerator.is_main_process
     run.checkpoints.rank_anew(metrics, write=is_main)
     if is_main:
-        best = next((name for name, _ in run.checkpoints.progress.ranking), 'none, they do not have it')
+        best = next((name for name, _ in run.checkpoints.progress.ranking), 'none, no checkpoint has this metric')
         _logger.warning(f'The best checkpoint so far, by {run.eval_metric}: {best}.')
 
 

@@ -1,0 +1,1 @@
+"""What a run minimises: criterion, HNC, losses on maps and a teacher, from the options."""

@@ -87,7 +87,9 @@ def create_teacher(
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         raise DataError(f'{what}: its weights do not load: {first_lines(error)}') from error
     if teacher.num_classes != num_classes:
-        raise UsageError(f'{what}: it has {teacher.num_classes} classes, the model {num_classes}.')
+        raise UsageError(
+            f'{what}: it has {teacher.num_classes} classes, the model {num_classes}: choose one of the same classes.'
+        )
     try:
         check_classes_of_model(names_of_weights(teacher) or (), train_set)
     except DataError as error:
