@@ -39,10 +39,42 @@ def pooled_by_hand():
     return changed(resnet(), forward=lambda self, x: self.fc(type(self).forward_features(self, x).amax((2, 3))))
 
 
-@pytest.mark.parametrize('make', [with_hook, normalising, pooled_by_hand])
-def test_a_forward_that_does_more_to_images(make):
-    with pytest.raises(UnsupportedHead, match=r'its forward\(\) does more to images than its forward_features\(\)'):
+@pytest.mark.parametrize(
+    ('make', 'what'),
+    [
+        (with_hook, 'does more to images than'),
+        (normalising, 'does more to images than'),
+        (pooled_by_hand, 'goes around'),
+    ],
+)
+def test_a_forward_that_is_more_than_features_and_head(make, what):
+    with pytest.raises(UnsupportedHead, match=rf'its forward\(\) {what} its forward_features\(\)'):
         CamModel(make())
+
+
+class HandingOn(nn.Module):
+    """A wrapper with the attributes of what is inside, as libraries put around a model."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inside, name)
+
+    def forward(self, *args, **kwargs):
+        return self.inside(*args, **kwargs)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext'])
+def test_a_wrapper_that_hands_attributes_on(name):
+    model = HandingOn(timm.create_model(name, num_classes=7)).eval()
+    torch.testing.assert_close(
+        CamModel(model).class_maps(images()).maps().mean((2, 3)), model(images()), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_its_maps_behind_a_named_module_are_those_of_its_forward():
@@ -57,8 +89,11 @@ def test_its_maps_behind_a_named_module_are_those_of_its_forward():
     ('change', 'message'),
     [
         (lambda model: model.reset_classifier(5, 'max'), 'its pool is max now'),
-        (lambda model: model.reset_classifier(0), 'its classifier is a Identity now'),
-        (lambda model: setattr(model, 'fc', nn.Sequential(model.fc, nn.ReLU())), 'its classifier is a Sequential now'),
+        (lambda model: model.reset_classifier(0), 'its classifier is of the type Identity now'),
+        (
+            lambda model: setattr(model, 'fc', nn.Sequential(model.fc, nn.ReLU())),
+            'its classifier is of the type Sequential now',
+        ),
         (lambda model: changed(model, forward_head=lambda self, x: (x, x)), 'returns a tuple'),
     ],
 )
@@ -69,9 +104,17 @@ def test_a_plain_head_that_changed(change, message):
         cam_model.class_maps(images())
 
 
-def test_another_classifier_of_the_same_kind_is_followed():
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda model: model.reset_classifier(5),
+        lambda model: model.reset_classifier(5, 'fastavg'),
+        lambda model: setattr(model, 'global_pool', nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+    ],
+)
+def test_a_plain_head_that_is_as_good(change):
     cam_model = CamModel(resnet())
-    cam_model.model.reset_classifier(5)
+    change(cam_model.model)
     torch.testing.assert_close(cam_model.class_maps(images()).maps().mean((2, 3)), cam_model(images()))
 
 
@@ -125,6 +168,7 @@ def test_models_that_keep_activations():
     model = resnet()
     Watching(model.layer4)
     model.kept = {'logits': [model(images())]}
+    model.kept['itself'] = [model.kept]
     assert CamModel(model).kind.name == 'A1'
 
 
@@ -158,6 +202,20 @@ def test_a_compiled_model_of_others():
     model = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     with pytest.raises(UnsupportedHead, match='wrap the model, and compile the wrapper'):
         CamModel(torch.compile(model, backend='eager'))
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext'])
+def test_derivatives_of_maps_as_functions(name):
+    cam_model, x = CamModel(timm.create_model(name, num_classes=7).eval()), images().requires_grad_()
+    expected = torch.autograd.grad(cam_model.class_maps(x).maps([1]).square().sum(), x)[0]
+    found = torch.func.grad(lambda each: cam_model.class_maps(each).maps([1]).square().sum())(images())
+    torch.testing.assert_close(found, expected)
+
+
+def test_maps_are_compiled_with_their_model():
+    cam_model = CamModel(resnet())
+    compiled = torch.compile(lambda x: cam_model.class_maps(x).maps([1]), backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(images()), cam_model.class_maps(images()).maps([1]))
 
 
 @pytest.mark.parametrize('wrong', ['resnet50', None])

@@ -157,3 +157,9 @@ def test_of_an_unknown_class_nothing_is_absent_and_nothing_present(unknown):
     logits, target = torch.randn(2, 5), torch.tensor([3, unknown])
     assert topk_negatives(logits, target, 5)[1].sum(1).tolist() == [4, 0]
     assert topk_positives(logits, target, 1)[1].tolist() == [[True], [False]]
+
+
+def test_classes_beyond_the_type_of_the_target():
+    logits, target = torch.randn(2, 256), torch.tensor([3, 200], dtype=torch.uint8)
+    assert topk_negatives(logits, target, 256)[1].sum(1).tolist() == [255, 255]
+    assert topk_positives(logits, target, 1)[0].flatten().tolist() == [3, 200]

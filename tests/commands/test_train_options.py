@@ -216,6 +216,10 @@ def test_options_that_depend_on_others_are_filled_in(argv, expected):
         ({'data': 'a', 'data_dir': 'a'}, ['--data-dir', 'c'], {'data_dir': 'c'}),
         ({'data': 'a'}, [], {'data_dir': 'a'}),
         ({'bce_loss': True, 'loss': 'bce'}, ['--loss', 'ce'], {'loss': 'ce'}),
+        ({'loss': 'focal'}, ['--bce-loss'], {'loss': 'bce'}),
+        ({'bce_loss': True, 'aug_splits': 3}, ['--jsd-loss'], {'loss': 'jsd'}),
+        ({'drop_path': 0.1}, ['--drop-connect', '0.3'], {'drop_path': 0.3}),
+        ({'loss': 'bce', 'loss_pos_weight': '2.0'}, ['--bce-pos-weight', '3'], {'loss_pos_weight': '3.0'}),
         (
             {'bce_loss': True, 'bce_pos_weight': 2.0, 'loss_pos_weight': '2.0'},
             ['--loss-pos-weight', '3'],

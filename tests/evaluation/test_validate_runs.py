@@ -293,10 +293,10 @@ def test_a_model_that_fails_leaves_the_others_their_figures(run, images, tmp_pat
     (tmp_path / 'models.txt').write_text('\n'.join(names))
     validated = timm_hnc.commands.validate.validate
 
-    def failing(options, source, accelerator):
+    def failing(options, source, *others):
         if source.model == names[1]:
             raise end
-        return validated(options, source, accelerator)
+        return validated(options, source, *others)
 
     monkeypatch.setattr(timm_hnc.commands.validate, 'validate', failing)
     rows = validate(capsys, '--model', tmp_path / 'models.txt', images, *HERE)

@@ -179,6 +179,15 @@ def test_a_run_that_begins_anew_has_the_first_rate_again(options, schedule):
     assert summary(folder)[0]['lr'] == rate
 
 
+def test_the_rate_of_a_plateau_goes_on_from_a_start_epoch_where_the_run_stopped(options):
+    argv = ['--epochs', 4, '--lr', 0.05, '--warmup-epochs', 0, '--sched', 'plateau', '--patience-epochs', 0]
+    whole, part = train(*options('whole', *argv)), train(*options('part', *argv, '--stop-epoch', 3))
+    train(*options('part', *argv, '--resume', 'auto', '--start-epoch', 3))
+    rates = [row['lr'] for row in summary(whole)]
+    assert [row['lr'] for row in summary(part)] == rates
+    assert rates[3] < rates[0]
+
+
 def test_what_lay_behind_a_start_epoch_is_not_gone_on_from(options, caplog):
     folder = train(*options('run', '--epochs', 4, '--save-epochs', 3))
     train(*options('run', '--epochs', 4, '--resume', 'auto', '--start-epoch', 1, '--stop-epoch', 2))

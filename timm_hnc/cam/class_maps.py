@@ -77,8 +77,9 @@ class ClassMaps:
             TypeError: the classes are no tensor, no list of numbers and no number.
             ValueError: a tensor is no (B, k) integers.
         """
-        # of a pass in inference mode nothing is kept for a backward pass
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.logits.is_inference()):
+        if torch.compiler.is_compiling() or not self.logits.is_inference():
+            return self.scores(classes).unflatten(-1, self.grid)
+        with torch.no_grad():  # of a pass in inference mode nothing is kept for a backward pass
             return self.scores(classes).unflatten(-1, self.grid)
 
     def check_gradient(self) -> None:

@@ -35,6 +35,7 @@ class CamModel(nn.Module):
     Raises:
         UnsupportedHead: (a ValueError) no such maps; the message names model, head and way out.
         ValueError: features and features_input are both given, or image_size is no size.
+        TypeError: the model is no module, or a CamModel already.
 
     Example:
         >>> model = CamModel(timm.create_model('resnet18', num_classes=10))
@@ -125,7 +126,7 @@ class CamModel(nn.Module):
 
         Raises:
             ValueError: x has another shape or is smaller than one cell of the maps or, in evaluation mode, the logits
-                are not finite; the model takes no NaFlex batches, or leaves patches out.
+                are not finite; the model takes no NaFlex batches, leaves patches out, or its head changed.
             TypeError: x is neither.
         """
         if isinstance(x, Tensor):

@@ -23,8 +23,8 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
         ValueError: the target has neither shape.
     """
     if target.ndim == 1 and not target.is_floating_point():
-        classes = torch.arange(num_classes, device=target.device)
-        return (classes != target[:, None]) & _is_known(target, num_classes)
+        own = _own_classes(target, num_classes)
+        return ~own & own.any(1, keepdim=True)
     if target.ndim == 2 and target.shape[1] == num_classes:
         return target <= target_floor + ROUNDING
     raise ValueError(
@@ -67,16 +67,15 @@ def topk_positives(logits: Tensor, target: Tensor, k: int, target_floor: float =
     """
     if k < 1:
         raise ValueError(f'k = {k}: at least one present class must be chosen.')
-    num_classes = logits.shape[1]
-    present = ~negative_classes(target, num_classes, target_floor) & _is_known(target, num_classes)
-    return _topk(logits, present, 1 if target.ndim == 1 else k)
-
-
-def _is_known(target: Tensor, num_classes: int) -> Tensor:
-    """(B, 1) bool: the target says which classes are there."""
+    negative = negative_classes(target, logits.shape[1], target_floor)
     if target.ndim == 1:
-        return ((target >= 0) & (target < num_classes))[:, None]
-    return torch.ones_like(target[:, :1], dtype=torch.bool)
+        return _topk(logits, _own_classes(target, logits.shape[1]), 1)
+    return _topk(logits, ~negative, k)
+
+
+def _own_classes(target: Tensor, num_classes: int) -> Tensor:
+    """(B, n) bool of (B,) class indices."""
+    return torch.arange(num_classes, device=target.device) == target[:, None]
 
 
 def _topk(logits: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         results: Any = validate(options, sources[0], accelerator) | _teacher_of(options.model.checkpoint)
     else:
         _logger.info(f'Evaluating {len(sources)} models.')
-        if accelerator.num_processes == 1:  # as timm does with several models; processes would have to agree
-            options = replace(options, evaluation=replace(options.evaluation, retry=True))
         results = _validate_all(options, sources, accelerator)
     if accelerator.is_main_process:
         print_result(results)
@@ -65,7 +63,7 @@ def _validate_all(options: ValidateOptions, sources: list[Source], accelerator: 
     refused: UsageError | None = None
     for source in sources:
         try:
-            result = validate(options, source, accelerator)
+            result = validate(options, source, accelerator, True)
         except (DataError, UsageError) as error:
             _logger.error(f'{source.model}: {error}')
             refused = error if isinstance(error, UsageError) else refused

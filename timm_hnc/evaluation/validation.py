@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from timm.layers import apply_test_time_pool
 from timm.utils import check_batch_size_retry, decay_batch_step
 
@@ -142,15 +143,20 @@ class ValidateOptions:
                 )
 
 
-def validate(options: ValidateOptions, source: Source, accelerator: Accelerator) -> dict[str, Any]:
-    """Figures of one model; with --retry in smaller batches if memory runs out."""
+def validate(
+    options: ValidateOptions, source: Source, accelerator: Accelerator, of_several: bool = False
+) -> dict[str, Any]:
+    """Figures of one model; with --retry, or if it is one of several, in smaller batches if memory runs out."""
     while True:
         try:
             with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
                 model = load_model(source, options.model, options.input)
             return measure(model, None, options, source, accelerator)
         except RuntimeError as error:
-            if isinstance(error, DataError) or not options.evaluation.retry or not check_batch_size_retry(str(error)):
+            retry = options.evaluation.retry and check_batch_size_retry(str(error))
+            # processes would have to agree on it
+            retry = retry or (of_several and accelerator.num_processes == 1 and should_reduce_batch_size(error))
+            if isinstance(error, DataError) or not retry:
                 raise
             batch_size = decay_batch_step(options.evaluation.batch_size)
             if batch_size == 0:

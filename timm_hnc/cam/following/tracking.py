@@ -1,6 +1,7 @@
 """Following tensors through a network's own forward pass, without touching what it computes."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch.overrides import TorchFunctionMode
 from timm_hnc.cam.following.operations import DETACHED, JOINING, Call, plain_name, tensors_in, works_in_place
 
 
-def of_its_own() -> torch.autograd.graph.saved_tensors_hooks:
+def of_its_own() -> AbstractContextManager[Any]:
     """What runs inside keeps its own tensors for backward: a checkpointed block does not count them among its own."""
+    if torch._C._are_functorch_transforms_active():  # which take no such hooks
+        return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 

@@ -71,7 +71,7 @@ class Head:
     classifiers: tuple[str, ...]
     convolutional: bool
     cell: Cell | None = None
-    pools: tuple[str, ...] = ()
+    pools: tuple[str, str] = ('', '')
     trainable = True
 
     @property
@@ -101,9 +101,10 @@ class Head:
     def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
         layers = [model.get_submodule(name) for name in self.classifiers]
         if not all(isinstance(layer, nn.Conv2d if self.convolutional else nn.Linear) for layer in layers):
-            raise otherwise(model, f'its classifier is a {type(layers[0]).__name__} now')
-        if pools_of(model) != self.pools:
-            raise otherwise(model, f'its pool is {pools_of(model)[0]} now')
+            raise otherwise(model, f'its classifier is of the type {type(layers[0]).__name__} now')
+        for before, now in zip(self.pools, pools_of(model), strict=True):
+            if before and now and before != now:
+                raise otherwise(model, f'its pool is {now} now')
         if not isinstance(logits, Tensor):
             raise otherwise(model, f'its forward_head() returns a {type(logits).__name__}')
 
@@ -126,11 +127,15 @@ class Head:
         return weight.flatten(1), bias
 
 
-def pools_of(model: TimmModel) -> tuple[str, ...]:
-    """What timm says of the pools in front of a classifier: 'avg', 'max', 'token' ..."""
-    pools = [getattr(owner, 'global_pool', None) for owner in (model, getattr(model, 'head', None))]
-    told = [pool if isinstance(pool, str) else getattr(pool, 'pool_type', None) for pool in pools]
-    return tuple(pool for pool in told if isinstance(pool, str))
+def pools_of(model: TimmModel) -> tuple[str, str]:
+    """What timm says of the pools of a model and of its head: 'avg', 'max', 'token' ..., '' where it says nothing."""
+    return _pool_of(model), _pool_of(getattr(model, 'head', None))
+
+
+def _pool_of(owner: Any) -> str:
+    pool = getattr(owner, 'global_pool', None)
+    told = pool if isinstance(pool, str) else getattr(pool, 'pool_type', None)
+    return told.removeprefix('fast') if isinstance(told, str) else ''
 
 
 def otherwise(model: nn.Module, reason: str) -> ValueError:

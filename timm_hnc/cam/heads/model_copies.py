@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from timm_hnc.cam.heads.base import TimmModel
 from timm_hnc.cam.heads.refusal import Refused
@@ -48,7 +48,10 @@ def meta_copy(model: TimmModel) -> TimmModel:
     """The model on the meta device, without copying its weights."""
     tensors: dict[int, Any] = {}
     for tensor in _tensors(model):
-        empty = torch.empty_like(tensor, device='meta')
+        try:
+            empty = torch.empty_like(tensor, device='meta')
+        except NotImplementedError:  # a quantised one, which is copied
+            continue
         tensors[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
     copied = _copied(model, tensors)
     for module in copied.modules():
@@ -72,11 +75,19 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> Any:
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers and whatever else modules and their hooks keep: some of it is part of an autograd graph."""
-    for module in model.modules():
-        hooked = [hook.__self__ for hooks in _hooks(module) for hook in hooks.values() if hasattr(hook, '__self__')]
-        for owner in (module, *(each for each in hooked if hasattr(each, '__dict__'))):
-            yield from (leaf for leaf in tree_leaves(list(vars(owner).values())) if isinstance(leaf, Tensor))
-
-
-def _hooks(module: nn.Module) -> list[dict[int, Any]]:
-    return [value for name, value in vars(module).items() if name.endswith('_hooks') and isinstance(value, dict)]
+    found = [value for module in model.modules() for value in vars(module).values()]
+    seen: set[int] = set()
+    while found:
+        value = found.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            owner = getattr(value, '__self__', None) if isinstance(value, MethodType) else None
+            if isinstance(value, dict):
+                found.extend(value.values())
+            elif isinstance(value, (list, tuple)):
+                found.extend(value)
+            elif owner is not None and id(owner) not in seen and not isinstance(owner, nn.Module):
+                seen.add(id(owner))
+                found.extend(getattr(owner, '__dict__', {}).values())

@@ -261,7 +261,8 @@ def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> N
         entered.append(x)
         return features
 
-    model.forward_features = forward_features
+    owner: TimmModel = getattr(model.forward_features, '__self__', model)  # the one inside a wrapper that hands it on
+    owner.forward_features = forward_features
     try:
         with torch.enable_grad():
             whole = followed_calls(lambda: model(found.images), features, places, found.image_size)
@@ -269,7 +270,9 @@ def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> N
     except ERRORS as error:
         raise Refused(f'its forward() failed ({first_lines(error, 120)})') from error
     finally:
-        del model.forward_features
+        del owner.forward_features
+    if not entered:
+        raise Refused('its forward() goes around its forward_features()', _NAMED)
     if [id(x) for x in entered] != [id(found.images)]:
         raise Refused('its forward() does more to images than its forward_features()', _NAMED)
     if whole != head:

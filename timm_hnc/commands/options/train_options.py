@@ -1,7 +1,7 @@
 """The command line of train.py to its options."""
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import fields
 from typing import Any
 
@@ -19,6 +19,13 @@ _REFUSED = {
     'fuser': COMPILE_ADVICE,
     'local_rank': 'leave it out; accelerate launch and torchrun set the rank themselves.',
 }
+
+_SPELLINGS = (
+    ('data_dir', 'data'),
+    ('drop_path', 'drop_connect'),
+    ('loss', 'bce_loss', 'jsd_loss'),
+    ('loss_pos_weight', 'bce_pos_weight'),
+)
 
 
 def parse_train_options(
@@ -40,19 +47,23 @@ def parse_train_options(
         for name in dropped:
             setattr(args, name, parser.get_default(name))
         explicit -= dropped
-    _use_older_flags(args, given.keys())
+    _drop_what_is_said_anew(parser, args, given.keys())
+    _use_older_flags(args)
     values, own = split_values(args, TrainOptions)
     return train_options(values, explicit), explicit, own
 
 
-def _use_older_flags(args: argparse.Namespace, given: Collection[str]) -> None:
-    """Let options have what older flags say; of both, the one that is given on the command line wins over a file's."""
-    if args.data and not (args.data_dir and ('data_dir' in given or 'data' not in given)):
-        args.data_dir = args.data
-    if 'loss' in given:
-        args.bce_loss, args.jsd_loss = args.bce_loss and 'bce_loss' in given, args.jsd_loss and 'jsd_loss' in given
-    if 'loss_pos_weight' in given and 'bce_pos_weight' not in given:
-        args.bce_pos_weight = None
+def _drop_what_is_said_anew(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Set[str]) -> None:
+    """Of several spellings of an option, one on the command line wins over another in the file."""
+    for spellings in _SPELLINGS:
+        if not given.isdisjoint(spellings):
+            for name in set(spellings) - set(given):
+                setattr(args, name, parser.get_default(name))
+
+
+def _use_older_flags(args: argparse.Namespace) -> None:
+    """Let options have what older flags say."""
+    args.data_dir = args.data_dir or args.data
     args.drop_path = args.drop_connect if args.drop_path is None else args.drop_path
     for flag, is_set, loss in (('--bce-loss', args.bce_loss, 'bce'), ('--jsd-loss', args.jsd_loss, 'jsd')):
         if is_set and args.loss not in (None, loss):

@@ -158,9 +158,9 @@ def start_schedule(run: Run) -> None:
     if run.scheduler is None or not (resumed or run.start_epoch > 0):
         return
     if _has_history(run):
-        if chosen is not None or run.options.run.no_resume_opt:
+        if not resumed or chosen == 0 or run.options.run.no_resume_opt:
             _begin_history_anew(run)
-        return  # the optimizer's state has the rate
+        return  # or the optimizer's state has the rate
     if run.options.schedule.sched_on_updates:
         run.scheduler.step_update(run.start_epoch * run.updates_per_epoch + run.start_update)
     else:
