@@ -14,9 +14,9 @@ def class_indices(classes: Classes, batch: int, num_classes: int, device: torch.
     """(B, k) class indices in int64 of what `ClassMaps.maps` takes, which tells of the errors too."""
     if not isinstance(classes, Tensor):
         indices = _numbers(classes, batch)
-        wrong = next((index for index in indices if not 0 <= index < num_classes), None)
-        if wrong is not None:
-            raise _out_of_range(wrong, num_classes)
+        wrong = [index for index in indices if not 0 <= index < num_classes]
+        if wrong:
+            raise _out_of_range(wrong[0], num_classes)
         return torch.tensor(indices, dtype=torch.int64, device=device).expand(batch, -1)
     integers = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
     if integers and not classes.ndim:
