@@ -25,6 +25,17 @@ def changed(model, **functions):
     return model
 
 
+def by_name():
+    def forward(self, x):
+        return self.forward_head(self.forward_features(pixels=x))
+
+    return changed(
+        resnet(),
+        forward=forward,
+        forward_features=lambda self, pixels: type(self).__base__.forward_features(self, pixels),
+    )
+
+
 def with_hook():
     model = resnet()
     model.register_forward_pre_hook(lambda module, args: (5 * args[0] + 1,))
@@ -50,6 +61,10 @@ def pooled_by_hand():
 def test_a_forward_that_is_more_than_features_and_head(make, what):
     with pytest.raises(UnsupportedHead, match=rf'its forward\(\) {what} its forward_features\(\)'):
         CamModel(make())
+
+
+def test_images_that_are_handed_on_by_name():
+    assert CamModel(by_name()).kind.name == 'A1'
 
 
 class HandingOn(nn.Module):

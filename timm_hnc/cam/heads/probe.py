@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.heads.any_model import find_hooked_head
 from timm_hnc.cam.heads.base import Head, TimmModel
@@ -257,8 +258,8 @@ def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> N
     model, features = found.model, found.features
     entered: list[Tensor] = []
 
-    def forward_features(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        entered.append(x)
+    def forward_features(*args: Any, **kwargs: Any) -> Any:
+        entered.extend(tensors_in(args, kwargs)[:1])
         return features
 
     owner: TimmModel = getattr(model.forward_features, '__self__', model)  # the one inside a wrapper that hands it on
