@@ -99,9 +99,6 @@ class Head:
         return ClassMaps(positions, weight, bias, grid, logits)
 
     def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
-        layers = [model.get_submodule(name) for name in self.classifiers]
-        if not all(isinstance(layer, nn.Conv2d if self.convolutional else nn.Linear) for layer in layers):
-            raise otherwise(model, f'its classifier is of the type {type(layers[0]).__name__} now')
         for before, now in zip(self.pools, pools_of(model), strict=True):
             if before and now and before != now:
                 raise otherwise(model, f'its pool is {now} now')
@@ -118,8 +115,14 @@ class Head:
         return tokens, token_grid(tokens.shape[1], image_size, self.cell)
 
     def linear(self, model: TimmModel) -> tuple[Tensor, Tensor | None]:
-        """The last linear layer as (n, D) weight and (n,) bias or None; averaged where there are several."""
+        """The last linear layer as (n, D) weight and (n,) bias or None; averaged where there are several.
+
+        Raises:
+            ValueError: it is no such layer any more.
+        """
         layers = [model.get_submodule(name) for name in self.classifiers]
+        if not all(isinstance(layer, nn.Conv2d if self.convolutional else nn.Linear) for layer in layers):
+            raise otherwise(model, f'its classifier is of the type {type(layers[0]).__name__} now')
         if len(layers) == 1:
             return layers[0].weight.flatten(1), layers[0].bias
         weight = sum(layer.weight for layer in layers) / len(layers)
