@@ -12,8 +12,8 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.losses.factory import create_loss
 from timm_hnc.options import flattened
+from timm_hnc.training.setup.model_checks import check_class_maps
 from timm_hnc.training.setup.models import check_model_name, create_model
-from timm_hnc.training.setup.options import check_class_maps
 
 FOLDER = Path(__file__).parents[1] / 'hparams'
 RECIPES = sorted(FOLDER.glob('*.yaml'))

@@ -22,8 +22,8 @@ from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.nonfinite import REMEDY, bad_gradient, count_update, leave_out
 from timm_hnc.training.setup.build import Run
+from timm_hnc.training.setup.model_checks import check_image_size
 from timm_hnc.training.setup.optimizer import LOSS_GROUP
-from timm_hnc.training.setup.options import check_image_size
 from timm_hnc.training.update_flags import Notice
 
 OnUpdate = Callable[[int, Notice | None], None]

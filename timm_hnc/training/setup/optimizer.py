@@ -56,6 +56,8 @@ class OptimizerOptions:
     def __post_init__(self) -> None:
         check_range(self, 'weight_decay', 'clip_grad', low=0, below=_HUGE)
         check_choice(self, 'clip_mode', ('norm', 'value', 'agc'))
+        if self.opt_betas is not None and len(self.opt_betas) < 2:
+            raise UsageError(f'--opt-betas {" ".join(map(str, self.opt_betas))}: expected 2 or more.')
         # timm reads 'lookahead_adamw' as a wrapper around the optimizer that the last part names
         name = self.opt.lower().split('_')[-1]
         try:

@@ -8,6 +8,7 @@ from timm.task import ClassificationEvaluator
 
 from timm_hnc.data.naflex import KEPT_SHAPE
 from timm_hnc.errors import UsageError
+from timm_hnc.losses.base import Loss
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.options import flag_of
@@ -56,7 +57,7 @@ def _check_distillation(options: 'TrainOptions') -> None:
     flag = f'--kd-model-name {options.distillation.kd_model_name}'
     if options.task.multi_label:
         raise UsageError(f'{flag}: for --task classification only.')
-    if loss.is_ours and LOSSES[loss.loss or ''].needs != 'logits':
+    if loss.needs != 'logits':
         allowed = [name for name, kind in LOSSES.items() if kind.needs == 'logits']
         raise UsageError(
             f'{flag}: not together with --loss {loss.loss}, which looks at more than logits; of these losses '
@@ -124,15 +125,18 @@ def _check_even(options: 'TrainOptions') -> None:
 def _check_losses(options: 'TrainOptions') -> None:
     """Refuse a loss that does not go with the task, the targets, the data or its own settings."""
     loss = options.loss
-    (_check_own if loss.is_ours else _check_timms)(options)
-    if loss.loss_lr != LOSS_LR and not (loss.is_ours and list(loss_of(loss, options.task).parameters())):
+    if loss.kind is None:
+        _check_timms(options)
+    else:
+        _check_own(options, loss.kind)
+    if loss.loss_lr != LOSS_LR and not (loss.kind and list(loss_of(loss, options.task).parameters())):
         raise UsageError(f'--loss-lr {loss.loss_lr:g}: --loss {loss.loss or "ce"} learns nothing of its own.')
 
 
 def _check_auto_weight(options: 'TrainOptions') -> None:
     """Refuse a weight that follows from the gradient at the logits where the loss is no function of them."""
     loss, weight = options.loss, options.hnc.hnc_weight
-    if isinstance(weight, str) and loss.is_ours and LOSSES[loss.loss or ''].needs != 'logits':
+    if isinstance(weight, str) and loss.needs != 'logits':
         raise UsageError(f'--hnc-weight {weight}: --loss {loss.loss} is no function of logits; give a number.')
 
 
@@ -161,10 +165,9 @@ def _check_two_views(options: 'TrainOptions') -> None:
             raise UsageError(f'--map-loss {name}: not together with --aug-splits.')
 
 
-def _check_own(options: 'TrainOptions') -> None:
+def _check_own(options: 'TrainOptions', kind: type[Loss]) -> None:
     loss, task, data, num_classes = options.loss, options.task, options.data, options.input.num_classes
-    name = loss.loss or ''
-    kind = LOSSES[name]
+    name = loss.loss
     if task.task not in kind.tasks:
         raise UsageError(f'--loss {name}: for --task {" and ".join(kind.tasks)} only.')
     if options.mixup.active and not kind.soft_targets:
@@ -200,7 +203,6 @@ def _check_naflex(options: 'TrainOptions') -> None:
     naflex, augmentation, batches, mixup = options.naflex, options.augmentation, options.batches, options.mixup
     naflex.refuse_beside(KEPT_SHAPE, img_size=options.input.img_size, input_size=options.input.input_size)
     one_shape = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_one_shape]
-    two_views = options.loss.is_ours and LOSSES[options.loss.loss or ''].needs == 'two_views'
     naflex.refuse_beside(
         'which has nothing of the kind: leave it out',
         dataset=options.data.is_streamed and options.data.dataset,
@@ -218,7 +220,7 @@ def _check_naflex(options: 'TrainOptions') -> None:
         train_img_sizes=options.sizes.train_img_sizes,
         kd_model_name=options.distillation.kd_model_name,
         map_loss=one_shape,
-        loss=two_views and options.loss.loss,
+        loss=options.loss.needs == 'two_views' and options.loss.loss,
         save_images=options.run.save_images,
     )
 

@@ -1,20 +1,15 @@
 """All options of a training run: groups that check themselves, and what they ask of each other."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from timm_hnc.cam import CamModel
-from timm_hnc.cam.heads.naflex_head import has_naflex_maps
-from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
-from timm_hnc.cam.model import cell_size, drops_patches
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.precision import DeviceOptions, agreed_device
-from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flattened, grouped
@@ -29,10 +24,9 @@ from timm_hnc.training.setup.data_options import (
     TrainSizeOptions,
 )
 from timm_hnc.training.setup.environment import ProcessOptions, import_device_modules
-from timm_hnc.training.setup.models import ModelOptions, cam_model_without_weights
+from timm_hnc.training.setup.models import ModelOptions
 from timm_hnc.training.setup.objective.distillation import DistillationOptions
 from timm_hnc.training.setup.objective.loss_options import HNCOptions, LossOptions, MapLossOptions
-from timm_hnc.training.setup.objective.losses import loss_of
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.option_checks import check_options
 
@@ -195,8 +189,7 @@ class TrainOptions:
     @property
     def needs_class_maps(self) -> bool:
         """Whether the losses look at class maps."""
-        of_ours = self.loss.is_ours and LOSSES[self.loss.loss or ''].needs != 'logits'
-        return self.hnc.on or of_ours or bool(self.map_losses.map_loss)
+        return self.hnc.on or self.loss.needs != 'logits' or bool(self.map_losses.map_loss)
 
     @property
     def loss_flag(self) -> str:
@@ -261,51 +254,3 @@ def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOpti
             )
         batches = replace(batches, grad_accum_steps=launcher)
     return replace(options, device=agreed_device(options.device, explicit), batches=batches)
-
-
-def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None = None) -> None:
-    """Refuse a model without exact class maps, for losses trainable ones, before any weights or data are read.
-
-    Args:
-        options: those in force.
-        make: makes the CamModel of a model that is provided, in place of the one that the options name.
-    """
-    try:
-        cam_model = make() if make else cam_model_without_weights(options.model, options.input)
-        if options.needs_class_maps:
-            check_trainable(cam_model.model, cam_model.head)
-            if drops_patches(cam_model.model) and not options.naflex.naflex_loader:
-                raise UnsupportedHead('patch dropout leaves holes in the maps: leave patch_drop_rate out.')
-    except UnsupportedHead as error:
-        raise UsageError(f'{options.loss_flag if options.needs_class_maps else "--cam-images"}: {error}') from error
-    if options.loss.is_ours:
-        try:
-            check_classifier(cam_model, loss_of(options.loss, options.task))
-        except ValueError as error:
-            raise UsageError(f'--loss {options.loss.loss}: {error}') from error
-
-
-def check_naflex_maps(options: TrainOptions, model: Any) -> None:
-    """Refuse a model without class maps of NaFlex batches for losses that need them."""
-    if options.naflex.naflex_loader and options.needs_class_maps and not has_naflex_maps(model):
-        raise UsageError(
-            f"{options.loss_flag}: '{options.model.model}' has no class maps of NaFlex batches: choose one of "
-            'naflexvit_*, or leave --naflex-loader out.'
-        )
-
-
-def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
-    """Refuse images that are smaller than a cell of the maps that a loss needs, or no larger where it does nothing."""
-    others, cell = options.sizes.train_img_sizes or (), cell_size(model)
-    side = min(*input_size[1:], *others)
-    if options.hnc.hnc in ('kd', 'var') and side == cell == min((max(input_size[1:]), *others)):
-        raise UsageError(
-            f"--hnc {options.hnc.hnc}: the maps that '{options.model.model}' has of images of {side} pixels are a "
-            'single cell, and flat as they are: see --img-size, or --model-kwargs output_stride=8 of networks that '
-            'take it.'
-        )
-    if options.needs_class_maps and side < cell:
-        raise UsageError(
-            f'{options.loss_flag}: images of {side} pixels are smaller than one cell of the maps of '
-            f"'{options.model.model}', {cell} pixels: see --img-size."
-        )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from timm_hnc.errors import UsageError
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.auto_weight import DEFAULT_SHARE, AutoWeight
+from timm_hnc.losses.base import Loss, Needs
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flag_of
@@ -234,7 +235,7 @@ class LossOptions:
         for name in ('twoway_tp', 'twoway_tn'):
             check_range(self, name)
             check_range(self, name, above=0)
-        if not self.is_ours and self.loss_kwargs:
+        if self.kind is None and self.loss_kwargs:
             raise UsageError(
                 f'--loss-kwargs: for --loss {", ".join(LOSSES)} only; empty, it leaves out those of a YAML file.'
             )
@@ -242,11 +243,16 @@ class LossOptions:
     @property
     def takes_values(self) -> bool:
         """Whether the criterion of one label an image takes (B, n) values, one a class, where nothing is mixed."""
-        if self.is_ours:
-            return LOSSES[self.loss or ''].soft_targets
+        if self.kind is not None:
+            return self.kind.soft_targets
         return self.loss in ('bce', 'poly') or (self.loss in (None, 'ce') and not self.smoothing)
 
     @property
-    def is_ours(self) -> bool:
-        """Whether the criterion is one of timm_hnc.losses."""
-        return self.loss in LOSSES
+    def kind(self) -> type[Loss] | None:
+        """The criterion where it is one of timm_hnc.losses; None: it is timm's."""
+        return LOSSES.get(self.loss or '')
+
+    @property
+    def needs(self) -> Needs:
+        """What the criterion looks at; timm's look at logits."""
+        return 'logits' if self.kind is None else self.kind.needs

@@ -10,7 +10,7 @@ from timm_hnc.data.labels import class_counts
 from timm_hnc.data.options import TaskOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.base import Loss
-from timm_hnc.losses.factory import LOSSES, create_loss
+from timm_hnc.losses.factory import create_loss
 from timm_hnc.training.setup.objective.criterion import read_class_stats
 from timm_hnc.training.setup.objective.loss_options import LossOptions
 
@@ -34,10 +34,10 @@ def create_run_loss(
     options: LossOptions, task: TaskOptions, smoothed: bool, model: Any, num_classes: int, dataset: Dataset[Any]
 ) -> Loss | None:
     """The loss that the options name; None where it is one of timm's. From mixup the targets come `smoothed`."""
-    if options.loss is None or not options.is_ours:
+    if options.kind is None:
         return None
     counts, num_samples = None, None
-    if task.task in LOSSES[options.loss].counts_for:
+    if task.task in options.kind.counts_for:
         stats = read_class_stats(options, num_classes)
         counts, num_samples = stats or class_counts(dataset, num_classes, task.multi_label)
     classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None  # of timm's models alone

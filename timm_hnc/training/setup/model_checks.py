@@ -1,0 +1,70 @@
+"""What the options of a run ask of its model."""
+
+from collections.abc import Callable
+from typing import Any
+
+from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.naflex_head import has_naflex_maps
+from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
+from timm_hnc.cam.model import cell_size, drops_patches
+from timm_hnc.errors import UsageError
+from timm_hnc.losses.export import check_classifier
+from timm_hnc.training.setup.models import cam_model_without_weights
+from timm_hnc.training.setup.objective.losses import loss_of
+from timm_hnc.training.setup.options import TrainOptions
+
+
+def check_class_maps(options: TrainOptions, make: Callable[[], CamModel] | None = None) -> None:
+    """Refuse a model without exact class maps, for losses trainable ones, before any weights or data are read.
+
+    Args:
+        options: those in force.
+        make: makes the CamModel of a model that is provided, in place of the one that the options name.
+    """
+    for_losses = options.needs_class_maps
+    flag = options.loss_flag if for_losses else '--cam-images'
+    try:
+        cam_model = make() if make else cam_model_without_weights(options.model, options.input)
+        if for_losses:
+            check_trainable(cam_model.model, cam_model.head)
+    except UnsupportedHead as error:
+        raise UsageError(f'{flag}: {error}') from error
+    if for_losses and drops_patches(cam_model.model) and not options.naflex.naflex_loader:
+        raise UsageError(f'{flag}: patch dropout leaves holes in the maps: leave patch_drop_rate out.')
+    if options.loss.kind is not None:
+        try:
+            check_classifier(cam_model, loss_of(options.loss, options.task))
+        except ValueError as error:
+            raise UsageError(f'--loss {options.loss.loss}: {error}') from error
+
+
+def check_naflex_maps(options: TrainOptions, model: Any) -> None:
+    """Refuse a model without class maps of NaFlex batches for losses that need them."""
+    if options.naflex.naflex_loader and options.needs_class_maps and not has_naflex_maps(model):
+        raise UsageError(
+            f"{options.loss_flag}: '{options.model.model}' has no class maps of NaFlex batches: choose one of "
+            'naflexvit_*, or leave --naflex-loader out.'
+        )
+
+
+def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
+    """Refuse images that are smaller than a cell of the maps that a loss needs, or no larger where it does nothing.
+
+    Cutmix refuses those of which no side is one of its shares.
+    """
+    others, cell = options.sizes.train_img_sizes or (), cell_size(model)
+    side = min(*input_size[1:], *others)
+    low, high = options.mixup.cutmix_minmax or (0, 1)
+    if int(side * low) >= int(side * high):  # timm draws a whole number of pixels from this range
+        raise UsageError(f'--cutmix-minmax {low:g} {high:g}: between them no share of {side} pixels is a whole number.')
+    if options.hnc.hnc in ('kd', 'var') and side == cell == min((max(input_size[1:]), *others)):
+        raise UsageError(
+            f"--hnc {options.hnc.hnc}: the maps that '{options.model.model}' has of images of {side} pixels are a "
+            'single cell, and flat as they are: see --img-size, or --model-kwargs output_stride=8 of networks that '
+            'take it.'
+        )
+    if options.needs_class_maps and side < cell:
+        raise UsageError(
+            f'{options.loss_flag}: images of {side} pixels are smaller than one cell of the maps of '
+            f"'{options.model.model}', {cell} pixels: see --img-size."
+        )
