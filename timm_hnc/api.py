@@ -15,9 +15,10 @@ from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
+from timm_hnc.evaluation.options import ValidateOptions
 from timm_hnc.evaluation.precision import agreed_device, renew_state, set_up_process
 from timm_hnc.evaluation.sources import Source
-from timm_hnc.evaluation.validation import ValidateOptions, measure
+from timm_hnc.evaluation.validation import measure
 from timm_hnc.options import flattened, grouped
 from timm_hnc.training.run import train_run
 from timm_hnc.training.setup.build import Provided

@@ -13,9 +13,10 @@ from timm import utils
 from timm_hnc.commands.command_line import print_result, run_command
 from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.evaluation.options import ValidateOptions
 from timm_hnc.evaluation.precision import agreed_device, end_training, renew_state, set_up_process
 from timm_hnc.evaluation.sources import Source, find_sources
-from timm_hnc.evaluation.validation import ValidateOptions, validate
+from timm_hnc.evaluation.validation import validate
 from timm_hnc.files.options import options_of_run
 from timm_hnc.files.tables import write_csv, write_json
 from timm_hnc.options import flag_of

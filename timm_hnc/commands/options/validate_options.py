@@ -21,9 +21,9 @@ from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.map_pass import MapOptions
+from timm_hnc.evaluation.options import EvaluationOptions, ValidateOptions
 from timm_hnc.evaluation.robustness import AttackOptions
 from timm_hnc.evaluation.sources import SourceOptions
-from timm_hnc.evaluation.validation import EvaluationOptions, ValidateOptions
 from timm_hnc.files.options import find_run, read_options
 from timm_hnc.options import grouped
 
