@@ -21,6 +21,12 @@ from timm_hnc.training.setup.environment import create_accelerator
 from timm_hnc.training.setup.options import agreed_options
 
 
+@pytest.fixture(autouse=True)
+def fast_bfloat16(monkeypatch):
+    """As on a CPU that computes bfloat16; on others there is a warning more."""
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
+
+
 def accelerator(*argv):
     options = agreed_options(*parse_train_options([*argv, '--device', 'cpu'])[:2])
     made = create_accelerator(options.device, options.processes, options.tracking)
@@ -68,6 +74,26 @@ def test_precisions_that_contradict_each_other_are_refused(monkeypatch, launcher
     monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', launcher)
     with pytest.raises(UsageError, match=message):
         accelerator(*argv)
+
+
+@pytest.mark.parametrize(
+    ('capability', 'launcher', 'argv', 'left_out'),
+    [
+        ('AVX2', 'no', ['--amp', '--amp-dtype', 'bfloat16'], 'mixed precision'),
+        ('AVX2', 'bf16', [], 'mixed precision'),
+        ('AVX2', 'no', ['--model-dtype', 'bfloat16'], '--model-dtype bfloat16'),
+        ('AVX2', 'no', ['--model-dtype', 'float64'], None),
+        ('AVX2', 'no', [], None),
+        ('DEFAULT', 'bf16', [], None),  # of ARM, which may compute it
+    ],
+)
+def test_a_cpu_without_bfloat16_says_so(monkeypatch, caplog, capability, launcher, argv, left_out):
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', launcher)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    accelerator(*argv)
+    found = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(found) == (left_out is not None)
+    assert all(f'in float32: leave out {left_out}' in message for message in found)
 
 
 @pytest.mark.parametrize('launcher', ['no', 'fp16'])

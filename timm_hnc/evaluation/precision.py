@@ -95,7 +95,15 @@ def agreed_device(options: DeviceOptions, explicit: frozenset[str]) -> DeviceOpt
         _logger.warning('Mixed precision on a CPU means bfloat16 here: float16 has no effect there.')
         precision = 'bf16'
     names = [name for name, accelerate_name in _ACCELERATE_NAMES.items() if precision == accelerate_name]
-    return replace(options, amp=True, amp_dtype=names[0]) if names else options
+    options = replace(options, amp=True, amp_dtype=names[0]) if names else options
+    in_bfloat16 = precision == 'bf16' or options.weight_dtype is torch.bfloat16
+    if in_bfloat16 and options.on_cpu and torch.backends.cpu.get_cpu_capability() == 'AVX2':
+        what = 'mixed precision (amp: false in a YAML file)' if options.amp else '--model-dtype bfloat16'
+        _logger.warning(
+            'This CPU computes no bfloat16 (it has AVX2 and no AVX-512), convolutions take about ten times as long as '
+            f'in float32: leave out {what}.'
+        )
+    return options
 
 
 def _choose_device(text: str) -> None:
