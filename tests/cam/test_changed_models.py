@@ -119,6 +119,75 @@ def test_a_plain_head_that_changed(change, message):
         cam_model.class_maps(images())
 
 
+class Cosine(nn.Linear):
+    """A classifier of unit vectors."""
+
+    def forward(self, x):
+        return 10 * nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda model: setattr(model, 'fc', Cosine(model.num_features, 7)), 'a Cosine, has another forward'),
+        (lambda model: setattr(model.fc, 'forward', lambda x: 2 * x[:, :7]), 'a Linear, has another forward'),
+        (lambda model: model.fc.register_forward_hook(lambda *args: args[2] / 2), 'a hook changes what enters'),
+        (lambda model: model.fc.register_forward_pre_hook(lambda *args: args[1][0] / 2), 'a hook changes what enters'),
+        (lambda model: setattr(model, 'fc', nn.Linear(model.num_features, 9)), 'num_classes says 7, and it has 9'),
+        (
+            lambda model: setattr(model, 'forward', lambda x: type(model).forward(model, x) / 2),
+            r'its forward\(\) was replaced',
+        ),
+        (lambda model: model.register_forward_pre_hook(lambda module, args: (3 * args[0],)), 'changes the images'),
+        (
+            lambda model: model.register_forward_pre_hook(
+                lambda module, args, kwargs: ((3 * args[0],), kwargs), with_kwargs=True
+            ),
+            'changes the images',
+        ),
+        (lambda model: model.register_forward_hook(lambda *args: args[2] / 2), 'changes the logits'),
+        (
+            lambda model: model.register_forward_hook(
+                lambda module, args, kwargs, logits: logits / 2, with_kwargs=True
+            ),
+            'changes the logits',
+        ),
+    ],
+)
+def test_functions_that_changed_behind_the_same_types(change, message):
+    cam_model = CamModel(resnet())
+    change(cam_model.model)
+    with pytest.raises(ValueError, match=f'works otherwise than when it was probed .*{message}'):
+        cam_model.class_maps(images())
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext', 'test_vit'])
+def test_no_classifier_is_left(name):
+    cam_model = CamModel(timm.create_model(name, num_classes=7).eval())
+    cam_model.model.reset_classifier(0)
+    with pytest.raises(ValueError, match='works otherwise than when it was probed'):
+        cam_model.class_maps(torch.randn(2, 3, 160, 160))
+
+
+def test_hooks_that_look_see_the_pass_of_the_maps():
+    cam_model, seen = CamModel(resnet()), []
+    model = cam_model.model
+    model.register_forward_pre_hook(lambda module, args: seen.extend(args))
+    model.register_forward_hook(lambda module, args, logits: seen.append(logits))
+    model.fc.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = images()
+    maps = cam_model.class_maps(x)
+    assert [id(seen[0]), seen[1].shape, id(seen[2])] == [id(x), (2, model.num_features), id(maps.logits)]
+    torch.testing.assert_close(maps.maps().mean((2, 3)), cam_model(x))
+
+
+def test_a_forward_that_was_replaced_before():
+    model = resnet()
+    model.forward = model.forward
+    with pytest.raises(UnsupportedHead, match=r'was replaced, by a patch .* accelerator\.prepare\(CamModel\(model\)\)'):
+        CamModel(model)
+
+
 @pytest.mark.parametrize(
     'change',
     [

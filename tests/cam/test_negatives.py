@@ -152,11 +152,31 @@ def test_k_below_one_is_refused(k):
         topk_negatives(torch.randn(2, 4), torch.tensor([0, 1]), k)
 
 
-@pytest.mark.parametrize('unknown', [-100, 5])
-def test_of_an_unknown_class_nothing_is_absent_and_nothing_present(unknown):
-    logits, target = torch.randn(2, 5), torch.tensor([3, unknown])
+def test_of_an_unknown_class_nothing_is_absent_and_nothing_present():
+    logits, target = torch.randn(2, 5), torch.tensor([3, -100])
     assert topk_negatives(logits, target, 5)[1].sum(1).tolist() == [4, 0]
     assert topk_positives(logits, target, 1)[1].tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize(
+    ('target', 'error', 'message'),
+    [
+        (torch.tensor([3, 5]), IndexError, 'class 5 is out of range: the model has 5 classes, from 0 on'),
+        (torch.tensor([True, False]), ValueError, r'target of shape \(2,\) and type torch.bool'),
+        ([3, 1], TypeError, 'the target is a list: expected a tensor'),
+    ],
+)
+def test_targets_that_are_none(target, error, message):
+    with pytest.raises(error, match=message):
+        topk_negatives(torch.randn(2, 5), target, 5)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_classes_that_rounding_lifts_above_the_smoothing_are_absent(dtype):
+    smoothed = (0.9 * torch.eye(10) + 0.01)[[1, 4]].to(dtype)
+    shares = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mixed = smoothed[:1] * shares + smoothed[1:] * (1 - shares)  # as timm's mixup does it
+    assert topk_negatives(torch.randn(200, 10), mixed, 10, 0.01)[1].sum(1).tolist() == [8] * 200
 
 
 def test_classes_beyond_the_type_of_the_target():

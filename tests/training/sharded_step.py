@@ -1,5 +1,6 @@
-"""A step of HNC with the task's parameters sharded over the processes (FSDP); rank 0 saves the gathered weights.
+"""A step of HNC with the task's parameters sharded over the processes (FSDP), and one with a static graph (DDP).
 
+Rank 0 saves the weights of both, those of FSDP gathered.
 Run by test_processes.py with torchrun: python sharded_step.py <file>
 """
 
@@ -50,6 +51,8 @@ if __name__ == '__main__':
     own = slice(dist.get_rank() * 4, dist.get_rank() * 4 + 4)
     step(task, input[own], target[own], lr=0.1 / mean_of_ones())
     weights = get_model_state_dict(task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    static = make_task().prepare_distributed(static_graph=True)
+    step(static, input[own], target[own])
     if dist.get_rank() == 0:
-        torch.save(weights, sys.argv[1])
+        torch.save([weights, static.get_checkpoint_state()['state_dict']], sys.argv[1])
     dist.destroy_process_group()

@@ -78,18 +78,19 @@ def test_processes_with_their_share_of_the_batch_have_the_gradients_of_one(image
             assert other['wrappers'] == ['DistributedDataParallel', *compiled, *one['wrappers']]
 
 
-def test_a_task_whose_parameters_are_sharded(tmp_path):
+def test_a_task_whose_parameters_are_sharded_and_one_whose_graph_stays(tmp_path):
     """FSDP: one module with one forward; its state dict gathers to the weights of the plain timm model."""
     done = run_script(HERE / 'sharded_step.py', tmp_path / 'weights.pt', processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     task = sharded_step.make_task()
     sharded_step.step(task, *sharded_step.batch())
-    gathered = torch.load(tmp_path / 'weights.pt', weights_only=True)
+    gathered, static = torch.load(tmp_path / 'weights.pt', weights_only=True)
     prefix = 'trainable_module.model.'
     weights = {name.removeprefix(prefix): tensor for name, tensor in gathered.items() if name.startswith(prefix)}
     model = timm.create_model('test_efficientnet_gn', num_classes=3)
     model.load_state_dict(weights)
     assert distance(model.state_dict(), task.trainable_module.model.state_dict()) < 1e-6
+    assert distance(static, task.trainable_module.model.state_dict()) < 1e-6
 
 
 def test_train_py_in_two_processes(images, tmp_path, capsys):

@@ -1,9 +1,11 @@
 """The factors of "a logit is the mean over positions of a class's scores"."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from timm_hnc.cam.classes import Classes, class_indices
 from timm_hnc.cam.negatives import topk_negatives, topk_positives
@@ -140,3 +142,26 @@ class ClassMaps:
     def topk_positives(self, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
         """The k present classes with the highest logits: indices and valid, see `timm_hnc.cam.topk_positives`."""
         return topk_positives(self.logits, target, k, target_floor)
+
+
+def register_as_output(kind: type[ClassMaps], *tensors: str) -> None:
+    """Show torch the tensors of class maps that a forward pass returns: DistributedDataParallel looks for them.
+
+    Args:
+        kind: the class.
+        tensors: names of its attributes that hold them; the others stay as they are.
+    """
+
+    def parts(maps: ClassMaps) -> tuple[list[Any], dict[str, Any]]:
+        values = vars(maps)
+        return [values[name] for name in tensors], {name: values[name] for name in values if name not in tensors}
+
+    def together(found: Any, others: Any) -> ClassMaps:
+        maps = kind.__new__(kind)
+        vars(maps).update(others, **dict(zip(tensors, found, strict=True)))
+        return maps
+
+    pytree.register_pytree_node(kind, parts, together)
+
+
+register_as_output(ClassMaps, 'positions', 'weight', 'bias', 'logits')

@@ -9,11 +9,12 @@ from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
-from timm_hnc.cam.heads.base import Kind, TimmModel
-from timm_hnc.cam.heads.hooked_head import Place, is_of_timm, logits_of
+from timm_hnc.cam.heads.base import Kind, TimmModel, otherwise
+from timm_hnc.cam.heads.hooked_head import HookedHead, Place, is_of_timm, logits_of
 from timm_hnc.cam.heads.naflex_head import naflex_class_maps
 from timm_hnc.cam.heads.probe import MapHead, probe_head
 from timm_hnc.cam.naflex_maps import NaFlexBatch
+from timm_hnc.cam.own_hooks import show_input, show_output
 
 
 class CamModel(nn.Module):
@@ -119,7 +120,8 @@ class CamModel(nn.Module):
     def class_maps(self, x: Tensor | NaFlexBatch) -> ClassMaps:
         """Logits and the factors of their class activation maps, in one forward pass.
 
-        In train mode the maps hold what this very pass used: batch statistics and dropout.
+        In train mode the maps hold what this very pass used: batch statistics and dropout. What wraps this module
+        (DistributedDataParallel, accelerator.prepare()) must see the pass: wrapped(x, return_class_maps=True).
 
         Args:
             x: (B, C, H, W) normalised images; or what timm's NaFlex loader makes of them, whose maps are `NaFlexMaps`.
@@ -133,8 +135,16 @@ class CamModel(nn.Module):
             self._check_images(x)
         elif not isinstance(x, Mapping):
             raise TypeError(f'images are a {type(x).__name__}: expected a tensor, or a NaFlex batch.')
+        checked = not torch.compiler.is_compiling()
+        goes_around = checked and (isinstance(x, Mapping) or not isinstance(self.head, HookedHead))
+        if goes_around:
+            show_input(self.model, x)
         class_maps = naflex_class_maps(self.model, x) if isinstance(x, Mapping) else self.head.class_maps(self.model, x)
-        if not self.model.training and not torch.compiler.is_compiling():
+        if goes_around:
+            show_output(self.model, x, class_maps.logits)
+        if checked and is_of_timm(self.model):
+            _check_number_of_classes(self.model, class_maps.num_classes)
+        if checked and not self.model.training:
             _check_finite(class_maps.logits)
         return class_maps
 
@@ -187,6 +197,12 @@ def cell_size(model: TimmModel) -> int:
 def drops_patches(model: TimmModel) -> bool:
     """Whether a timm model leaves patches out in training."""
     return bool(getattr(getattr(model, 'patch_drop', None), 'prob', 0))
+
+
+def _check_number_of_classes(model: TimmModel, found: int) -> None:
+    told = getattr(model, 'num_classes', found)
+    if told != found:
+        raise otherwise(model, f'its num_classes says {told}, and it has {found} logits')
 
 
 def _check_finite(logits: Tensor) -> None:

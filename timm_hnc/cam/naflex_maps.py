@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.class_maps import ClassMaps, register_as_output
 from timm_hnc.cam.classes import Classes
 
 NaFlexBatch = Mapping[str, Any]
@@ -98,3 +98,6 @@ class NaFlexMaps(ClassMaps):
         order = (rows * width + columns).argsort()
         positions = self.positions[index, valid][order]
         return ClassMaps(positions[None], self.weight, self.bias, (height, width), self.logits[index][None])
+
+
+register_as_output(NaFlexMaps, 'positions', 'weight', 'bias', 'logits', 'valid', 'coordinates')

@@ -7,6 +7,7 @@ over positions. So a new architecture works unseen, or is refused, and never yie
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
@@ -64,6 +65,7 @@ class Head:
         convolutional: the linear layers are 1x1 convolutions.
         cell: (height, width) of a cell in pixels ('NLC' only).
         pools: what `pools_of` said of the model.
+        forward: what the linear layers do, as `forward_of` has it.
     """
 
     layout: Layout
@@ -72,6 +74,7 @@ class Head:
     convolutional: bool
     cell: Cell | None = None
     pools: tuple[str, str] = ('', '')
+    forward: Any = None
     trainable = True
 
     @property
@@ -96,7 +99,13 @@ class Head:
         for factor in factors:
             positions = positions * factor.flatten(1)[:, None]
         weight, bias = self.linear(model)
-        return ClassMaps(positions, weight, bias, grid, logits)
+        maps = ClassMaps(positions, weight, bias, grid, logits)
+        if not torch.compiler.is_compiling() and any(_hooks_of(model.get_submodule(name)) for name in self.classifiers):
+            with torch.no_grad():
+                mean = nn.functional.linear(positions.mean(1), weight, bias)
+            if logits.isfinite().all() and not agree(logits, mean):
+                raise otherwise(model, 'a hook changes what enters or leaves its classifier')
+        return maps
 
     def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
         for before, now in zip(self.pools, pools_of(model), strict=True):
@@ -123,6 +132,8 @@ class Head:
         layers = [model.get_submodule(name) for name in self.classifiers]
         if not all(isinstance(layer, nn.Conv2d if self.convolutional else nn.Linear) for layer in layers):
             raise otherwise(model, f'its classifier is of the type {type(layers[0]).__name__} now')
+        if not torch.compiler.is_compiling() and any(forward_of(layer) is not self.forward for layer in layers):
+            raise otherwise(model, f'its classifier, a {type(layers[0]).__name__}, has another forward() now')
         if len(layers) == 1:
             return layers[0].weight.flatten(1), layers[0].bias
         weight = sum(layer.weight for layer in layers) / len(layers)
@@ -139,6 +150,24 @@ def _pool_of(owner: Any) -> str:
     pool = getattr(owner, 'global_pool', None)
     told = pool if isinstance(pool, str) else getattr(pool, 'pool_type', None)
     return told.removeprefix('fast') if isinstance(told, str) else ''
+
+
+def forward_of(module: nn.Module) -> Any:
+    """What a module does: the forward() of its class, or the one that was put in its place."""
+    forward = vars(module).get('forward', type(module).forward)
+    return getattr(forward, '__func__', forward)
+
+
+def _hooks_of(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def agree(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to the logits lead to the same, within the type's rounding."""
+    tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
+    if logits.shape != expected.shape:
+        return False
+    return bool((logits - expected).abs().max() <= tolerance * expected.abs().max() + 1e-6)
 
 
 def otherwise(model: nn.Module, reason: str) -> ValueError:

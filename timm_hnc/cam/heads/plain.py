@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_hnc.cam.grids import Cell, cell_of, token_grid
-from timm_hnc.cam.heads.base import Head, Layout, TimmModel, pools_of
+from timm_hnc.cam.heads.base import Head, Layout, TimmModel, agree, forward_of, pools_of
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.refusal import ERRORS
 
@@ -43,7 +43,8 @@ def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, 
     names, layers = _classifiers(model)
     layout, num_prefix_tokens = _pooling(model, shape)
     cell = _token_cell(model, shape[1], num_prefix_tokens, image_size) if layout == 'NLC' else None
-    head = Head(layout, num_prefix_tokens, names, isinstance(layers[0], nn.Conv2d), cell, pools_of(model))
+    convolutional, forward = isinstance(layers[0], nn.Conv2d), forward_of(layers[0])
+    head = Head(layout, num_prefix_tokens, names, convolutional, cell, pools_of(model), forward)
     _check_classifier(model, head, shape, image_size)
     return head
 
@@ -110,14 +111,6 @@ def _check_classifier(model: TimmModel, head: Head, shape: tuple[int, ...], imag
         expected = nn.functional.linear(positions.mean(1), weight, bias)
     if not isinstance(logits, Tensor) or not agree(logits, expected):
         raise ValueError('its logits are not its linear layer applied to the mean over positions')
-
-
-def agree(logits: Tensor, expected: Tensor) -> bool:
-    """Whether two ways to the logits lead to the same, within the type's rounding."""
-    tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
-    if logits.shape != expected.shape:
-        return False
-    return bool((logits - expected).abs().max() <= tolerance * expected.abs().max() + 1e-6)
 
 
 def _recorded(model: TimmModel, function: Callable[[], Any], allowed: set[str]) -> Any:

@@ -15,12 +15,12 @@ from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.heads.any_model import find_hooked_head
-from timm_hnc.cam.heads.base import Head, TimmModel
+from timm_hnc.cam.heads.base import Head, TimmModel, agree
 from timm_hnc.cam.heads.detached_head import KINDS, Branch, DetachedHead, detached_class_maps, followed_calls
 from timm_hnc.cam.heads.detached_tail import DetachedTail
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, is_of_timm
 from timm_hnc.cam.heads.model_copies import evaluating, exact_numbers, full_copy, meta_copy
-from timm_hnc.cam.heads.plain import agree, plain_head
+from timm_hnc.cam.heads.plain import plain_head
 from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
 from timm_hnc.cam.heads.refusal import ERRORS, Refused
 from timm_hnc.errors import UsageError, first_lines
@@ -145,6 +145,11 @@ def _find(model: TimmModel) -> MapHead:
         raise Refused('it has no num_classes', f'set it to the number of its classes, or {_NAMED}')
     if not model.num_classes:
         raise Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
+    if 'forward' in vars(model):
+        raise Refused(
+            'its forward() was replaced, by a patch or by accelerator.prepare()',
+            f'wrap the model as it was, accelerator.prepare(CamModel(model)), or {_NAMED}',
+        )
     found = _features(model, get_model_input_config(model)['input_size'])
     _check_number_of_classes(found)
     with suppress(ValueError, Refused):
