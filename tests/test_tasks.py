@@ -230,10 +230,32 @@ def test_timm_refuses_what_it_refuses():
         make(HNCTask, threshold=0.5)
 
 
-@pytest.mark.parametrize('target', [LABELS, LABEL_SETS.long()])
-def test_several_labels_need_dense_floats(target, images):
-    with pytest.raises(ValueError, match='several labels need dense float targets'):
+@pytest.mark.parametrize(('target', 'found'), [(LABELS, r'int64 of shape \(4,\)'), (LABEL_SETS.long(), 'int64 of')])
+def test_several_labels_need_dense_floats(target, found, images):
+    with pytest.raises(ValueError, match=f'several labels need dense float targets .*, got {found}'):
         make(HNCMultiLabelTask)(images, target)
+
+
+def test_smoothing_that_lifts_all_classes_above_the_floor_is_told_once(images, recwarn):
+    target = Mixup(label_smoothing=0.1, num_classes=NUM_CLASSES)(images.clone(), LABELS)[1]
+    task = make(criterion=nn.CrossEntropyLoss())
+    with pytest.warns(UserWarning, match=f'HNC does nothing: .* above 0.* target_floor=smoothing / {NUM_CLASSES}'):
+        assert task(images, target)['hnc'] == 0
+    recwarn.clear()
+    task(images, target)
+    assert make(criterion=nn.CrossEntropyLoss(), target_floor=0.1 / NUM_CLASSES)(images, target)['hnc'] > 1
+    assert not recwarn
+
+
+def test_labels_are_integers_of_any_type(images):
+    expected = make(hnc_weight=1.0)(images, LABELS)['loss']
+    for dtype in (torch.int32, torch.uint8):
+        torch.testing.assert_close(make(hnc_weight=1.0)(images, LABELS.to(dtype))['loss'], expected)
+
+
+def test_a_name_is_no_loss():
+    with pytest.raises(TypeError, match=r"hnc = 'mse': expected the loss, such as HNCLoss\('mse'\)"):
+        make(hnc='mse')
 
 
 def test_targets_of_another_size_are_refused(images):

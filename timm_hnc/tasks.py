@@ -1,6 +1,7 @@
 """timm's training tasks for losses on class maps, and with HNC and others beside them (Eq. 7, Eq. 9 of the paper)."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import check_trainable
+from timm_hnc.cam.negatives import negative_classes
 from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.distillation import Student
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.auto_weight import AutoWeight
-from timm_hnc.losses.base import Loss, at_least
+from timm_hnc.losses.base import Loss, at_least, class_indices
 from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.losses.maps.base import MapLoss
@@ -104,7 +106,11 @@ class ClassMapTask(ClassificationTask):
     def views(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """A batch and its targets, and behind it its mirror images where a loss needs two views."""
         if self.multi_label and (target.ndim != 2 or not target.is_floating_point()):
-            raise ValueError(f'several labels need dense float targets (batch, classes), got {tuple(target.shape)}.')
+            raise ValueError(
+                'several labels need dense float targets (batch, classes), got '
+                f'{str(target.dtype).removeprefix("torch.")} of shape {tuple(target.shape)}.'
+            )
+        target = class_indices(target)
         if 'two_views' not in (getattr(each, 'needs', None) for each in (self.criterion, *self.map_losses.values())):
             return input, target
         return torch.cat([input, input.flip(-1)]), target.repeat(2, *[1] * (target.ndim - 1))
@@ -212,6 +218,8 @@ class HNCTask(ClassMapTask):
         **kwargs: Any,
     ) -> None:
         hnc = hnc if hnc is not None else HNCLoss()
+        if not isinstance(hnc, nn.Module):
+            raise TypeError(f"hnc = {hnc!r}: expected the loss, such as HNCLoss('mse').")
         hnc_weight = DEFAULT_WEIGHTS[hnc.variant] if hnc_weight is None else hnc_weight
         if isinstance(hnc_weight, AutoWeight):
             if isinstance(criterion, Loss) and criterion.needs != 'logits':
@@ -225,6 +233,7 @@ class HNCTask(ClassMapTask):
         self.hnc = hnc
         self.hnc_weight = hnc_weight
         self.hnc_joins = True
+        self._saw_negatives = False
 
     def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
         """Forward pass and losses.
@@ -241,6 +250,8 @@ class HNCTask(ClassMapTask):
         batch_size = len(target)
         images, target = self.views(input, target)
         criterion, plain, of_teacher = self.criterion_and_maps(images, target)
+        if not (self._saw_negatives or torch.compiler.is_compiling()):
+            self._look_for_negatives(target, plain.num_classes)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
             hnc = self.hnc(plain, target, self.target_floor)
         loss, others = self.with_map_losses(criterion, plain, target, images, masks)
@@ -253,6 +264,16 @@ class HNCTask(ClassMapTask):
             weight = parts['hnc_weight'] = value.to(hnc.dtype)
         loss = loss + weight * hnc if self.hnc_joins else loss
         return {'loss': loss, 'output': plain.logits[:batch_size], **parts}
+
+    def _look_for_negatives(self, target: Tensor, num_classes: int) -> None:
+        """Warn, once, of dense targets of which no class is absent: smoothing lifts them above `target_floor`."""
+        self._saw_negatives = True
+        if target.ndim == 2 and not negative_classes(target, num_classes, self.target_floor).any():
+            warnings.warn(
+                'HNC does nothing: no class is absent from any image, all targets are above '
+                f'{self.target_floor:g}. With label smoothing give target_floor=smoothing / {num_classes}.',
+                stacklevel=2,
+            )
 
 
 class ClassMapMultiLabelTask(ClassMapTask, MultiLabelClassificationTask):

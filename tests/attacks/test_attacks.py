@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from attacked_network import EPS, LABELS, STEP, STEPS, Network, images
 from running import MODEL, NARROW, SMALL, failure, train, validate
 from safetensors.torch import load_file
@@ -127,6 +128,27 @@ def test_normalisation_is_inside(classifier):
     )
     torch.testing.assert_close(classifier(images()), classifier.model(inputs))
     torch.testing.assert_close(classifier.restore(inputs), images())
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ('make', 'channels', 'mean', 'std'),
+    [
+        (lambda: timm.create_model('test_resnet', num_classes=5, in_chans=1), 1, 0.5, 0.5),
+        (lambda: timm.create_model('resnet10t', num_classes=5, in_chans=1), 1, 0.449, 0.226),  # of the colours' means
+        (lambda: CamModel(torchvision.models.squeezenet1_1(num_classes=5)), 3, *IMAGENET),
+        (lambda: torchvision.models.squeezenet1_1(num_classes=5), 3, *IMAGENET),
+    ],
+)
+def test_models_of_other_images(make, channels, mean, std):
+    model = make().eval()
+    x = torch.rand(2, channels, 64, 64)
+    mean, std = (torch.as_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    torch.testing.assert_close(normalized(model)(x), model((x - mean) / std), atol=1e-3, rtol=1e-3)
+    found = attack(normalized(model), x, LABELS[:2].int(), Attack('fgsm', 0.1))
+    torch.testing.assert_close(found, attack(normalized(model), x, LABELS[:2], Attack('fgsm', 0.1)))
 
 
 def test_what_cannot_be_attacked(classifier):

@@ -130,10 +130,11 @@ timm_hnc.push_to_hub(model, 'alice/reused', class_names={1: 'b', 0: 'a'})
     ('arguments', 'message'),
     [
         ("model, class_names=['a', 'b']", 'class_names: 2 given for 3 classes'),
+        ("model, class_names='abc'", 'expected a text for every class'),
         ("model, class_names=['a', 'b', 3]", 'expected a text for every class'),
         ("model, figures={'top1': '73'}", "figures: top1 is '73', expected a finite number"),
         ("model, figures={'top1': float('nan')}", 'figures: top1 is nan'),
-        ('torch.nn.ReLU()', 'the model is a ReLU: expected one of timm.create_model or a CamModel'),
+        ('torch.nn.ReLU()', "the model is a ReLU, none of timm's"),
     ],
 )
 def test_models_that_cannot_be_published(server, worker, arguments, message):

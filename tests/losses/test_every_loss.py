@@ -14,7 +14,7 @@ from loss_cases import (
 )
 
 from timm_hnc import ClassMaps
-from timm_hnc.losses.base import MULTI_LABEL
+from timm_hnc.losses.base import MULTI_LABEL, SINGLE_LABEL
 from timm_hnc.losses.factory import LOSSES
 
 each = pytest.mark.parametrize(('name', 'task'), CASES, ids=IDS)
@@ -33,6 +33,15 @@ def test_gradcheck(name, task):
     factors = draw_factors(batch_of(loss))
     assert value(*factors).dtype == torch.float64
     assert torch.autograd.gradcheck(value, factors)
+
+
+@pytest.mark.parametrize('name', [name for name, task in CASES if task != MULTI_LABEL])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32])
+def test_class_indices_of_any_type(name, dtype):
+    loss = make_loss(name, SINGLE_LABEL)
+    maps = class_maps(*draw_factors(5 * batch_of(loss) // 4))
+    labels = torch.tensor([1, 2, 3, 4, 1])  # as many as classes, and none is 0: as a mask they would do
+    torch.testing.assert_close(evaluate(loss, maps, labels.to(dtype)), evaluate(loss, maps, labels))
 
 
 @each

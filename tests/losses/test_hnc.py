@@ -355,6 +355,8 @@ def test_large_maps_do_not_overflow_the_softmax():
         ({'variant': 'kl'}, "variant 'kl' of the HNC loss is unknown: expected one of mse, kd"),
         ({'topk': 0}, 'topk = 0: the HNC loss looks at a whole number of negative classes, 1 or more'),
         ({'topk': 2.5}, 'topk = 2.5'),
+        ({'topk': '3'}, "topk = '3'"),
+        ({'alpha': None}, 'alpha = None'),
         ({'topk': math.inf}, 'topk = inf'),
         ({'topk': -3}, 'topk = -3'),
         ({'alpha': math.nan}, 'alpha = nan.*finite'),
@@ -367,6 +369,11 @@ def test_bad_options_are_refused(options, message):
         HNCLoss(**options)
     with pytest.raises(ValueError, match=message):
         hnc_loss(make(), torch.tensor([0, 1, 2]), **options)
+
+
+def test_logits_are_no_class_maps():
+    with pytest.raises(TypeError, match='class_maps are a Tensor: expected what cam_model'):
+        hnc_loss(make().logits, torch.tensor([0, 1, 2]))
 
 
 @pytest.mark.parametrize(

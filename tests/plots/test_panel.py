@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
+from timm_hnc import CamModel
 from timm_hnc.plots import lettering
+from timm_hnc.plots.cams import draw_cams
 from timm_hnc.plots.colormap import apply_colormap
 from timm_hnc.plots.panel import Cell, PanelRow, draw_panel
 
@@ -211,3 +214,13 @@ def test_ends_of_the_scale_can_be_told_apart(low, high, texts):
 def test_what_cannot_be_drawn_is_named(image, error, message):
     with pytest.raises(error, match=message):
         draw_panel([row(image, RAMP)])
+
+
+def test_names_of_classes_are_as_many_as_classes_or_their_numbers():
+    model = CamModel(timm.create_model('test_resnet', num_classes=4).eval())
+    batch = torch.randn(1, 3, 64, 64), torch.rand(1, 3, 64, 64), torch.tensor([2])
+    assert draw_cams(model, *batch, None).tobytes() == draw_cams(model, *batch, ['0', '1', '2', '3']).tobytes()
+    with pytest.raises(ValueError, match='2 class names for 4 classes'):
+        draw_cams(model, *batch, ['a', 'b'])
+    with pytest.raises(TypeError, match='the model is a ResNet: wrap it'):
+        draw_cams(model.model, *batch, None)

@@ -5,6 +5,8 @@ import safetensors.torch
 import timm
 import torch
 from timm.layers import convert_splitbn_model
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from timm_hnc import CamModel, create_model
 from timm_hnc.errors import UsageError
@@ -28,9 +30,18 @@ def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize('wrapped', [False, True])
-def test_what_is_saved_is_what_timm_loads(model, images, tmp_path, wrapped):
-    save_pretrained(CamModel(model) if wrapped else model, tmp_path / 'a' / 'b')
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda model: model,
+        CamModel,
+        lambda model: torch.compile(CamModel(model)),
+        lambda model: torch.compile(model),
+        lambda model: torch.nn.DataParallel(CamModel(model)),
+    ],
+)
+def test_what_is_saved_is_what_timm_loads(model, images, tmp_path, wrap):
+    save_pretrained(wrap(model), tmp_path / 'a' / 'b')
     assert {path.name for path in (tmp_path / 'a' / 'b').iterdir()} == {'config.json', 'model.safetensors'}
     loaded = timm.create_model(f'local-dir:{tmp_path / "a" / "b"}', pretrained=True).eval()
     assert torch.equal(loaded(images), model(images))
@@ -100,6 +111,14 @@ def test_an_export_shares_nothing_with_the_model(model):
     with torch.no_grad():
         model.fc.weight.zero_()
     assert state['fc.weight'].any()
+
+
+@pytest.mark.parametrize('change', [prune.random_unstructured, weight_norm])
+def test_weights_that_timm_does_not_know_are_not_saved(model, tmp_path, change):
+    change(model.fc, 'weight', *([0.5] if change is prune.random_unstructured else []))
+    with pytest.raises(UsageError, match=r"plain timm has no weight 'fc\..*permanent first"):
+        save_pretrained(model, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_an_os_error(model, tmp_path):

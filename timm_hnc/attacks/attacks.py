@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
+from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.losses import HNCLoss
-from timm_hnc.losses.base import raised
+from timm_hnc.losses.base import class_indices, raised
 
 AttackedLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(B,) losses of a model's images and targets; `mixes_images` of it says that an image's depends on the others."""
@@ -58,16 +60,16 @@ def normalized(model: Any, mean: Any = None, std: Any = None) -> Normalized:
     """A timm model as attack libraries want it: plain logits of images in [0, 1], in the model's own mode.
 
     Args:
-        model: timm model or CamModel.
-        mean: a value a channel, the model's own (`pretrained_cfg`) if None.
-        std: a value a channel, the model's own if None.
+        model: a timm model or CamModel, or any classifier that returns logits.
+        mean: a value a channel, the model's own if None, ImageNet's where it does not say.
+        std: the same.
 
     Example:
         >>> classifier = normalized(timm.create_model('resnet18').eval())
         >>> autoattack.AutoAttack(classifier, norm='Linf', eps=8 / 255).run_standard_evaluation(images, labels)
     """
-    mean = model.pretrained_cfg['mean'] if mean is None else mean
-    std = model.pretrained_cfg['std'] if std is None else std
+    own = model.data_config if isinstance(model, CamModel) else resolve_input_data_config(model)
+    mean, std = own['mean'] if mean is None else mean, own['std'] if std is None else std
     return Normalized(model, mean, std).to(next(model.parameters()).device)
 
 
@@ -119,7 +121,7 @@ def sample_losses(logits: Tensor, target: Tensor) -> Tensor:
     if target.ndim == 2:
         target = target.to(logits.dtype)
         return functional.binary_cross_entropy_with_logits(logits, target, reduction='none').sum(1)
-    return functional.cross_entropy(logits, target, reduction='none')
+    return functional.cross_entropy(logits, class_indices(target), reduction='none')
 
 
 def with_hnc(hnc: HNCLoss, weight: float) -> AttackedLoss:

@@ -54,6 +54,11 @@ class Loss(nn.Module):
 
     smoothing: float = 0.0
 
+    def __call__(self, output: Any, target: Tensor) -> Tensor:
+        """The loss of a batch; class indices may be integers of any type."""
+        loss: Tensor = super().__call__(output, class_indices(target))
+        return loss
+
     @classmethod
     def options(cls) -> dict[str, Any]:
         """The options that a user sets, with their defaults."""
@@ -87,6 +92,12 @@ class Loss(nn.Module):
             return class_maps
         weight, bias = self.plain_classifier(class_maps.weight, class_maps.bias)
         return replace(class_maps, weight=weight, bias=bias, logits=None)  # type: ignore[arg-type]  # made anew
+
+
+def class_indices(target: Tensor) -> Tensor:
+    """(B,) integers as torch's losses want their class indices, in int64; other targets as they are."""
+    indices = target.ndim == 1 and not target.is_floating_point() and target.dtype != torch.bool
+    return target.long() if indices else target
 
 
 def features(class_maps: ClassMaps) -> Tensor:

@@ -4,6 +4,8 @@ Paper: Fixing Localization Errors to Improve Image Classification (Sun et al., E
 """
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +27,16 @@ def check_options(variant: str, topk: int, alpha: float, reduction: str) -> None
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant '{variant}' of the HNC loss is unknown: expected one of {', '.join(VARIANTS)}.")
-    if not (math.isfinite(topk) and topk >= 1 and topk == int(topk)):
-        raise ValueError(f'topk = {topk}: the HNC loss looks at a whole number of negative classes, 1 or more.')
-    if not math.isfinite(alpha):
-        raise ValueError(f'alpha = {alpha}: the HNC loss draws maps towards a finite number, 0 in the paper.')
+    if not (_is_finite(topk) and topk >= 1 and topk == int(topk)):
+        raise ValueError(f'topk = {topk!r}: the HNC loss looks at a whole number of negative classes, 1 or more.')
+    if not _is_finite(alpha):
+        raise ValueError(f'alpha = {alpha!r}: the HNC loss draws maps towards a finite number, 0 in the paper.')
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction '{reduction}' is unknown: expected one of {', '.join(REDUCTIONS)}.")
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, Real) and math.isfinite(number)
 
 
 def hnc_loss(
@@ -76,12 +82,17 @@ def hnc_loss(
 
     Raises:
         ValueError: an option or the target's shape is wrong, or a gradient is wanted of maps that have none.
+        TypeError: the class maps or the target are of another type.
+        IndexError: a class index is not among the n (`negative_classes`).
 
     Example:
         >>> maps = CamModel(timm.create_model('resnet18')).class_maps(torch.randn(2, 3, 224, 224))
         >>> hnc_loss(maps, torch.tensor([7, 3]), 'kd', topk=10).backward()
     """
     check_options(variant, topk, alpha, reduction)
+    if not isinstance(class_maps, ClassMaps):
+        kind = type(class_maps).__name__
+        raise TypeError(f'class_maps are a {kind}: expected what cam_model.class_maps(images) returns.')
     class_maps.check_gradient()
     indices, valid = class_maps.topk_negatives(target, int(topk), target_floor)
     return mean_over_images(_of_every_map(class_maps, indices, variant, alpha), valid, reduction)

@@ -46,7 +46,7 @@ def draw_cams(
     inputs: Tensor | NaFlexBatch,
     images: Iterable[Tensor],
     target: Tensor,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None,
     multi_label: bool = False,
     title: str = '',
 ) -> Image.Image:
@@ -57,10 +57,20 @@ def draw_cams(
         inputs: (B, C, H, W) normalised images on the model's device, or a NaFlex batch.
         images: the same images in [0, 1], to be seen, (C, H, W) each.
         target: (B,) class indices, or (B, n) values, one a class.
-        class_names: a name a class.
+        class_names: a name a class; their numbers if None.
         multi_label: several labels an image.
         title: over the picture.
+
+    Raises:
+        TypeError: the model is no CamModel.
+        ValueError: there are more or fewer names than classes.
     """
+    if not isinstance(model, CamModel):
+        raise TypeError(f'the model is a {type(model).__name__}: wrap it, draw_cams(CamModel(model), ...).')
+    if class_names is None:
+        class_names = [str(index) for index in range(model.num_classes)]
+    if len(class_names) != model.num_classes:
+        raise ValueError(f'{len(class_names)} class names for {model.num_classes} classes.')
     with torch.no_grad():
         class_maps = model.class_maps(inputs)
         rows = panel_rows(class_maps, images, target, class_names, multi_label)

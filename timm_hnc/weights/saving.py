@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from timm.layers import SplitBatchNorm2d
 from timm.models._hub import save_config_for_hf
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel
@@ -88,23 +89,35 @@ def save_pretrained(
     """Write config.json and model.safetensors; plain timm loads them, with timm_hnc not installed.
 
     Args:
-        model: a timm model or CamModel.
+        model: a timm model or its CamModel, also compiled or wrapped by DistributedDataParallel.
         folder: made if it is missing.
         class_names: label names, one a class, in their order or by index.
         data_config: input size, mean, std, interpolation and crop that the weights were trained for.
         hnc: what stands in the config's `hnc` block.
 
     Raises:
-        UsageError: (a ValueError) the model is none of timm's, or there are more or fewer names than classes.
+        UsageError: (a ValueError) the model is none of timm's, its weights have other names than timm's (pruned or
+            parametrised layers), or there are more or fewer names than classes.
         OSError: the folder cannot be written.
 
     Example:
         >>> save_pretrained(cam_model, 'weights')
         >>> timm.create_model('local-dir:weights', pretrained=True)
     """
-    model = model.model if isinstance(model, CamModel) else model
+    model = unwrap_model(model)
+    model = unwrap_model(model.model) if isinstance(model, CamModel) else model
     if not hasattr(model, 'pretrained_cfg'):
-        raise UsageError(f'the model is a {type(model).__name__}: expected one of timm.create_model or a CamModel.')
+        raise UsageError(
+            f"the model is a {type(model).__name__}, none of timm's, and timm could not load it: "
+            "safetensors.torch.save_model(model, 'model.safetensors') saves its weights."
+        )
+    weights = export_state_dict(model)
+    other = next((name for name in weights if name.endswith('_orig') or 'parametrizations.' in name), None)
+    if other:
+        raise UsageError(
+            f"plain timm has no weight '{other}': make pruning (torch.nn.utils.prune.remove) or parametrisation "
+            '(torch.nn.utils.parametrize.remove_parametrizations) permanent first.'
+        )
     config: dict[str, Any] = {}
     if class_names:
         config['label_names'] = _label_names(class_names, model.num_classes)
@@ -112,8 +125,8 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     if hnc:
         config['hnc'] = hnc
-    safetensors.torch.save_file(export_state_dict(model), folder / WEIGHTS, metadata={'format': 'pt'})
     save_config_for_hf(model, str(folder / 'config.json'), model_config=config, data_config=data_config)
+    safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={'format': 'pt'})
 
 
 def save_weights(
@@ -143,6 +156,6 @@ def _label_names(names: Sequence[str] | Mapping[Any, str], num_classes: int) -> 
         if by_index is None:
             raise UsageError(f'class_names: expected the indices 0 to {num_classes - 1} and a name for each.')
         names = by_index
-    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise UsageError(f'class_names: {len(names)} given for {num_classes} classes, expected a text for every class.')
     return list(names)
