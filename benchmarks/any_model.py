@@ -157,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--names', nargs='+', metavar='NAME', help='only these')
     parser.add_argument('--out', type=Path, metavar='PATH', help='table, without .md and .csv')
     args = parser.parse_args(argv)
+    if args.names and not args.out:
+        parser.error('--names: needs --out, the results hold all of a library.')
     warnings.simplefilter('ignore')
     rows = []
     for name, make in LIBRARIES[args.library]():
@@ -164,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             started = time.monotonic()
             rows.append(measure(name, make))
             print(*rows[-1].values(), f'{time.monotonic() - started:.0f} s', flush=True)
+    if not rows:
+        raise UsageError(f'--names {" ".join(args.names)}: {args.library} has none of these.')
     out = args.out or RESULTS / f'any_model_{args.library}'
     write_csv(out.with_suffix('.csv'), rows)
     out.with_suffix('.md').write_text(table(args.library, rows))

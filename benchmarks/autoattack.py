@@ -13,7 +13,7 @@ from pathlib import Path
 
 import timm
 import torch
-from pyautoattack import AutoAttack
+from arguments import at_least
 from timm.data import create_transform, resolve_data_config
 from torch.utils.data import Subset, default_collate
 
@@ -22,6 +22,7 @@ from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.options.validate_options import fraction
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
+from timm_hnc.errors import UsageError
 from timm_hnc.files.options import read_options
 
 
@@ -55,12 +56,16 @@ def accuracy(classifier: torch.nn.Module, images: torch.Tensor, labels: torch.Te
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', type=Path, nargs='+', metavar='RUN', help='run folders of train.py')
-    parser.add_argument('--images', type=int, default=200, metavar='N')
+    parser.add_argument('--images', type=at_least(1), default=200, metavar='N')
     parser.add_argument('--eps', type=fraction, default=1 / 255, metavar='EPS')
     parser.add_argument(
         '--version', default='standard', help='of AutoAttack: standard, plus or rand (default: standard)'
     )
     args = parser.parse_args(argv)
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError as error:
+        raise UsageError('AutoAttack is not installed: pip install pyautoattack') from error
     print(f'{args.images} images, eps = {args.eps:g}, accuracy in %')
     print('| run | clean | FGSM | PGD, 20 steps | AutoAttack |\n|---|--:|--:|--:|--:|')
     fell = True

@@ -18,14 +18,17 @@ import argparse
 import csv
 import multiprocessing
 import os
+import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from arguments import at_least
 from timm.models import get_model_input_config
 
 import timm_hnc
@@ -34,6 +37,8 @@ from timm_hnc.cam.following.tracking import Tracker
 from timm_hnc.cam.heads.base import DESCRIPTIONS
 from timm_hnc.cam.heads.position_search import BATCH
 from timm_hnc.cam.heads.probe import MapHead, UnsupportedHead, probe_head
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.errors import UsageError
 
 NUM_CLASSES = 10
 OUR_OWN = 'cifar_*'
@@ -214,21 +219,24 @@ def work(arguments: tuple[str, float]) -> dict[str, Any]:
     return measure(*arguments)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is not measured yet, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'results' / 'coverage.csv')
     parser.add_argument('--names', default='*', help='only names that match this pattern')
     parser.add_argument('--whole', type=float, default=30, help='whole models up to so many million parameters')
-    parser.add_argument('--processes', type=int, default=os.cpu_count())
+    parser.add_argument('--processes', type=at_least(1), default=os.cpu_count())
     parser.add_argument('--table', action='store_true', help='print the table of --output')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     rows = list(csv.DictReader(args.output.open())) if args.output.exists() else []
     if args.table:
         print(table(rows))
         return
     done = {row['name'] for row in rows}
-    names = [name for name in timm.list_models(args.names, exclude_filters=OUR_OWN) if name not in done]
+    asked = timm.list_models(args.names, exclude_filters=OUR_OWN)
+    if not asked:
+        raise UsageError(f"--names '{args.names}': timm has no such model.")
+    names = [name for name in asked if name not in done]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open('a', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -293,4 +301,4 @@ def _summary(rows: list[dict[str, str]]) -> str:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_command(main))

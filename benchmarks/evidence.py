@@ -27,6 +27,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from arguments import at_least
 from evidence.figures import run_figures
 from evidence.plot import draw
 from evidence.regimes import REGIMES, Regime, Row
@@ -49,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parts = parser.add_subparsers(dest='part', required=True, metavar='PART')
     run = parts.add_parser('run', help='choose settings and train')
-    run.add_argument('--jobs', type=int, default=1, metavar='J', help='runs at a time (default: 1)')
-    run.add_argument('--seeds', type=int, metavar='N', help="runs of a row (default: the regime's)")
+    run.add_argument('--jobs', type=at_least(1), default=1, metavar='J', help='runs at a time (default: 1)')
+    run.add_argument('--seeds', type=at_least(1), metavar='N', help="runs of a row (default: the regime's)")
     run.add_argument('--rows', nargs='+', metavar='KEY', help='only these rows')
     run.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of regimes')
     run.add_argument('--kept', type=Path, metavar='DIR', help='what `table --keep` wrote: its complete runs count')
@@ -150,9 +151,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index('--') if '--' in argv else len(argv)
     args, extra = build_parser().parse_args(argv[:end]), argv[end + 1 :]
-    for name in ('jobs', 'seeds'):
-        if getattr(args, name, None) is not None and getattr(args, name) < 1:
-            raise UsageError(f'--{name} {getattr(args, name)}: expected 1 or more.')
     if args.part == 'run':
         return run(args, extra)
     return table(args) if args.part == 'table' else figures(args)

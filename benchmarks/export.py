@@ -27,11 +27,12 @@ from typing import Any
 
 import timm
 import torch
+from arguments import at_least
 
 from timm_hnc import CamModel
 from timm_hnc.cam.heads.base import DESCRIPTIONS
 from timm_hnc.commands.command_line import run_command
-from timm_hnc.errors import first_lines
+from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.export.export import cost_of_maps, export_model
 
 RESULTS = Path(__file__).parent / 'results'
@@ -41,7 +42,7 @@ COLUMNS = ('name', 'module', 'kind', 'params', 'onnx', 'torch_export', 'differen
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, or print the table."""
     parser = build_parser(__doc__, 'export.csv')
-    parser.add_argument('--jobs', type=int, default=1, metavar='J', help='models at a time, of one thread each')
+    parser.add_argument('--jobs', type=at_least(1), default=1, metavar='J', help='models at a time, of one thread each')
     args = parser.parse_args(argv)
     done = read_rows(args.output)
     if args.table:
@@ -70,6 +71,8 @@ def chosen(args: argparse.Namespace, done: Sequence[Mapping[str, str]]) -> list[
     """Rows of coverage.csv with trainable maps that were asked for and are not done, smallest first."""
     rows = [row for row in read_rows(RESULTS / 'coverage.csv') if row['trainable'] == 'True']
     rows = [row for row in rows if int(row['params']) <= args.most * 1e6 and fnmatch.fnmatch(row['name'], args.names)]
+    if not rows:
+        raise UsageError(f"--names '{args.names}': coverage.csv has no such model of {args.most:g} million or less.")
     rows.sort(key=lambda row: int(row['params']))
     if args.families:
         rows = list({(row['module'], row['kind'][0]): row for row in reversed(rows)}.values())[::-1]

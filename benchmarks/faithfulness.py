@@ -29,6 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from arguments import at_least
 from faithfulness.maps import MAPS, chosen_maps
 from faithfulness.measure import measure_run
 from faithfulness.networks import NETWORKS, plan, shared_flags
@@ -49,12 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest='part', required=True)
     train = parts.add_parser('train', help='train the networks')
-    train.add_argument('--epochs', type=int, default=12, metavar='N', help='of every run (default: 12)')
-    train.add_argument('--images', type=int, metavar='N', help='training and test images (default: all)')
+    train.add_argument('--epochs', type=at_least(1), default=12, metavar='N', help='of every run (default: 12)')
+    train.add_argument('--images', type=at_least(1), metavar='N', help='training and test images (default: all)')
     measure = parts.add_parser('measure', help='measure the maps of trained networks')
     measure.add_argument('--out', type=Path, required=True, metavar='PATH', help='table, without .md and .csv')
-    measure.add_argument('--images', type=int, default=500, metavar='N', help='test images (default: 500)')
-    measure.add_argument('--grids', type=int, default=250, metavar='N', help='2 x 2 grids of images (default: 250)')
+    measure.add_argument('--images', type=at_least(1), default=500, metavar='N', help='test images (default: 500)')
+    measure.add_argument(
+        '--grids', type=at_least(1), default=250, metavar='N', help='2 x 2 grids of images (default: 250)'
+    )
     measure.add_argument(
         '--maps',
         nargs='+',
@@ -65,7 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     measure.add_argument('--photographs', action='store_true', help='EfficientNet-Lite0 on photographs too')
     for part, jobs in ((train, os.cpu_count()), (measure, 1)):
-        part.add_argument('--jobs', type=int, default=jobs, metavar='J', help=f'runs at a time (default: {jobs})')
+        part.add_argument(
+            '--jobs', type=at_least(1), default=jobs, metavar='J', help=f'runs at a time (default: {jobs})'
+        )
         part.add_argument('--data', type=Path, required=True, metavar='DIR', help='folder of parquet files')
         part.add_argument('--runs', type=Path, required=True, metavar='DIR', help='folder of runs')
         part.add_argument('--device', default='cpu', metavar='DEVICE', help='cpu or cuda (default: cpu)')
@@ -140,9 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         DataError: data or runs cannot be used.
     """
     args = build_parser().parse_args(argv)
-    for name in ('epochs', 'images', 'jobs', 'grids'):
-        if getattr(args, name, None) is not None and getattr(args, name) < 1:
-            raise UsageError(f'--{name} {getattr(args, name)}: expected 1 or more.')
     if not args.data.is_dir():
         raise UsageError(f"--data '{args.data}': no such folder.")
     return train(args) if args.part == 'train' else measure(args)

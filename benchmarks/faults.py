@@ -14,10 +14,12 @@ else ended well or in one line.
 
 import argparse
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
+from arguments import at_least
 from faults.corruption import corrupt
 from faults.costs import keys, saving
 from faults.images import fuzz_images
@@ -29,17 +31,20 @@ from timm_hnc.commands.command_line import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
+    count = {'type': at_least(0), 'default': 0, 'metavar': 'N'}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--kills', type=int, default=0, metavar='N', help='kill runs at least so often')
-    parser.add_argument('--together', type=int, default=0, metavar='N', help='rounds of a run started several times')
+    parser.add_argument('--kills', **count, help='kill runs at least so often')
+    parser.add_argument('--together', **count, help='rounds of a run started several times')
     parser.add_argument('--corrupt', action='store_true', help='damage the files of a checkpoint')
-    parser.add_argument('--flips', type=int, default=200, metavar='N', help='bits a file that --corrupt flips')
-    parser.add_argument('--lines', type=int, default=0, metavar='N', help='command lines and YAML files at random')
-    parser.add_argument('--images', type=int, default=0, metavar='N', help='damaged images')
+    parser.add_argument('--flips', type=at_least(0), default=200, metavar='N', help='bits a file that --corrupt flips')
+    parser.add_argument('--lines', **count, help='command lines and YAML files at random')
+    parser.add_argument('--images', **count, help='damaged images')
     parser.add_argument('--costs', action='store_true', help='time checkpoints and loaders')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of all that is random')
     parser.add_argument('--options', type=shlex.split, default=[], metavar='"..."', help='more for the runs')
     args = parser.parse_args(argv)
+    if not any((args.kills, args.together, args.corrupt, args.lines, args.images, args.costs)):
+        parser.error('nothing to do: say what, such as --kills 50.')
     good = True
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -71,4 +76,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(main))

@@ -9,6 +9,7 @@ place of another class, and without it.
 """
 
 import argparse
+import signal
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import timm
 import torch
+from arguments import at_least
 from evidence.table import paired
 from PIL import Image
 from tables.execute import execute
@@ -65,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing and print the table; the exit code: 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of runs, and of decoy.md')
-    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='runs a row (default: 3)')
-    parser.add_argument('--jobs', type=int, default=2, metavar='J', help='runs at a time (default: 2)')
+    parser.add_argument('--seeds', type=at_least(1), default=3, metavar='N', help='runs a row (default: 3)')
+    parser.add_argument('--jobs', type=at_least(1), default=2, metavar='J', help='runs at a time (default: 2)')
     parser.add_argument('--rows', nargs='+', default=[*ROWS], choices=[*ROWS], metavar='ROW', help=', '.join(ROWS))
     args = parser.parse_args(argv)
     plan = Plan(args.out.resolve(), (*NETWORK, *DATA, *RECIPE))
@@ -153,4 +155,5 @@ def table(found: dict[str, dict[int, dict[str, float]]]) -> str:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(main))

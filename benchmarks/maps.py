@@ -21,17 +21,19 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
 import timm
 import torch
+from arguments import at_least
 from steps.measure import median_interval, time_pairs
 from timm.data import resolve_model_data_config
 from timm.task import ClassificationEvaluator
 
 import timm_hnc
+from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.validate import main as validate
 from timm_hnc.evaluation.evaluate import evaluate
 from timm_hnc.evaluation.map_pass import QualityPass, WatchedMaps
@@ -186,34 +188,37 @@ def measure_command(args: argparse.Namespace) -> None:
             validate([*args.command, *more])
         logging.disable(logging.INFO)
 
-    measured = time_pairs(command, lambda: command(f'--{args.measure}'), args.passes, args.clock)
-    print(f'| command | plain (ms) | with --{args.measure} over it (median, 95 %) | runs |')
+    flag = f'--{args.measure or "cam-metrics"}'
+    measured = time_pairs(command, lambda: command(flag), args.passes, args.clock)
+    print(f'| command | plain (ms) | with {flag} over it (median, 95 %) | runs |')
     print('|---|--:|---|--:|')
     row((f'`validate.py {" ".join(args.command)}`',), measured)
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; --quick overrides models and repetitions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--parts', nargs='+', default=['pictures', 'validation'], choices=('pictures', 'validation'))
     parser.add_argument('--pictures', nargs='+', default=PICTURES, metavar='MODEL')
-    parser.add_argument('--topk', type=int, default=5, help='classes that get a map in pictures')
-    parser.add_argument('--batch-size', type=int, default=16, help='of pictures')
-    parser.add_argument('--pairs', type=int, default=40)
-    parser.add_argument('--rival-pairs', type=int, default=10, help='where there is a backward pass a class')
+    parser.add_argument('--topk', type=at_least(1), default=5, help='classes that get a map in pictures')
+    parser.add_argument('--batch-size', type=at_least(1), default=16, help='of pictures')
+    parser.add_argument('--pairs', type=at_least(1), default=40)
+    parser.add_argument('--rival-pairs', type=at_least(1), default=10, help='where there is a backward pass a class')
     parser.add_argument('--validated', nargs='+', default=VALIDATED, metavar='MODEL:CLASSES:BATCH')
-    parser.add_argument('--cam-topk', type=int, default=10, help='as in validate.py')
-    parser.add_argument('--batches', type=int, default=4, help='of a validation pass')
-    parser.add_argument('--passes', type=int, default=20, help='pairs of validation passes')
+    parser.add_argument('--cam-topk', type=at_least(1), default=10, help='as in validate.py')
+    parser.add_argument('--batches', type=at_least(1), default=4, help='of a validation pass')
+    parser.add_argument('--passes', type=at_least(1), default=20, help='pairs of validation passes')
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=0, help='of torch on a CPU, 0 for its own choice')
     parser.add_argument('--cpu-time', action='store_true', help='of the process: with --threads 1 on a busy machine')
     parser.add_argument('--rivals', nargs='*', default=[], metavar='FOLDER', help='where else to look for the rivals')
     parser.add_argument('--quick', action='store_true', help='few repetitions on small models, to try the script')
-    parser.add_argument('--measure', default='cam-metrics', choices=('cam-metrics', 'cam-boxes'), help='of --command')
+    parser.add_argument('--measure', choices=('cam-metrics', 'cam-boxes'), help='of --command (default: cam-metrics)')
     parser.add_argument('--command', nargs=argparse.REMAINDER, help='instead: validate.py with the options that follow')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.measure is not None and args.command is None:
+        parser.error('--measure: needs --command.')
     args.clock = time.process_time if args.cpu_time else time.perf_counter
     if args.quick:
         args.pictures, args.batch_size, args.pairs, args.rival_pairs = ['resnet18', 'test_vit'], 2, 3, 2
@@ -221,8 +226,8 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
     sys.path.extend(args.rivals)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -238,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_command(main))

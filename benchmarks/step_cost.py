@@ -14,10 +14,13 @@ Several values of an option are measured each with each. With --out the table is
 
 import argparse
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
+from arguments import at_least
 from steps.cases import PRESETS, Case
 from steps.measure import VARIANTS, peak_memory, time_rounds
 from steps.table import Row, machine, write
@@ -25,8 +28,12 @@ from steps.trace import trace
 from timm.utils import ParseKwargs
 
 import timm_hnc  # noqa: F401  # registers the CIFAR networks
+from timm_hnc.commands.command_line import run_command
+from timm_hnc.training.setup.models import check_model_name
 
-_LISTS = ('model', 'classes', 'topk', 'img_size', 'dtype', 'mode')
+# of one network, with --model: each with each
+_LISTS = {'classes': [1000], 'topk': [100], 'img_size': [224], 'dtype': ['float32'], 'mode': ['eager']}
+_SINGLE = {'batch_size': 8, 'model_kwargs': {}}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,16 +41,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--preset', choices=PRESETS, default='limits', help='unless --model is given')
     parser.add_argument('--model', nargs='+')
-    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='as in timm: name=value ...')
-    parser.add_argument('--classes', type=int, nargs='+', default=[1000])
-    parser.add_argument('--topk', type=int, nargs='+', default=[100])
-    parser.add_argument('--img-size', type=int, nargs='+', default=[224])
-    parser.add_argument('--dtype', nargs='+', default=['float32'], choices=('float32', 'bfloat16'))
-    parser.add_argument('--mode', nargs='+', default=['eager'], choices=('eager', 'compiled'))
-    parser.add_argument('--batch-size', type=int, default=8)
-    parser.add_argument('--pairs', type=int, help='rounds to time (default: 40, or the preset)')
+    of_model = parser.add_argument_group('with --model')
+    of_model.add_argument('--model-kwargs', nargs='*', action=ParseKwargs, help='as in timm: name=value ...')
+    for name, default in _LISTS.items():
+        known = {'dtype': ('float32', 'bfloat16'), 'mode': ('eager', 'compiled')}.get(name)
+        what: dict[str, Any] = {'choices': known} if known else {'type': at_least(1), 'metavar': 'N'}
+        of_model.add_argument(f'--{name.replace("_", "-")}', nargs='+', help=f'default: {default[0]}', **what)
+    of_model.add_argument('--batch-size', type=at_least(1), metavar='N', help=f'default: {_SINGLE["batch_size"]}')
+    parser.add_argument('--pairs', type=at_least(1), help='rounds to time (default: 40, or the preset)')
     parser.add_argument('--variants', nargs='+', default=['mse', 'full'], choices=VARIANTS[1:])
-    parser.add_argument('--memory-runs', type=int, default=3, help='fresh processes a variant, 0 for none')
+    parser.add_argument('--memory-runs', type=at_least(0), default=3, help='fresh processes a variant, 0 for none')
     parser.add_argument('--out', type=Path, metavar='PATH', help='write PATH.md and PATH.csv')
     parser.add_argument('--trace', type=Path, metavar='DIR', help='profile instead, traces go to DIR')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -55,9 +62,10 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     pairs = {} if args.pairs is None else {'pairs': args.pairs}
     if args.model is None:
         return [Case(**{**vars(case), **pairs}) for case in PRESETS[args.preset]]
-    fixed = {'batch_size': args.batch_size, 'model_kwargs': args.model_kwargs, **pairs}
-    values = product(*(getattr(args, name) for name in _LISTS))
-    return [Case(**dict(zip(_LISTS, chosen, strict=True)), **fixed) for chosen in values]
+    given = {name: getattr(args, name) for name in (*_LISTS, *_SINGLE) if getattr(args, name) is not None}
+    single = {name: given.get(name, default) for name, default in _SINGLE.items()} | pairs
+    lists = {'model': args.model} | {name: given.get(name, default) for name, default in _LISTS.items()}
+    return [Case(**dict(zip(lists, chosen, strict=True)), **single) for chosen in product(*lists.values())]
 
 
 def measure(case: Case, args: argparse.Namespace) -> list[Row]:
@@ -73,8 +81,15 @@ def measure(case: Case, args: argparse.Namespace) -> list[Row]:
     ]
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.variants = [*dict.fromkeys(args.variants)]
+    alone = [name for name in (*_LISTS, *_SINGLE) if args.model is None and getattr(args, name) is not None]
+    if alone:
+        parser.error(f'--{alone[0].replace("_", "-")}: needs --model; a preset has its own.')
+    for name in args.model or ():
+        check_model_name(name, '--model')
     print(machine(args.device), flush=True)
     rows: list[Row] = []
     for case in cases_of(args):
@@ -89,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_command(main))

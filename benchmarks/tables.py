@@ -25,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from arguments import at_least
 from tables.execute import command_line, execute
 from tables.plan import TABLES, Table, choose, plan
 from tables.presets import PRESETS
@@ -32,7 +33,7 @@ from tables.report import draw_weights, find_runs, markdown, write_csv
 from tables.runs import Plan, Run, data_flags, holds_parquet
 
 from timm_hnc.commands.command_line import run_command
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,8 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--data-dir', metavar='DIR', help='data folder')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of runs and tables')
     parser.add_argument('--preset', choices=PRESETS, default='paper', help='size of the runs (default: paper)')
-    parser.add_argument('--seeds', type=int, default=1, metavar='N', help='runs of a cell (default: 1; the paper: 5)')
-    parser.add_argument('--jobs', type=int, default=1, metavar='J', help='runs at a time (default: 1)')
+    parser.add_argument(
+        '--seeds', type=at_least(1), default=1, metavar='N', help='runs of a cell (default: 1; the paper: 5)'
+    )
+    parser.add_argument('--jobs', type=at_least(1), default=1, metavar='J', help='runs at a time (default: 1)')
     parser.add_argument('--rows', type=keys, metavar='KEY,...', help='only these rows: ce,hnc-mse ...')
     parser.add_argument(
         *('--columns', '--noise'), type=keys, metavar='KEY,...', help='only these: cifar_resnet56, symmetric:0.4 ...'
@@ -70,9 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index('--') if '--' in argv else len(argv)
     args, extra = build_parser().parse_args(argv[:end]), argv[end + 1 :]
-    for flag, value in (('--seeds', args.seeds), ('--jobs', args.jobs)):
-        if value < 1:
-            raise UsageError(f'{flag} {value}: expected 1 or more.')
     table = plan(args.table, args.preset)
     cells = choose(table, args.rows, args.columns)
     named = [] if args.only_report else data_flags(table.data, args.data_dir)

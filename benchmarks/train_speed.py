@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import torch
+from arguments import at_least
 from timm import create_model
 
 ROOT = Path(__file__).parents[1]
@@ -141,11 +142,13 @@ def main() -> None:
     parser.add_argument('--compiled', metavar='MODEL', help="with --timm: both scripts' --torchcompile on this model")
     parser.add_argument('--start', action='store_true', help='with --timm: times until something happens')
     parser.add_argument('--validate', metavar='FILE', help="timm's validate.py")
-    parser.add_argument('--pairs', type=int, default=5)
+    parser.add_argument('--pairs', type=at_least(1), default=5)
     parser.add_argument('--workers', default='2')
     args = parser.parse_args()
     if (args.start or args.compiled) and not args.timm:
         parser.error('--start and --compiled need --timm.')
+    if args.validate and args.timm:
+        parser.error('--validate: measures that alone, leave --timm out.')
     data = ['--dataset', args.data, *DATA, *PLAIN, '--workers', args.workers, '--log-interval', '10']
     if args.validate:
         validation([*data[:8], '--split', 'test', '--workers', args.workers], args.validate, args.pairs)

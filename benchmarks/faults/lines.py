@@ -20,7 +20,7 @@ from timm_hnc.errors import DataError
 # runs that would be long, would speak to a network or would write elsewhere are not what is looked for
 _LEFT_ALONE = {'help', 'config', 'output', 'experiment', 'log_wandb', 'wandb_project', 'push_to_hub', 'torchcompile'}
 _LEFT_ALONE |= {'hub_every', 'results_file', 'dataset_download', 'torchscript', 'aot_autograd', 'torchcompile_mode'}
-_LEFT_ALONE |= {'results_dir', 'cam_file', 'attack_file', 'fuser', 'epochs', 'cooldown_epochs', 'epoch_repeats'}
+_LEFT_ALONE |= {'fuser', 'epochs', 'cooldown_epochs', 'epoch_repeats'}
 _LEFT_ALONE |= {
     'holdout',
     'train_batches_per_epoch',

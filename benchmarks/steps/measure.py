@@ -1,10 +1,11 @@
 """Time and peak memory of training steps without their update."""
 
-import multiprocessing
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import timm
 import torch
@@ -127,14 +128,13 @@ def time_pairs(
     return ratios, statistics.median(plain_seconds)
 
 
-def _report_peak(case: Case, variant: str, device: str, queue: multiprocessing.Queue) -> None:
+def _peak(case: Case, variant: str, device: str) -> int:
     step = build_step(build_model(case, device), variant, case, device)
     for _ in range(_WARM_UP):
         step()
     if device == 'cpu':
-        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    else:
-        queue.put(torch.cuda.max_memory_allocated())
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated()
 
 
 def peak_memory(case: Case, variant: str, device: str, processes: int = 3) -> int:
@@ -142,14 +142,10 @@ def peak_memory(case: Case, variant: str, device: str, processes: int = 3) -> in
 
     All resident memory on a CPU, the allocator's peak on a GPU.
     """
-    context = multiprocessing.get_context('spawn')
     peaks = []
     for _ in range(processes):
-        queue = context.Queue()
-        process = context.Process(target=_report_peak, args=(case, variant, device, queue))
-        process.start()
-        peaks.append(queue.get())
-        process.join()
+        with ProcessPoolExecutor(1, get_context('spawn')) as fresh:
+            peaks.append(fresh.submit(_peak, case, variant, device).result())
     return min(peaks)
 
 

@@ -44,7 +44,7 @@ NETWORKS = {
     'resnet152': 'ResNet-152',
 }
 # what timm calls the network that a recipe starts from published weights
-_PRETRAINED = {'resnet50': 'resnet50.tv_in1k'}
+_PRETRAINED = {('cub200', 'resnet50'): 'resnet50.tv_in1k', ('coco', 'resnet101'): 'resnet101.tv_in1k'}
 # macro_f1 is F1-C: the mean of the classes' F1, not the harmonic mean of P-C and R-C, which is c_f1
 MULTI_LABEL_METRICS = ('map', 'macro_f1', 'c_p', 'c_r', 'o_f1', 'o_p', 'o_r')
 HOLDOUT = ('--holdout', '0.1')
@@ -147,10 +147,11 @@ def make_cell(
     `more` are further flags of train.py, which `suffix` stands for in the name; the rest is as in `Cell`.
     """
     name = f'{network}-{loss}'
-    flags = ['-c', recipe_file(preset.recipe or recipe), '--model', _PRETRAINED.get(network, network), *preset.flags]
+    model = _PRETRAINED.get((recipe, network), network)
+    flags = ['-c', recipe_file(preset.recipe or recipe), '--model', model, *preset.flags]
     if loss.startswith('hnc-'):
         variant = loss.removeprefix('hnc-')
-        weight, topk = hnc or hnc_setting(preset, network, variant)
+        weight, topk = hnc or hnc_setting(preset, recipe, network, variant)
         name += f'-{weight:g}-k{topk}'
         flags += ['--hnc', variant, '--hnc-weight', f'{weight:g}', '--hnc-topk', str(topk)]
     else:
@@ -265,11 +266,12 @@ def figure4(preset: Preset) -> Table:
     weights = sorted({weight for weights in preset.lambdas.values() for weight in weights})
     cells = []
     for variant, tried in preset.lambdas.items():
-        column, topk = f'hnc-{variant}', hnc_setting(preset, network, variant)[1]
+        column, topk = f'hnc-{variant}', hnc_setting(preset, 'cifar100', network, variant)[1]
         cells.append(make_cell(preset, 'cifar100', network, 'ce', '0', column))
         for weight in tried:
             cells.append(make_cell(preset, 'cifar100', network, column, f'{weight:g}', column, hnc=(weight, topk)))
-    columns = {f'hnc-{name}': f'HNC_{name}, k = {hnc_setting(preset, network, name)[1]}' for name in preset.lambdas}
+    settings = {name: hnc_setting(preset, 'cifar100', network, name) for name in preset.lambdas}
+    columns = {f'hnc-{name}': f'HNC_{name}, k = {topk}' for name, (_, topk) in settings.items()}
     rows = {'0': '0 (CE)', **{f'{weight:g}': f'{weight:g}' for weight in weights}}
     title = f'Figure 4: the weight of HNC on CIFAR-100, {NETWORKS.get(network, network)}, top-1 accuracy in %'
     note = 'Ours: the last epoch. The figures of the paper cannot be read from its picture.'

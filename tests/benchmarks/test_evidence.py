@@ -350,7 +350,6 @@ def test_wrong_options_are_named(tmp_path):
             ['run', 'voc-boxes', *run[2:], '--rows', 'kd', 'teacher'],
             '--rows teacher: its teacher, energy-seed10, is not trained: add energy',
         ),
-        ([*run, '--jobs', '0'], '--jobs 0: expected 1 or more'),
         (['table', '--out', str(tmp_path)], 'no row of a regime is complete in it'),
         (['figures', *run[1:4], '--run', str(tmp_path)], 'has no weights of its last epoch'),
     ):

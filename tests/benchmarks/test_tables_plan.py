@@ -2,9 +2,11 @@
 
 import json
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from flat_options import parse_validate_options
 from running import ROOT
 from table_runs import cell_of, finish, report, script
@@ -101,6 +103,18 @@ def test_small_runs_are_of_one_network(tmp_path):
     assert (args.amp, args.amp_dtype, args.channels_last) == (True, 'bfloat16', True)
 
 
+@pytest.mark.parametrize('table', ['table2', 'table3', 'table4'])
+def test_a_run_begins_with_the_weights_of_its_recipe(table, tmp_path):
+    shared = Plan(tmp_path)
+    for cell in plan(table, 'paper').cells:
+        recipe = yaml.safe_load(Path(cell.flags[cell.flags.index('-c') + 1]).read_text())
+        args = SimpleNamespace(**shared.options(cell))
+        assert args.pretrained == recipe.get('pretrained', False)
+        assert args.model == recipe['model'] or not args.pretrained
+        if table == 'table4' and args.hnc != 'none':
+            assert (args.hnc_weight, args.hnc_topk) == PRESETS['paper'].hnc[args.hnc], 'not those of ImageNet'
+
+
 @pytest.mark.parametrize(('network', 'kd'), [('resnet101', 0.0065), ('resnet152', 0.0048)])
 def test_imagenet_has_the_weights_of_the_authors_code(network, kd, tmp_path):
     table, shared = plan('table2', 'paper'), Plan(tmp_path)
@@ -168,7 +182,6 @@ def test_commands_of_a_dry_run(tmp_path, capsys):
     ('argv', 'message'),
     [
         (['table1'], '--data-dir'),
-        (['table1', '--preset', 'smoke', '--jobs', '0'], '--jobs 0'),
         (['table2', '--preset', 'small'], '--preset small'),
         (['table1', '--preset', 'smoke', '--', '--hnc-topk', '0'], '--hnc-topk'),
         (['table6', '--noise', 'symmetric:0.5', '--data-dir', 'x'], '--columns symmetric:0.5'),
