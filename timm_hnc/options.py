@@ -52,6 +52,26 @@ def check_range(
             raise UsageError(f'{flag_of(name)} {number}: expected {" and ".join(bounds) or "a finite number"}.')
 
 
+def refuse_alone(options: Any, needed: str, names: Iterable[str]) -> None:
+    """Refuse options of a dataclass that would do nothing, unless they have their default; a list may be a tuple.
+
+    Args:
+        options: the dataclass.
+        needed: what it takes for them to do something.
+        names: of the options.
+
+    Raises:
+        UsageError: with the flag and the value.
+    """
+    defaults = {each.name: each.default for each in fields(options)}
+    for name in names:
+        value = getattr(options, name)
+        value = tuple(value) if isinstance(value, list) else value
+        if value != defaults[name]:
+            words = value if isinstance(value, tuple) else () if value is True else (value,)
+            raise UsageError(f'{" ".join([flag_of(name), *map(str, words)])}: does nothing without {needed}.')
+
+
 def grouped(kind: type[Groups], values: Mapping[str, Any]) -> Groups:
     """Options in their groups, from one mapping.
 

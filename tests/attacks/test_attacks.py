@@ -197,8 +197,8 @@ def test_wrong_attacks(run, images, capsys):
         ('--attack fgsm --attack-eps 1.5', '--attack: eps = 1.5: expected 0 to 1'),
         ('--attack fgsm --attack-eps -0.1', '--attack: eps = -0.1: expected 0 to 1'),
         ('--attack pgd --attack-steps 0', '--attack-steps 0: expected 1 or more.'),
-        ('--attack fgsm --attack-steps 3', '--attack-steps: does nothing without --attack pgd.'),
-        ('--attack-space normalized', '--attack-space: does nothing without --attack fgsm or --attack pgd.'),
+        ('--attack fgsm --attack-steps 3', '--attack-steps 3: does nothing without --attack pgd.'),
+        ('--attack-space normalized', '--attack-space normalized: does nothing without --attack fgsm or --attack pgd.'),
         ('--attack pgd --attack-loss train --torchcompile', '--attack-loss train: not together with --torchcompile'),
         ('--attack pgd --metrics-avg micro', '--attack: not together with'),
     ):

@@ -111,8 +111,9 @@ def test_options_that_do_nothing_are_refused(tmp_path):
     from timm_hnc.commands.options.validate_options import parse_validate_options
 
     for argv, message in (
-        (['--attack-eps', '0.1'], '--attack-eps: does nothing without --attack'),
-        (['--boxes-dir', 'x'], '--boxes-dir x: needs --cam-boxes'),
+        (['--attack-eps', '0.1'], '--attack-eps 0.1: does nothing without --attack'),
+        (['--boxes-dir', 'x'], '--boxes-dir x: does nothing without --cam-boxes'),
+        (['--boxes-key', 'x', '--cam-metrics'], '--boxes-key x: does nothing without --cam-boxes'),
     ):
         with pytest.raises(UsageError, match=message):
             parse_validate_options(argv)

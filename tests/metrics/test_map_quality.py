@@ -107,7 +107,7 @@ def test_two_processes_give_the_figures_of_one(run, tmp_path, capsys):
 def test_wrong_use(run, images, capsys, tmp_path):
     for argv, message in (
         (['--cam-metrics', '--cam-topk', '0'], '--cam-topk 0: expected 1 or more'),
-        (['--cam-classes-file', 'x.csv'], '--cam-classes-file x.csv: needs --cam-metrics'),
+        (['--cam-classes-file', 'x.csv'], '--cam-classes-file x.csv: does nothing without --cam-metrics'),
         (['--cam-metrics', '--torchcompile'], '--cam-metrics: not together with --torchcompile'),
         (['--cam-metrics', '--cam-classes-file', tmp_path / 'no' / 'x.csv'], 'its folder does not exist.'),
     ):

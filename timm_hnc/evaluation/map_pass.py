@@ -19,7 +19,7 @@ from timm_hnc.evaluation.evaluate import Autocast
 from timm_hnc.files.tables import write_csv
 from timm_hnc.metrics.deletion import CURVES, curve_areas
 from timm_hnc.metrics.map_quality import MapQuality
-from timm_hnc.options import check_range
+from timm_hnc.options import check_range, refuse_alone
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,10 @@ class MapOptions:
     def __post_init__(self) -> None:
         check_range(self, 'cam_topk', low=1)
         check_range(self, 'cam_curves', low=0)
-        if self.cam_topk != MapOptions.cam_topk and not self.cam_metrics:
-            raise UsageError(f'--cam-topk {self.cam_topk}: needs --cam-metrics.')
-        if self.boxes_dir and not self.cam_boxes:
-            raise UsageError(f'--boxes-dir {self.boxes_dir}: needs --cam-boxes.')
-        if self.cam_classes_file and not self.cam_metrics:
-            raise UsageError(f'--cam-classes-file {self.cam_classes_file}: needs --cam-metrics.')
+        if not self.cam_metrics:
+            refuse_alone(self, '--cam-metrics', ('cam_topk', 'cam_classes_file'))
+        if not self.cam_boxes:
+            refuse_alone(self, '--cam-boxes', ('boxes_dir', 'boxes_key', 'boxes_format'))
 
     @property
     def first(self) -> str | None:

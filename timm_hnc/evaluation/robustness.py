@@ -20,7 +20,7 @@ from timm_hnc.evaluation.evaluate import Autocast, evaluate
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.base import raised
-from timm_hnc.options import check_range, flag_of
+from timm_hnc.options import check_range, refuse_alone
 
 _logger = logging.getLogger(__name__)
 _ROUNDING = 1e-6
@@ -60,13 +60,8 @@ class AttackOptions:
         check_range(self, 'attack_steps', 'attack_restarts', low=1)
         self.attacks()
         used = {'attack', *(name for each in self.attack for name in _USED_BY[each])}
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if option.name == 'attack_eps':
-                value = tuple(value)
-            if option.name not in used and value != option.default:
-                needed = 'pgd' if self.attack else 'fgsm or --attack pgd'
-                raise UsageError(f'{flag_of(option.name)}: does nothing without --attack {needed}.')
+        unused = [each.name for each in fields(self) if each.name not in used]
+        refuse_alone(self, '--attack pgd' if self.attack else '--attack fgsm or --attack pgd', unused)
 
     def attacks(self) -> list[Attack]:
         """Each attack at each eps."""

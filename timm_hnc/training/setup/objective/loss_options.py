@@ -11,7 +11,7 @@ from timm_hnc.losses.auto_weight import DEFAULT_SHARE, AutoWeight
 from timm_hnc.losses.base import Loss, Needs
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
-from timm_hnc.options import check_range, flag_of
+from timm_hnc.options import check_range, refuse_alone
 
 LOSS_LR = 0.5  # of the centers of center loss, their paper's alpha
 
@@ -54,10 +54,7 @@ class HNCOptions:
                 self, 'hnc_weight', DEFAULT_WEIGHTS[self.hnc] if self.hnc_weight is None else self.hnc_weight
             )
             return
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if value != each.default:
-                raise UsageError(f'{flag_of(each.name)} {value}: does nothing without --hnc.')
+        refuse_alone(self, '--hnc', (each.name for each in fields(self)))
 
     @property
     def on(self) -> bool:
@@ -129,15 +126,14 @@ class MapLossOptions:
             found[name] = value
         if 'teacher' in found and not self.map_teacher:
             raise UsageError('--map-loss teacher: needs --map-teacher.')
-        if self.map_teacher and 'teacher' not in found:
-            raise UsageError(f'--map-teacher {self.map_teacher}: does nothing without --map-loss teacher.')
+        if 'teacher' not in found:
+            refuse_alone(self, '--map-loss teacher', ['map_teacher'])
         object.__setattr__(self, 'map_loss', tuple(f'{name}={weight:.12g}' for name, weight in found.items()))
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name.startswith(('boxes_', 'masks_')) and value != each.default and not self.needs_objects:
-                raise UsageError(f'{flag_of(each.name)} {value}: does nothing without a --map-loss that needs boxes.')
-        if self.masks_grey and not self.masks_flag:
-            raise UsageError('--masks-grey: does nothing without --masks-dir or --masks-key.')
+        if not self.needs_objects:
+            of_objects = (each.name for each in fields(self) if each.name.startswith(('boxes_', 'masks_')))
+            refuse_alone(self, 'a --map-loss that needs boxes', of_objects)
+        if not self.masks_flag:
+            refuse_alone(self, '--masks-dir or --masks-key', ['masks_grey'])
         others = {'--masks-key': self.masks_dir and self.masks_key, '--boxes-dir': self.masks_flag and self.boxes_dir}
         for other, given in others.items():
             if given:
