@@ -1,7 +1,7 @@
 """timm's training tasks for losses on class maps, and with HNC and others beside them (Eq. 7, Eq. 9 of the paper)."""
 
+import logging
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import check_trainable
-from timm_hnc.cam.negatives import negative_classes
+from timm_hnc.cam.negatives import ROUNDING
 from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.distillation import Student
 from timm_hnc.losses import HNCLoss
@@ -23,6 +23,7 @@ from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.losses.maps.base import MapLoss
 
+_logger = logging.getLogger(__name__)
 _OF_THE_TASK = ('loss', 'output', 'criterion', 'hnc', 'hnc_weight', 'kd_loss', 'task_loss')
 
 
@@ -78,6 +79,7 @@ class ClassMapTask(ClassificationTask):
             given, classes = criterion_kwargs or {}, 2 if self.multi_label else cam_model.num_classes
             target_floor = given.get('smoothing', 0.0) / classes if given.get('soft_targets') else 0.0
         self.target_floor = target_floor
+        self._saw_targets = False
         self.distillation: TrainingTask | None = None
         if distil is not None:
             self.student = Student(cam_model)
@@ -111,9 +113,26 @@ class ClassMapTask(ClassificationTask):
                 f'{str(target.dtype).removeprefix("torch.")} of shape {tuple(target.shape)}.'
             )
         target = class_indices(target)
+        if self.looks_at_absent_classes and not (self._saw_targets or torch.compiler.is_compiling()):
+            self._look_at_targets(target)
         if 'two_views' not in (getattr(each, 'needs', None) for each in (self.criterion, *self.map_losses.values())):
             return input, target
         return torch.cat([input, input.flip(-1)]), target.repeat(2, *[1] * (target.ndim - 1))
+
+    @property
+    def looks_at_absent_classes(self) -> bool:
+        """Whether a loss beside the criterion may be of the maps of absent classes."""
+        return bool(self.map_losses)
+
+    def _look_at_targets(self, target: Tensor) -> None:
+        """Warn of a first batch that was smoothed, where `target_floor` does not say so."""
+        self._saw_targets = True
+        if target.ndim == 2 and (target > self.target_floor + ROUNDING).all() and (target < 1).any():
+            _logger.warning(
+                f'All images of the first batch have targets above {self.target_floor:g} for all classes, so that none '
+                'is absent, and losses on maps of absent classes do nothing: give targets that are not smoothed, or '
+                f'target_floor, the value that smoothing gives to absent classes (smoothing / {target.shape[1]}).'
+            )
 
     def criterion_and_maps(self, images: Tensor, target: Tensor) -> tuple[Tensor, ClassMaps, dict[str, Tensor]]:
         """The criterion of these views, the class maps of the classifier that is exported, and a teacher's parts."""
@@ -233,7 +252,11 @@ class HNCTask(ClassMapTask):
         self.hnc = hnc
         self.hnc_weight = hnc_weight
         self.hnc_joins = True
-        self._saw_negatives = False
+
+    @property
+    def looks_at_absent_classes(self) -> bool:
+        """HNC does."""
+        return True
 
     def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
         """Forward pass and losses.
@@ -250,8 +273,6 @@ class HNCTask(ClassMapTask):
         batch_size = len(target)
         images, target = self.views(input, target)
         criterion, plain, of_teacher = self.criterion_and_maps(images, target)
-        if not (self._saw_negatives or torch.compiler.is_compiling()):
-            self._look_for_negatives(target, plain.num_classes)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
             hnc = self.hnc(plain, target, self.target_floor)
         loss, others = self.with_map_losses(criterion, plain, target, images, masks)
@@ -264,16 +285,6 @@ class HNCTask(ClassMapTask):
             weight = parts['hnc_weight'] = value.to(hnc.dtype)
         loss = loss + weight * hnc if self.hnc_joins else loss
         return {'loss': loss, 'output': plain.logits[:batch_size], **parts}
-
-    def _look_for_negatives(self, target: Tensor, num_classes: int) -> None:
-        """Warn, once, of dense targets of which no class is absent: smoothing lifts them above `target_floor`."""
-        self._saw_negatives = True
-        if target.ndim == 2 and not negative_classes(target, num_classes, self.target_floor).any():
-            warnings.warn(
-                'HNC does nothing: no class is absent from any image, all targets are above '
-                f'{self.target_floor:g}. With label smoothing give target_floor=smoothing / {num_classes}.',
-                stacklevel=2,
-            )
 
 
 class ClassMapMultiLabelTask(ClassMapTask, MultiLabelClassificationTask):

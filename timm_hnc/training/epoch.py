@@ -176,7 +176,7 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
             masks = ObjectMasks(*parts)
         check_batch(target, len(run.data.class_names), indices=not several, values=values)
         if index == first and epoch == run.start_epoch:
-            _check_first_batch(run, input, target)
+            _check_first_batch(run, input)
         if mixup is not None:
             input, target = mixup(input, target)
         last = index + 1 == length or (index + 1) % steps == 0
@@ -184,18 +184,10 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
         yield Step(index, window, last, input, target, masks)
 
 
-def _check_first_batch(run: Run, input: Any, target: Tensor) -> None:
-    """Look at what only a loader that is provided may have: images of another size, targets that are smoothed."""
-    options = run.options
+def _check_first_batch(run: Run, input: Any) -> None:
+    """Look at what only a loader that is provided may have: images of another size."""
     if isinstance(input, Tensor) and input.ndim == 4:
-        check_image_size(options, run.model, (input.shape[1], input.shape[2], input.shape[3]))
-    if options.mixup.active or not options.needs_class_maps or not target.is_floating_point():
-        return
-    if (target > 0).all() and (target < 1).any():
-        _logger.warning(
-            f'{options.loss_flag}: all images of the first batch have targets above 0 for all classes, so that none is '
-            'absent; give targets that are not smoothed.'
-        )
+        check_image_size(run.options, run.model, (input.shape[1], input.shape[2], input.shape[3]))
 
 
 def _batch_scale(run: Run, batch_size: int) -> float:
