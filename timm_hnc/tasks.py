@@ -126,12 +126,13 @@ class ClassMapTask(ClassificationTask):
 
     def _look_at_targets(self, target: Tensor) -> None:
         """Warn of a first batch that was smoothed, where `target_floor` does not say so."""
-        self._saw_targets = True
+        self._saw_targets = target.ndim == 2
         if target.ndim == 2 and (target > self.target_floor + ROUNDING).all() and (target < 1).any():
+            classes = 2 if self.multi_label else target.shape[1]
             _logger.warning(
                 f'All images of the first batch have targets above {self.target_floor:g} for all classes, so that none '
                 'is absent, and losses on maps of absent classes do nothing: give targets that are not smoothed, or '
-                f'target_floor, the value that smoothing gives to absent classes (smoothing / {target.shape[1]}).'
+                f'target_floor, the value that smoothing gives to absent classes (smoothing / {classes}).'
             )
 
     def criterion_and_maps(self, images: Tensor, target: Tensor) -> tuple[Tensor, ClassMaps, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ import torchvision
 from attacked_network import EPS, LABELS, STEP, STEPS, Network, images
 from running import MODEL, NARROW, SMALL, failure, train, validate
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_hnc
@@ -147,6 +148,7 @@ def test_models_of_other_images(make, channels, mean, std):
     x = torch.rand(2, channels, 64, 64)
     mean, std = (torch.as_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     torch.testing.assert_close(normalized(model)(x), model((x - mean) / std), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(normalized(ModelEmaV3(model)).mean, mean.expand(1, channels, 1, 1))
     found = attack(normalized(model), x, LABELS[:2].int(), Attack('fgsm', 0.1))
     torch.testing.assert_close(found, attack(normalized(model), x, LABELS[:2], Attack('fgsm', 0.1)))
 

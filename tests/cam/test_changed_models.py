@@ -5,6 +5,8 @@ import threading
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
+from running import forget_run
 from torch import nn
 
 from timm_hnc import CamModel, HNCTask
@@ -181,9 +183,43 @@ def test_hooks_that_look_see_the_pass_of_the_maps():
     torch.testing.assert_close(maps.maps().mean((2, 3)), cam_model(x))
 
 
+def test_a_forward_that_is_its_own_again():
+    cam_model, accelerator = CamModel(resnet()), Accelerator(cpu=True, mixed_precision='bf16')
+    expected = cam_model.class_maps(images()).maps()
+    prepared = accelerator.prepare(cam_model.model)
+    with pytest.raises(ValueError, match=r'its forward\(\) was replaced'):
+        cam_model.class_maps(images())
+    model = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    assert 'forward' in vars(model)
+    for wrapped in (cam_model, CamModel(model)):
+        torch.testing.assert_close(wrapped.class_maps(images()).maps(), expected)
+    forget_run()
+
+
+@pytest.mark.parametrize('meta', [False, True])
+@pytest.mark.parametrize('batch', [0, 2])
+def test_hooks_that_change_types_and_layouts_alone(batch, meta):
+    cam_model = CamModel(resnet().half())
+    model = cam_model.model
+    model.fc.float()
+    model.fc.register_forward_pre_hook(lambda module, args: (args[0].float(),))
+    model.fc.register_forward_hook(lambda module, args, logits: logits.double())
+    model.register_forward_pre_hook(lambda module, args: args[0].half().to(memory_format=torch.channels_last))
+    model.register_forward_hook(lambda module, args, logits: logits.float())
+    x = images()[:batch]
+    if meta:
+        assert cam_model.to('meta').class_maps(x.to('meta')).logits.is_meta
+        return
+    maps = cam_model.class_maps(x)
+    assert maps.logits.dtype == torch.float32
+    torch.testing.assert_close(maps.logits, cam_model(x))
+    torch.testing.assert_close(maps.maps().float().mean((2, 3)), maps.logits, atol=5e-3, rtol=5e-3)
+
+
 def test_a_forward_that_was_replaced_before():
     model = resnet()
-    model.forward = model.forward
+    forward = model.forward
+    model.forward = lambda x: 2 * forward(x)
     with pytest.raises(UnsupportedHead, match=r'was replaced, by a patch .* accelerator\.prepare\(CamModel\(model\)\)'):
         CamModel(model)
 

@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 from loss_cases import (
@@ -42,6 +44,9 @@ def test_class_indices_of_any_type(name, dtype):
     maps = class_maps(*draw_factors(5 * batch_of(loss) // 4))
     labels = torch.tensor([1, 2, 3, 4, 1])  # as many as classes, and none is 0: as a mask they would do
     torch.testing.assert_close(evaluate(loss, maps, labels.to(dtype)), evaluate(loss, maps, labels))
+    first = next(iter(inspect.signature(loss.forward).parameters))
+    given = {first: maps.logits if loss.needs == 'logits' else maps, 'target': labels.to(dtype)}
+    torch.testing.assert_close(loss(**given), evaluate(loss, maps, labels))
 
 
 @each

@@ -73,7 +73,7 @@ def fails(tmp_path, capsys):
         ),
         ('--bn-momentum 0.1', "timm cannot make 'test_resnet' with these options"),
         ('--opt adamw --opt-betas 0.9', '--opt-betas 0.9: expected 2 or more.'),
-        ('--cutmix-minmax 0.2 0.21', '--cutmix-minmax 0.2 0.21: between them no share of'),
+        ('--cutmix-minmax 0.2 0.21', '--cutmix-minmax 0.2 0.21: no whole number of'),
         ('--opt-kwargs nothing=3', '--opt sgd cannot be made with these options'),
         (
             '--dataset hnc/letters',

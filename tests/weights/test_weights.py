@@ -113,7 +113,7 @@ def test_an_export_shares_nothing_with_the_model(model):
     assert state['fc.weight'].any()
 
 
-@pytest.mark.parametrize('change', [prune.random_unstructured, weight_norm])
+@pytest.mark.parametrize('change', [prune.random_unstructured, weight_norm, torch.nn.utils.weight_norm])
 def test_weights_that_timm_does_not_know_are_not_saved(model, tmp_path, change):
     change(model.fc, 'weight', *([0.5] if change is prune.random_unstructured else []))
     with pytest.raises(UsageError, match=r"plain timm has no weight 'fc\..*permanent first"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from timm.data import resolve_input_data_config
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -61,14 +62,15 @@ def normalized(model: Any, mean: Any = None, std: Any = None) -> Normalized:
 
     Args:
         model: a timm model or CamModel, or any classifier that returns logits.
-        mean: a value a channel, the model's own if None, ImageNet's where it does not say.
+        mean: a value a channel, the model's own if None, ImageNet's of three channels where it does not say.
         std: the same.
 
     Example:
         >>> classifier = normalized(timm.create_model('resnet18').eval())
         >>> autoattack.AutoAttack(classifier, norm='Linf', eps=8 / 255).run_standard_evaluation(images, labels)
     """
-    own = model.data_config if isinstance(model, CamModel) else resolve_input_data_config(model)
+    inner = unwrap_model(model)
+    own = inner.data_config if isinstance(inner, CamModel) else resolve_input_data_config(inner)
     mean, std = own['mean'] if mean is None else mean, own['std'] if std is None else std
     return Normalized(model, mean, std).to(next(model.parameters()).device)
 

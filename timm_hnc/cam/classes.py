@@ -16,7 +16,7 @@ def class_indices(classes: Classes, batch: int, num_classes: int, device: torch.
         indices = _numbers(classes, batch)
         wrong = [index for index in indices if not 0 <= index < num_classes]
         if wrong:
-            raise out_of_range(wrong[0], num_classes)
+            raise _out_of_range(wrong[0], num_classes)
         return torch.tensor(indices, dtype=torch.int64, device=device).expand(batch, -1)
     integers = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
     if integers and not classes.ndim:
@@ -31,7 +31,7 @@ def class_indices(classes: Classes, batch: int, num_classes: int, device: torch.
         return classes
     outside = classes[(classes < 0) | (classes >= num_classes)]
     if len(outside):
-        raise out_of_range(outside[0].item(), num_classes)
+        raise _out_of_range(outside[0].item(), num_classes)
     return classes
 
 
@@ -49,6 +49,5 @@ def _numbers(classes: Any, batch: int) -> list[int]:
         ) from None
 
 
-def out_of_range(index: int | float, num_classes: int) -> IndexError:
-    """The error of a class index that is none of a model's."""
+def _out_of_range(index: int | float, num_classes: int) -> IndexError:
     return IndexError(f'class {index} is out of range: the model has {num_classes} classes, from 0 on.')

@@ -9,10 +9,11 @@ from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 
 from timm_hnc.cam.class_maps import ClassMaps
-from timm_hnc.cam.heads.base import Kind, TimmModel, otherwise
+from timm_hnc.cam.heads.base import Kind, TimmModel, forward_of
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, is_of_timm, logits_of
 from timm_hnc.cam.heads.naflex_head import naflex_class_maps
 from timm_hnc.cam.heads.probe import MapHead, probe_head
+from timm_hnc.cam.heads.refusal import otherwise
 from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.cam.own_hooks import show_input, show_output
 
@@ -138,10 +139,12 @@ class CamModel(nn.Module):
         checked = not torch.compiler.is_compiling()
         goes_around = checked and (isinstance(x, Mapping) or not isinstance(self.head, HookedHead))
         if goes_around:
-            show_input(self.model, x)
+            if forward_of(self.model) is not type(self.model).forward:
+                raise otherwise(self.model, 'its forward() was replaced: patch the CamModel in its place')
+            x = show_input(self.model, x)
         class_maps = naflex_class_maps(self.model, x) if isinstance(x, Mapping) else self.head.class_maps(self.model, x)
         if goes_around:
-            show_output(self.model, x, class_maps.logits)
+            class_maps.logits = show_output(self.model, x, class_maps.logits)
         if checked and is_of_timm(self.model):
             _check_number_of_classes(self.model, class_maps.num_classes)
         if checked and not self.model.training:

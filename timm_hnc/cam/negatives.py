@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from timm_hnc.cam.classes import out_of_range
-
 # timm's mixup builds its targets by rounding arithmetic; an absent class may exceed its smoothing value by that much
 ROUNDING = 1e-6
 
@@ -14,7 +12,7 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
 
     Args:
         target: (B,) class indices, or (B, n) with a value a class (several labels, mixup, cutmix, smoothing). What is
-            absent is not known of an index below 0, such as the -100 that cross-entropy ignores: no class.
+            absent is not known of an index outside 0 to n - 1, such as the -100 that cross-entropy ignores: no class.
         num_classes: n.
         target_floor: the value that smoothing gives to absent classes; a class is present above it.
 
@@ -24,15 +22,10 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
     Raises:
         ValueError: the target has neither shape.
         TypeError: it is no tensor.
-        IndexError: a class index is not among the n (on the CPU, where that is known at once).
     """
     if not isinstance(target, Tensor):
         raise TypeError(f'the target is a {type(target).__name__}: expected a tensor.')
     if target.ndim == 1 and not target.is_floating_point() and target.dtype != torch.bool:
-        if target.device.type == 'cpu' and len(target) and not torch.compiler.is_compiling():
-            highest = int(target.max())
-            if highest >= num_classes:
-                raise out_of_range(highest, num_classes)
         own = _own_classes(target, num_classes)
         return ~own & own.any(1, keepdim=True)
     if target.ndim == 2 and target.shape[1] == num_classes:
@@ -87,7 +80,7 @@ def topk_positives(logits: Tensor, target: Tensor, k: int, target_floor: float =
 
 def _own_classes(target: Tensor, num_classes: int) -> Tensor:
     """(B, n) bool of (B,) class indices."""
-    return torch.arange(num_classes, device=target.device) == target[:, None]
+    return torch.arange(num_classes, device=target.device) == target.long()[:, None]
 
 
 def _topk(logits: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:

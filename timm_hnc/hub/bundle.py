@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.utils import unwrap_model
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
@@ -41,13 +42,15 @@ def bundle_model(
         DataError: the weights do not give the same logits when they are loaded again.
         OSError: the folder cannot be written.
     """
+    model = unwrap_model(model)
+    model = unwrap_model(model.model) if isinstance(model, CamModel) else model
     save_pretrained(model, folder, class_names, data_config, hnc)
     check_weights(folder, model)
     config = json.loads((folder / 'config.json').read_text())
     if facts.licence:
         config['pretrained_cfg']['license'] = facts.licence
         write_json(folder / 'config.json', config)
-    facts = replace(facts, config=config, has_maps=has_maps(model.model if isinstance(model, CamModel) else model))
+    facts = replace(facts, config=config, has_maps=has_maps(model))
     (folder / 'README.md').write_text(render_card(facts), encoding='utf-8')
 
 

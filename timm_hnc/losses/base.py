@@ -54,9 +54,13 @@ class Loss(nn.Module):
 
     smoothing: float = 0.0
 
-    def __call__(self, output: Any, target: Tensor) -> Tensor:
-        """The loss of a batch; class indices may be integers of any type."""
-        loss: Tensor = super().__call__(output, class_indices(target))
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        """The loss of a batch, as `forward`; class indices may be integers of any type."""
+        if len(given) > 1:
+            given = (given[0], class_indices(given[1]), *given[2:])
+        if 'target' in named:
+            named['target'] = class_indices(named['target'])
+        loss: Tensor = super().__call__(*given, **named)
         return loss
 
     @classmethod

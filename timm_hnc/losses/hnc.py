@@ -4,7 +4,6 @@ Paper: Fixing Localization Errors to Improve Image Classification (Sun et al., E
 """
 
 import math
-from numbers import Real
 from typing import Any
 
 import torch
@@ -36,7 +35,10 @@ def check_options(variant: str, topk: int, alpha: float, reduction: str) -> None
 
 
 def _is_finite(number: Any) -> bool:
-    return isinstance(number, Real) and math.isfinite(number)
+    try:
+        return math.isfinite(number)
+    except TypeError:
+        return False
 
 
 def hnc_loss(
@@ -83,7 +85,6 @@ def hnc_loss(
     Raises:
         ValueError: an option or the target's shape is wrong, or a gradient is wanted of maps that have none.
         TypeError: the class maps or the target are of another type.
-        IndexError: a class index is not among the n (`negative_classes`).
 
     Example:
         >>> maps = CamModel(timm.create_model('resnet18')).class_maps(torch.randn(2, 3, 224, 224))

@@ -20,6 +20,7 @@ from timm_hnc.files.manifest import MANIFEST, check_manifest
 from timm_hnc.files.tables import write_json
 
 WEIGHTS = 'model.safetensors'
+_OTHERS = ('_orig', 'weight_g', 'weight_v')  # ends of names: of pruning and spectral norm, of weight norm
 
 
 def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -112,11 +113,11 @@ def save_pretrained(
             "safetensors.torch.save_model(model, 'model.safetensors') saves its weights."
         )
     weights = export_state_dict(model)
-    other = next((name for name in weights if name.endswith('_orig') or 'parametrizations.' in name), None)
+    other = next((name for name in weights if name.endswith(_OTHERS) or 'parametrizations.' in name), None)
     if other:
         raise UsageError(
-            f"plain timm has no weight '{other}': make pruning (torch.nn.utils.prune.remove) or parametrisation "
-            '(torch.nn.utils.parametrize.remove_parametrizations) permanent first.'
+            f"plain timm has no weight '{other}': make pruning, weight or spectral norm permanent first (in "
+            'torch.nn.utils: prune.remove, remove_weight_norm, parametrize.remove_parametrizations ...).'
         )
     config: dict[str, Any] = {}
     if class_names:

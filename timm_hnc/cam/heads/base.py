@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.grids import Cell, Grid, token_grid
 from timm_hnc.cam.heads.detached_functions import DetachedDropout
+from timm_hnc.cam.heads.refusal import otherwise
+from timm_hnc.cam.own_hooks import same_values, watched
 
 Layout = Literal['NCHW', 'NHWC', 'NLC']
 TimmModel = Any  # an nn.Module with forward_features, forward_head, get_classifier; timm has no common type for it
@@ -92,20 +94,16 @@ class Head:
         """Logits and maps of images, in one forward pass."""
         features = model.forward_features(x)
         factors: list[Tensor] = []
-        with DetachedDropout(factors):
+        with DetachedDropout(factors), watched([model.get_submodule(name) for name in self.classifiers]) as hooked:
             logits = model.forward_head(features)
         self._check_as_probed(model, logits)
+        if not all(same_values(given, found) for given, found in hooked):
+            raise otherwise(model, 'a hook changes what enters or leaves its classifier')
         positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
         for factor in factors:
             positions = positions * factor.flatten(1)[:, None]
         weight, bias = self.linear(model)
-        maps = ClassMaps(positions, weight, bias, grid, logits)
-        if not torch.compiler.is_compiling() and any(_hooks_of(model.get_submodule(name)) for name in self.classifiers):
-            with torch.no_grad():
-                mean = nn.functional.linear(positions.mean(1), weight, bias)
-            if logits.isfinite().all() and not agree(logits, mean):
-                raise otherwise(model, 'a hook changes what enters or leaves its classifier')
-        return maps
+        return ClassMaps(positions, weight, bias, grid, logits)
 
     def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
         for before, now in zip(self.pools, pools_of(model), strict=True):
@@ -133,7 +131,9 @@ class Head:
         if not all(isinstance(layer, nn.Conv2d if self.convolutional else nn.Linear) for layer in layers):
             raise otherwise(model, f'its classifier is of the type {type(layers[0]).__name__} now')
         if not torch.compiler.is_compiling() and any(forward_of(layer) is not self.forward for layer in layers):
-            raise otherwise(model, f'its classifier, a {type(layers[0]).__name__}, has another forward() now')
+            raise otherwise(
+                model, f'its classifier, a {type(layers[0]).__name__}, has another forward() now: wrap the model anew'
+            )
         if len(layers) == 1:
             return layers[0].weight.flatten(1), layers[0].bias
         weight = sum(layer.weight for layer in layers) / len(layers)
@@ -158,18 +158,9 @@ def forward_of(module: nn.Module) -> Any:
     return getattr(forward, '__func__', forward)
 
 
-def _hooks_of(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def agree(logits: Tensor, expected: Tensor) -> bool:
     """Whether two ways to the logits lead to the same, within the type's rounding."""
     tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
     if logits.shape != expected.shape:
         return False
     return bool((logits - expected).abs().max() <= tolerance * expected.abs().max() + 1e-6)
-
-
-def otherwise(model: nn.Module, reason: str) -> ValueError:
-    """The error of a pass that is not as the probed one."""
-    return ValueError(f'no class maps: {type(model).__name__} works otherwise than when it was probed ({reason}).')

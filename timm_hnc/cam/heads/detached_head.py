@@ -12,7 +12,8 @@ from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.positions import PositionTracker
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.grids import Cell, Grid, token_grid
-from timm_hnc.cam.heads.base import TimmModel, otherwise
+from timm_hnc.cam.heads.base import TimmModel
+from timm_hnc.cam.heads.refusal import otherwise
 
 Maps = TypeVar('Maps')
 # the kind is the first of these that the head has

@@ -15,7 +15,7 @@ from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.heads.any_model import find_hooked_head
-from timm_hnc.cam.heads.base import Head, TimmModel, agree
+from timm_hnc.cam.heads.base import Head, TimmModel, agree, forward_of
 from timm_hnc.cam.heads.detached_head import KINDS, Branch, DetachedHead, detached_class_maps, followed_calls
 from timm_hnc.cam.heads.detached_tail import DetachedTail
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, is_of_timm
@@ -145,10 +145,11 @@ def _find(model: TimmModel) -> MapHead:
         raise Refused('it has no num_classes', f'set it to the number of its classes, or {_NAMED}')
     if not model.num_classes:
         raise Refused('it has no classifier', 'create it with num_classes=N (--num-classes N)')
-    if 'forward' in vars(model):
+    if forward_of(model) is not type(model).forward:
         raise Refused(
             'its forward() was replaced, by a patch or by accelerator.prepare()',
-            f'wrap the model as it was, accelerator.prepare(CamModel(model)), or {_NAMED}',
+            'wrap the model before, accelerator.prepare(CamModel(model)), or take it out again, '
+            f'accelerator.unwrap_model(model, keep_fp32_wrapper=False), or {_NAMED}',
         )
     found = _features(model, get_model_input_config(model)['input_size'])
     _check_number_of_classes(found)

@@ -1,5 +1,7 @@
 """Why a head is refused, on its way to who says it to the user."""
 
+from torch import nn
+
 ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
 """What models raise where they cannot do what is tried on them."""
 
@@ -16,3 +18,8 @@ class Refused(Exception):
         super().__init__(reason)
         self.reason = reason
         self.way_out = way_out
+
+
+def otherwise(model: nn.Module, reason: str) -> ValueError:
+    """The error of a pass that is not as the probed one."""
+    return ValueError(f'no class maps: {type(model).__name__} works otherwise than when it was probed ({reason}).')

@@ -55,8 +55,9 @@ def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, i
     others, cell = options.sizes.train_img_sizes or (), cell_size(model)
     side = min(*input_size[1:], *others)
     low, high = options.mixup.cutmix_minmax or (0, 1)
-    if int(side * low) >= int(side * high):  # timm draws a whole number of pixels from this range
-        raise UsageError(f'--cutmix-minmax {low:g} {high:g}: between them no share of {side} pixels is a whole number.')
+    for pixels in (*input_size[1:], *others):
+        if int(pixels * low) >= int(pixels * high):  # timm draws a whole number of pixels from this range
+            raise UsageError(f'--cutmix-minmax {low:g} {high:g}: no whole number of {pixels} pixels is such a share.')
     if options.hnc.hnc in ('kd', 'var') and side == cell == min((max(input_size[1:]), *others)):
         raise UsageError(
             f"--hnc {options.hnc.hnc}: the maps that '{options.model.model}' has of images of {side} pixels are a "
