@@ -255,6 +255,9 @@ def test_reassessed_labels(tmp_path, capsys):
     _, part = split_off(predicted, 0.4, 42)
     figures = validate(capsys, *argv, '--real-labels', tmp_path / 'half.json', '--holdout', 0.4)
     assert figures['top1'] == pytest.approx(100 * (part.indices % 2 == 0).mean(), abs=1e-4)
+    (tmp_path / 'few.json').write_text('[[0], [1]]')
+    code, line = failure(capsys, 'validate', *argv, '--real-labels', tmp_path / 'few.json')
+    assert (code, line.rpartition(': ')[2]) == (1, 'it has not one entry for each of the images.')
     path.rename(path.with_suffix('.png'))
     code, line = failure(capsys, 'validate', *argv, '--real-labels', tmp_path / 'real.json')
     assert code == 1

@@ -72,6 +72,14 @@ def fails(tmp_path, capsys):
             "--grad-checkpointing: 'dla46_c' has none, leave it out.",
         ),
         ('--bn-momentum 0.1', "timm cannot make 'test_resnet' with these options"),
+        (
+            '--model test_vit --img-size 40 --model-kwargs',
+            "--model 'test_vit': it takes no images of 3 x 40 x 40: Input height (40) should be divisible by",
+        ),
+        ('--sched step --decay-epochs 0', '--decay-epochs 0.0: expected more than 0.'),
+        ('--lr-cycle-limit 0', '--lr-cycle-limit 0: expected 1 or more.'),
+        ('--start-epoch 5 --epochs 3', '--start-epoch 5: the run ends after 3 epochs.'),
+        ('--model-dtype float16 --model-ema', '--model-ema: not together with --model-dtype float16'),
         ('--opt adamw --opt-betas 0.9', '--opt-betas 0.9: expected 2 or more.'),
         ('--cutmix-minmax 0.2 0.21', '--cutmix-minmax 0.2 0.21: no whole number of'),
         ('--opt-kwargs nothing=3', '--opt sgd cannot be made with these options'),
@@ -100,6 +108,12 @@ def test_wrong_usage_has_exit_code_2(fails, images, capsys, argv, message):
     code, line = fails('--data-dir', images, *argv.split())
     assert code == 2
     assert message in line
+
+
+def test_a_data_set_of_no_known_kind(fails):
+    code, line = fails('--dataset', 'nope/x')
+    assert code == 2
+    assert "--dataset 'nope/x': expected a name that begins with torch, hfds, hfids, wds, tfds or hnc." in line
 
 
 @pytest.mark.parametrize(

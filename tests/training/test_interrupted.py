@@ -51,8 +51,17 @@ def undisturbed(images, tmp_path_factory):
         '--label-noise symmetric:0.2 --hnc kd --hnc-start-epoch 1 --loss anchor --drop-path 0.2',
         '--loss center --train-img-sizes 24 32 --opt lookahead_sgd',
         '--aug-splits 2 --jsd-loss --split-bn --sched plateau --patience-epochs 0',
+        '--model-dtype bfloat16 --model-ema --model-ema-decay 0.9',
     ],
-    ids=['hnc-ema', 'workers', 'accumulation', 'label-noise-anchor', 'center-sizes-lookahead', 'augmix-plateau'],
+    ids=[
+        'hnc-ema',
+        'workers',
+        'accumulation',
+        'label-noise-anchor',
+        'center-sizes-lookahead',
+        'augmix-plateau',
+        'bf16',
+    ],
 )
 def test_killed_twice_inside_epochs_is_not_killed(options, monkeypatch, at_update, extra):
     argv = [*AUGMENTED, *extra.split(), '--epochs', 2, '--checkpoint-interval', 2]

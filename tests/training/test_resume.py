@@ -226,6 +226,20 @@ def test_an_existing_run_folder_is_refused_without_resume(run, options, capsys):
     assert contents(run) == before
 
 
+def test_a_folder_without_anything_to_go_on_with_is_no_run(tmp_path, options):
+    folder = tmp_path / 'ended-early'
+    folder.mkdir()
+    (folder / 'args.yaml').write_text('epochs: 3')
+    assert train(*options(folder.name)) == folder
+
+
+@pytest.mark.parametrize('name', ['..', '.', 'a/../..'])
+def test_a_run_keeps_to_a_folder_of_its_own(tmp_path, options, capsys, name):
+    code, message = failure(capsys, 'train', *options(name))
+    assert (code, message) == (2, f"--experiment '{name}': expected the name of a folder in that of --output.")
+    assert not (tmp_path / 'args.yaml').exists()
+
+
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [

@@ -163,6 +163,22 @@ def test_a_weight_that_follows_settles_behind_the_warmup_and_is_published(images
     assert f'{config["hnc"]["weight"]:.4g}' in lines[-1]
 
 
+def test_a_stream_of_several_labels(multi_label, tmp_path, capsys):
+    words = [word.replace('hfds/', 'hfids/') for word in multi_label]
+    counts = ['--train-num-samples', 20, '--val-num-samples', 8]
+    folder = train(*words, *SMALL, *counts, '--output', tmp_path, '--experiment', 'run')
+    found = validate(capsys, *words, '--checkpoint', folder, '--workers', 0, '--device', 'cpu', '--num-samples', 8)
+    assert found['map'] == pytest.approx(result(folder)['final']['map'], abs=1e-4)
+
+
+def test_options_that_do_nothing_here_are_told(images, tmp_path, caplog):
+    argv = ['--epoch-repeats', 3, '--save-epochs', 9, '--output', tmp_path, '--experiment', 'run']
+    train('--data-dir', images, *SMALL, *argv)
+    told = ' '.join(record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
+    assert '--epoch-repeats 3: does nothing with data that are no stream' in told
+    assert '--save-epochs 9: the run ends after 1 epochs.' in told
+
+
 @pytest.mark.parametrize('task', ['images', 'multi_label'])
 @pytest.mark.parametrize('hnc', ['none', 'mse', 'kd'])
 def test_every_loss_on_one_label_and_on_several(task, hnc, request, tmp_path):

@@ -33,6 +33,7 @@ _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/coco': read_coco,
 }
 _PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'wds': 'webdataset'}
+_PREFIXES = ('torch', *_PACKAGES, 'tfds')
 
 
 def create_dataset(
@@ -102,6 +103,8 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
     package = _PACKAGES.get(prefix)
     if package and find_spec(package) is None:
         raise UsageError(f'--dataset {name} needs the package {package}: pip install "timm_hnc[data]".')
+    if prefix and not root and prefix not in _PREFIXES:
+        raise UsageError(f"--dataset '{name}': expected a name that begins with {', '.join(_PREFIXES)} or hnc.")
     if not prefix:
         _check_folder(root, split)
     try:

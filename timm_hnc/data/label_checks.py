@@ -32,7 +32,7 @@ def check_labels(dataset: Any, name: str | None, num_classes: int, training: boo
 def check_indices(dataset: Any, name: str | None, num_classes: int) -> None:
     """Refuse lists that are as long as there are classes and of zeros and ones: as indices they are of two classes."""
     reader = unwrapped_reader(dataset)
-    if num_classes < 3 or not hasattr(reader, 'target_keys'):
+    if num_classes < 3 or not hasattr(reader, 'target_keys') or not hasattr(reader, '__getitem__'):  # of a stream
         return
     first = [reader[index][1] for index in range(min(len(reader), _FIRST))]
     if first and all(isinstance(each, list) and len(each) == num_classes and {*each} <= {0, 1} for each in first):

@@ -81,7 +81,9 @@ class OtherLabels:
             self.real_labels = _real_labels(dataset, real) if real else None
         except (AttributeError, NotImplementedError) as error:
             raise DataError(f'--real-labels {real}: this data set gives no file names of its images.') from error
-        except (OSError, ValueError, KeyError, AssertionError) as error:
+        except AssertionError as error:  # timm's, of the number of labels
+            raise DataError(f'--real-labels {real}: it has not one entry for each of the images.') from error
+        except (OSError, ValueError, KeyError) as error:
             raise DataError(f'--real-labels {real} cannot be read: {first_lines(error)}') from error
         self.classes = _valid_labels(valid, num_classes) if valid else None
         left = num_classes if self.classes is None else len(self.classes)

@@ -212,6 +212,8 @@ def _update(run: Run, num_updates: int) -> None:
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.ema is not None:
+        # bfloat16 is rounded at random: by the place in the run, so that a resumed one draws the same
+        run.ema._sr_generator.manual_seed(num_updates)
         run.ema.update(run.model, step=num_updates)
     if run.options.processes.synchronize_step and run.accelerator.device.type != 'cpu':
         torch.accelerator.synchronize()

@@ -138,7 +138,10 @@ def _run_folder(options: TrainOptions) -> Path:
     """
     output, experiment, resume = options.run.output, options.run.experiment, options.run.resume
     default = f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(options.model.model)}'
-    named = Path(output or 'output/train') / (experiment or default)
+    root = Path(output or 'output/train')
+    named = root / (experiment or default)
+    if named.resolve() in (root.resolve(), *root.resolve().parents):
+        raise UsageError(f"--experiment '{experiment}': expected the name of a folder in that of --output.")
     if not experiment:  # runs that were started together
         others = (named.with_name(f'{default}-{number}') for number in count(2))
         named = next(each for each in chain([named], others) if not each.exists())
@@ -158,7 +161,8 @@ def _checkpoint(resume: str, folder: Path) -> Path | None:
     if checkpoint is None and resume not in ('', 'auto'):
         raise _no_checkpoint(resume)
     going_on = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()
-    if (folder / 'args.yaml').exists() and not going_on and resume != 'auto':
+    has_run = any((folder / name).exists() for name in ('checkpoints', 'summary.csv', 'result.json'))
+    if has_run and not going_on and resume != 'auto':
         raise UsageError(
             f"run folder '{folder}' exists already: go on with --resume auto, or choose another --experiment."
         )
@@ -180,6 +184,9 @@ def _is_complete(run: Run, checkpoint: Path) -> bool:
 
 
 def _check_something_is_left(run: Run) -> None:
+    given = run.options.schedule.start_epoch
+    if given is not None and given >= run.num_epochs:
+        raise UsageError(f'--start-epoch {given}: the run ends after {run.num_epochs} epochs.')
     if run.start_epoch >= run.num_epochs and not (run.folder / 'last').exists():
         raise UsageError(
             f'nothing is left to train: {run.num_epochs} epochs are done where the run goes on, and --epochs or '

@@ -1,5 +1,6 @@
 """Everything a run is made of, built from its options."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +28,7 @@ from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import Interval
-from timm_hnc.training.setup.model_checks import check_image_size, check_naflex_maps
+from timm_hnc.training.setup.model_checks import check_image_size, check_naflex_maps, try_image_sizes
 from timm_hnc.training.setup.models import create_model
 from timm_hnc.training.setup.objective.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.objective.distillation import check_student, create_distillation
@@ -38,6 +39,8 @@ from timm_hnc.training.setup.options import TrainOptions
 from timm_hnc.training.setup.run_data import RunData, create_run_data
 from timm_hnc.training.signals import StopSignals
 from timm_hnc.training.update_flags import Notices
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -225,17 +228,24 @@ def build_run(
         raise UsageError(
             f'--hnc-start-epoch {options.hnc.hnc_start_epoch}: the run ends after {run.num_epochs} epochs.'
         )
+    late = [epoch for epoch in options.run.save_epochs or () if epoch > run.num_epochs]
+    if late:
+        _logger.warning(f'--save-epochs {late[0]}: the run ends after {run.num_epochs} epochs.')
     return run
 
 
 def _create_model(options: TrainOptions, model: Any, accelerator: Accelerator) -> tuple[Any, dict[str, Any]]:
     """The provided model, or the one that the options name, on its device, and how it wants its images."""
+    is_provided = model is not None
     with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
         if model is None:
             model = create_model(options.model, options.input, options.augmentation.aug_splits)
     data_config = input_config(model, options.input, verbose=accelerator.is_main_process)
     check_image_size(options, model, data_config['input_size'])
-    return options.device.placed(model, accelerator.device), data_config
+    placed = options.device.placed(model, accelerator.device)
+    if not is_provided:
+        try_image_sizes(options, placed, data_config['input_size'])
+    return placed, data_config
 
 
 def _resolved(options: TrainOptions, num_classes: int, loader: Any, world_size: int) -> TrainOptions:

@@ -115,6 +115,10 @@ def create_train_loader(
             f'--train-batches-per-epoch {sizes.train_batches_per_epoch}: does nothing without --train-img-sizes, as in '
             'timm; an epoch has all images.'
         )
+    if options.splits.epoch_repeats and not options.data.is_streamed:
+        _logger.warning(
+            f'--epoch-repeats {options.splits.epoch_repeats:g}: does nothing with data that are no stream, as in timm.'
+        )
     if augmentation.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
     arguments = _training_arguments(options, data_config)

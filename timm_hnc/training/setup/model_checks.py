@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.naflex_head import has_naflex_maps
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import cell_size, drops_patches
@@ -11,6 +12,7 @@ from timm_hnc.errors import UsageError
 from timm_hnc.losses.export import check_classifier
 from timm_hnc.training.setup.models import cam_model_without_weights
 from timm_hnc.training.setup.objective.losses import loss_of
+from timm_hnc.training.setup.objective.map_losses import image_sizes, try_images
 from timm_hnc.training.setup.options import TrainOptions
 
 
@@ -69,3 +71,12 @@ def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, i
             f'{options.loss_flag}: images of {side} pixels are smaller than one cell of the maps of '
             f"'{options.model.model}', {cell} pixels: see --img-size."
         )
+
+
+def try_image_sizes(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
+    """Refuse images of a size that the model does not take, before any are read."""
+    if options.naflex.naflex_loader:
+        return
+    with evaluating(model):
+        sizes = image_sizes(input_size, options.sizes.train_img_sizes)
+        try_images(f"--model '{options.model.model}'", model, model, sizes)

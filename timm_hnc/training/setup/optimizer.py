@@ -94,7 +94,7 @@ class ScheduleOptions:
         start_epoch: epoch to start at.
         stop_epoch: stop after this many epochs, the schedule unchanged.
         decay_milestones: multistep: epochs.
-        decay_epochs: epochs from step to step.
+        decay_epochs: epochs from step to step; wsd, rsqrt: length of the decay, below 1 a share of the schedule.
         decay_rate: factor of a step.
         warmup_epochs: epochs of warm-up.
         warmup_prefix: warm up before the schedule instead of within.
@@ -131,10 +131,10 @@ class ScheduleOptions:
     patience_epochs: int = 10
 
     def __post_init__(self) -> None:
-        check_range(self, 'epochs', 'stop_epoch', 'lr_base_size', low=1)
+        check_range(self, 'epochs', 'stop_epoch', 'lr_base_size', 'lr_cycle_limit', low=1)
         check_range(self, 'start_epoch', 'warmup_epochs', 'cooldown_epochs', low=0)
         check_range(self, 'lr', 'lr_base', 'warmup_lr', 'min_lr', low=0, below=_HUGE)
-        check_range(self, 'lr_cycle_mul', 'lr_noise_pct', above=0)
+        check_range(self, 'lr_cycle_mul', 'lr_noise_pct', 'lr_k_decay', 'decay_epochs', above=0)
         check_choice(self, 'lr_base_scale', ('', 'linear', 'sqrt'))
         if self.sched == 'plateau' and self.sched_on_updates:
             raise UsageError('--sched-on-updates: not together with --sched plateau, which goes by epochs.')

@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
+import torch
 from timm.loss import create_classification_loss
 from timm.task import ClassificationEvaluator
 
@@ -232,5 +233,10 @@ def _check_run(options: 'TrainOptions') -> None:
         raise UsageError(f'--eval-metric {metric}: expected one of {", ".join(names)} for --task {task.task}.')
     if resumed and not options.run.resume:
         raise UsageError(f'--wandb-resume-id {resumed}: needs --resume.')
+    if options.ema.model_ema and options.device.weight_dtype is torch.float16:
+        raise UsageError(
+            '--model-ema: not together with --model-dtype float16, in which an average stands still: use bfloat16, or '
+            '--amp, whose weights are float32.'
+        )
     if options.model.sync_bn and options.device.on_cpu:
         raise UsageError('--sync-bn: PyTorch synchronises batch statistics on accelerators only; leave it out here.')
