@@ -11,6 +11,7 @@ computes, but for the order in which products are added up. All else is torch's 
 
 import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ def main() -> None:
         sys.exit('usage: python benchmarks/bfloat16.py SCRIPT [ARGUMENTS]')
     torch.conv2d = torch.nn.functional.conv2d = conv2d
     del sys.argv[0]
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as Python does it
     runpy.run_path(sys.argv[0], run_name='__main__')
 
 

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from arguments import at_least
@@ -43,11 +42,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--model', nargs='+')
     of_model = parser.add_argument_group('with --model')
     of_model.add_argument('--model-kwargs', nargs='*', action=ParseKwargs, help='as in timm: name=value ...')
-    for name, default in _LISTS.items():
-        known = {'dtype': ('float32', 'bfloat16'), 'mode': ('eager', 'compiled')}.get(name)
-        what: dict[str, Any] = {'choices': known} if known else {'type': at_least(1), 'metavar': 'N'}
-        of_model.add_argument(f'--{name.replace("_", "-")}', nargs='+', help=f'default: {default[0]}', **what)
-    of_model.add_argument('--batch-size', type=at_least(1), metavar='N', help=f'default: {_SINGLE["batch_size"]}')
+    number, texts = {'type': at_least(1), 'nargs': '+', 'metavar': 'N'}, {'nargs': '+'}
+    of_model.add_argument('--classes', **number, help='default: 1000')
+    of_model.add_argument('--topk', **number, help='default: 100')
+    of_model.add_argument('--img-size', **number, help='default: 224')
+    of_model.add_argument('--dtype', **texts, choices=('float32', 'bfloat16'), help='default: float32')
+    of_model.add_argument('--mode', **texts, choices=('eager', 'compiled'), help='default: eager')
+    of_model.add_argument('--batch-size', type=at_least(1), metavar='N', help='default: 8')
     parser.add_argument('--pairs', type=at_least(1), help='rounds to time (default: 40, or the preset)')
     parser.add_argument('--variants', nargs='+', default=['mse', 'full'], choices=VARIANTS[1:])
     parser.add_argument('--memory-runs', type=at_least(0), default=3, help='fresh processes a variant, 0 for none')

@@ -74,10 +74,10 @@ def _watching(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor
     given: list[Tensor] = []  # a layer runs to its end before the next one begins
 
     def first(*seen: Any) -> None:
-        given.extend(tensors_in(seen[1:])[-1:])
+        given[:] = tensors_in(seen[1:])[-1:]
 
     def last(*seen: Any) -> None:
-        pairs.append((given.pop(), tensors_in(seen[1:])[-1]))
+        pairs.extend(zip(given, tensors_in(seen[1:])[-1:], strict=False))
 
     handles = [
         handle
