@@ -55,7 +55,10 @@ def conv2d(
 ) -> Tensor:
     """`torch.nn.functional.conv2d`; where autocast chooses bfloat16 on the CPU, by `_Conv2d`."""
     chosen = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') is torch.bfloat16
-    if not (chosen and input.device.type == 'cpu') or isinstance(padding, str):
+    # class maps that follow a head see torch's own function alone
+    followed = torch._C._len_torch_function_stack() > 0
+    usual = input.device.type == 'cpu' and input.ndim == 4 and input.dtype != torch.float64 and not followed
+    if not (chosen and usual) or isinstance(padding, str):
         return _torchs(input, weight, bias, stride, padding, dilation, groups)
     how = [[value, value] if isinstance(value, int) else list(value) for value in (stride, padding, dilation)]
     tensors = (None if each is None else each.bfloat16() for each in (input, weight, bias))

@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument('--jobs', type=at_least(1), default=1, metavar='J', help='runs at a time (default: 1)')
     run.add_argument('--seeds', type=at_least(1), metavar='N', help="runs of a row (default: the regime's)")
     run.add_argument('--rows', nargs='+', metavar='KEY', help='only these rows')
-    run.add_argument('--launcher', default='', metavar='COMMAND', help='starts train.py in place of Python')
+    run.add_argument('--launcher', default='', metavar='COMMAND', help='stands before the scripts in place of Python')
     run.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of regimes')
     run.add_argument('--kept', type=Path, metavar='DIR', help='what `table --keep` wrote: its complete runs count')
     table = parts.add_parser('table', help='write the tables of what is complete')

@@ -67,7 +67,7 @@ def refuse_alone(options: Any, needed: str, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(options, name)
         value = tuple(value) if isinstance(value, list) else value
-        if value != defaults[name]:
+        if value not in (defaults[name], None, ''):
             words = value if isinstance(value, tuple) else () if value is True else (value,)
             raise UsageError(f'{" ".join([flag_of(name), *map(str, words)])}: does nothing without {needed}.')
 

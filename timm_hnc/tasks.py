@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.heads.probe import check_trainable
-from timm_hnc.cam.negatives import ROUNDING
+from timm_hnc.cam.negatives import negative_classes
 from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.distillation import Student
 from timm_hnc.losses import HNCLoss
@@ -113,8 +113,8 @@ class ClassMapTask(ClassificationTask):
                 f'{str(target.dtype).removeprefix("torch.")} of shape {tuple(target.shape)}.'
             )
         target = class_indices(target)
-        if self.looks_at_absent_classes and not (self._saw_targets or torch.compiler.is_compiling()):
-            self._look_at_targets(target)
+        if not torch.compiler.is_compiling():
+            self.look_at_targets(target)
         if 'two_views' not in (getattr(each, 'needs', None) for each in (self.criterion, *self.map_losses.values())):
             return input, target
         return torch.cat([input, input.flip(-1)]), target.repeat(2, *[1] * (target.ndim - 1))
@@ -124,11 +124,16 @@ class ClassMapTask(ClassificationTask):
         """Whether a loss beside the criterion may be of the maps of absent classes."""
         return bool(self.map_losses)
 
-    def _look_at_targets(self, target: Tensor) -> None:
-        """Warn of a first batch that was smoothed, where `target_floor` does not say so."""
-        self._saw_targets = target.ndim == 2
-        if target.ndim == 2 and (target > self.target_floor + ROUNDING).all() and (target < 1).any():
-            classes = 2 if self.multi_label else target.shape[1]
+    def look_at_targets(self, target: Tensor) -> None:
+        """Warn of a first batch that was smoothed, where `target_floor` does not say so.
+
+        The task does it by itself, but not where it is compiled.
+        """
+        if target.ndim != 2 or self._saw_targets or not self.looks_at_absent_classes:
+            return
+        self._saw_targets, num_classes = True, target.shape[1]
+        if (target < 1).any() and not negative_classes(target, num_classes, self.target_floor).any():
+            classes = 2 if self.multi_label else num_classes
             _logger.warning(
                 f'All images of the first batch have targets above {self.target_floor:g} for all classes, so that none '
                 'is absent, and losses on maps of absent classes do nothing: give targets that are not smoothed, or '

@@ -6,11 +6,13 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from running import forget_run
+from running import clean_process
 from torch import nn
 
 from timm_hnc import CamModel, HNCTask
 from timm_hnc.cam.heads.probe import UnsupportedHead
+
+__all__ = ['clean_process']
 
 
 def resnet():
@@ -121,6 +123,10 @@ def test_a_plain_head_that_changed(change, message):
         cam_model.class_maps(images())
 
 
+def written_into(module, args):
+    args[0].mul_(2)
+
+
 class Cosine(nn.Linear):
     """A classifier of unit vectors."""
 
@@ -135,6 +141,8 @@ class Cosine(nn.Linear):
         (lambda model: setattr(model.fc, 'forward', lambda x: 2 * x[:, :7]), 'a Linear, has another forward'),
         (lambda model: model.fc.register_forward_hook(lambda *args: args[2] / 2), 'a hook changes what enters'),
         (lambda model: model.fc.register_forward_pre_hook(lambda *args: args[1][0] / 2), 'a hook changes what enters'),
+        (lambda model: model.fc.register_forward_hook(lambda *args: args[2].mul_(2)), 'a hook changes what enters'),
+        (lambda model: model.fc.register_forward_pre_hook(written_into), 'a hook changes what enters'),
         (lambda model: setattr(model, 'fc', nn.Linear(model.num_features, 9)), 'num_classes says 7, and it has 9'),
         (
             lambda model: setattr(model, 'forward', lambda x: type(model).forward(model, x) / 2),
@@ -183,7 +191,7 @@ def test_hooks_that_look_see_the_pass_of_the_maps():
     torch.testing.assert_close(maps.maps().mean((2, 3)), cam_model(x))
 
 
-def test_a_forward_that_is_its_own_again():
+def test_a_forward_that_is_its_own_again(clean_process):
     cam_model, accelerator = CamModel(resnet()), Accelerator(cpu=True, mixed_precision='bf16')
     expected = cam_model.class_maps(images()).maps()
     prepared = accelerator.prepare(cam_model.model)
@@ -193,7 +201,9 @@ def test_a_forward_that_is_its_own_again():
     assert 'forward' in vars(model)
     for wrapped in (cam_model, CamModel(model)):
         torch.testing.assert_close(wrapped.class_maps(images()).maps(), expected)
-    forget_run()
+    model.forward = resnet().forward
+    with pytest.raises(ValueError, match=r'its forward\(\) was replaced'):
+        cam_model.class_maps(images())
 
 
 @pytest.mark.parametrize('meta', [False, True])

@@ -74,14 +74,14 @@ def fails(tmp_path, capsys):
         ('--bn-momentum 0.1', "timm cannot make 'test_resnet' with these options"),
         (
             '--model test_vit --img-size 40 --model-kwargs',
-            "--model 'test_vit': it takes no images of 3 x 40 x 40: Input height (40) should be divisible by",
+            "--model 'test_vit': images of 3 x 40 x 40 do not pass: Input height (40) should be divisible by",
         ),
         ('--sched step --decay-epochs 0', '--decay-epochs 0.0: expected more than 0.'),
         ('--lr-cycle-limit 0', '--lr-cycle-limit 0: expected 1 or more.'),
         ('--start-epoch 5 --epochs 3', '--start-epoch 5: the run ends after 3 epochs.'),
         ('--model-dtype float16 --model-ema', '--model-ema: not together with --model-dtype float16'),
         ('--opt adamw --opt-betas 0.9', '--opt-betas 0.9: expected 2 or more.'),
-        ('--cutmix-minmax 0.2 0.21', '--cutmix-minmax 0.2 0.21: no whole number of'),
+        ('--cutmix-minmax 0.2 0.21', '--cutmix-minmax 0.2 0.21: leaves no whole number to draw of'),
         ('--opt-kwargs nothing=3', '--opt sgd cannot be made with these options'),
         (
             '--dataset hnc/letters',

@@ -300,7 +300,10 @@ def test_teachers_that_do_not_go_with_the_run(argv, capsys, tmp_path):
 
     name = saved('test_vit3', num_classes=3)
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {name}'))
-    assert (code, line.startswith(f"--kd-model-name '{name}': it takes no images of 3 x 32 x 32: ")) == (2, True)
+    assert (code, line.startswith(f"--kd-model-name '{name}': images of 3 x 32 x 32 do not pass: ")) == (
+        2,
+        True,
+    )
     name = saved('test_resnet', num_classes=4)
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {name}'))
     assert (code, line) == (
@@ -312,7 +315,10 @@ def test_teachers_that_do_not_go_with_the_run(argv, capsys, tmp_path):
     assert (code, line) == (1, expected)
     name = saved('test_vit', num_classes=3, img_size=32, dynamic_img_size=False)
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {name} --train-img-sizes 32 48'))
-    assert (code, line.startswith(f"--kd-model-name '{name}': it takes no images of 3 x 48 x 48: ")) == (2, True), line
+    assert (code, line.startswith(f"--kd-model-name '{name}': images of 3 x 48 x 48 do not pass: ")) == (
+        2,
+        True,
+    ), line
     (tmp_path / 'empty').mkdir()
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name local-dir:{tmp_path / "empty"}'))
     assert (code, 'config.json' in line) == (1, True)

@@ -90,6 +90,9 @@ def test_teachers_that_do_not_go_with_the_run(argv, tmp_path, capsys):
     assert (code, line.startswith(f"--map-teacher '{name}': no trainable class maps for 'test_vit'")) == (2, True)
     name = saved('test_vit3', num_classes=3)
     code, line = line_of('--map-teacher', name)
-    assert (code, line.startswith(f"--map-teacher '{name}': it takes no images of 3 x 32 x 32: ")) == (2, True)
+    assert (code, line.startswith(f"--map-teacher '{name}': images of 3 x 32 x 32 do not pass: ")) == (
+        2,
+        True,
+    )
     code, line = failure(capsys, 'train', *argv('run', '--map-teacher', name))
     assert (code, line) == (2, f'--map-teacher {name}: does nothing without --map-loss teacher.')

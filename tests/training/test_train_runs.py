@@ -176,7 +176,7 @@ def test_options_that_do_nothing_here_are_told(images, tmp_path, caplog):
     train('--data-dir', images, *SMALL, *argv)
     told = ' '.join(record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
     assert '--epoch-repeats 3: does nothing with data that are no stream' in told
-    assert '--save-epochs 9: the run ends after 1 epochs.' in told
+    assert '--save-epochs 9: the run ends after epoch 1.' in told
 
 
 @pytest.mark.parametrize('task', ['images', 'multi_label'])

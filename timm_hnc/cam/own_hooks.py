@@ -1,7 +1,8 @@
 """Hooks of a model around which its class maps go: they see the pass, and must not change the values in it."""
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ def same_values(given: Tensor, found: Tensor) -> bool:
     """Whether a tensor is another one, cast to another type or laid out anew at most."""
     if found is given or found.is_meta:
         return True
-    if found.shape != given.shape:
+    if found.shape != given.shape or found.device != given.device:
         return False
     steps = [torch.finfo(each.dtype).eps for each in (given, found) if each.is_floating_point()]
-    return torch.allclose(given.double(), found.double(), rtol=max(steps, default=0.0), atol=1e-7, equal_nan=True)
+    wide = torch.float64 if torch.float64 in (given.dtype, found.dtype) else torch.float32
+    return torch.allclose(given.to(wide), found.to(wide), rtol=max(steps, default=0.0), atol=1e-7, equal_nan=True)
 
 
 def show_input(model: nn.Module, x: Any) -> Any:
@@ -34,6 +36,7 @@ def show_input(model: nn.Module, x: Any) -> Any:
             found = found if found is None else found[0]
         else:
             found = hook(model, (x,))
+        found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
         x = x if found is None else _as_given(model, x, found, 'the images')
     return x
 
@@ -51,17 +54,21 @@ def show_output(model: nn.Module, x: Tensor | NaFlexBatch, logits: Tensor) -> Te
 
 
 def _as_given(model: nn.Module, given: Any, found: Any, what: str) -> Any:
-    found = found[0] if isinstance(found, tuple) else found
     before, now = tensors_in(given), tensors_in(found)
-    if len(before) != len(now) or not all(map(same_values, before, now)):
+    if isinstance(found, tuple) or len(before) != len(now) or not all(map(same_values, before, now)):
         raise otherwise(model, f'a hook of its own changes {what}: make that a part of the model, and wrap it anew')
     return found
 
 
-def watched(layers: Sequence[nn.Module]) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
-    """Pairs of what hooks of these layers are given and what they leave of it, during the passes inside."""
+def watched(layers: Sequence[nn.Module], pairs: list[tuple[Tensor, Tensor]]) -> AbstractContextManager[None]:
+    """Note what hooks of these layers are given, and what they leave of it, in the passes inside; not while compiling.
+
+    Args:
+        layers: that run one after the other.
+        pairs: receives (given, left) of every input and output of a layer that has hooks.
+    """
     hooked = [] if torch.compiler.is_compiling() else [each for each in layers if _has_hooks(each)]
-    return _watching(hooked) if hooked else nullcontext([])
+    return _watching(hooked, pairs) if hooked else nullcontext()
 
 
 def _has_hooks(layer: nn.Module) -> bool:
@@ -69,28 +76,22 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def _watching(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    pairs: list[tuple[Tensor, Tensor]] = []
-    given: list[Tensor] = []  # a layer runs to its end before the next one begins
+def _watching(layers: Sequence[nn.Module], pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    given: list[Tensor] = []
+    thread = threading.get_ident()
 
     def first(*seen: Any) -> None:
-        given[:] = tensors_in(seen[1:])[-1:]
+        if threading.get_ident() == thread:  # the hook is the layer's, this pass is not
+            given[:] = [each.detach().clone() for each in tensors_in(seen[1:])[-1:]]  # a hook may write into it
 
     def last(*seen: Any) -> None:
-        pairs.extend(zip(given, tensors_in(seen[1:])[-1:], strict=False))
+        if threading.get_ident() == thread:
+            pairs.extend(zip(given, tensors_in(seen[1:])[-1:], strict=False))
 
-    handles = [
-        handle
-        for layer in layers
-        for handle in (
-            layer.register_forward_pre_hook(first, prepend=True),
-            layer.register_forward_pre_hook(last),
-            layer.register_forward_hook(first, prepend=True),
-            layer.register_forward_hook(last),
-        )
-    ]
-    try:
-        yield pairs
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as handles:
+        for layer in layers:
+            for hook in (first, last):
+                in_front = hook is first
+                handles.enter_context(layer.register_forward_pre_hook(hook, prepend=in_front))
+                handles.enter_context(layer.register_forward_hook(hook, prepend=in_front))
+        yield

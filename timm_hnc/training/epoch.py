@@ -19,6 +19,7 @@ from timm_hnc.data.loading.seeded_batches import seed_generators, seed_process
 from timm_hnc.data.targets import check_batch
 from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches
+from timm_hnc.tasks import ClassMapTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.nonfinite import REMEDY, bad_gradient, count_update, leave_out
 from timm_hnc.training.setup.build import Run
@@ -176,7 +177,7 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
             masks = ObjectMasks(*parts)
         check_batch(target, len(run.data.class_names), indices=not several, values=values)
         if index == first and epoch == run.start_epoch:
-            _check_first_batch(run, input)
+            _check_first_batch(run, input, target)
         if mixup is not None:
             input, target = mixup(input, target)
         last = index + 1 == length or (index + 1) % steps == 0
@@ -184,8 +185,11 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
         yield Step(index, window, last, input, target, masks)
 
 
-def _check_first_batch(run: Run, input: Any) -> None:
-    """Look at what only a loader that is provided may have: images of another size."""
+def _check_first_batch(run: Run, input: Any, target: Tensor) -> None:
+    """Look at what only a loader that is provided may have: images of another size, targets that are smoothed."""
+    task = utils.unwrap_model(run.task)
+    if isinstance(task, ClassMapTask) and not run.options.mixup.active:
+        task.look_at_targets(target)
     if isinstance(input, Tensor) and input.ndim == 4:
         check_image_size(run.options, run.model, (input.shape[1], input.shape[2], input.shape[3]))
 
@@ -213,7 +217,8 @@ def _update(run: Run, num_updates: int) -> None:
     run.optimizer.zero_grad()
     if run.ema is not None:
         # bfloat16 is rounded at random: by the place in the run, so that a resumed one draws the same
-        run.ema._sr_generator.manual_seed(num_updates)
+        if run.options.device.weight_dtype is torch.bfloat16:
+            run.ema._sr_generator.manual_seed(num_updates)
         run.ema.update(run.model, step=num_updates)
     if run.options.processes.synchronize_step and run.accelerator.device.type != 'cpu':
         torch.accelerator.synchronize()

@@ -184,10 +184,10 @@ def _is_complete(run: Run, checkpoint: Path) -> bool:
 
 
 def _check_something_is_left(run: Run) -> None:
-    given = run.options.schedule.start_epoch
-    if given is not None and given >= run.num_epochs:
-        raise UsageError(f'--start-epoch {given}: the run ends after {run.num_epochs} epochs.')
     if run.start_epoch >= run.num_epochs and not (run.folder / 'last').exists():
+        given = run.options.schedule.start_epoch
+        if given is not None:
+            raise UsageError(f'--start-epoch {given}: the run ends after {run.num_epochs} epochs.')
         raise UsageError(
             f'nothing is left to train: {run.num_epochs} epochs are done where the run goes on, and --epochs or '
             '--stop-epoch asks for no more.'

@@ -94,7 +94,8 @@ class Head:
         """Logits and maps of images, in one forward pass."""
         features = model.forward_features(x)
         factors: list[Tensor] = []
-        with DetachedDropout(factors), watched([model.get_submodule(name) for name in self.classifiers]) as hooked:
+        hooked: list[tuple[Tensor, Tensor]] = []
+        with DetachedDropout(factors), watched([model.get_submodule(name) for name in self.classifiers], hooked):
             logits = model.forward_head(features)
         self._check_as_probed(model, logits)
         if not all(same_values(given, found) for given, found in hooked):
@@ -155,7 +156,7 @@ def _pool_of(owner: Any) -> str:
 def forward_of(module: nn.Module) -> Any:
     """What a module does: the forward() of its class, or the one that was put in its place."""
     forward = vars(module).get('forward', type(module).forward)
-    return getattr(forward, '__func__', forward)
+    return forward.__func__ if getattr(forward, '__self__', None) is module else forward
 
 
 def agree(logits: Tensor, expected: Tensor) -> bool:

@@ -224,14 +224,17 @@ def build_run(
         updates_per_epoch=run.updates_per_epoch,
     )
     run.num_epochs = min(num_epochs, options.schedule.stop_epoch or num_epochs)
-    if options.hnc.hnc_start_epoch >= run.num_epochs:
-        raise UsageError(
-            f'--hnc-start-epoch {options.hnc.hnc_start_epoch}: the run ends after {run.num_epochs} epochs.'
-        )
-    late = [epoch for epoch in options.run.save_epochs or () if epoch > run.num_epochs]
-    if late:
-        _logger.warning(f'--save-epochs {late[0]}: the run ends after {run.num_epochs} epochs.')
+    _check_epochs(options, run.num_epochs)
     return run
+
+
+def _check_epochs(options: TrainOptions, num_epochs: int) -> None:
+    """Refuse HNC that never joins in, and warn of epochs that never come."""
+    if options.hnc.hnc_start_epoch >= num_epochs:
+        raise UsageError(f'--hnc-start-epoch {options.hnc.hnc_start_epoch}: the run ends after {num_epochs} epochs.')
+    late = [epoch for epoch in options.run.save_epochs or () if epoch > num_epochs]
+    if late:
+        _logger.warning(f'--save-epochs {" ".join(map(str, late))}: the run ends after epoch {num_epochs}.')
 
 
 def _create_model(options: TrainOptions, model: Any, accelerator: Accelerator) -> tuple[Any, dict[str, Any]]:

@@ -52,14 +52,14 @@ def check_naflex_maps(options: TrainOptions, model: Any) -> None:
 def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
     """Refuse images that are smaller than a cell of the maps that a loss needs, or no larger where it does nothing.
 
-    Cutmix refuses those of which no side is one of its shares.
+    Images of which timm can draw no side for cutmix are refused as well.
     """
     others, cell = options.sizes.train_img_sizes or (), cell_size(model)
     side = min(*input_size[1:], *others)
     low, high = options.mixup.cutmix_minmax or (0, 1)
     for pixels in (*input_size[1:], *others):
         if int(pixels * low) >= int(pixels * high):  # timm draws a whole number of pixels from this range
-            raise UsageError(f'--cutmix-minmax {low:g} {high:g}: no whole number of {pixels} pixels is such a share.')
+            raise UsageError(f'--cutmix-minmax {low:g} {high:g}: leaves no whole number to draw of {pixels} pixels.')
     if options.hnc.hnc in ('kd', 'var') and side == cell == min((max(input_size[1:]), *others)):
         raise UsageError(
             f"--hnc {options.hnc.hnc}: the maps that '{options.model.model}' has of images of {side} pixels are a "

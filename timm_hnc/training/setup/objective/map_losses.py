@@ -114,8 +114,6 @@ def try_images(what: str, forward: Callable[[Tensor], Any], model: nn.Module, si
     for size in sizes:
         try:
             forward(next(model.parameters()).new_zeros(1, *size))
-        except torch.OutOfMemoryError:
-            raise
         except (ValueError, RuntimeError, AssertionError) as error:
             pixels = ' x '.join(map(str, size))
-            raise UsageError(f'{what}: it takes no images of {pixels}: {first_lines(error)}') from error
+            raise UsageError(f'{what}: images of {pixels} do not pass: {first_lines(error)}') from error
