@@ -115,7 +115,7 @@ class ClassMapTask(ClassificationTask):
         target = class_indices(target)
         if not torch.compiler.is_compiling():
             self.look_at_targets(target)
-        if 'two_views' not in (getattr(each, 'needs', None) for each in (self.criterion, *self.map_losses.values())):
+        if 'two_views' not in [getattr(each, 'needs', None) for each in (self.criterion, *self.map_losses.values())]:
             return input, target
         return torch.cat([input, input.flip(-1)]), target.repeat(2, *[1] * (target.ndim - 1))
 
