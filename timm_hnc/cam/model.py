@@ -146,7 +146,6 @@ class CamModel(nn.Module):
         class_maps = naflex_class_maps(self.model, x) if isinstance(x, Mapping) else self.head.class_maps(self.model, x)
         if goes_around:
             class_maps.logits = show_output(self.model, x, class_maps.logits)
-        if checked and is_of_timm(self.model):
             _check_number_of_classes(self.model, class_maps.num_classes)
         if checked and not self.model.training:
             _check_finite(class_maps.logits)
