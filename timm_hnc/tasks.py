@@ -18,7 +18,7 @@ from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.distillation import Student
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.auto_weight import AutoWeight
-from timm_hnc.losses.base import Loss, at_least, class_indices
+from timm_hnc.losses.base import Loss, at_least, wide_indices
 from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.losses.maps.base import MapLoss
@@ -112,7 +112,7 @@ class ClassMapTask(ClassificationTask):
                 'several labels need dense float targets (batch, classes), got '
                 f'{str(target.dtype).removeprefix("torch.")} of shape {tuple(target.shape)}.'
             )
-        target = class_indices(target)
+        target = wide_indices(target)
         if not torch.compiler.is_compiling():
             self.look_at_targets(target)
         if 'two_views' not in [getattr(each, 'needs', None) for each in (self.criterion, *self.map_losses.values())]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.losses import HNCLoss
-from timm_hnc.losses.base import class_indices, raised
+from timm_hnc.losses.base import raised, wide_indices
 
 AttackedLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(B,) losses of a model's images and targets; `mixes_images` of it says that an image's depends on the others."""
@@ -123,7 +123,7 @@ def sample_losses(logits: Tensor, target: Tensor) -> Tensor:
     if target.ndim == 2:
         target = target.to(logits.dtype)
         return functional.binary_cross_entropy_with_logits(logits, target, reduction='none').sum(1)
-    return functional.cross_entropy(logits, class_indices(target), reduction='none')
+    return functional.cross_entropy(logits, wide_indices(target), reduction='none')
 
 
 def with_hnc(hnc: HNCLoss, weight: float) -> AttackedLoss:

@@ -7,6 +7,11 @@ from torch import Tensor
 ROUNDING = 1e-6
 
 
+def holds_indices(target: Tensor) -> bool:
+    """Whether a target is (B,) class indices, integers of any type."""
+    return target.ndim == 1 and not target.is_floating_point() and target.dtype != torch.bool
+
+
 def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0) -> Tensor:
     """Which classes are absent from every image.
 
@@ -25,7 +30,7 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
     """
     if not isinstance(target, Tensor):
         raise TypeError(f'the target is a {type(target).__name__}: expected a tensor.')
-    if target.ndim == 1 and not target.is_floating_point() and target.dtype != torch.bool:
+    if holds_indices(target):
         own = _own_classes(target, num_classes)
         return ~own & own.any(1, keepdim=True)
     if target.ndim == 2 and target.shape[1] == num_classes:

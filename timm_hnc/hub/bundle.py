@@ -10,7 +10,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.utils import unwrap_model
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
@@ -23,7 +22,7 @@ from timm_hnc.hub.card import CardFacts, render_card
 from timm_hnc.hub.portable import data_name, portable, portable_options, portable_result
 from timm_hnc.report.run_files import numbers, read_figures, read_result
 from timm_hnc.weights.loading import WITH_WEIGHTS
-from timm_hnc.weights.saving import WEIGHTS, find_weights, save_pretrained
+from timm_hnc.weights.saving import WEIGHTS, find_weights, plain_model, save_pretrained
 
 _SEED = 0  # of the image that weights are tried with
 
@@ -42,8 +41,7 @@ def bundle_model(
         DataError: the weights do not give the same logits when they are loaded again.
         OSError: the folder cannot be written.
     """
-    model = unwrap_model(model)
-    model = unwrap_model(model.model) if isinstance(model, CamModel) else model
+    model = plain_model(model)
     save_pretrained(model, folder, class_names, data_config, hnc)
     check_weights(folder, model)
     config = json.loads((folder / 'config.json').read_text())
@@ -166,8 +164,7 @@ def _load(folder: Path) -> Any:
 @torch.no_grad()
 def check_weights(folder: Path, model: Any) -> None:
     """See that saved weights give the logits of the model that they were saved from, bit by bit."""
-    plain = model.model if isinstance(model, CamModel) else model
-    plain = copy.deepcopy(plain).cpu().float().to(memory_format=torch.contiguous_format)
+    plain = copy.deepcopy(plain_model(model)).cpu().float().to(memory_format=torch.contiguous_format)
     loaded = _load(folder)
     size = tuple(loaded.pretrained_cfg['input_size'])
     image = torch.randn(2, *size, generator=torch.Generator().manual_seed(_SEED))

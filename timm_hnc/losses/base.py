@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.negatives import holds_indices
 
 Needs = Literal['logits', 'class_maps', 'two_views']
 SINGLE_LABEL, MULTI_LABEL = 'classification', 'multilabel'
@@ -57,9 +58,9 @@ class Loss(nn.Module):
     def __call__(self, *given: Any, **named: Any) -> Tensor:
         """The loss of a batch, as `forward`; class indices may be integers of any type."""
         if len(given) > 1:
-            given = (given[0], class_indices(given[1]), *given[2:])
+            given = (given[0], wide_indices(given[1]), *given[2:])
         if 'target' in named:
-            named['target'] = class_indices(named['target'])
+            named['target'] = wide_indices(named['target'])
         loss: Tensor = super().__call__(*given, **named)
         return loss
 
@@ -98,10 +99,9 @@ class Loss(nn.Module):
         return replace(class_maps, weight=weight, bias=bias, logits=None)  # type: ignore[arg-type]  # made anew
 
 
-def class_indices(target: Tensor) -> Tensor:
-    """(B,) integers as torch's losses want their class indices, in int64; other targets as they are."""
-    indices = target.ndim == 1 and not target.is_floating_point() and target.dtype != torch.bool
-    return target.long() if indices else target
+def wide_indices(target: Tensor) -> Tensor:
+    """Class indices in int64, as torch's losses want them; other targets as they are."""
+    return target.long() if holds_indices(target) else target
 
 
 def features(class_maps: ClassMaps) -> Tensor:

@@ -41,6 +41,12 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def plain_model(model: Any) -> Any:
+    """The model inside a CamModel and what wraps or compiles either."""
+    model = unwrap_model(model)
+    return unwrap_model(model.model) if isinstance(model, CamModel) else model
+
+
 def check_weights_file(folder: Path) -> None:
     """Refuse weights of a run's checkpoint that are not what was written; other folders have no manifest.
 
@@ -105,8 +111,7 @@ def save_pretrained(
         >>> save_pretrained(cam_model, 'weights')
         >>> timm.create_model('local-dir:weights', pretrained=True)
     """
-    model = unwrap_model(model)
-    model = unwrap_model(model.model) if isinstance(model, CamModel) else model
+    model = plain_model(model)
     if not hasattr(model, 'pretrained_cfg'):
         raise UsageError(
             f"the model is a {type(model).__name__}, none of timm's, and timm could not load it: "
