@@ -96,14 +96,25 @@ class ClassMapTask(ClassificationTask):
         return super().prepare_distributed(*args, **kwargs)
 
     def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
-        """As `HNCTask.forward`: 'loss' to train on, 'output' (B, n) logits, and of several losses each, by name."""
+        """Forward pass and losses.
+
+        Args:
+            input: (B, C, H, W) images, or a NaFlex batch.
+            target: (B,) class indices, or (B, n) values, one a class.
+            masks: where the objects are, for `map_losses` that need it.
+
+        Returns:
+            'loss' to train on, 'output' (B, n) logits, and where losses on maps are beside the criterion, for logging:
+            'criterion', 'hnc' and the 'hnc_weight' that follows from gradients, and those of `map_losses` by name.
+        """
         batch_size = len(target)
         images, target = self.views(input, target)
         criterion, plain, of_teacher = self.criterion_and_maps(images, target)
-        loss, parts = self.with_map_losses(criterion, plain, target, images, masks)
+        loss, parts = self.with_hnc(criterion, plain, target)
+        loss, of_maps = self.with_map_losses(loss, plain, target, images, masks)
+        parts |= of_maps
         parts = {'criterion': criterion.detach(), **parts} if parts else {}
-        parts |= of_teacher
-        return {'loss': loss, 'output': plain.logits[:batch_size], **parts}
+        return {'loss': loss, 'output': plain.logits[:batch_size], **parts, **of_teacher}
 
     def views(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """A batch and its targets, and behind it its mirror images where a loss needs two views."""
@@ -152,6 +163,10 @@ class ClassMapTask(ClassificationTask):
             return self.criterion(class_maps.logits, target), class_maps, {}
         of_batch = target[: len(target) // 2] if loss.needs == 'two_views' else target
         return loss(class_maps, of_batch), loss.as_plain(class_maps), {}
+
+    def with_hnc(self, loss: Tensor, class_maps: ClassMaps, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss with HNC added to it, and what is logged of HNC: none here."""
+        return loss, {}
 
     def with_map_losses(
         self, loss: Tensor, class_maps: ClassMaps, target: Tensor, images: Tensor, masks: ObjectMasks | None
@@ -264,33 +279,18 @@ class HNCTask(ClassMapTask):
         """HNC does."""
         return True
 
-    def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:
-        """Forward pass and losses.
-
-        Args:
-            input: (B, C, H, W) images, or a NaFlex batch.
-            target: (B,) class indices, or (B, n) values, one a class.
-            masks: where the objects are, for `map_losses` that need it.
-
-        Returns:
-            'loss' to train on, 'output' (B, n) logits, and for logging the loss's parts 'criterion', 'hnc' and those of
-            `map_losses` by name, and the 'hnc_weight' that follows from them.
-        """
-        batch_size = len(target)
-        images, target = self.views(input, target)
-        criterion, plain, of_teacher = self.criterion_and_maps(images, target)
+    def with_hnc(self, loss: Tensor, class_maps: ClassMaps, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss with HNC added to it where HNC joins, the value of HNC, and its weight if that is not fixed."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
-            hnc = self.hnc(plain, target, self.target_floor)
-        loss, others = self.with_map_losses(criterion, plain, target, images, masks)
-        parts = {'criterion': criterion.detach(), 'hnc': hnc.detach(), **others, **of_teacher}
+            hnc = self.hnc(class_maps, target, self.target_floor)
+        parts = {'hnc': hnc.detach()}
         weight: float | AutoWeight | Tensor = self.hnc_weight
         if isinstance(weight, AutoWeight):
             value = weight.value
             if self.training and torch.is_grad_enabled() and self.hnc_joins:
-                value = weight.follow(self.criterion, self.hnc, plain, target, self.target_floor)
+                value = weight.follow(self.criterion, self.hnc, class_maps, target, self.target_floor)
             weight = parts['hnc_weight'] = value.to(hnc.dtype)
-        loss = loss + weight * hnc if self.hnc_joins else loss
-        return {'loss': loss, 'output': plain.logits[:batch_size], **parts}
+        return loss + weight * hnc if self.hnc_joins else loss, parts
 
 
 class ClassMapMultiLabelTask(ClassMapTask, MultiLabelClassificationTask):
