@@ -73,7 +73,7 @@ def test_pooling_at_test_time_leaves_the_model_as_it_was():
 def test_calls_of_one_process_each_have_their_own_precision(images, tmp_path):
     forget_run()
     model, data = new_model(), ImageFolder(str(images / 'train'))
-    options = {'workers': 0, 'device': 'cpu'}
+    options = {'workers': 0, 'device': 'cpu', 'img_size': 32}
     plain = timm_hnc.evaluate(model, data, **options)['loss']
     half = timm_hnc.evaluate(model, data, **options, amp=True, amp_dtype='bfloat16')['loss']
     assert half != plain

@@ -191,18 +191,10 @@ def test_what_does_not_differ_or_matter_is_not_named(resume):
     'argv',
     [
         ['--opt', 'adamw', '--hnc', 'mse', '--mixup', 0.2, '--model-ema', '--drop-connect', 0.1],
-        [
-            '--model-kwargs',
-            'layers=(1,2,1,1)',
-            '--jsd-loss',
-            '--aug-splits',
-            2,
-            '--amp',
-            '--opt-kwargs',
-            'nesterov=False',
-        ],
+        ['--model-kwargs', 'layers=(1,2,1,1)', '--jsd-loss', '--aug-splits', 2, '--opt-kwargs', 'nesterov=False'],
+        ['--amp', '--img-size', 16],
     ],
-    ids=['adamw', 'tuple'],
+    ids=['adamw', 'tuple', 'amp'],
 )
 def test_the_same_command_line_differs_in_nothing(images, tmp_path, caplog, argv):
     argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--output', tmp_path, *argv]

@@ -11,7 +11,7 @@ import timm.data
 from torch.utils.data import Dataset
 
 from timm_hnc.data.class_names import class_to_idx
-from timm_hnc.data.label_checks import check_indices, check_labels, check_range
+from timm_hnc.data.label_checks import check_indices, check_label_range, check_labels
 from timm_hnc.data.loading.converted_images import ConvertedImages
 from timm_hnc.data.loading.rows_ahead import keep_rows_ahead
 from timm_hnc.data.loading.unreadable_images import check_images
@@ -73,7 +73,7 @@ def create_dataset(
     if not multi_label:
         check_labels(dataset, name or root, num_classes, training=kwargs.get('is_training', False))
     elif name == 'hnc/coco':
-        check_range(set(class_to_idx(dataset).values()), name, num_classes)
+        check_label_range(set(class_to_idx(dataset).values()), name, num_classes)
     elif not dense:
         check_indices(dataset, name or root, num_classes)
     if name.lower().startswith('torch/'):

@@ -24,7 +24,7 @@ def check_labels(dataset: Any, name: str | None, num_classes: int, training: boo
     labels = labels or set(class_to_idx(dataset).values())
     if training and len(labels) == 1:
         raise DataError(f"data set '{name}' has images of one class only: a classifier needs at least two.")
-    check_range(labels, name, num_classes)
+    check_label_range(labels, name, num_classes)
     if hasattr(dataset, '__len__') and len(dataset) == 0:
         raise DataError(f"data set '{name}' is empty: see its folder, and the name of the split.")
 
@@ -62,12 +62,13 @@ def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
     if multi_label or getattr(reader, '__module__', '').split('.')[0] not in _OWN_LABELS:
         return
     labels = sample_labels(dataset)
-    known = set(labels) if isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels) else ()
+    plain_list = isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels)
+    known = {as_it_comes(dataset, label) for label in (set(labels) if plain_list else ())}
     name = type(innermost(dataset)).__name__
-    check_range({as_it_comes(dataset, label) for label in known}, name, num_classes, 'give the model more classes')
+    check_label_range(known, name, num_classes, 'give the model more classes')
 
 
-def check_range(
+def check_label_range(
     labels: set[int], name: str | None, num_classes: int, way_out: str = 'set --num-classes to the classes of the data'
 ) -> None:
     """Refuse labels of which one is no class of the model, with one of them."""
