@@ -106,6 +106,12 @@ EXACT = {
         'temperature': lambda m, x: m.fc(m.pool(x)) * m.scale.exp(),
         'divided by a temperature': lambda m, x: m.fc(m.pool(x)) / (m.scale + 1.0),
         'another bias': lambda m, x: functional.linear(m.pool(x), m.fc.weight, m.shift),
+        'arguments by name': lambda m, x: functional.linear(
+            bias=m.shift, weight=m.fc.weight, input=x.mean(axis=(2, 3))
+        ),
+        'a convolution by name': lambda m, x: functional.conv2d(
+            x.mean((-2, -1), True), stride=1, weight=m.fc.weight[..., None, None]
+        ).flatten(1),
         'two added': lambda m, x: m.fc(m.pool(x)) + m.fc2(m.pool(x)),
         'two stacked': lambda m, x: torch.stack([m.fc(m.pool(x)), m.fc2(m.pool(x))]).sum(0),
         'gate of channels, by the maximum': lambda m, x: m.fc(m.pool(x) * x.amax((2, 3)).sigmoid()),
@@ -160,6 +166,7 @@ OF_ONE_SIZE = {
     'mean over channels, kept': lambda m, x: m.mixing(x.mean(1, keepdim=True).flatten(1))[:, :5],
 }
 REFUSED = {
+    'without the mean of the batch': lambda m, x: m.fc(m.pool(x) - m.pool(x).mean(-2, keepdim=True)),
     'maximum': lambda m, x: m.fc(x.amax((2, 3))),
     'maximum added': lambda m, x: m.fc(m.pool(x) + x.amax((2, 3))),
     'maximum multiplied': lambda m, x: m.fc(m.pool(x) * x.amax((2, 3))),

@@ -62,10 +62,9 @@ def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
     if multi_label or getattr(reader, '__module__', '').split('.')[0] not in _OWN_LABELS:
         return
     labels = sample_labels(dataset)
-    plain_list = isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels)
-    known = {as_it_comes(dataset, label) for label in (set(labels) if plain_list else ())}
-    name = type(innermost(dataset)).__name__
-    check_label_range(known, name, num_classes, 'give the model more classes')
+    known = set(labels) if isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels) else ()
+    targets = {as_it_comes(dataset, label) for label in known}
+    check_label_range(targets, type(innermost(dataset)).__name__, num_classes, 'give the model more classes')
 
 
 def check_label_range(

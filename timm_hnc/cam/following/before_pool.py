@@ -8,14 +8,14 @@ from torch import Tensor
 
 from timm_hnc.cam.following.layout import Live, laid_out_anew
 from timm_hnc.cam.following.mean_of_parts import Parts, Stacked
-from timm_hnc.cam.following.operations import GATED, NORMS, RESHAPING, Call, names, tensors_in
+from timm_hnc.cam.following.operations import AS_THEY_ARE, GATED, NORMS, RESHAPING, Call, names, tensors_in
 from timm_hnc.cam.following.prefix_tokens import rows_in_front, with_rows
 from timm_hnc.cam.following.tracking import Lost, Tracker
 from timm_hnc.cam.heads.detached_functions import attention_weights
 
 _SPATIAL = names('conv2d interpolate avg_pool2d adaptive_avg_pool2d max_pool2d')
 _POOLS = names('mean sum adaptive_avg_pool1d adaptive_avg_pool2d')
-_BY_ELEMENT = names('linear add sub mul div neg contiguous clone to type type_as float double half bfloat16')
+_BY_ELEMENT = AS_THEY_ARE | names('linear mul div')
 
 
 class BeforePool:
@@ -78,7 +78,7 @@ class BeforePool:
     def _behind_prefix(self, call: Call) -> Any:
         """Tokens put in front of tokens with positions."""
         tensors = call.args[0]
-        dim = call.options[0] if call.options else call.kwargs.get('dim', 0)
+        dim = call.argument(0, 'dim', 0)
         *front, last = tensors
         live = self.companion(last)
         in_front = [self.companion(tensor) for tensor in front]
@@ -144,12 +144,11 @@ def _pool(live: Live, call: Call) -> Any:
         spatial = int(call.name[-2])
         if any(side != 1 for side in call.out.shape[-spatial:]):
             return None
-        dims = set(range(value.ndim - spatial, value.ndim))
+        dims = frozenset(range(value.ndim - spatial, value.ndim))
+    elif call.dims is None:
+        return Lost(f'{call.name}() over everything')
     else:
-        dim = call.options[0] if call.options else call.kwargs.get('dim')
-        if dim is None:
-            return Lost(f'{call.name}() over everything')
-        dims = {each % value.ndim for each in ((dim,) if isinstance(dim, int) else dim)}
+        dims = call.dims
     if not set(live.dims) <= dims or any(value.shape[each] != 1 for each in dims - set(live.dims)):
         if call.out.ndim != value.ndim or set(live.dims) & dims:
             return Lost(f'{call.name}() over some positions')
@@ -181,7 +180,7 @@ def _side_by_side(live: Live, call: Call) -> Parts:
 
 def _pool_by_window(live: Live, call: Call) -> Parts | Lost:
     """An average pool whose window is the whole map."""
-    kernel = call.options[0] if call.options else call.kwargs.get('kernel_size')
+    kernel = call.argument(0, 'kernel_size')
     sides = tuple(kernel) if isinstance(kernel, (tuple, list)) else (kernel, kernel)
     whole = all(side >= length for side, length in zip(sides, live.grid, strict=True))  # larger ones with ceil_mode
     if call.name != 'avg_pool2d' or not whole:
@@ -192,7 +191,7 @@ def _pool_by_window(live: Live, call: Call) -> Parts | Lost:
 
 def _pool_by_kernel(live: Live, call: Call) -> Any:
     """A convolution whose kernel covers the whole map: every position with its own slice of the kernel."""
-    weight, bias, *_ = (*call.options, *call.kwargs.values(), None)
+    weight, bias = call.layer
     if tuple(weight.shape[1:]) != tuple(call.value.shape[1:]):
         return Live(live.dims, (1, 1))
     slices = weight.flatten(2).permute(2, 1, 0)  # (positions, in, out)

@@ -70,7 +70,7 @@ class BehindPool:
         return Parts(detached_gate(call, parts.values), parts.grid)
 
     def _dense(self, call: Call) -> Any:
-        weight, bias, *_ = (*call.options, *call.kwargs.values(), None, None)
+        weight, bias = call.layer
         parts = self._parts(call.args[0])
         if call.name == 'conv2d' or call.value.ndim == 2:
             return Scores((Term(parts, weight.flatten(1), bias),))
@@ -80,7 +80,7 @@ class BehindPool:
         """Where the result is again a sum of linear layers; None where they must be carried out."""
         if call.name == 'stack':
             each = [self.companion(tensor) for tensor in call.args[0]]
-            if all(isinstance(scores, Scores) for scores in each) and _dim(call) in (None, 0):
+            if all(isinstance(scores, Scores) for scores in each) and call.argument(0, 'dim', 0) == 0:
                 return Stacked(tuple(each))
         if call.name in _SAME_SCORES and isinstance(first, Scores):
             return first if call.out.shape[:2] == call.value.shape[:2] and call.out.ndim in (2, 4) else None
@@ -120,7 +120,7 @@ class BehindPool:
         followed = [t for t in tensors_in(call.args, call.kwargs) if self.companion(t) is not None]
         if any(isinstance(self.companion(tensor), Stacked) for tensor in followed):
             return Lost(f'{call.name}() of several classifiers')
-        if call.name in ('mean', 'sum') and _dim(call) in (None, 0):
+        if call.name in ('mean', 'sum') and 0 in (call.dims or {0}):
             return Lost(f'{call.name}() over images')
         parts = [self._parts(tensor) for tensor in followed]
         grid = finest([each.grid for each in parts])
@@ -166,14 +166,10 @@ class BehindPool:
 
 def _merge(call: Call, stacked: Stacked) -> Scores | Lost:
     """The mean or the sum over several classifiers."""
-    if call.name not in ('mean', 'sum') or _dim(call) != 0 or call.kwargs.get('keepdim'):
+    if call.name not in ('mean', 'sum') or call.dims != frozenset({0}) or call.kwargs.get('keepdim'):
         return Lost(f'{call.name}() of several classifiers')
     scores = Scores(tuple(term for scores in stacked.scores for term in scores.terms))
     return scores.scaled(1 / len(stacked.scores)) if call.name == 'mean' else scores
-
-
-def _dim(call: Call) -> Any:
-    return call.options[0] if call.options else call.kwargs.get('dim')
 
 
 def _is_single(factor: Any) -> bool:
@@ -186,5 +182,4 @@ def _is_dense(call: Call) -> bool:
         return True
     if call.name != 'conv2d' or call.value.shape[2:] != (1, 1):
         return False
-    weight = call.options[0] if call.options else call.kwargs['weight']
-    return tuple(weight.shape[1:]) == tuple(call.value.shape[1:]) and tuple(call.out.shape[2:]) == (1, 1)
+    return tuple(call.layer[0].shape[1:]) == tuple(call.value.shape[1:]) and tuple(call.out.shape[2:]) == (1, 1)

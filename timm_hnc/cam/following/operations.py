@@ -31,6 +31,8 @@ DETACHED = names("""
     new_zeros new_ones new_tensor zeros_like ones_like empty_like rand_like randn_like bernoulli argmax topk gt lt ge le
     eq ne
 """)
+# linear, and element by element of the tensors that it takes
+AS_THEY_ARE = names('add sub neg contiguous clone to type type_as float double half bfloat16')
 # here a detached tensor would be content, which has its positions no more, not a scale
 JOINING = names('add sub cat concat stack')
 NORMS = names('layer_norm rms_norm batch_norm group_norm')
@@ -76,6 +78,22 @@ class Call:
     def options(self) -> tuple[Any, ...]:
         """The arguments behind the tensor."""
         return self.args[1:]
+
+    def argument(self, index: int, name: str, default: Any = None) -> Any:
+        """The option at a place, wherever it was given: by place, or by name."""
+        return self.options[index] if len(self.options) > index else self.kwargs.get(name, default)
+
+    @property
+    def layer(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of linear() or conv2d()."""
+        return self.argument(0, 'weight'), self.argument(1, 'bias')
+
+    @property
+    def dims(self) -> frozenset[int] | None:
+        """The dimensions, counted from 0, that mean() or sum() is over; None for all of them."""
+        dim = self.argument(0, 'dim', self.kwargs.get('axis'))
+        each = (dim,) if isinstance(dim, int) else tuple(dim or ())
+        return frozenset(one % self.value.ndim for one in each) or None
 
     def with_constants(self, constants: Collection[int]) -> 'Call':
         """The same call with some of its tensors, by id, cut off from the gradient."""

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.mean_of_parts import Parts, Scores
-from timm_hnc.cam.following.operations import GATED, Call, names, tensors_in
+from timm_hnc.cam.following.operations import AS_THEY_ARE, GATED, Call, names, tensors_in
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.heads.detached_functions import detached_gate, detached_norm
 
-_AS_THEY_ARE = names('add sub neg contiguous clone to type type_as float double half bfloat16')
 _OVER_CHANNELS = names('layer_norm rms_norm')
 
 
@@ -44,8 +43,7 @@ def with_rows(call: Call, lives: list[tuple[Tensor, Live]], companion: Callable[
     if len(lives) == 1 and call.name == 'dropout' and call.out is call.value:
         return live
     if len(lives) == 1 and call.name == 'linear':
-        weight, bias, *_ = (*call.options, *call.kwargs.values(), None)
-        return replace(live.carried_out(), layer=(weight, bias))
+        return replace(live.carried_out(), layer=call.layer)
     return replace(live, rows=_rows(call, [(t, each.carried_out()) for t, each in lives], companion), layer=None)
 
 
@@ -77,4 +75,4 @@ def _is_linear(call: Call, rows: Collection[int]) -> bool:
     if call.name in ('mul', 'div'):
         factors = [id(factor) in rows for factor in call.args]
         return sum(factors) == 1 and (call.name == 'mul' or factors[0]) and not call.kwargs.get('rounding_mode')
-    return call.name in _AS_THEY_ARE
+    return call.name in AS_THEY_ARE

@@ -61,7 +61,7 @@ class Tracker(TorchFunctionMode):
         if not any(id(tensor) in self._companions for tensor in tensors_in(args, kwargs)):
             return func(*args, **kwargs)
         if not args:  # the tensor given by name
-            first = next(iter(kwargs))
+            first = 'input' if 'input' in kwargs else next(iter(kwargs))
             args, kwargs = (kwargs[first],), {key: kwargs[key] for key in kwargs if key != first}
         value = args[0]
         in_place = isinstance(value, Tensor) and works_in_place(func, args, kwargs)

@@ -68,7 +68,7 @@ class ShadowTracker(Tracker):
         if call.name in NORMS:
             return detached_norm(call, first)
         if call.name == 'max' and isinstance(call.out, tuple):
-            dim = call.options[0] if call.options else call.kwargs['dim']
+            dim = call.argument(0, 'dim')
             self.found_maximum = True
             return first.gather(dim, call.out[1].unsqueeze(dim)).squeeze(dim), None
         return Lost(f'{call.name}()')
