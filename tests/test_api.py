@@ -175,7 +175,7 @@ def test_an_evaluation_refuses_what_would_do_nothing(values, message):
         (ImageFolder, {'gp': 'max'}, '--gp max: does nothing'),
         (ImageFolder, {'num_classes': 5}, '--num-classes 5: the model that is provided has 3'),
         (loader_of, {'reprob': 0.5}, '--reprob 0.5: does nothing, the DataLoader that is provided makes the'),
-        (loader_of, {'scale': (0.5, 1.0)}, r'--scale \[0.5, 1.0\]: does nothing'),
+        (loader_of, {'scale': (0.5, 1.0)}, '--scale 0.5 1.0: does nothing'),
         (loader_of, {'batch_size': 128}, '--batch-size 128: the DataLoader that is provided makes batches of 4'),
         (loader_of, {'batch_size': 4, 'mixup': 0.2}, 'the last batch of 25 images is odd'),
     ],

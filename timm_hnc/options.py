@@ -21,6 +21,12 @@ def flag_of(name: str) -> str:
     return '--' + name.replace('_', '-')
 
 
+def given(name: str, value: Any) -> str:
+    """An option as it is given: '--batch-size 8', '--amp', '--lr-noise 0.4 0.9'."""
+    words = value if isinstance(value, (list, tuple)) else () if value is True else (value,)
+    return ' '.join([flag_of(name), *map(str, words)])
+
+
 def check_choice(options: Any, name: str, allowed: Iterable[str | None]) -> None:
     """Refuse a value that is not in `allowed`, which the message lists without None and ''.
 
@@ -45,11 +51,12 @@ def check_range(
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if number is None or (isfinite(number) and low <= number <= high and above < number < below):
                 continue
-            bounds = [f'{low:g} or more'] if isfinite(low) else []
+            bounds = [] if isfinite(number) else ['a finite number']
+            bounds += [f'{low:g} or more'] if isfinite(low) else []
             bounds += [f'{high:g} or less'] if isfinite(high) else []
             bounds += [f'more than {above:g}'] if isfinite(above) else []
             bounds += [f'less than {below:g}'] if isfinite(below) else []
-            raise UsageError(f'{flag_of(name)} {number}: expected {" and ".join(bounds) or "a finite number"}.')
+            raise UsageError(f'{flag_of(name)} {number}: expected {" and ".join(bounds)}.')
 
 
 def refuse_alone(options: Any, needed: str, names: Iterable[str]) -> None:
@@ -68,8 +75,7 @@ def refuse_alone(options: Any, needed: str, names: Iterable[str]) -> None:
         value = getattr(options, name)
         value = tuple(value) if isinstance(value, list) else value
         if value not in (defaults[name], None, ''):
-            words = value if isinstance(value, tuple) else () if value is True else (value,)
-            raise UsageError(f'{" ".join([flag_of(name), *map(str, words)])}: does nothing without {needed}.')
+            raise UsageError(f'{given(name, value)}: does nothing without {needed}.')
 
 
 def grouped(kind: type[Groups], values: Mapping[str, Any]) -> Groups:

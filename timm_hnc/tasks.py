@@ -1,7 +1,6 @@
 """timm's training tasks for losses on class maps, and with HNC and others beside them (Eq. 7, Eq. 9 of the paper)."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -267,8 +266,8 @@ class HNCTask(ClassMapTask):
             hnc_weight.to(device)
         elif isinstance(hnc_weight, str):
             raise TypeError(f'hnc_weight = {hnc_weight!r}: expected a number, or an AutoWeight.')
-        elif not (math.isfinite(hnc_weight) and hnc_weight >= 0):
-            raise ValueError(f'hnc_weight = {hnc_weight}: expected a finite number, 0 or above.')
+        else:
+            at_least(0, hnc_weight=hnc_weight)
         super().__init__(cam_model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose, **kwargs)
         self.hnc = hnc
         self.hnc_weight = hnc_weight

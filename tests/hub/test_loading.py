@@ -246,7 +246,7 @@ def test_a_run_outlives_the_hub(server, worker, images, tmp_path):
         (None, ['--push-to-hub', 'alice/x'], "no token to publish 'alice/x'"),
         ('hf_good', ['--push-to-hub', 'x'], "'x' is no name for a repository of the Hub"),
         ('hf_good', ['--push-to-hub', 'alice/x', '--hub-every', '0'], '--hub-every 0: expected 1 or more'),
-        ('hf_good', ['--hub-private'], '--hub-private: not without --push-to-hub'),
+        ('hf_good', ['--hub-private'], '--hub-private: does nothing without --push-to-hub'),
         ('hf_good', ['--push-to-hub', 'alice/x', '--baseline', 'nowhere'], "--baseline 'nowhere' is no run folder"),
     ],
 )

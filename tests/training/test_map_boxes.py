@@ -75,7 +75,7 @@ def test_data_without_boxes_and_options_that_do_nothing(argv, images, capsys, tm
     assert (code, line.startswith("--map-loss outside: no boxes 'objects' in the data set")) == (2, True), line
     code, line = failure(capsys, 'train', *argv('run', '--boxes-share', 0.5))
     assert line == '--boxes-share 0.5: does nothing without a --map-loss that needs boxes.'
-    for share, message in ((0, 'expected more than 0'), (1.5, 'expected 1 or less'), ('nan', 'expected')):
+    for share, message in ((0, 'expected 1 or less and more than 0'), (1.5, 'expected 1 or less'), ('nan', 'expected')):
         code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'energy', '--boxes-share', share))
         assert (code, message in line) == (2, True), line
     code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'energy', '--boxes-share', 1e-9))

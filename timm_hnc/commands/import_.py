@@ -8,7 +8,7 @@ from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError
 from timm_hnc.hub.importing import import_checkpoint
-from timm_hnc.options import check_range, flag_of
+from timm_hnc.options import check_range, given
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.out or Path('output', 'imported', args.file.name.split('.')[0])
     for name in ('hnc_weight', 'hnc_topk'):
         if args.hnc == 'none' and getattr(args, name) is not None:
-            raise UsageError(f'{flag_of(name)} {getattr(args, name)}: does nothing without --hnc.')
+            raise UsageError(f'{given(name, getattr(args, name))}: does nothing without --hnc.')
     check_range(args, 'img_size', low=1)
     check_range(args, 'crop_pct', low=0.01, high=1)
     hnc = {'variant': args.hnc, 'weight': args.hnc_weight, 'topk': args.hnc_topk} if args.hnc != 'none' else None

@@ -13,7 +13,7 @@ from timm_hnc.cam.heads.naflex_head import takes_naflex
 from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.errors import UsageError
-from timm_hnc.options import check_range, flag_of
+from timm_hnc.options import check_range, given
 
 KEPT_SHAPE = 'where images keep their shape: give the number of their patches, --naflex-max-seq-len'
 """Why one size of all images does not go with it."""
@@ -45,9 +45,7 @@ class NaFlexOptions:
         """Refuse options that do not go with images of several shapes, by name, and say why and what to do."""
         for name, value in options.items():
             if self.naflex_loader and value:
-                words = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
-                given = ' '.join(map(str, [flag_of(name), *words]))
-                raise UsageError(f'{given}: not together with --naflex-loader, {why}.')
+                raise UsageError(f'{given(name, value)}: not together with --naflex-loader, {why}.')
 
     def patches(self, model: Any) -> 'Patches | None':
         """How images become patches of this model; None without --naflex-loader."""

@@ -13,7 +13,7 @@ from typing import Any
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.hub.bundle import check_baseline
 from timm_hnc.hub.publish import bundled_run, check_name_and_token, check_token, publish_folder
-from timm_hnc.options import check_range, flag_of
+from timm_hnc.options import check_range, refuse_alone
 from timm_hnc.weights.hub_errors import without_tokens
 
 _logger = logging.getLogger(__name__)
@@ -41,9 +41,9 @@ class HubOptions:
 
     def __post_init__(self) -> None:
         check_range(self, 'hub_every', low=1)
-        for name in ('hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'):
-            if getattr(self, name) and not self.push_to_hub:
-                raise UsageError(f'{flag_of(name)}: not without --push-to-hub USER/NAME.')
+        if not self.push_to_hub:
+            of_it = ('hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
+            refuse_alone(self, '--push-to-hub USER/NAME', of_it)
 
 
 def check_publishing(options: HubOptions) -> None:

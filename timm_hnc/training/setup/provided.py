@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
-from timm_hnc.options import flag_of, flattened
+from timm_hnc.options import flattened, given
 from timm_hnc.training.setup.data_options import AugmentationOptions, BatchOptions, TrainSizeOptions
 from timm_hnc.training.setup.models import ModelOptions
 from timm_hnc.training.setup.options import TrainOptions
@@ -37,8 +37,7 @@ def refuse_unused(options: Any, names: Iterable[str], why: str) -> None:
     values, defaults = flattened(options), flattened(type(options)())
     for name in sorted(names):
         if values[name] != defaults[name]:
-            value = '' if values[name] is True else f' {values[name]}'
-            raise UsageError(f'{flag_of(name)}{value}: does nothing, {why}')
+            raise UsageError(f'{given(name, values[name])}: does nothing, {why}')
 
 
 def check_num_classes(options: InputOptions, model: Any) -> None:

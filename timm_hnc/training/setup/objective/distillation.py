@@ -56,7 +56,6 @@ class DistillationOptions:
                 '--distill-loss-weight as well.'
             )
         check_range(self, 'kd_student_feature_dim', 'kd_teacher_feature_dim', low=1)
-        check_range(self, 'kd_temperature')
         check_range(self, 'kd_temperature', above=0)
 
     @property

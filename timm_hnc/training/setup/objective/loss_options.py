@@ -110,9 +110,7 @@ class MapLossOptions:
     masks_grey: bool = False
 
     def __post_init__(self) -> None:
-        check_range(self, 'boxes_share', high=1)
-        if self.boxes_share <= 0:
-            raise UsageError(f'--boxes-share {self.boxes_share:g}: expected more than 0.')
+        check_range(self, 'boxes_share', above=0, high=1)
         found: dict[str, float] = {}
         for word in self.map_loss:
             name, _, weight = word.partition('=')
@@ -228,9 +226,7 @@ class LossOptions:
         check_range(self, 'poly_alpha', low=0, high=1)
         numbers = ('bce_target_thresh', 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip', 'poly_epsilon', 'poly_gamma')
         check_range(self, *numbers, 'loss_weight_power')
-        for name in ('twoway_tp', 'twoway_tn'):
-            check_range(self, name)
-            check_range(self, name, above=0)
+        check_range(self, 'twoway_tp', 'twoway_tn', above=0)
         if self.kind is None and self.loss_kwargs:
             raise UsageError(
                 f'--loss-kwargs: for --loss {", ".join(LOSSES)} only; empty, it leaves out those of a YAML file.'
