@@ -22,6 +22,7 @@ from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.options.validate_options import fraction
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.samples import evenly_spread
 from timm_hnc.errors import UsageError
 from timm_hnc.files.options import read_options
 
@@ -43,8 +44,7 @@ def load(run: Path, count: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Te
     if options['holdout']:
         _, data = split_off(data, options['holdout'], options['seed'])
     data.transform = create_transform(**{**config, 'mean': (0.0,) * 3, 'std': (1.0,) * 3})
-    count = min(count, len(data))
-    images, labels = default_collate(list(Subset(data, [index * len(data) // count for index in range(count)])))
+    images, labels = default_collate(list(Subset(data, evenly_spread(len(data), count))))
     return normalized(model.eval()), images.clamp(0, 1), torch.as_tensor(labels)
 
 

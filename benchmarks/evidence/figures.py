@@ -19,6 +19,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import exact_numbers
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
+from timm_hnc.data.samples import evenly_spread
 from timm_hnc.errors import DataError
 from timm_hnc.metrics.map_quality import MapQuality
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
@@ -64,13 +65,13 @@ def run_figures(
     test = _dataset(regime, data_dir, regime.test_split, model)
     images, targets = _tensors(test)
     found, logits = _clean(model, test, images, targets, regime.boxes)
-    some = _places(len(images), attacked)
+    some = evenly_spread(len(images), attacked)
     found |= _attacked(model, images[some], targets[some])
     if regime.boxes:
         found |= covered(model, Objects(test), some, images[some], targets[some])
     found['grid_pointing'] = _grid_pointing(model, images, targets.cpu(), logits, grids)
     seen = _as_trained(_dataset(regime, data_dir, regime.train_split, model), folder, regime)
-    images, targets = _tensors(Subset(seen, _places(len(seen), train)))
+    images, targets = _tensors(Subset(seen, evenly_spread(len(seen), train)))
     return {**found, 'train_accuracy': _accuracy(_logits(model, images), targets)}
 
 
@@ -88,11 +89,6 @@ def _as_trained(dataset: Any, folder: Path, regime: Regime) -> Any:
     if not options.get('label_noise'):
         return dataset
     return NoisyLabels(dataset, LabelNoise.parse(options['label_noise']), regime.num_classes, options['seed'])
-
-
-def _places(length: int, count: int) -> list[int]:
-    count = min(count, length)
-    return [index * length // count for index in range(count)]
 
 
 def _device() -> torch.device:

@@ -15,6 +15,7 @@ from faithfulness.networks import CLASSES, COLUMNS
 from faithfulness.road import road
 from timm_hnc.cam import CamModel
 from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.samples import evenly_spread
 from timm_hnc.metrics.deletion import curve_areas
 
 METRICS = ('deletion', 'insertion', 'ROAD', 'GridPG')
@@ -53,9 +54,7 @@ def cifar_images(data: Path, model: nn.Module, count: int) -> tuple[Tensor, Tens
     """Normalised CIFAR-100 test images, taken evenly, and their labels."""
     dataset = create_dataset(f'hfds/{data}', None, 'test', CLASSES, input_key=COLUMNS[0], target_key=COLUMNS[1])
     dataset.transform = create_transform(**resolve_data_config({}, model=model))
-    count = min(count, len(dataset))
-    chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])
-    images, labels = zip(*DataLoader(chosen, _BATCH), strict=True)
+    images, labels = zip(*DataLoader(Subset(dataset, evenly_spread(len(dataset), count)), _BATCH), strict=True)
     return torch.cat(images), torch.cat([torch.as_tensor(each) for each in labels])
 
 

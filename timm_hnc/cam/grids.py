@@ -9,6 +9,12 @@ Grid = tuple[int, int]
 Cell = tuple[float, float]
 
 
+def is_shaped_as(grid: tuple[int, ...], image_size: tuple[int, int]) -> bool:
+    """Whether a grid's sides are to each other as those of the image are, but for rounding."""
+    (rows, columns), (height, width) = grid, image_size
+    return abs(rows * width - columns * height) < max(image_size)
+
+
 def cell_of(grid: Grid, image_size: tuple[int, int]) -> Cell:
     """(height, width) of a cell in pixels."""
     return image_size[0] / grid[0], image_size[1] / grid[1]

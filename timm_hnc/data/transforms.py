@@ -1,13 +1,19 @@
-"""What timm's training transforms lack: the padded crop of CIFAR, and no crop at all; and names of theirs."""
+"""What timm's transforms lack: the padded crop of CIFAR, no crop at all, and the way back from normalised images."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from torch import Tensor
 from torchvision import transforms
 
 PADDING_AT_32_PIXELS = 4
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+
+
+def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(..., C, H, W) images as they were before they were normalised with a mean and a deviation of each channel."""
+    return images * images.new_tensor(std).view(-1, 1, 1) + images.new_tensor(mean).view(-1, 1, 1)
 
 
 def padded_crop(size: tuple[int, int], interpolation: str = 'bilinear') -> list[Any]:

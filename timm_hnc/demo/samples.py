@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from timm_hnc.data.samples import evenly_spread
 from timm_hnc.errors import DataError
 
 
@@ -37,10 +38,8 @@ def spread_over(dataset: Any, count: int) -> list[Sample]:
 def _pairs(dataset: Any, count: int) -> Iterator[tuple[Image.Image, Any]]:
     if isinstance(dataset, IterableDataset):
         yield from dataset
-        return
-    count = min(count, len(dataset))
-    for place in range(count):
-        yield dataset[place * len(dataset) // count]
+    else:
+        yield from (dataset[index] for index in evenly_spread(len(dataset), count))
 
 
 def _classes(target: Any) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from timm_hnc.cam import CamModel, ClassMaps
 from timm_hnc.cam.model import names_of_weights
 from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.data.naflex import Patches
+from timm_hnc.data.transforms import denormalize
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.plots.cams import panel_rows
 from timm_hnc.plots.map_image import shared_scale
@@ -130,8 +131,7 @@ def see(photo: Image.Image, subject: Subject) -> tuple[ClassMaps, Tensor]:
         seen = patches.images(batch, channels)[0][None]
         naflex_maps: Any = model.class_maps(on_device(batch, parameter.device, parameter.dtype))
         maps = naflex_maps.of_image(0)
-    mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
-    return maps, (seen * std + mean).clamp(0, 1)
+    return maps, denormalize(seen, config['mean'], config['std']).clamp(0, 1)
 
 
 def _row(photo: Image.Image, subject: Subject, topk: int) -> PanelRow:

@@ -62,8 +62,9 @@ class PositionTracker(Tracker):
             self.found.update(_DETACHED_PARTS.get(call.name, ()))
 
     def class_maps(self, logits: Any) -> ClassMaps | Lost:
-        """What the logits are made of, or why they are not means over positions."""
+        """What the logits are made of, or why they are not means over positions; nothing is followed any more."""
         scores = self.companion(logits)
+        self.forget()
         if isinstance(scores, Parts) and logits.ndim == 2:  # the mean of scores, behind no linear layer
             same = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
             scores = Scores((Term(scores, same, None),))

@@ -13,12 +13,12 @@ from torch.nn.parameter import is_lazy
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Lost
-from timm_hnc.cam.grids import Grid, cell_of, token_grid
+from timm_hnc.cam.grids import Grid, cell_of, is_shaped_as, token_grid
+from timm_hnc.cam.heads.base import MAX_PREFIX_TOKENS, agree
 from timm_hnc.cam.heads.detached_head import KINDS, Branch
 from timm_hnc.cam.heads.detached_tail import DetachedTail
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, hooked_class_maps, logits_of
 from timm_hnc.cam.heads.model_copies import full_copy
-from timm_hnc.cam.heads.plain import MAX_PREFIX_TOKENS, agree
 from timm_hnc.cam.heads.position_order import in_order
 from timm_hnc.cam.heads.position_search import BATCH, find_tail, token_branch
 from timm_hnc.cam.heads.refusal import ERRORS, Refused
@@ -313,6 +313,5 @@ def _spatial(shape: tuple[int, ...], image_size: tuple[int, int]) -> list[tuple[
 
     Both may be: with as many channels as columns, on square images.
     """
-    (height, width), limit = image_size, max(image_size)
-    first, last = (abs(h * width - w * height) < limit for h, w in (shape[1:3], shape[2:4]))
+    first, last = (is_shaped_as(grid, image_size) for grid in (shape[1:3], shape[2:4]))
     return ([(2, 3)] if last or not first else []) + ([(1, 2)] if first else [])

@@ -17,6 +17,7 @@ from timm_hnc.cam.heads.refusal import otherwise
 from timm_hnc.cam.own_hooks import same_values, watched
 
 Layout = Literal['NCHW', 'NHWC', 'NLC']
+MAX_PREFIX_TOKENS = 16
 TimmModel = Any  # an nn.Module with forward_features, forward_head, get_classifier; timm has no common type for it
 
 DESCRIPTIONS = {

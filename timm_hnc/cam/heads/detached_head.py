@@ -109,6 +109,4 @@ def detached_class_maps(
     tracker = _tracker(features, branches, image_size)
     with tracker:
         logits = model.forward_head(features)
-    maps = tracker.class_maps(logits)
-    tracker.forget()
-    return maps, tracker.found
+    return tracker.class_maps(logits), tracker.found

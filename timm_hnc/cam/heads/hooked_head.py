@@ -102,6 +102,4 @@ def hooked_class_maps(model: nn.Module, x: Tensor, place: Place, branch: Branch)
 
     with place.hook(model, start), tracker:
         logits = logits_of(model(x))
-    maps = tracker.class_maps(logits)
-    tracker.forget()
-    return maps, tracker.found
+    return tracker.class_maps(logits), tracker.found

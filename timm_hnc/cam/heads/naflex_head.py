@@ -64,7 +64,6 @@ def _followed(model: TimmModel, tokens: Tensor, valid: Tensor, coordinates: Tens
     with tracker:
         logits = model.forward_head(patches=tokens, patch_valid=padded)
     maps = tracker.class_maps(logits)
-    tracker.forget()
     if isinstance(maps, Lost):
         raise ValueError(
             f'no class maps of NaFlex batches: the head of {type(model).__name__} has no average or attention pool '

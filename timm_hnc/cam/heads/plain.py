@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_hnc.cam.grids import Cell, cell_of, token_grid
-from timm_hnc.cam.heads.base import Head, Layout, TimmModel, agree, forward_of, pools_of
+from timm_hnc.cam.heads.base import MAX_PREFIX_TOKENS, Head, Layout, TimmModel, agree, forward_of, pools_of
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.refusal import ERRORS
 
-MAX_PREFIX_TOKENS = 16
 _SHAPING = ('view', 'reshape', 'permute', 'transpose', 't', 'slice', 'squeeze', 'unsqueeze', 'alias', 'detach', 'clone')
 _POOLING = (*_SHAPING, '_unsafe_view', '_reshape_alias', 'mean', 'adaptive_avg_pool2d', '_adaptive_avg_pool2d')
 _LINEAR = ('addmm', 'mm', 'linear', 'convolution')

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from timm_hnc.cam.following.operations import tensors_in
 from timm_hnc.cam.following.tracking import Lost
-from timm_hnc.cam.grids import cell_of, token_grid
-from timm_hnc.cam.heads.base import TimmModel
+from timm_hnc.cam.grids import cell_of, is_shaped_as, token_grid
+from timm_hnc.cam.heads.base import MAX_PREFIX_TOKENS, TimmModel
 from timm_hnc.cam.heads.detached_head import Branch
 from timm_hnc.cam.heads.detached_tail import DetachedTail, tail_maps
 from timm_hnc.cam.heads.hooked_head import is_of_timm, logits_of
@@ -55,8 +55,8 @@ def _branch(model: TimmModel, shape: tuple[int, ...], widths: list[int], image_s
 
 def _channels_by_shape(shape: tuple[int, ...], image_size: tuple[int, int]) -> int:
     """The dimension of the channels of a feature map: the one whose other two are shaped as the image is."""
-    (height, width), sides = image_size, {1: shape[2:], 3: shape[1:3]} if len(shape) == 4 else {}
-    fitting = [dim for dim, (h, w) in sides.items() if abs(h * width - w * height) < max(image_size)]
+    sides = {1: shape[2:], 3: shape[1:3]} if len(shape) == 4 else {}
+    fitting = [dim for dim, grid in sides.items() if is_shaped_as(grid, image_size)]
     if len(fitting) != 1:
         raise ValueError(f'it has no num_features, and the shape {shape} does not say which dimension is its channels')
     return fitting[0]
@@ -66,10 +66,10 @@ def token_branch(model: TimmModel, num_tokens: int, image_size: tuple[int, int])
     """Where the patches lie among tokens: behind as many as the model says, or as few as leave a grid.
 
     Raises:
-        ValueError: no grid behind 16 tokens or fewer.
+        ValueError: no grid behind MAX_PREFIX_TOKENS tokens or fewer.
     """
     told = getattr(model, 'num_prefix_tokens', None)
-    for prefix in (*(() if told is None else (told,)), *range(17)):
+    for prefix in (*(() if told is None else (told,)), *range(MAX_PREFIX_TOKENS + 1)):
         if prefix < num_tokens:
             with suppress(ValueError):
                 return Branch((1,), prefix, cell_of(token_grid(num_tokens - prefix, image_size), image_size))

@@ -13,6 +13,8 @@ from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.data.naflex import Patches
+from timm_hnc.data.samples import evenly_spread
+from timm_hnc.data.transforms import denormalize
 from timm_hnc.training.setup.build import Run
 
 
@@ -24,8 +26,7 @@ def spread_samples(run: Run, count: int) -> tuple[Any, Tensor] | None:
     """
     dataset: Any = run.data.eval_loader.dataset
     if not isinstance(dataset, IterableDataset):
-        count = min(count, len(dataset))
-        dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+        dataset = Subset(dataset, evenly_spread(len(dataset), count))
     # where workers read the data, one reads this too: they would share what a reader has opened before they were forked
     workers = min(1, run.options.loader.workers)
     loader = DataLoader(
@@ -55,5 +56,4 @@ def restored(run: Run, inputs: Any) -> list[Tensor]:
     """Normalised images, or those of a NaFlex batch, in [0, 1], (C, H, W) each."""
     config, patches = run.data.config, run.data.patches
     images: Iterable[Tensor] = inputs if patches is None else patches.images(inputs, len(config['mean']))
-    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ('mean', 'std'))
-    return [(image.float().cpu() * std + mean).clamp(0, 1) for image in images]
+    return [denormalize(image.float().cpu(), config['mean'], config['std']).clamp(0, 1) for image in images]
