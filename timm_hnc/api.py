@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -14,9 +13,10 @@ from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.device import agreed_device
 from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.options import ValidateOptions
-from timm_hnc.evaluation.precision import agreed_device, renew_state, set_up_process
+from timm_hnc.evaluation.process import evaluation_accelerator
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import measure
 from timm_hnc.options import flattened, grouped
@@ -113,9 +113,7 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
             {'batch_size', *_OF_IMAGES, *_OF_NAFLEX},
             'the DataLoader that is provided makes the batches.',
         )
-    renew_state(options.device)
-    accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
-    set_up_process(accelerator, options.device.fast_norm)
+    accelerator = evaluation_accelerator(options.device)
     if isinstance(told, CamModel):
         options.naflex.patches(plain)  # which refuses them
         options = replace(options, input=_input_of(told, options.input))

@@ -17,10 +17,10 @@ from timm_hnc import CamModel, save_pretrained
 from timm_hnc.attacks.attacks import Attack, attack, normalized, sample_losses, with_hnc
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.options.validate_options import fraction
+from timm_hnc.data.loading.loaders import sample_order
 from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
-from timm_hnc.evaluation.loaders import sample_order
 from timm_hnc.evaluation.map_pass import CurvePass
 from timm_hnc.files.tables import write_json
 from timm_hnc.losses import HNCLoss

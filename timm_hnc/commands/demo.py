@@ -11,9 +11,9 @@ from timm_hnc.commands.command_line import ended_like_ctrl_c
 from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model, subject_of
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.validate_options import parse_validate_options
+from timm_hnc.data.loading.loaders import open_eval_dataset
 from timm_hnc.demo.samples import Sample, spread_over
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.evaluation.loaders import open_eval_dataset
 from timm_hnc.files.options import options_of_run
 from timm_hnc.plots.photo_cams import Subject
 from timm_hnc.weights.opening import short_name

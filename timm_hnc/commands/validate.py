@@ -13,8 +13,9 @@ from timm import utils
 from timm_hnc.commands.command_line import print_result, run_command
 from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.evaluation.device import agreed_device
 from timm_hnc.evaluation.options import ValidateOptions
-from timm_hnc.evaluation.precision import agreed_device, end_training, renew_state, set_up_process
+from timm_hnc.evaluation.process import end_training, evaluation_accelerator
 from timm_hnc.evaluation.sources import Source, find_sources
 from timm_hnc.evaluation.validation import validate
 from timm_hnc.files.options import options_of_run
@@ -37,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(sources) > 1 and options.maps.cam_classes_file:
         raise UsageError(f'--cam-classes-file {options.maps.cam_classes_file}: for one model, not {len(sources)}.')
     options = replace(options, device=agreed_device(options.device, explicit))
-    renew_state(options.device)
-    accelerator = Accelerator(mixed_precision=options.device.precision, cpu=options.device.on_cpu)
-    set_up_process(accelerator, options.device.fast_norm)
+    accelerator = evaluation_accelerator(options.device)
     utils.random_seed(options.loader.seed)
     if len(sources) == 1:
         results: Any = validate(options, sources[0], accelerator) | _teacher_of(options.model.checkpoint)

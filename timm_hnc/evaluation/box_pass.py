@@ -8,9 +8,9 @@ from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
 from timm_hnc.data.input_geometry import InputGeometry
+from timm_hnc.data.loading.loaders import sample_order
 from timm_hnc.data.objects.boxes import BoxSource, check_inside
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.loaders import sample_order
 from timm_hnc.metrics.localization import Localization
 from timm_hnc.metrics.map_quality import present_classes
 

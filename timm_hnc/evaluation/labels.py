@@ -12,9 +12,9 @@ from timm.task import evaluation_sample_limit
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from timm_hnc.data.loading.loaders import sample_order
 from timm_hnc.data.loading.wrapped_dataset import stored_places
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.evaluation.loaders import sample_order
 
 _TOP = 5  # timm's figures are of the first class and of so many
 

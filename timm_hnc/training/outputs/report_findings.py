@@ -10,10 +10,10 @@ from timm.task import evaluation_sample_limit
 
 from timm_hnc.attacks.attacks import Attack, normalized
 from timm_hnc.cam.heads.probe import UnsupportedHead
+from timm_hnc.data.loading.loaders import sample_order
 from timm_hnc.errors import DataError, first_lines
 from timm_hnc.evaluation.confusions import ConfusionPass
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
-from timm_hnc.evaluation.loaders import sample_order
 from timm_hnc.evaluation.map_pass import MapPass, QualityPass, WatchedMaps
 from timm_hnc.evaluation.robustness import Threat, robust_figures
 from timm_hnc.files.tables import write_both, write_csv, write_json

@@ -16,7 +16,8 @@ from accelerate.utils import (
 )
 
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.precision import DeviceOptions, renew_state, set_up_process
+from timm_hnc.evaluation.device import DeviceOptions
+from timm_hnc.evaluation.process import renew_state, set_up_process
 from timm_hnc.options import check_choice
 from timm_hnc.training.outputs.results import TrackingOptions
 

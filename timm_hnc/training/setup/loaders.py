@@ -10,6 +10,7 @@ from timm.data.naflex_dataset import calculate_naflex_batch_size
 from torch.utils.data import DataLoader, Dataset
 
 from timm_hnc.data.holdout import split_off
+from timm_hnc.data.loading.loaders import create_timed_loader, open_dataset
 from timm_hnc.data.loading.seeded_batches import seed_shares
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.naflex import Patches
@@ -20,7 +21,6 @@ from timm_hnc.data.objects.slots import Slots
 from timm_hnc.data.objects.sources import Boxes, MaskColumn, MaskFolder, Masks, ObjectSource
 from timm_hnc.data.transforms import CROPS, use_crop
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.evaluation.loaders import create_timed_loader, open_dataset
 from timm_hnc.losses.maps.base import MOST_PRESENT
 from timm_hnc.training.setup.objective.loss_options import MapLossOptions
 from timm_hnc.training.setup.options import TrainOptions

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
+from timm_hnc.evaluation.device import DeviceOptions, agreed_device
 from timm_hnc.evaluation.inputs import InputOptions
-from timm_hnc.evaluation.precision import DeviceOptions, agreed_device
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flattened, grouped

@@ -14,6 +14,7 @@ from timm_hnc.data.class_names import check_same_classes, class_names
 from timm_hnc.data.datasets import same_files
 from timm_hnc.data.label_checks import check_provided
 from timm_hnc.data.loading.in_memory import KeptTargets, RememberedBatches, keep_in_memory
+from timm_hnc.data.loading.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
 from timm_hnc.data.loading.naflex_batches import NaFlexBatches, use_naflex_keys
 from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
 from timm_hnc.data.loading.skipped_images import SkippedImages
@@ -21,7 +22,6 @@ from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.objects.guided import GuidedDataset
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
 from timm_hnc.training.setup.loaders import (
     create_mixup,
     create_naflex_train_loader,

@@ -15,7 +15,7 @@ from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import names_of_weights
 from timm_hnc.data.class_names import check_classes_of_model
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.evaluation.precision import DeviceOptions
+from timm_hnc.evaluation.device import DeviceOptions
 from timm_hnc.losses.factory import MAP_LOSSES
 from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.losses.maps.teacher import TeacherLoss

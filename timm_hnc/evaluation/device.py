@@ -1,16 +1,11 @@
-"""Mixed precision and device, where command line and launcher both have a say, and what a process sets once."""
+"""Device, mixed precision and compilation, where command line and launcher both have a say."""
 
 import logging
 import os
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, is_initialized
-from timm import utils
-from timm.layers import set_fast_norm
 
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.compilation import agreed_compilation, check_compiler
@@ -142,44 +137,3 @@ def _agreed_precision(options: DeviceOptions, explicit: frozenset[str]) -> str:
     if precision != 'no' and options.model_dtype not in (None, 'float32'):
         raise UsageError(f'--model-dtype {options.model_dtype} contradicts mixed precision ({precision}): drop one.')
     return precision
-
-
-def renew_state(options: DeviceOptions) -> None:
-    """Let Accelerate choose device and precision anew where an earlier call in this process chose others.
-
-    It keeps them for the life of the process: it refuses another precision, and passes over another device.
-    """
-    if not is_initialized():
-        return
-    state = AcceleratorState()
-    other_device = (state.device.type == 'cpu') != options.on_cpu
-    if other_device or state.mixed_precision != options.precision:
-        AcceleratorState._reset_state(reset_partial_state=other_device)
-
-
-def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
-    """Logging (the main process speaks, others warn), and the arithmetic that timm's scripts choose on CUDA."""
-    for handler in list(logging.root.handlers):
-        if isinstance(handler.formatter, utils.FormatterNoInfo):
-            logging.root.removeHandler(handler)  # timm adds another one at every call: each line would come twice
-    utils.setup_default_logging(default_level=logging.INFO if accelerator.is_main_process else logging.WARNING)
-    for name in ('httpx', 'httpx2', 'urllib3'):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every request, signed addresses and all
-    if accelerator.device.type == 'cuda':
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    set_fast_norm(fast_norm)
-    _logger.info(
-        f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
-    )
-
-
-def end_training(accelerator: Accelerator) -> None:
-    """Accelerate's own, once gloo's threads have let go of their tensors.
-
-    Freeing one takes the interpreter's lock, which torch keeps while it waits for those threads to end: a process was
-    seen to hang there (torch 2.7).
-    """
-    if accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
-        time.sleep(0.1)
-    accelerator.end_training()

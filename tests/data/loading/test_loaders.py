@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import Dataset
 
 from timm_hnc.data.datasets import create_dataset
+from timm_hnc.data.loading.loaders import create_timed_loader
 from timm_hnc.data.options import LoaderOptions
-from timm_hnc.evaluation.loaders import create_timed_loader
 
 
 def mode(image):

@@ -1,4 +1,4 @@
-"""Validation data as batches."""
+"""Data sets that options name, and timm's loaders of them."""
 
 import io
 from collections.abc import Callable, Iterator

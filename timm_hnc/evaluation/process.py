@@ -1,0 +1,63 @@
+"""What a process sets once: Accelerate's state, logging, the arithmetic of timm's scripts; and how it ends."""
+
+import logging
+import time
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
+from timm import utils
+from timm.layers import set_fast_norm
+
+from timm_hnc.evaluation.device import DeviceOptions
+
+_logger = logging.getLogger(__name__)
+
+
+def evaluation_accelerator(options: DeviceOptions) -> Accelerator:
+    """The Accelerator of an evaluation, and the process set up for it."""
+    renew_state(options)
+    accelerator = Accelerator(mixed_precision=options.precision, cpu=options.on_cpu)
+    set_up_process(accelerator, options.fast_norm)
+    return accelerator
+
+
+def renew_state(options: DeviceOptions) -> None:
+    """Let Accelerate choose device and precision anew where an earlier call in this process chose others.
+
+    It keeps them for the life of the process: it refuses another precision, and passes over another device.
+    """
+    if not is_initialized():
+        return
+    state = AcceleratorState()
+    other_device = (state.device.type == 'cpu') != options.on_cpu
+    if other_device or state.mixed_precision != options.precision:
+        AcceleratorState._reset_state(reset_partial_state=other_device)
+
+
+def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
+    """Logging (the main process speaks, others warn), and the arithmetic that timm's scripts choose on CUDA."""
+    for handler in list(logging.root.handlers):
+        if isinstance(handler.formatter, utils.FormatterNoInfo):
+            logging.root.removeHandler(handler)  # timm adds another one at every call: each line would come twice
+    utils.setup_default_logging(default_level=logging.INFO if accelerator.is_main_process else logging.WARNING)
+    for name in ('httpx', 'httpx2', 'urllib3'):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every request, signed addresses and all
+    if accelerator.device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    set_fast_norm(fast_norm)
+    _logger.info(
+        f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
+    )
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Accelerate's own, once gloo's threads have let go of their tensors.
+
+    Freeing one takes the interpreter's lock, which torch keeps while it waits for those threads to end: a process was
+    seen to hang there (torch 2.7).
+    """
+    if accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
+        time.sleep(0.1)
+    accelerator.end_training()
