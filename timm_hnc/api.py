@@ -21,9 +21,15 @@ from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import measure
 from timm_hnc.options import flattened, grouped
 from timm_hnc.training.run import train_run
-from timm_hnc.training.setup.build import Provided
 from timm_hnc.training.setup.options import TrainOptions, train_options
-from timm_hnc.training.setup.provided import OF_DATA, OF_MODEL, check_num_classes, fitted_options, refuse_unused
+from timm_hnc.training.setup.provided import (
+    OF_DATA,
+    OF_MODEL,
+    Provided,
+    check_num_classes,
+    fitted_options,
+    refuse_unused,
+)
 
 _OF_IMAGES = ('crop_border_pixels', 'crop_mode', 'crop_pct', 'interpolation', 'tf_preprocessing', 'use_train_size')
 _OF_NAFLEX = {each.name for each in fields(NaFlexOptions)}

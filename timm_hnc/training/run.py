@@ -28,11 +28,12 @@ from timm_hnc.training.outputs.changed_options import begin_part, rank_anew
 from timm_hnc.training.outputs.publishing import Publisher, check_publishing
 from timm_hnc.training.outputs.results import start_trackers
 from timm_hnc.training.outputs.state import restore, start_schedule
-from timm_hnc.training.setup.build import Provided, Run, build_run
+from timm_hnc.training.setup.build import Run, build_run
 from timm_hnc.training.setup.environment import create_accelerator
 from timm_hnc.training.setup.model_checks import check_class_maps
 from timm_hnc.training.setup.models import check_model_name
 from timm_hnc.training.setup.options import TrainOptions, agreed_options
+from timm_hnc.training.setup.provided import Provided
 from timm_hnc.training.signals import RunStopped
 
 _logger = logging.getLogger(__name__)

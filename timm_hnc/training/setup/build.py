@@ -28,36 +28,22 @@ from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import Interval
+from timm_hnc.training.setup.image_sizes import image_sizes
 from timm_hnc.training.setup.model_checks import check_image_size, check_naflex_maps, try_image_sizes
 from timm_hnc.training.setup.models import create_model
 from timm_hnc.training.setup.objective.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.objective.distillation import check_student, create_distillation
 from timm_hnc.training.setup.objective.losses import create_run_loss
-from timm_hnc.training.setup.objective.map_losses import create_map_losses, create_teacher, grid_of, image_sizes
+from timm_hnc.training.setup.objective.map_losses import create_map_losses, grid_of
+from timm_hnc.training.setup.objective.teachers import create_teacher
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
 from timm_hnc.training.setup.options import TrainOptions
+from timm_hnc.training.setup.provided import Provided
 from timm_hnc.training.setup.run_data import RunData, create_run_data
 from timm_hnc.training.signals import StopSignals
 from timm_hnc.training.update_flags import Notices
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Provided:
-    """What a caller brings in place of what the options name.
-
-    Args:
-        model: plain model.
-        train_set: data set that timm's loader can take, or a loader of normalised batches.
-        eval_set: the same for validation.
-        wrap: makes the CamModel of a model of this architecture.
-    """
-
-    model: Any = None
-    train_set: Any = None
-    eval_set: Any = None
-    wrap: Callable[[Any], CamModel] = CamModel
 
 
 @dataclass

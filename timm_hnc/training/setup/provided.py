@@ -1,12 +1,13 @@
-"""What options may say of a model and data that a caller brings, in place of those that options name."""
+"""A model and data that a caller brings in place of those that options name, and what options may say of them."""
 
 import logging
-from collections.abc import Collection, Iterable, Sized
-from dataclasses import fields, replace
+from collections.abc import Callable, Collection, Iterable, Sized
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader
 
+from timm_hnc.cam import CamModel
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.inputs import InputOptions
@@ -14,6 +15,23 @@ from timm_hnc.options import flattened, given
 from timm_hnc.training.setup.data_options import AugmentationOptions, BatchOptions, TrainSizeOptions
 from timm_hnc.training.setup.models import ModelOptions
 from timm_hnc.training.setup.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Provided:
+    """What a caller brings in place of what the options name.
+
+    Args:
+        model: plain model.
+        train_set: data set that timm's loader can take, or a loader of normalised batches.
+        eval_set: the same for validation.
+        wrap: makes the CamModel of a model of this architecture.
+    """
+
+    model: Any = None
+    train_set: Any = None
+    eval_set: Any = None
+    wrap: Callable[[Any], CamModel] = CamModel
 
 
 def _names(*kinds: type[Any]) -> set[str]:

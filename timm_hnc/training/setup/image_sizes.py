@@ -1,0 +1,31 @@
+"""The sizes of a run's images, and whether a model takes them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_hnc.errors import UsageError, first_lines
+
+ImageSize = tuple[int, int, int]
+
+
+def image_sizes(input_size: ImageSize, train_sizes: Sequence[int] | None) -> list[ImageSize]:
+    """(channels, height, width) of all images of a run."""
+    return [input_size, *((input_size[0], side, side) for side in train_sizes or ())]
+
+
+@torch.no_grad()
+def try_images(what: str, forward: Callable[[Tensor], Any], model: nn.Module, sizes: Sequence[ImageSize]) -> None:
+    """Give a function of a model images of these sizes.
+
+    Raises:
+        UsageError: it does not take one; the message begins with `what`.
+    """
+    for size in sizes:
+        try:
+            forward(next(model.parameters()).new_zeros(1, *size))
+        except (ValueError, RuntimeError, AssertionError) as error:
+            pixels = ' x '.join(map(str, size))
+            raise UsageError(f'{what}: images of {pixels} do not pass: {first_lines(error)}') from error
