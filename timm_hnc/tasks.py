@@ -232,7 +232,7 @@ class HNCTask(ClassMapTask):
         **kwargs: `map_losses`, `target_floor` and `distil`, as `ClassMapTask`.
 
     Attributes:
-        hnc_joins: HNC is part of the loss; where it is not, its value is there all the same.
+        hnc_joins: whether HNC is added to the loss; its value is returned either way.
 
     Raises:
         TypeError: the model is no CamModel, or the weight is a text.
