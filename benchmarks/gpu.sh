@@ -2,7 +2,7 @@
 # What README and docs say of a GPU, on one card, a step at a time:
 #
 #     benchmarks/gpu.sh tests               # it computes and trains as a CPU does
-#     benchmarks/gpu.sh eager OUT           # cost of a HNC step of ResNet-50: OUT/eager.md and .csv
+#     benchmarks/gpu.sh eager OUT           # cost of an HNC step of ResNet-50: OUT/eager.md and .csv
 #     benchmarks/gpu.sh compiled OUT        # the same compiled
 #     benchmarks/gpu.sh cifar OUT           # of cifar_resnet110, both
 #     benchmarks/gpu.sh run OUT DATA        # the paper's schedule with HNC: OUT/cifar_resnet56, seconds in result.json

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a HNC step costs beside a cross-entropy step, and beside the published way: time and peak memory.
+"""What an HNC step costs beside a cross-entropy step, and beside the published way: time and peak memory.
 
 All run in one process on one set of weights, in interleaved rounds whose order turns; ratios are taken round by round,
 so that a machine whose speed drifts does not matter. Peak memory is that of fresh processes, one variant each.

@@ -1,1 +1,1 @@
-"""What a HNC step costs: cases, steps to time, measurements, and the table of them."""
+"""What an HNC step costs: cases, steps to time, measurements, and the table of them."""

@@ -83,7 +83,7 @@ def write(rows: list[Row], out: Path, device: str, command: str) -> None:
         writer.writeheader()
         writer.writerows(flat)
     text = [
-        '# What a HNC step costs beside a cross-entropy step',
+        '# What an HNC step costs beside a cross-entropy step',
         f'`{command}`. Machine: {machine(device)}.',
         'Forward and backward pass, channels-last, interleaved rounds on one set of weights. `mse` and `kd` are ours, '
         '`full` is the published way: a 1x1 convolution to all n maps, a mask, an MSE. Memory: the peak of fresh '

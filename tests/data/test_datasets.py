@@ -80,6 +80,7 @@ def test_missing_data_is_refused(folder, tmp_path, parquet, cache):
     refused(DataError, 'cannot be read', root=tmp_path / 'text.tar')
     refused(DataError, 'cannot be read', 'torch/image_folder', tmp_path / 'nowhere')
     refused(DataError, 'cannot be read', 'torch/nothing', tmp_path)
+    refused(UsageError, '--dataset torch/cifar100: pass --data-dir DIR', 'torch/cifar100', None)
     refused(DataError, 'cannot be read', f'hfds/{tmp_path / "nowhere"}', cache)
     refused(DataError, "split 'test'", f'hfds/{parquet}', cache, split='test')
     refused(DataError, 'cannot be read', 'wds/set', tmp_path / 'nowhere')

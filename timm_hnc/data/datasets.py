@@ -105,6 +105,8 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
         raise UsageError(f'--dataset {name} needs the package {package}: pip install "timm_hnc[data]".')
     if prefix and not root and prefix not in _PREFIXES:
         raise UsageError(f"--dataset '{name}': expected a name that begins with {', '.join(_PREFIXES)} or hnc.")
+    if prefix in ('torch', 'wds') and not root:
+        raise UsageError(f'--dataset {name}: pass --data-dir DIR, the folder of the data set.')
     if not prefix:
         _check_folder(root, split)
     try:

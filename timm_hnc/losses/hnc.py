@@ -29,7 +29,7 @@ def check_options(variant: str, topk: int, alpha: float, reduction: str) -> None
     if not (_is_finite(topk) and topk >= 1 and topk == int(topk)):
         raise ValueError(f'topk = {topk!r}: the HNC loss looks at a whole number of negative classes, 1 or more.')
     if not _is_finite(alpha):
-        raise ValueError(f'alpha = {alpha!r}: the HNC loss draws maps towards a finite number, 0 in the paper.')
+        raise ValueError(f'alpha = {alpha!r}: the HNC loss pulls maps towards a finite number, 0 in the paper.')
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction '{reduction}' is unknown: expected one of {', '.join(REDUCTIONS)}.")
 
@@ -75,7 +75,7 @@ def hnc_loss(
         target: (B,) class indices, or (B, n) values for several labels, mixup, cutmix or smoothing.
         variant: 'mse' (Eq. 2), 'kd' (Eq. 5), or half of Eq. 2: 'var' or 'logit'.
         topk: k, how many negatives; more than an image has takes them all.
-        alpha: the value that 'mse' draws the maps to and 'logit' the logits, 0 in the paper.
+        alpha: the value that 'mse' pulls the maps to and 'logit' the logits, 0 in the paper.
         reduction: 'sum' over the k maps, as in the paper, or their 'mean'.
         target_floor: the value that smoothing gives to absent classes; a class is present above it.
 
@@ -122,7 +122,7 @@ class HNCLoss(nn.Module):
     Args:
         variant: 'mse' (Eq. 2), 'kd' (Eq. 5), or half of Eq. 2: 'var' or 'logit'.
         topk: how many negative classes of every image.
-        alpha: the value that 'mse' draws the maps to, and 'logit' the logits.
+        alpha: the value that 'mse' pulls the maps to, and 'logit' the logits.
         reduction: 'sum' over the maps, as in the paper, or their 'mean'.
 
     Raises:

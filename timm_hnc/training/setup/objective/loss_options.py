@@ -23,12 +23,12 @@ class HNCOptions:
     Args:
         hnc: HNC loss: none, mse (Eq. 2), kd (Eq. 5), or half of Eq. 2: var (flat maps) or logit (small logits).
         hnc_weight: its weight (lambda), 0.0065 for kd and 0.0007 for the others; or auto:SHARE: HNC pulls at the maps
-            with that share of the criterion's pull (auto: 0.03), measured until the first epoch after the warm-up ends;
-            or follow:SHARE, measured to the end.
+            with that share of the criterion's pull (auto: 0.03), measured to the end of the first whole epoch after the
+            warm-up; or follow:SHARE, measured to the end.
         hnc_topk: negative classes of each image that it takes.
-        hnc_alpha: value that mse draws the maps to, and logit the logits.
+        hnc_alpha: value that mse pulls the maps to, and logit the logits.
         hnc_reduction: over the K maps of an image.
-        hnc_start_epoch: epoch that HNC joins in, such as that in which the learning rate first drops.
+        hnc_start_epoch: epoch, counted from 0, that HNC joins in, such as that in which the learning rate first drops.
     """
 
     hnc: Literal['none', 'mse', 'kd', 'var', 'logit'] = 'none'
@@ -182,7 +182,7 @@ class LossOptions:
         loss: name of the criterion; ce, or bce for several labels, if left out.
         loss_kwargs: options of such a loss.
         loss_lr: learning rate of what the loss itself learns.
-        smoothing: label smoothing; 0 for several labels.
+        smoothing: label smoothing; 0 for several labels and for losses of timm_hnc unless given.
         bce_sum: bce: sum over classes.
         bce_target_thresh: bce: softened targets above this are 1, others 0.
         class_stats: JSON of pos_counts and num_samples, by timm's class_weights.py.
