@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
@@ -117,6 +118,26 @@ def test_targets_of_a_loader_that_no_loss_takes(tmp_path, target, values, messag
         timm_hnc.train(new_model(), loader, None, **OPTIONS, **values, output=str(tmp_path))
     with pytest.raises(DataError, match=message):
         timm_hnc.evaluate(new_model(), loader, device='cpu', **values)
+
+
+@pytest.mark.parametrize('index', [3, -1, -100])
+def test_class_indices_that_only_batches_show(tmp_path, index):
+    class Own(Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, place):
+            return torch.randn(3, 32, 32), index if place == 5 else place % 3
+
+    loader = DataLoader(Own(), batch_size=8)
+    with pytest.raises(DataError, match=f'^a target is class {index}, outside the range 0 to 2: ') as error:
+        timm_hnc.evaluate(new_model(), loader, device='cpu', cam_metrics=True)
+    if index == -100:  # which cross-entropy leaves out
+        found = timm_hnc.train(new_model(), loader, None, **OPTIONS, **HNC, smoothing=0.0, output=tmp_path)
+        assert found['epochs'] == 2
+        return
+    with pytest.raises(DataError, match=str(error.value)):
+        timm_hnc.train(new_model(), loader, None, **OPTIONS, **HNC, output=tmp_path)
 
 
 @pytest.mark.parametrize('values', [{}, {'task': 'multilabel'}], ids=['one label', 'several'])

@@ -6,6 +6,7 @@ from functools import cache
 from math import inf, isfinite
 from numbers import Integral, Real
 from os import PathLike, fspath
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -57,6 +58,19 @@ def check_range(
             bounds += [f'more than {above:g}'] if isfinite(above) else []
             bounds += [f'less than {below:g}'] if isfinite(below) else []
             raise UsageError(f'{flag_of(name)} {number}: expected {" and ".join(bounds)}.')
+
+
+def check_output_file(options: Any, name: str) -> None:
+    """Refuse a file whose folder does not exist, or that is a folder itself; '' passes.
+
+    Raises:
+        UsageError: with the flag and the file.
+    """
+    file = Path(getattr(options, name) or 'file')
+    if not file.parent.is_dir():
+        raise UsageError(f'{flag_of(name)} {file}: its folder does not exist.')
+    if file.is_dir():
+        raise UsageError(f'{flag_of(name)} {file}: it is a folder, expected a file.')
 
 
 def refuse_alone(options: Any, needed: str, names: Iterable[str]) -> None:

@@ -65,6 +65,12 @@ def test_what_is_cropped_away_has_no_area():
     assert moved[1].tolist() == [0, 0, 32, 32]
 
 
+@pytest.mark.parametrize('side', [1, 2, 3])
+def test_tiny_images_are_resized(side):
+    transform = create_transform((3, 64, 64), crop_mode='squash', crop_pct=1.0, **STATISTICS)
+    assert InputGeometry(transform).frame((side, 50)).window == pytest.approx((0, 0, side, 50))
+
+
 def test_there_and_back():
     frame = InputFrame(Side(80, times=90, over=200, offset=5.0), Side(96, times=48, over=120, offset=-24.0))
     x1, y1, x2, y2 = frame.window

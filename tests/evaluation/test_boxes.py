@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from image_data import png, square, write_cub
 from running import NARROW, ROOT, SMALL, failure, forget_run, result_of, run_script, train, validate
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Subset
+from torchvision.transforms import v2
 
 import timm_hnc
 from timm_hnc.data.datasets import create_dataset
@@ -64,6 +66,10 @@ def test_boxes_of_both_kinds_of_data_sets(birds, tmp_path):
     assert len(BoxSource(objects, 'things')[1].boxes) == 0
     with pytest.raises(UsageError, match="no boxes 'objects' in the data set, its columns are image, label, things"):
         BoxSource(objects)
+    with pytest.raises(UsageError, match=r'--boxes-key, --boxes-format: do nothing'):
+        BoxSource(cub, 'things')
+    plain = timm.data.create_dataset(name[1], root=name[3], split='train')  # with timm's own reader
+    assert BoxSource(plain, 'things').image_size(1) == BoxSource(objects, 'things').image_size(1) == (32, 32)
 
 
 def test_a_class_map_is_that_of_the_boxes_too(tmp_path):
@@ -105,6 +111,26 @@ def test_boxes_need_the_order_of_the_images(birds):
             device='cpu',
             cam_boxes=True,
         )
+
+
+@pytest.mark.parametrize(
+    ('transform', 'message'),
+    [
+        (
+            v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Resize(16), v2.CenterCrop(16)]),
+            'ToImage',
+        ),
+        (v2.Compose([v2.RandomHorizontalFlip(1.0), v2.Resize((32, 32)), v2.PILToTensor()]), 'RandomHorizontalFlip'),
+        (create_transform((3, 32, 32)).__call__, 'boxes do not go through method'),
+    ],
+)
+def test_transforms_through_which_boxes_cannot_be_followed(birds, transform, message):
+    data = create_dataset('hnc/cub200', str(birds), 'test', 3)
+    data.transform = transform
+    forget_run()
+    model = timm.create_model('test_resnet', num_classes=3, **NARROW)
+    with pytest.raises(UsageError, match=f'--cam-boxes: .*{message}'):
+        timm_hnc.evaluate(model, DataLoader(data, 8), device='cpu', cam_boxes=True)
 
 
 XML = '<annotation><size><width>32</width></size>{}</annotation>'

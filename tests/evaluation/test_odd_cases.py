@@ -61,6 +61,8 @@ def test_the_attacked_loss_of_several_labels_is_the_mean_that_training_takes():
     expected = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction='none').mean(1)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(sample_losses(logits, target), 6 * expected)
+    summed = with_hnc(HNCLoss('mse', topk=2), 0.0, bce_sum=True)(classifier, images, target)
+    torch.testing.assert_close(summed, 6 * expected)
 
 
 def test_restarts_keep_the_worst_of_every_image():

@@ -258,6 +258,10 @@ def test_reassessed_labels(tmp_path, capsys):
     (tmp_path / 'few.json').write_text('[[0], [1]]')
     code, line = failure(capsys, 'validate', *argv, '--real-labels', tmp_path / 'few.json')
     assert (code, line.rpartition(': ')[2]) == (1, 'it has not one entry for each of the images.')
+    for content, message in (('5', 'cannot be read'), (str([1] * 25), 'a list of classes each')):
+        (tmp_path / 'odd.json').write_text(content)
+        code, line = failure(capsys, 'validate', *argv, '--real-labels', tmp_path / 'odd.json')
+        assert (code, message in line) == (1, True), line
     path.rename(path.with_suffix('.png'))
     code, line = failure(capsys, 'validate', *argv, '--real-labels', tmp_path / 'real.json')
     assert code == 1

@@ -316,6 +316,8 @@ def test_masks_of_another_grid_and_of_mirror_images():
     cover = torch.arange(16.0).reshape(1, 1, 4, 4) / 16
     masks = ObjectMasks(torch.tensor([[0]]), cover)
     assert masks.on((2, 2))[0, 0, 0, 0] == cover[0, 0, :2, :2].mean()
+    three = ObjectMasks(torch.tensor([[0]]), torch.eye(5)[None, None]).on((3, 3))
+    torch.testing.assert_close(three.mean(), torch.tensor(0.2))  # the area stays where cells are cut
     both = masks.with_mirrored()
     assert both.classes.tolist() == [[0], [0]]
     assert torch.equal(both.cover[1], cover[0].flip(-1))

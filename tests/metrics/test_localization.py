@@ -103,10 +103,14 @@ def test_the_pointing_game_is_played_in_the_stored_image():
     assert not points_at(map_, boxes, frame, tolerance=5)
 
 
-@pytest.mark.parametrize('value', [0.0, 3.0, float('nan')])
-def test_flat_maps_are_compared_and_not_found(value):
-    localization, frame = Localization(1), InputFrame(Side(32), Side(32))
-    localization.update(torch.full((4, 4), value), 0, torch.tensor([[0.0, 0.0, 4.0, 4.0]]), frame)
+@pytest.mark.parametrize(
+    ('value', 'grid', 'side'), [(0.0, 4, 32), (float('nan'), 4, 32), (0.37, 7, 224), (0.37, 1, 160)]
+)
+def test_flat_maps_are_compared_and_not_found(value, grid, side):
+    """They are their first pixel, also where interpolation rounds."""
+    localization, frame = Localization(1), InputFrame(Side(side), Side(side))
+    localization.update(torch.full((grid, grid), value), 0, torch.tensor([[0.0, 0.0, 4.0, 4.0]]), frame)
+    assert not points_at(torch.full((grid, grid), value), torch.tensor([[20.0, 20.0, 32.0, 32.0]]), frame)
     figures = localization.compute()
     assert figures['maps_with_boxes'] == 1
     assert figures['box_acc_0.7'] == 0

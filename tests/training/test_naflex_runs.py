@@ -280,8 +280,10 @@ def test_a_batch_weighs_as_its_size_says(options, mode, expected):
 
 
 def test_several_labels_are_mixed(shapes, tmp_path, multi_label):
-    argv = [*multi_label, *PLAIN, '--hnc', 'kd', '--hnc-topk', '1', '--mixup', '0.5', '--output', tmp_path]
-    rows = summary(train(*argv, '--experiment', 'run'))
+    argv = [*multi_label, *PLAIN, '--hnc', 'kd', '--hnc-topk', '1', '--mixup', '0.5', '--bce-sum', '--output', tmp_path]
+    folder = train(*argv, '--experiment', 'run')
+    rows = summary(folder)
+    assert json.loads((folder / 'model_best' / 'config.json').read_text())['hnc']['bce_sum'] is True
     assert len(rows) == 2
     assert all(np.isfinite(row['train_hnc']) for row in rows)
 

@@ -126,14 +126,17 @@ def sample_losses(logits: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(logits, wide_indices(target), reduction='none')
 
 
-def with_hnc(hnc: HNCLoss, weight: float) -> AttackedLoss:
-    """The paper's training loss (Eq. 7): cross-entropy + weight * HNC, for a `normalized` CamModel."""
+def with_hnc(hnc: HNCLoss, weight: float, bce_sum: bool = False) -> AttackedLoss:
+    """The paper's training loss (Eq. 7): cross-entropy + weight * HNC, for a `normalized` CamModel.
+
+    Of label sets cross-entropy is the mean over classes, as it is in training, or with `bce_sum` their sum.
+    """
 
     def loss(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         class_maps = model.model.class_maps(model.normalize(images))  # type: ignore[operator,union-attr]
         criterion = sample_losses(class_maps.logits, target)
-        if target.ndim == 2:
-            criterion = criterion / target.shape[1]  # training takes the mean over classes
+        if target.ndim == 2 and not bce_sum:
+            criterion = criterion / target.shape[1]
         # HNC is a mean over the batch, so that every image has its own gradient times weight
         return criterion + weight * hnc(class_maps, target)
 

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+
+from timm_hnc.cam.grids import resize_positions
 
 
 class ObjectMasks(NamedTuple):
@@ -25,7 +26,9 @@ class ObjectMasks(NamedTuple):
 
     def on(self, grid: tuple[int, int]) -> Tensor:
         """(B, P, h, w) the cover on another grid."""
-        return self.cover if self.cover.shape[-2:] == grid else adaptive_avg_pool2d(self.cover, grid)
+        positions = self.cover.flatten(2).movedim(2, 0)
+        height, width = self.cover.shape[-2:]
+        return resize_positions(positions, (height, width), grid).movedim(0, 2).unflatten(2, grid)
 
     def with_mirrored(self) -> 'ObjectMasks':
         """Of a batch and behind it its mirror images."""

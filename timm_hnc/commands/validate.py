@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from accelerate import Accelerator
@@ -20,7 +20,7 @@ from timm_hnc.evaluation.sources import Source, find_sources
 from timm_hnc.evaluation.validation import validate
 from timm_hnc.files.options import options_of_run
 from timm_hnc.files.tables import write_csv, write_json
-from timm_hnc.options import flag_of
+from timm_hnc.options import check_output_file
 
 _logger = logging.getLogger(__name__)
 
@@ -30,11 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, explicit, others = parse_validate_options(argv)
     sources = find_sources(options.model, 'model' in explicit)
     options.data.check_named()
-    for name, file in (('results_file', others['results_file']), ('cam_classes_file', options.maps.cam_classes_file)):
-        if file and not Path(file).parent.is_dir():
-            raise UsageError(f'{flag_of(name)} {file}: its folder does not exist.')
-        if file and Path(file).is_dir():
-            raise UsageError(f'{flag_of(name)} {file}: it is a folder, expected a file.')
+    check_output_file(SimpleNamespace(**others), 'results_file')
     if len(sources) > 1 and options.maps.cam_classes_file:
         raise UsageError(f'--cam-classes-file {options.maps.cam_classes_file}: for one model, not {len(sources)}.')
     options = replace(options, device=agreed_device(options.device, explicit))

@@ -105,6 +105,8 @@ def _after(side: Side, moved: Image.Image, axis: int) -> Side:
     colours = np.asarray(moved).astype(int).take(moved.size[1 - axis] // 2, axis=axis)
     shifts = colours @ [1 << 16, 1 << 8, 1] - np.arange(size)
     shift = int(shifts[size // 2])
-    if (shifts == shift).sum() == min(size, side.size):  # as many columns as can be are still themselves
+    longest = min(size, side.size)
+    resized = longest < 3 and size != side.size  # so few are themselves by chance
+    if not resized and (shifts == shift).sum() == longest:  # as many columns as can be are still themselves
         return replace(side, size=size, offset=side.offset + shift)
     return Side(size, side.times * size, side.over * side.size, side.offset * size / side.size)

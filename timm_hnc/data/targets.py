@@ -22,6 +22,24 @@ def batch_of(loaded: Any) -> tuple[Any, Tensor]:
     return images, target
 
 
+def check_classes(target: Tensor, num_classes: int, ignored: int | None = None) -> None:
+    """Refuse class indices that the model does not have, where a look at them does not wait for a device.
+
+    Raises:
+        DataError: with such an index, unless it is `ignored`.
+    """
+    if target.ndim != 1 or target.is_floating_point() or target.device.type != 'cpu':
+        return
+    wrong = (target < 0) | (target >= num_classes)
+    if ignored is not None:
+        wrong &= target != ignored
+    if wrong.any():
+        raise DataError(
+            f'a target is class {int(target[wrong][0])}, outside the range 0 to {num_classes - 1}: give the model more '
+            'classes, or number them from 0.'
+        )
+
+
 def _kind(loaded: Any) -> str:
     name = type(loaded).__name__
     if not isinstance(loaded, (list, tuple)):

@@ -24,6 +24,11 @@ class BoxPass:
 
     def __init__(self, source: BoxSource, loader: Any, dataset: Any, num_classes: int) -> None:
         self.source = source
+        steps = getattr(dataset.transform, 'transforms', None)
+        random = next((step for step in steps or () if type(step).__name__.startswith('Random')), None)
+        if steps is None or random is not None:
+            found = type(dataset.transform if random is None else random).__name__
+            raise UsageError(f'--cam-boxes: boxes do not go through {found}: expected a Compose without chance.')
         self.geometry = InputGeometry(dataset.transform)
         order = sample_order(loader)
         if order is None:
@@ -45,6 +50,11 @@ class BoxPass:
                 continue  # timm has put the next image in its place
             check_inside(found.boxes, image_size, index)
             frame = self.geometry.frame(image_size)
+            if frame.size != tuple(inputs.shape[-2:]):
+                raise UsageError(
+                    '--cam-boxes: what resizes and crops the images must stand before they become tensors, in front of '
+                    'ToTensor or ToImage.'
+                )
             for column in there[row].nonzero().flatten().tolist():
                 label = int(classes[row, column])
                 self.localization.update(maps[row, column], label, found.boxes[found.labels == label], frame)

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.data.loading.loader_errors import read
-from timm_hnc.data.targets import batch_of, check_batch
+from timm_hnc.data.targets import batch_of, check_batch, check_classes
 from timm_hnc.errors import DataError
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.progress import progress
@@ -32,8 +32,19 @@ def create_evaluator(
     return ClassificationEvaluator(device, max_samples=limit)
 
 
-def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Iterable[Any]:
-    """(input, target) pairs of a timm loader, of NaFlex too, on the device, whether it prefetches or not."""
+def batches(
+    loader: Any,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    channels_last: bool,
+    num_classes: int,
+    ignored: int | None = None,
+) -> Iterable[Any]:
+    """(input, target) pairs of a timm loader, of NaFlex too, on the device, whether it prefetches or not.
+
+    Raises:
+        DataError: a class index is not in [0, num_classes), and not `ignored`.
+    """
     # a stream that was asked for its length warns when it turns out to be another
     streamed = isinstance(getattr(loader, 'dataset', None), IterableDataset)
     try:
@@ -41,6 +52,7 @@ def batches(loader: Any, device: torch.device, dtype: torch.dtype | None, channe
     except TypeError:  # of a batch sampler that does not know it
         total = None
     for input, target in map(batch_of, progress(read(loader), 'batch', total)):
+        check_classes(target, num_classes, ignored)
         input, target = on_device(input, device, dtype), target.to(device)
         channels_last = channels_last and isinstance(input, Tensor)
         yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target

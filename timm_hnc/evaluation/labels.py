@@ -83,7 +83,7 @@ class OtherLabels:
             raise DataError(f'--real-labels {real}: this data set gives no file names of its images.') from error
         except AssertionError as error:  # timm's, of the number of labels
             raise DataError(f'--real-labels {real}: it has not one entry for each of the images.') from error
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f'--real-labels {real} cannot be read: {first_lines(error)}') from error
         self.classes = _valid_labels(valid, num_classes) if valid else None
         left = num_classes if self.classes is None else len(self.classes)
@@ -106,8 +106,11 @@ class OtherLabels:
                 every[:, self.classes] = output
             try:
                 self.real_labels.add_result(every)
-            except (KeyError, IndexError) as error:
-                raise DataError(f"--real-labels: images must have ImageNet's validation names ({error!r}).") from error
+            except (KeyError, IndexError, TypeError) as error:
+                raise DataError(
+                    f"--real-labels: images must have ImageNet's validation names, and a list of classes each "
+                    f'({error!r}).'
+                ) from error
         if self.average:
             self.predictions.append(output.argmax(1).cpu())
             self.targets.append(target.cpu())

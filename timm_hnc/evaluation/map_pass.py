@@ -19,7 +19,7 @@ from timm_hnc.evaluation.evaluate import Autocast
 from timm_hnc.files.tables import write_csv
 from timm_hnc.metrics.deletion import CURVES, curve_areas
 from timm_hnc.metrics.map_quality import MapQuality
-from timm_hnc.options import check_range, refuse_alone
+from timm_hnc.options import check_output_file, check_range, refuse_alone
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class MapOptions:
         check_range(self, 'cam_curves', low=0)
         if not self.cam_metrics:
             refuse_alone(self, '--cam-metrics', ('cam_topk', 'cam_classes_file'))
+        check_output_file(self, 'cam_classes_file')
         if not self.cam_boxes:
             refuse_alone(self, '--cam-boxes', ('boxes_dir', 'boxes_key', 'boxes_format'))
 

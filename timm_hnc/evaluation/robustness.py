@@ -104,7 +104,7 @@ def threat_of(options: AttackOptions, source: Source, seed: int) -> Threat:
         hnc = _hnc_of(source)
         if hnc:
             form = HNCLoss(hnc['variant'], hnc['topk'], hnc.get('alpha') or 0.0, hnc.get('reduction') or 'sum')
-            loss = with_hnc(form, hnc['weight'])
+            loss = with_hnc(form, hnc['weight'], hnc.get('bce_sum', False))
         _logger.info(f'The loss attacked is cross-entropy, with the HNC of training: {hnc or "none"}.')
     return Threat(options.attacks(), loss, options.attack_space == 'normalized', seed)
 

@@ -78,13 +78,13 @@ def best_ious(map_: Tensor, boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
     Returns:
         (255,) in float64.
     """
-    enlarged = interpolate(map_[None, None].double(), size, mode='bicubic', align_corners=False)[0, 0].numpy()
-    scaled = enlarged - enlarged.min()
     best = np.zeros(LEVELS)
     truth = boxes.double().numpy().astype(np.int64)
-    if not scaled.max() > 0:
-        best[:] = _ious(np.zeros((1, 4), np.int64), truth).max()  # a flat map, or one of NaN, is its first pixel
+    if _is_flat(map_):
+        best[:] = _ious(np.zeros((1, 4), np.int64), truth).max()
         return best
+    enlarged = interpolate(map_[None, None].double(), size, mode='bicubic', align_corners=False)[0, 0].numpy()
+    scaled = enlarged - enlarged.min()
     values = (scaled / scaled.max() * LEVELS).astype(np.int32)
     ranks = np.empty(values.size, dtype=np.int32)
     ranks[scaled.ravel().argsort()] = np.arange(values.size, dtype=np.int32)
@@ -98,6 +98,14 @@ def best_ious(map_: Tensor, boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
     parts[:, 2:] = np.minimum(parts[:, 2:] + 1, last)
     np.maximum.at(best, levels, _ious(parts, truth).max(1))
     return best
+
+
+def _is_flat(map_: Tensor) -> bool:
+    """Whether a map is the same everywhere, as a single cell is, or of NaN: it stands for its first pixel.
+
+    Enlarged, it would not be: interpolation rounds.
+    """
+    return not bool(map_.max() > map_.min())
 
 
 def _ious(parts: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -124,7 +132,8 @@ def points_at(map_: Tensor, boxes: Tensor, frame: InputFrame, tolerance: float =
     height, width = max(1, round(y2 - y1)), max(1, round(x2 - x1))
     values = interpolate(map_[None, None].double(), (height, width), mode='bilinear', align_corners=False)[0, 0]
     high = values.max()
-    place = int((values >= high - _EQUAL * (high - values.min())).flatten().int().argmax())
+    highest = values >= high - _EQUAL * (high - values.min())
+    place = 0 if _is_flat(map_) else int(highest.flatten().int().argmax())
     point = torch.tensor([place % width + round(x1), place // width + round(y1)])
     first = (boxes[:, :2] - 0.5).ceil()  # pixels whose centre is in the box
     last = (boxes[:, 2:] - 0.5).floor().maximum(first)

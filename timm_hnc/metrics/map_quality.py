@@ -43,7 +43,7 @@ def present_classes(target: Tensor) -> tuple[Tensor, Tensor]:
         (B, m) indices and (B, m) bool.
     """
     if target.ndim == 1:
-        return target[:, None], torch.ones_like(target[:, None], dtype=torch.bool)
+        return target[:, None].long(), torch.ones_like(target[:, None], dtype=torch.bool)
     there, present = (target > ROUNDING).sort(dim=1, descending=True, stable=True)
     most = max(1, int(there.sum(1).max()))
     return present[:, :most], there[:, :most].clone()

@@ -161,8 +161,14 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     """Batches on the device from the first on, each with its accumulation window; the last window may be shorter."""
     length, steps = len(run.data.train_loader), run.options.batches.grad_accum_steps
     remainder = length % steps
-    device = run.options.device
-    inputs = batches(run.data.train_loader, run.accelerator.device, device.input_dtype, device.channels_last)
+    inputs = batches(
+        run.data.train_loader,
+        run.accelerator.device,
+        run.options.device.input_dtype,
+        run.options.device.channels_last,
+        run.model.num_classes,
+        ignored=getattr(getattr(utils.unwrap_model(run.task), 'criterion', None), 'ignore_index', None),
+    )
     mixup = None if isinstance(run.data.mixup, FastCollateMixup) else run.data.mixup  # whose batches come mixed
     mixes = run.options.mixup.active
     several = run.options.task.multi_label

@@ -143,7 +143,13 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
     evaluator = create_evaluator(run.data.eval_loader, device, task.multi_label, task.multilabel_threshold)
     return evaluate(
         model,
-        batches(run.data.eval_loader, device, options.device.input_dtype, options.device.channels_last),
+        batches(
+            run.data.eval_loader,
+            device,
+            options.device.input_dtype,
+            options.device.channels_last,
+            run.model.num_classes,
+        ),
         evaluator,
         run.accelerator.autocast,
         distributed=run.distributed,

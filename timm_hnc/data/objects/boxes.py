@@ -11,6 +11,7 @@ from timm.data.readers.targets import get_field
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from timm_hnc.data.loading.unreadable_images import CheckedReader
 from timm_hnc.data.loading.wrapped_dataset import innermost, stored_places
 from timm_hnc.data.sets.files import Box
 from timm_hnc.errors import DataError, UsageError, first_lines
@@ -106,10 +107,10 @@ class BoxSource:
         self.column, self.box_format = column, box_format
         self._columns: Any = None
         self._read = self._of_column
-        if folder:
-            self._read = XmlBoxes(folder, self.reader)
-        elif getattr(self.reader, 'boxes', None) is not None:
-            self._read = self._of_reader
+        if folder or getattr(self.reader, 'boxes', None) is not None:
+            self._read = XmlBoxes(folder, self.reader) if folder else self._of_reader
+            if (column, box_format) != ('objects', 'xyxy'):
+                raise UsageError('--boxes-key, --boxes-format: do nothing, the boxes are in no column of the data set.')
         else:
             columns = getattr(getattr(self.reader, 'dataset', None), 'column_names', None) or ()
             if column not in columns:
@@ -161,7 +162,8 @@ class BoxSource:
 
     def image_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of a stored image, None for one that cannot be decoded."""
-        return self.reader.image_size(int(index if self.indices is None else self.indices[index]))
+        reader = self.reader if hasattr(self.reader, 'image_size') else CheckedReader(self.reader)  # of timm alone
+        return reader.image_size(int(index if self.indices is None else self.indices[index]))
 
 
 def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None:
