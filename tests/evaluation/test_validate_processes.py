@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import SMALL, run_script, train, validate
+from running import ROOT, SMALL, run_script, train, validate
 
 COMMANDS = Path(__file__).parents[1] / 'several_commands.py'
 
@@ -16,6 +16,20 @@ def runs(images, multi_label, tmp_path_factory):
     for name, data in (('one', ['--data-dir', images]), ('several', multi_label)):
         train(*data, *SMALL, '--epochs', 2, '--lr', 0.02, '--output', root, '--experiment', name)
     return root
+
+
+def test_weights_that_do_not_load_end_all_processes(runs, images, tmp_path):
+    """None waits for the others, whichever of them failed."""
+    folder = tmp_path / 'weights'
+    folder.mkdir()
+    (folder / 'a.pth').write_bytes(b'broken')
+    argv = ['--model', 'test_resnet', '--num-classes', 3, '--checkpoint', folder, '--data-dir', images]
+    done = run_script(ROOT / 'validate.py', *argv, '--device', 'cpu', '--workers', 0, processes=2, cwd=tmp_path)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if 'validate.py: error: ' in line]
+    assert len(lines) == 2
+    assert all('a.pth' in line for line in lines)
+    assert 'another process of the run ended' not in done.stderr
 
 
 @pytest.mark.parametrize('processes', [2, 3])

@@ -1,6 +1,7 @@
 """Losses and gradients that are not finite never reach the weights."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from running import SMALL, failure, result, summary, train, training_state
 
 import timm_hnc.training.epoch
 from timm_hnc.checkpoints.checkpoints import find_checkpoint
+from timm_hnc.errors import DataError
+from timm_hnc.training.nonfinite import leave_out
 from timm_hnc.training.update_flags import Notice, Notices
 
 
@@ -107,11 +110,21 @@ def test_an_epoch_of_which_nothing_is_left(options, spoil, capsys):
     assert 'Lower --lr' in message
 
 
+def test_only_the_process_with_the_loss_names_its_samples():
+    options = SimpleNamespace(run=SimpleNamespace(on_nonfinite='stop'))
+    run = SimpleNamespace(data=SimpleNamespace(keys=SimpleNamespace(samples=lambda batch: [7])), options=options)
+    for bad_loss, here, named in ((True, False, False), (True, True, True), (False, False, True)):
+        notice = Notice(range(1), bad_loss, True, here, 0, False)
+        with pytest.raises(DataError) as error:
+            leave_out(run, notice, 0)
+        assert ('(samples 7)' in str(error.value)) is named
+
+
 def test_a_notice_is_read_one_update_later_where_reading_waits():
     notices = Notices(Accelerator(cpu=True))
     notices.at_once = False
     good, bad = torch.tensor(False), torch.tensor(True)
     assert notices.exchange(range(1), good, bad, 0, False) is None
-    assert notices.exchange(range(1, 2), good, good, 15, True) == Notice(range(1), False, True, True, 0, False)
+    assert notices.exchange(range(1, 2), good, good, 15, True) == Notice(range(1), False, True, False, 0, False)
     assert notices.settle() == Notice(range(1, 2), False, False, False, 15, True)
     assert notices.settle() is None

@@ -132,6 +132,15 @@ def test_train_py_in_two_processes(images, tmp_path, capsys):
     assert len(summary(folder)) == 3
 
 
+def test_statistics_of_their_own_are_kept_at_the_end_of_an_epoch(images, tmp_path):
+    argv = ['train', '--data-dir', str(images), *SMALL, '-b', '4', '--lr', '0.05', '--epochs', '2', '--dist-bn', '']
+    argv += ['--no-ddp-bb', '--output', str(tmp_path), '--experiment']
+    commands = [[*argv, 'whole'], [*argv, 'parts', '--stop-epoch', '1'], [*argv, 'parts', '--resume', 'auto']]
+    done = run_script(HERE.parent / 'several_commands.py', json.dumps(commands), processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert run_differences(tmp_path / 'whole', tmp_path / 'parts') == []
+
+
 @pytest.mark.slow
 def test_every_loss_and_task_under_torchrun(images, multi_label, tmp_path):
     commands = {}

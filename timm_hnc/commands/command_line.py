@@ -12,6 +12,8 @@ from typing import Any
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.files.tables import without_nan
 
+_OTHER_ENDED = ('Connection closed by peer', 'Connection reset by peer')  # gloo's
+
 
 def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command and turn the user's errors into one line on stderr and an exit code.
@@ -30,6 +32,10 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
         message, code = f'error: {one_line(error)}', 1
     except KeyboardInterrupt:
         message, code = 'interrupted', 130
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _OTHER_ENDED):
+            raise
+        message, code = 'error: another process of the run ended.', 1
     if is_first_process() or code == 1:
         process = '' if is_first_process() else f'[rank {os.environ["RANK"]}] '
         sys.stderr.write(f'{process}{" ".join(command_words(Path(sys.argv[0]).name))}: {message}\n')

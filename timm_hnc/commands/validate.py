@@ -61,6 +61,8 @@ def _validate_all(options: ValidateOptions, sources: list[Source], accelerator: 
         try:
             result = validate(options, source, accelerator, True)
         except (DataError, UsageError) as error:
+            if accelerator.num_processes > 1 and isinstance(error, DataError):
+                raise  # the others may have read other data, and be waiting for this one
             _logger.error(f'{source.model}: {error}')
             refused = error if isinstance(error, UsageError) else refused
             continue

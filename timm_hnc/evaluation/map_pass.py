@@ -114,10 +114,10 @@ class WatchedMaps(nn.Module):
         """Measure the maps of every batch, then do what else is done to it."""
 
         def counted(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            count = len(target) if self.left is None else min(len(target), self.left)
+            self.left = None if self.left is None else self.left - count
             if self.batch is not None:
                 (class_maps, inputs), self.batch = self.batch, None
-                count = len(target) if self.left is None else min(len(target), self.left)
-                self.left = None if self.left is None else self.left - count
                 for part in _parts(class_maps, target, inputs, len(target) - count):
                     for each in self.passes:
                         each.update(*part)

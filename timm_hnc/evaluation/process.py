@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +22,23 @@ def evaluation_accelerator(options: DeviceOptions) -> Accelerator:
     accelerator = Accelerator(mixed_precision=options.precision, cpu=options.on_cpu)
     set_up_process(accelerator, options.fast_norm)
     return accelerator
+
+
+@contextmanager
+def one_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Do what is inside first in one process of a machine, which may download it, then in the others.
+
+    Accelerate's `local_main_process_first` leaves the others waiting where the first one fails; here they go on, and
+    meet the same error.
+    """
+    first = accelerator.is_local_main_process
+    if not first:
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if first:
+            accelerator.wait_for_everyone()
 
 
 def renew_state(options: DeviceOptions) -> None:

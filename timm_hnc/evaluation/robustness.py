@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from timm.models import parse_model_name
 from torch import Tensor, nn
 
@@ -158,10 +160,12 @@ def robust_figures(
         attacked = _Attacked(classifier, each, threat, autocast)
         metrics = evaluate(classifier.model, attacked.batches(inputs()), evaluator(), autocast, distributed)
         name = f'{each.name}_{each.eps:g}'
-        if attacked.without_gradient:
+        counts = [attacked.without_gradient, attacked.seen]
+        without_gradient, seen = map(sum, zip(*gather_object([counts]), strict=True)) if distributed else counts
+        if without_gradient and PartialState().is_main_process:
             _logger.warning(
-                f'{name}: no gradient at {attacked.without_gradient} of {attacked.seen} images, the attack left them '
-                'as they are; a stronger attack may find more.'
+                f'{name}: no gradient at {without_gradient} of {seen} images, the attack left them as they are; a '
+                'stronger attack may find more.'
             )
         if each.eps == 0 and any(abs(metrics[key] - clean[key]) > _ROUNDING for key in clean if key != 'loss'):
             _logger.warning(f'{name}: the figures differ from those of clean images, to which nothing was done.')

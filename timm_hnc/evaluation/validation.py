@@ -31,6 +31,7 @@ from timm_hnc.evaluation.labels import OtherLabels
 from timm_hnc.evaluation.map_pass import watch_maps, with_maps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.options import ValidateOptions
+from timm_hnc.evaluation.process import one_process_first
 from timm_hnc.evaluation.robustness import robust_figures, threat_of
 from timm_hnc.evaluation.sources import Source
 
@@ -43,13 +44,13 @@ def validate(
     """Figures of one model; with --retry, or if it is one of several, in smaller batches if memory runs out."""
     while True:
         try:
-            with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
+            with one_process_first(accelerator):
                 model = load_model(source, options.model, options.input)
             return measure(model, None, options, source, accelerator)
         except RuntimeError as error:
             retry = options.evaluation.retry and check_batch_size_retry(str(error))
-            # processes would have to agree on it
-            retry = retry or (of_several and accelerator.num_processes == 1 and should_reduce_batch_size(error))
+            retry = retry or (of_several and should_reduce_batch_size(error))
+            retry = retry and accelerator.num_processes == 1  # several would have to agree on it
             if isinstance(error, DataError) or not retry:
                 raise
             batch_size = decay_batch_step(options.evaluation.batch_size)

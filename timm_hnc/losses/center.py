@@ -15,7 +15,8 @@ class CenterLoss(Loss):
 
     The centers are parameters that follow the paper's own rule (its Eq. 4), not the gradient of the loss: a step of
     plain SGD at rate alpha moves :math:`c_j` by :math:`-\alpha \sum_i [y_i = j] (c_j - x_i) / (1 + m_j)`
-    with m_j samples of class j in the (process's) batch. `--loss-lr` is alpha, 0.5 in the paper.
+    with m_j samples of class j in the batch. `--loss-lr` is alpha, 0.5 in the paper. Of several processes, and of
+    batches whose gradients are accumulated, each has its own m_j, and the step is the mean of theirs.
 
     Args:
         num_classes: n.

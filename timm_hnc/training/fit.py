@@ -63,11 +63,11 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         if hub_every and done // hub_every > published // hub_every and done != run.num_epochs:
             _publish_so_far(run, publisher, pictures, epoch)
             published = done
-    final = _show_best(run, pictures)
+    final, skipped_images = _show_best(run, pictures)
     result = _result(run, final, run.num_epochs) | {
         'train': train_metrics,
         'skipped_updates': run.skipped_updates,
-        'skipped_images': run.count_skipped_images(),
+        'skipped_images': skipped_images,
         'seconds': round(time.monotonic() - started, 1),
     }
     run.data.skipped.stop()
@@ -187,30 +187,33 @@ def _load_best(run: Run, model: Any) -> None:
         tensor.copy_(broadcast(tensor))
 
 
-def _evaluate_best(run: Run, model: Any) -> dict[str, float] | None:
-    """Figures of the best weights; what the report shows of them goes to its folder."""
+def _evaluate_best(run: Run, model: Any) -> tuple[dict[str, float] | None, Findings | None]:
+    """Figures of the best weights, and what the report shows of them."""
     if run.data.eval_loader is None:
-        return None
+        return None, None
     if run.options.run.no_report:
-        return evaluate_run(run, run.classifier(run.compiled(model)))
+        return evaluate_run(run, run.classifier(run.compiled(model))), None
     findings = Findings(run, model)
-    final = findings.evaluate(partial(evaluate_run, run))
-    findings.write(final)
-    run.accelerator.wait_for_everyone()
-    return final
+    return findings.evaluate(partial(evaluate_run, run)), findings
 
 
-def _show_best(run: Run, pictures: CamPictures) -> dict[str, float] | None:
-    """Load the best weights, evaluate and draw them; their figures."""
+def _show_best(run: Run, pictures: CamPictures) -> tuple[dict[str, float] | None, int]:
+    """Load the best weights, evaluate and draw them; their figures, and how many images the run skipped.
+
+    What one process does alone comes last, however long it takes: the others wait for nothing any more.
+    """
     if not run.checkpoints.progress.ranking:
-        return None
+        return None, run.count_skipped_images()
     model = run.evaluated_model
     _load_best(run, model)
-    final = _evaluate_best(run, model)
+    final, findings = _evaluate_best(run, model)
+    skipped_images = run.count_skipped_images()
+    if findings is not None and final is not None:
+        findings.write(final)
     pictures.draw('best', model, _title(run, run.checkpoints.progress.ranking[0][0]))
     if model is run.export_copy and run.averaged_model is run.model:
         run.model.load_state_dict(model.state_dict())  # what trained in place ends as what was saved
-    return final
+    return final, skipped_images
 
 
 def _result(run: Run, final: dict[str, float] | None, epochs: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def leave_out(run: Run, notice: Notice, epoch: int) -> None:
     where = f'epoch {epoch}, ' + (f'batch {last}' if first == last else f'batches {first} to {last}')
     what = f'{"the loss" if notice.bad_loss else "a gradient"} is not finite in {where}'
     samples = [each for batch in notice.batches for each in run.data.keys.samples(batch)] if run.data.keys else []
-    if notice.here and samples:
+    if samples and (notice.here or not notice.bad_loss):
         what += f' (samples {", ".join(map(str, samples[:_SHOWN]))}{", ..." if len(samples) > _SHOWN else ""})'
     if run.options.run.on_nonfinite == 'stop':
         raise DataError(f'{what}: {REMEDY}')

@@ -19,7 +19,7 @@ class Notice:
         batches: indices of its batches.
         bad_loss: the loss of a process is not finite.
         bad: the loss or a gradient of a process is not finite.
-        here: one of them is this process's.
+        here: the loss of this process is not finite; gradients are means over all of them.
         signal: number of a signal that a process got, 0 for none.
         due: the first process's clock says that a checkpoint is due.
     """
@@ -48,12 +48,11 @@ class Notices:
         """
         earlier = None if self.at_once else self.settle()
         device = self.accelerator.device
-        here = bad_loss | bad_gradient
-        numbers = torch.stack([bad_loss, here]).to(device=device, dtype=torch.int64)
+        numbers = torch.stack([bad_loss, bad_loss | bad_gradient]).to(device=device, dtype=torch.int64)
         told = torch.cat([numbers, torch.tensor([signal, due], device=device)])
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        told = torch.cat([told, here.to(told)[None]])
+        told = torch.cat([told, bad_loss.to(told)[None]])
         event = None
         if device.type != 'cpu':
             told = told.to('cpu', non_blocking=True)

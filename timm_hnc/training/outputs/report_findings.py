@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from timm.task import evaluation_sample_limit
 
 from timm_hnc.attacks.attacks import Attack, normalized
@@ -61,8 +62,9 @@ class Findings:
         """Write figures, examples, confusions and robustness, each as CSV and JSON."""
         accelerator = self.run.accelerator
         maps = self.watched.figures(accelerator) if self.watched else {}
-        if self.watched and self.watched.failure:
-            _logger.warning(f'No class maps in the report: {self.watched.failure}')
+        failure = next(filter(None, gather_object([self.watched.failure if self.watched else ''])), '')
+        if failure:
+            _logger.warning(f'No class maps in the report: {failure}')
             self.watched, maps = None, {}
         if not accelerator.is_main_process:
             return

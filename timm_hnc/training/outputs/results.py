@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from timm.utils import trim_summary
 
+from timm_hnc.errors import DataError
 from timm_hnc.files.tables import write_csv, write_json
 from timm_hnc.report.run_files import VALIDATION
 from timm_hnc.version import __version__
@@ -94,7 +95,10 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 def remove_results(folder: Path) -> None:
     """Take away what an earlier end of the run left: its figures are not those of the weights to come."""
     for name in ('result.json', VALIDATION, 'report.html', 'cams/best.png'):
-        (folder / name).unlink(missing_ok=True)
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"'{folder / name}' of an earlier end cannot be removed: {error}") from error
     shutil.rmtree(folder / 'report', ignore_errors=True)
 
 

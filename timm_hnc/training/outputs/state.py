@@ -38,16 +38,19 @@ def save_run(
     progress.num_updates = completed_epochs * run.updates_per_epoch + updates
     progress.num_processes = run.accelerator.num_processes
     progress.skipped_updates, progress.skipped_images = run.skipped_updates, run.count_skipped_images()
-    apart = _kept_apart(run) if updates else {}
+    apart = _kept_apart(run, inside_epoch=updates > 0)
     write = partial(_write, run, apart) if run.accelerator.is_main_process else None
     run.checkpoints.save(name, write, metric, milestone)
     run.accelerator.wait_for_everyone()
 
 
-def _kept_apart(run: Run) -> dict[str, Any]:
-    """What processes have of their own inside an epoch: sums of the losses, and buffers such as running statistics."""
-    apart: dict[str, Any] = {'averages': run.averages.state(run.accelerator)}
-    if run.distributed:
+def _kept_apart(run: Run, inside_epoch: bool) -> dict[str, Any]:
+    """What processes have of their own: inside an epoch sums of the losses; and buffers such as running statistics.
+
+    At the end of an epoch buffers are alike again, but for --dist-bn ''.
+    """
+    apart: dict[str, Any] = {'averages': run.averages.state(run.accelerator)} if inside_epoch else {}
+    if run.distributed and (inside_epoch or not run.options.processes.dist_bn):
         own = {part: {name: each.cpu() for name, each in _buffers(module).items()} for part, module in _modules(run)}
         apart['buffers'] = gather_object([own])
     return apart
@@ -119,7 +122,10 @@ def restore(run: Run, checkpoint: Path) -> None:
                 run.scheduler.lr_scheduler.load_state_dict(past)
                 run.scheduler.restore_lr = state.get('rate_without_noise')
         if progress.updates_in_epoch and run.data.keys is not None:
-            _restore_inside_epoch(run, state)
+            run.start_update = progress.updates_in_epoch
+            run.averages = Averages.restored(state['averages'], run.accelerator)
+        if len(state.get('buffers', ())) == run.accelerator.num_processes:
+            _restore_buffers(run, state['buffers'][run.accelerator.process_index])
         if run.auto_weight is not None:
             _restore_weight(run, run.auto_weight, was_measured='hnc_weight' in state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -141,12 +147,7 @@ def _restore_weight(run: Run, weight: AutoWeight, was_measured: bool) -> None:
     weight.settled = weight.settled and run.options.hnc.weight_settles
 
 
-def _restore_inside_epoch(run: Run, state: dict[str, Any]) -> None:
-    run.start_update = run.checkpoints.progress.updates_in_epoch
-    run.averages = Averages.restored(state['averages'], run.accelerator)
-    if not run.distributed:
-        return
-    own = state['buffers'][run.accelerator.process_index]
+def _restore_buffers(run: Run, own: dict[str, dict[str, Tensor]]) -> None:
     for name, module in _modules(run):
         for buffer, value in zip(_buffers(module).values(), own[name].values(), strict=True) if name in own else ():
             buffer.copy_(value)

@@ -21,6 +21,7 @@ from timm_hnc.data.loading.seeded_batches import seed_process
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.inputs import input_config
+from timm_hnc.evaluation.process import one_process_first
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.export import exported
@@ -226,7 +227,7 @@ def _check_epochs(options: TrainOptions, num_epochs: int) -> None:
 def _create_model(options: TrainOptions, model: Any, accelerator: Accelerator) -> tuple[Any, dict[str, Any]]:
     """The provided model, or the one that the options name, on its device, and how it wants its images."""
     is_provided = model is not None
-    with accelerator.local_main_process_first():  # what is downloaded, is downloaded once
+    with one_process_first(accelerator):
         if model is None:
             model = create_model(options.model, options.input, options.augmentation.aug_splits)
     data_config = input_config(model, options.input, verbose=accelerator.is_main_process)

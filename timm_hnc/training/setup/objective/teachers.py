@@ -11,6 +11,7 @@ from timm_hnc.cam.model import names_of_weights
 from timm_hnc.data.class_names import check_classes_of_model
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.device import DeviceOptions
+from timm_hnc.evaluation.process import one_process_first
 from timm_hnc.training.setup.image_sizes import ImageSize, try_images
 from timm_hnc.training.setup.models import check_model_name
 from timm_hnc.weights.loading import WITH_WEIGHTS, reading
@@ -35,7 +36,7 @@ def create_teacher(
         check_model_name(name, flag)
     source = f'local-dir:{folder}' if folder else name
     try:
-        with accelerator.local_main_process_first(), reading(source):  # what is downloaded, is downloaded once
+        with one_process_first(accelerator), reading(source):
             teacher: Any = timm.create_model(source, pretrained=True)
     except (UsageError, DataError):
         raise
