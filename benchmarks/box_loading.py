@@ -26,7 +26,7 @@ from timm.data.loader import fast_collate
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.data.loading.rows_ahead import read_rows_ahead
-from timm_hnc.data.loading.seeded_batches import Batch, use_keys
+from timm_hnc.data.loading.seeded_batches import Batch, seed_batches
 from timm_hnc.training.setup.loaders import open_train_dataset, with_masks
 
 FLAGS = '--task multilabel --input-key image --target-key labels --num-classes 20 --map-loss energy --model resnet18'
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             enlarge(getattr(dataset, 'dataset', dataset), args.short_side)
         dataset.transform = transform
         loaders.append(torch.utils.data.DataLoader(read_rows_ahead(dataset), BATCH_SIZE, collate_fn=fast_collate))
-        use_keys(loaders[-1], seed=1)
+        seed_batches(loaders[-1], seed=1)
     batches = [
         Batch(1, 0, number, list(range(number * BATCH_SIZE, (number + 1) * BATCH_SIZE)))
         for number in range(args.images // BATCH_SIZE)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from arguments import at_least
 from faults.corruption import corrupt
-from faults.costs import keys, saving
+from faults.costs import saving, seeding
 from faults.images import fuzz_images
 from faults.kills import kill_and_resume
 from faults.lines import fuzz_lines
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             good &= found.good
         if args.costs:
             saving()
-            keys()
+            seeding()
         if args.corrupt:
             good &= corrupt(work, args.flips, args.seed, args.options)
         if args.lines:

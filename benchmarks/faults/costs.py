@@ -1,4 +1,4 @@
-"""What safety costs: seconds a checkpoint takes, and the time of a loader with keys beside one without."""
+"""What safety costs: seconds a checkpoint takes, and the time of a loader with seeded batches beside one without."""
 
 import statistics
 import tempfile
@@ -14,7 +14,7 @@ from timm.data import create_loader
 
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress
 from timm_hnc.data.datasets import create_dataset
-from timm_hnc.data.loading.seeded_batches import use_keys
+from timm_hnc.data.loading.seeded_batches import seed_batches
 from timm_hnc.weights.saving import save_pretrained
 
 IMAGES_OF_IMAGENET = 1_281_167
@@ -48,14 +48,14 @@ def saving(repeats: int = 5) -> None:
     )
 
 
-def keys(pairs: int = 30) -> None:
-    """Time of an epoch of the digits' training loader with keys over one without, interleaved."""
-    plain, keyed = _loader(), _loader()
-    use_keys(keyed, 0)
-    ratios, _ = time_pairs(lambda: deque(plain, maxlen=0), lambda: deque(keyed, maxlen=0), pairs, time.process_time)
+def seeding(pairs: int = 30) -> None:
+    """Time of an epoch of the digits' training loader with seeded batches over one without, interleaved."""
+    plain, seeded = _loader(), _loader()
+    seed_batches(seeded, 0)
+    ratios, _ = time_pairs(lambda: deque(plain, maxlen=0), lambda: deque(seeded, maxlen=0), pairs, time.process_time)
     low, high = statistics.quantiles(ratios, n=20)[0], statistics.quantiles(ratios, n=20)[-1]
     print(
-        f'CPU time of an epoch of images with keys over without: {statistics.median(ratios):.3f} '
+        f'CPU time of an epoch of images with seeded batches over without: {statistics.median(ratios):.3f} '
         f'(median of {pairs} pairs, 5 to 95 %: {low:.3f} to {high:.3f})'
     )
 

@@ -17,7 +17,7 @@ from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.in_memory import keep_in_memory
-from timm_hnc.data.loading.seeded_batches import KeyedBatches
+from timm_hnc.data.loading.seeded_batches import SeededBatches
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
 from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.data.objects.guided import GuidedDataset
@@ -139,14 +139,14 @@ def test_objects_in_memory_go_with_their_images(targets, grid):
     guided = GuidedDataset(read, boxes_of(read), slots)
     guided.transform = create_transform(SIZE, is_training=True, use_prefetcher=True, color_jitter=None, hflip=0.5)
     use_crop('pad', guided.transform, (SIZE, SIZE))
-    keys = KeyedBatches(BatchSampler(SequentialSampler(drawn), 8, False), seed=1)
-    # as timm's prefetching loader and the keys wrap it
+    seeded = SeededBatches(BatchSampler(SequentialSampler(drawn), 8, False), seed=1)
+    # as timm's prefetching loader and the batch sampler wrap it
     loader = SimpleNamespace(loader=DataLoader(WrappedDataset(guided)))
     with guided.of_pixels() as kept:
-        keep_in_memory(loader, keys, 0.5, 0.5, torch.device('cpu'), kept)
+        keep_in_memory(loader, seeded, 0.5, 0.5, torch.device('cpu'), kept)
     stored, moved = torch.stack([pil_to_tensor(image)[:1] for image in drawn.images]), 0
     for epoch in range(3):
-        keys.set_epoch(epoch)
+        seeded.set_epoch(epoch)
         seen = []
         for images, joined in loader.loader:
             seen.append(images[:, :1])

@@ -5,7 +5,7 @@ import torch
 from running import SMALL
 
 from timm_hnc.commands.options.train_options import parse_train_options
-from timm_hnc.data.loading.seeded_batches import mixed, seed_generators, use_keys
+from timm_hnc.data.loading.seeded_batches import mixed, seed_batches, seed_generators
 from timm_hnc.training.setup.loaders import create_train_loader, open_train_dataset
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear'}
@@ -28,15 +28,15 @@ def order(images, monkeypatch):
         options, *_ = parse_train_options(argv)
         dataset = open_train_dataset(options, 3, 3)
         loader = create_train_loader(dataset, options, CONFIG, torch.device('cpu'), processes > 1, None)
-        keys = use_keys(loader, mixed(seed, rank))
+        seeded = seed_batches(loader, mixed(seed, rank))
         for part in (loader.batch_sampler, loader.sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
-        keys.start = start
+        seeded.start = start
         batches = [batch.indices for batch in loader.batch_sampler]
         # scheduled sizes stand behind the indices
         batches = [[index[0] if isinstance(index, tuple) else index for index in batch] for batch in batches]
-        assert [keys.samples(number) for number in range(start, start + len(batches))] == batches
+        assert [seeded.samples(number) for number in range(start, start + len(batches))] == batches
         return batches
 
     return read

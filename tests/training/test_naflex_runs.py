@@ -30,7 +30,7 @@ from timm.task import ClassificationEvaluator, ClassificationTask
 import timm_hnc
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.options.train_options import parse_train_options
-from timm_hnc.data.loading.naflex_batches import use_naflex_keys
+from timm_hnc.data.loading.naflex_batches import seed_naflex_batches
 from timm_hnc.data.naflex import Patches
 from timm_hnc.errors import UsageError
 from timm_hnc.training.epoch import _batch_scale
@@ -259,12 +259,12 @@ def test_processes_share_the_images_and_options_reach_timms_loader(options, capl
     shares = []
     for process in range(2):
         made = loader_of(argv, process, 2, patches)
-        keys = use_naflex_keys(made, process)
+        seeded = seed_naflex_batches(made, process)
         mixup = made.dataset.dataset.mixup_fn
         assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.prob, mixup.switch_prob) == (0.3, 0.4, 0.6, 0.7)
         assert (mixup.smoothing, mixup.mixup_off_epoch, mixup.num_classes, mixup.multi_label) == (0.2, 3, 3, False)
         assert made.dataset.dataset.seed == 7
-        shares.append([index for batch in range(len(made)) for index in keys.samples(batch)])
+        shares.append([index for batch in range(len(made)) for index in seeded.samples(batch)])
     assert len(shares[0]) == len(shares[1]) == 29  # of 57, one twice
     assert set(shares[0]) | set(shares[1]) == set(range(57))
     assert 'images, and patches of an image at most: 24 of 9, 8 of 16.' in caplog.text

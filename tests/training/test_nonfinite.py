@@ -112,7 +112,7 @@ def test_an_epoch_of_which_nothing_is_left(options, spoil, capsys):
 
 def test_only_the_process_with_the_loss_names_its_samples():
     options = SimpleNamespace(run=SimpleNamespace(on_nonfinite='stop'))
-    run = SimpleNamespace(data=SimpleNamespace(keys=SimpleNamespace(samples=lambda batch: [7])), options=options)
+    run = SimpleNamespace(data=SimpleNamespace(seeded=SimpleNamespace(samples=lambda batch: [7])), options=options)
     for bad_loss, here, named in ((True, False, False), (True, True, True), (False, False, True)):
         notice = Notice(range(1), bad_loss, True, here, 0, False)
         with pytest.raises(DataError) as error:

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
+from timm_hnc.cam.number_types import at_least_float32
 from timm_hnc.losses import HNCLoss
-from timm_hnc.losses.base import raised, wide_indices
+from timm_hnc.losses.base import wide_indices
 
 AttackedLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(B,) losses of a model's images and targets; `mixes_images` of it says that an image's depends on the others."""
@@ -119,7 +120,7 @@ def sample_losses(logits: Tensor, target: Tensor) -> Tensor:
 
     Half types are raised to float32, float64 stays.
     """
-    logits = raised(logits)
+    logits = at_least_float32(logits)
     if target.ndim == 2:
         target = target.to(logits.dtype)
         return functional.binary_cross_entropy_with_logits(logits, target, reduction='none').sum(1)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from timm_hnc.attacks.attacks import Attack, AttackedLoss, Normalized, attack, cross_entropy, with_hnc
 from timm_hnc.cam.heads.model_copies import evaluating, full_copy
+from timm_hnc.cam.number_types import at_least_float32
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import Autocast, evaluate
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.losses import HNCLoss
-from timm_hnc.losses.base import raised
 from timm_hnc.options import check_range, refuse_alone
 
 _logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class _Attacked:
                 generator = torch.Generator(input.device).manual_seed(self.threat.seed)
             with torch.inference_mode(False):
                 # tensors that were made in inference mode cannot have gradients, their copies can
-                target, images = target.clone(), self.classifier.restore(raised(input.clone()))
+                target, images = target.clone(), self.classifier.restore(at_least_float32(input.clone()))
                 found = attack(self.followed, images, target, self.attack, self._loss(), scale, generator)
                 self.seen += len(images)
                 if self.attack.eps:
@@ -219,7 +219,7 @@ def _of_gradients(classifier: Normalized, autocast: Autocast) -> tuple[Normalize
 
 
 def _warn_of_other_normalisation(classifier: Normalized, input: Tensor) -> None:
-    images = raised(input) * classifier.std + classifier.mean
+    images = at_least_float32(input) * classifier.std + classifier.mean
     low, high = images.min().item(), images.max().item()
     if low < -_OUTSIDE or high > 1 + _OUTSIDE:
         mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))

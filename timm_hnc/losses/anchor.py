@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.nn import functional
 
-from timm_hnc.losses.base import Loss, at_least, raised
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import Loss, at_least
 
 
 class AnchorLoss(Loss):
@@ -28,7 +29,7 @@ class AnchorLoss(Loss):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
-        logits = raised(logits)
+        logits = at_least_float32(logits)
         probability = logits.sigmoid()
         anchor = probability.gather(1, target[:, None]).detach() - self.slack
         # with no slack an absent class can be as far below the anchor as 1: the power has no gradient at 0

@@ -5,7 +5,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.losses.base import MULTI_LABEL, SINGLE_LABEL, Loss, Needs, at_least, raised
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import MULTI_LABEL, SINGLE_LABEL, Loss, Needs, at_least
 from timm_hnc.losses.maps.consistency import ConsistencyLoss
 from timm_hnc.losses.weighted_sigmoid import Reduction, WeightedSigmoidLoss
 
@@ -65,4 +66,4 @@ class AttentionConsistencyLoss(Loss):
         """
         weight = self.weight / (class_maps.num_classes if self.reduction == 'mean' else 1)
         both = target.repeat(2, *[1] * (target.ndim - 1))
-        return self.criterion(raised(class_maps.logits), both) + weight * self.consistency(class_maps, both)
+        return self.criterion(at_least_float32(class_maps.logits), both) + weight * self.consistency(class_maps, both)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.number_types import at_least_float32
 from timm_hnc.losses.hnc import HNCLoss
 
 DEFAULT_SHARE = 0.03
@@ -113,7 +113,7 @@ class AutoWeight(nn.Module):
 
 def criterion_norm(criterion: Callable[[Tensor, Tensor], Tensor], class_maps: ClassMaps, target: Tensor) -> Tensor:
     """Frobenius norm of the gradient of a criterion on logits with respect to all n maps of a batch, a scalar."""
-    logits = raised(class_maps.logits.detach()).requires_grad_()
+    logits = at_least_float32(class_maps.logits.detach()).requires_grad_()
     with torch.enable_grad():
         [gradient] = torch.autograd.grad(criterion(logits, target), logits)
     return (gradient / class_maps.num_positions**0.5).norm()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.cam.heads.detached_functions import raised
 from timm_hnc.cam.negatives import holds_indices
+from timm_hnc.cam.number_types import at_least_float32
 
 Needs = Literal['logits', 'class_maps', 'two_views']
 SINGLE_LABEL, MULTI_LABEL = 'classification', 'multilabel'
@@ -106,7 +106,7 @@ def wide_indices(target: Tensor) -> Tensor:
 
 def features(class_maps: ClassMaps) -> Tensor:
     """(B, D) vectors that enter the classifier, in float32 or float64."""
-    return raised(class_maps.mean(class_maps.positions.transpose(1, 2)))
+    return at_least_float32(class_maps.mean(class_maps.positions.transpose(1, 2)))
 
 
 def soft(target: Tensor, like: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -132,7 +132,7 @@ def linear_in_full(vectors: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 def unused_bias(class_maps: ClassMaps) -> Tensor | float:
     """Zero, with the classifier's bias in its graph: processes wait for the gradient of every parameter."""
-    return 0.0 if class_maps.bias is None else 0.0 * raised(class_maps.bias).sum()
+    return 0.0 if class_maps.bias is None else 0.0 * at_least_float32(class_maps.bias).sum()
 
 
 def at_least(low: float, **option: float) -> float:

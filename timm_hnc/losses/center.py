@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.losses.base import Loss, Needs, at_least, features, raised
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import Loss, Needs, at_least, features
 
 
 class CenterLoss(Loss):
@@ -42,7 +43,7 @@ class CenterLoss(Loss):
         vectors = features(class_maps)
         centers = self.centers.to(vectors.dtype)[target]
         distance = (vectors - centers.detach()).square().sum(1).mean() / 2
-        criterion = functional.cross_entropy(raised(class_maps.logits), target)
+        criterion = functional.cross_entropy(at_least_float32(class_maps.logits), target)
         return criterion + self.weight * distance + self._center_update(vectors.detach(), centers, target)
 
     def _center_update(self, vectors: Tensor, centers: Tensor, target: Tensor) -> Tensor:

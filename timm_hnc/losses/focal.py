@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from timm_hnc.losses.base import SINGLE_LABEL, Loss, at_least, raised, soft
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import SINGLE_LABEL, Loss, at_least, soft
 
 
 class FocalLoss(Loss):
@@ -30,7 +31,7 @@ class FocalLoss(Loss):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
-        return self._terms(raised(logits), target).sum(1).mean()
+        return self._terms(at_least_float32(logits), target).sum(1).mean()
 
     def _terms(self, logits: Tensor, target: Tensor) -> Tensor:
         """(B, n) parts of the loss, a class each."""
@@ -73,5 +74,5 @@ class ClassBalancedFocalLoss(FocalLoss):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
-        terms = self._terms(raised(logits), target)
+        terms = self._terms(at_least_float32(logits), target)
         return (terms * self.weight.to(terms.dtype)).sum(1).mean()

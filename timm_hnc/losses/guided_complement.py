@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timm_hnc.losses.base import Loss, at_least, raised
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import Loss, at_least
 
 
 class GuidedComplementEntropyLoss(Loss):
@@ -33,7 +34,7 @@ class GuidedComplementEntropyLoss(Loss):
         Raises:
             ValueError: there are fewer than three classes.
         """
-        logits = raised(logits)
+        logits = at_least_float32(logits)
         num_classes = logits.shape[1]
         if num_classes < self.min_classes:
             raise ValueError(f'{num_classes} classes: guided complement entropy needs {self.min_classes} or more.')

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.losses.base import mean_over_images, raised
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import mean_over_images
 
 # mse, kd: of the authors' ImageNet runs in the paper's own scale (sum over the k maps); the halves of mse weigh as it
 DEFAULT_WEIGHTS = {'mse': 0.0007, 'kd': 0.0065, 'var': 0.0007, 'logit': 0.0007}
@@ -102,8 +103,8 @@ def hnc_loss(
 def _of_every_map(class_maps: ClassMaps, indices: Tensor, variant: str, alpha: float) -> Tensor:
     """(B, k) losses of the maps of these classes."""
     if variant == 'logit':
-        return (raised(class_maps.logits.gather(1, indices)) - alpha).square()
-    scores = raised(class_maps.scores(indices))
+        return (at_least_float32(class_maps.logits.gather(1, indices)) - alpha).square()
+    scores = at_least_float32(class_maps.scores(indices))
     if variant == 'mse':  # Eq. 2
         return class_maps.mean((scores - alpha).square())
     if variant == 'var':
@@ -149,7 +150,7 @@ class HNCLoss(nn.Module):
         indices, valid = class_maps.topk_negatives(target, self.topk, target_floor)
         count = class_maps.num_positions
         if self.variant == 'kd':  # softmax - 1 / (h w) at every position, and 1 / (h w) is its mean
-            shares = class_maps.log_softmax(raised(class_maps.scores(indices))).exp()
+            shares = class_maps.log_softmax(at_least_float32(class_maps.scores(indices))).exp()
             squares = class_maps.mean(_centred(class_maps, shares).square()) * count
         else:  # twice the distance over h w at every position
             squares = _of_every_map(class_maps, indices, self.variant, self.alpha) * (4 / count)

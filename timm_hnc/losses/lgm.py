@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.losses.base import Loss, Needs, at_least, features, linear_in_full, raised, unused_bias
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import Loss, Needs, at_least, features, linear_in_full, unused_bias
 
 
 class LargeMarginGaussianLoss(Loss):
@@ -36,7 +37,7 @@ class LargeMarginGaussianLoss(Loss):
     def forward(self, class_maps: ClassMaps, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
         vectors = features(class_maps)
-        means = raised(class_maps.weight).to(vectors.dtype)
+        means = at_least_float32(class_maps.weight).to(vectors.dtype)
         own = (vectors - means[target]).square().sum(1) / 2
         weight, bias = self.plain_classifier(means, None)
         # -d_k but for |x|^2 / 2, which the softmax does not see

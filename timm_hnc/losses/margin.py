@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.losses.base import Loss, Needs, at_least, features, linear_in_full, raised, unused_bias
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import Loss, Needs, at_least, features, linear_in_full, unused_bias
 
 _EDGE = 1e-7  # acos has no gradient at 1 and -1
 _SHORT = 1e-6  # vectors below this length are divided by it: an angle's gradient grows as 1 / length
@@ -33,7 +34,7 @@ class AngularLoss(Loss):
     def forward(self, class_maps: ClassMaps, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
         vectors = features(class_maps)
-        rows = functional.normalize(raised(class_maps.weight).to(vectors.dtype), eps=_SHORT)
+        rows = functional.normalize(at_least_float32(class_maps.weight).to(vectors.dtype), eps=_SHORT)
         cosine = linear_in_full(functional.normalize(vectors, eps=_SHORT), rows)
         own = cosine.gather(1, target[:, None])
         scores = cosine.scatter(1, target[:, None], self.with_margin(own)) * self.scale_of(vectors)

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from timm_hnc.losses.base import Loss, at_least, raised, soft
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import Loss, at_least, soft
 
 
 class MaxEntropyLoss(Loss):
@@ -23,7 +24,7 @@ class MaxEntropyLoss(Loss):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
-        log_probability = raised(logits).log_softmax(1)
+        log_probability = at_least_float32(logits).log_softmax(1)
         target = soft(target, log_probability, self.smoothing)
         entropy = -(log_probability.exp() * log_probability).sum(1)
         return (-(target * log_probability).sum(1) - self.gamma * entropy).mean()

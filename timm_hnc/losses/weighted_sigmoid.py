@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timm_hnc.losses.base import MULTI_LABEL, Loss, raised
+from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.losses.base import MULTI_LABEL, Loss
 
 Reduction = Literal['mean', 'sum']
 
@@ -49,7 +50,7 @@ class WeightedSigmoidLoss(Loss):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch with (B, n) targets, a scalar."""
-        logits = raised(logits)
+        logits = at_least_float32(logits)
         target = target.to(logits.dtype)
         if self.smoothing:
             target = target * (1 - self.smoothing) + self.smoothing / 2

@@ -138,8 +138,8 @@ def _begin_epoch(run: Run, epoch: int) -> None:
     for part in (loader.dataset, loader.batch_sampler, loader.sampler):
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
-    if run.data.keys is not None:
-        run.data.keys.start = run.start_update * run.options.batches.grad_accum_steps
+    if run.data.seeded is not None:
+        run.data.seeded.start = run.start_update * run.options.batches.grad_accum_steps
     if run.data.mixup is not None and run.options.mixup.mixup_off_epoch and epoch >= run.options.mixup.mixup_off_epoch:
         run.data.mixup.mixup_enabled = False
     if run.options.hnc.on:
@@ -174,9 +174,9 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     several = run.options.task.multi_label
     values = several or (mixup is None if mixes else run.options.loss.takes_values)
     for index, (input, target) in enumerate(inputs, first):
-        if run.data.keys is not None:
+        if run.data.seeded is not None:
             # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before
-            seed_generators(run.data.keys.seed, epoch, index, _OF_THE_STEP, devices=True)
+            seed_generators(run.data.seeded.seed, epoch, index, _OF_THE_STEP, devices=True)
         masks = None
         if run.data.guided is not None:
             target, *parts = run.data.guided.slots.split(target)

@@ -36,7 +36,7 @@ def leave_out(run: Run, notice: Notice, epoch: int) -> None:
     first, last = notice.batches[0], notice.batches[-1]
     where = f'epoch {epoch}, ' + (f'batch {last}' if first == last else f'batches {first} to {last}')
     what = f'{"the loss" if notice.bad_loss else "a gradient"} is not finite in {where}'
-    samples = [each for batch in notice.batches for each in run.data.keys.samples(batch)] if run.data.keys else []
+    samples = [each for batch in notice.batches for each in run.data.seeded.samples(batch)] if run.data.seeded else []
     if samples and (notice.here or not notice.bad_loss):
         what += f' (samples {", ".join(map(str, samples[:_SHOWN]))}{", ..." if len(samples) > _SHOWN else ""})'
     if run.options.run.on_nonfinite == 'stop':

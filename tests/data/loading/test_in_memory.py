@@ -7,16 +7,16 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from torchvision.transforms import RandomCrop
 
 from timm_hnc.data.loading.in_memory import InMemoryBatches, KeptTargets, RememberedBatches
-from timm_hnc.data.loading.seeded_batches import KeyedBatches
+from timm_hnc.data.loading.seeded_batches import SeededBatches
 
 
 def batches_of(images, count, flips=(0.5, 0.0), padding=(1, 2), size=None):
     sampler = BatchSampler(SequentialSampler(range(count)), 4, False)
-    keys = KeyedBatches(sampler, seed=3)
+    seeded = SeededBatches(sampler, seed=3)
     targets = KeptTargets()
     targets.add(torch.arange(count), images)
     targets.close()
-    return InMemoryBatches(images, targets, keys, size or images.shape[-2:], padding, flips), keys
+    return InMemoryBatches(images, targets, seeded, size or images.shape[-2:], padding, flips), seeded
 
 
 def outcomes(pixels, padding, flips):
@@ -40,12 +40,12 @@ def outcomes(pixels, padding, flips):
 def test_outcomes_are_those_of_pad_crop_and_flip_and_as_often():
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(1, 256, (3, 5, 6), generator=generator).byte()
-    loader, keys = batches_of(image.expand(400, -1, -1, -1).contiguous(), 400, flips=(0.5, 0.25))
+    loader, seeded = batches_of(image.expand(400, -1, -1, -1).contiguous(), 400, flips=(0.5, 0.25))
     expected = outcomes(image.permute(1, 2, 0).numpy(), (1, 2), (0.5, 0.25))
     assert len(expected) == 3 * 5 * 2 * 2
     counts = dict.fromkeys(expected.values(), 0)
     for epoch in range(25):
-        keys.set_epoch(epoch)
+        seeded.set_epoch(epoch)
         for images, _ in loader:
             for each in images:
                 counts[expected[each.numpy().tobytes()]] += 1
@@ -69,16 +69,16 @@ def test_images_that_are_smaller_than_the_crop_are_padded_as_torchvision_does():
 
 def test_a_batch_depends_on_its_place_alone():
     images = torch.randint(0, 256, (22, 3, 4, 4)).byte()
-    loader, keys = batches_of(images, 22)
-    keys.set_epoch(2)
+    loader, seeded = batches_of(images, 22)
+    seeded.set_epoch(2)
     whole = list(loader)
     assert len(whole) == len(loader) == 6
-    keys.start = 3
+    seeded.start = 3
     for (left, target), (right, other) in zip(whole[3:], loader, strict=True):
         assert torch.equal(left, right)
         assert torch.equal(target, other)
-    keys.start = 0
-    keys.set_epoch(3)
+    seeded.start = 0
+    seeded.set_epoch(3)
     assert not torch.equal(next(iter(loader))[0], whole[0][0])
 
 

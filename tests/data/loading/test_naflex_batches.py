@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from timm.data import create_naflex_loader
 
-from timm_hnc.data.loading.naflex_batches import use_naflex_keys
+from timm_hnc.data.loading.naflex_batches import seed_naflex_batches
 
 
 class Images:
@@ -31,12 +31,12 @@ def loader_of(workers=0):
         Images(), patch_size=8, train_seq_lens=(4, 16), batch_size=8, is_training=True, num_workers=workers,
         device=torch.device('cpu'), seed=3, scale=(0.5, 1.0), re_prob=0.5, re_mode='pixel',
     )  # fmt: skip
-    return loader, use_naflex_keys(loader, 5)
+    return loader, seed_naflex_batches(loader, 5)
 
 
-def read(loader, keys, epoch, start=0):
+def read(loader, seeded, epoch, start=0):
     loader.dataset.set_epoch(epoch)
-    keys.start = start
+    seeded.start = start
     return [
         ({name: value.clone() for name, value in batch.items() if name != 'seq_len'}, target)
         for batch, target in loader

@@ -8,7 +8,7 @@ from timm.data import FastCollateMixup
 from timm.utils import random_seed
 from torch.utils.data import DataLoader, Dataset
 
-from timm_hnc.data.loading.seeded_batches import seed_process, use_keys
+from timm_hnc.data.loading.seeded_batches import seed_batches, seed_process
 
 
 class Draws(Dataset):
@@ -23,13 +23,13 @@ class Draws(Dataset):
 
 def loader_of(workers, **options):
     loader = DataLoader(Draws(), batch_size=2, shuffle=True, num_workers=workers, **options)
-    return loader, use_keys(loader, 5)
+    return loader, seed_batches(loader, 5)
 
 
-def read(loader, keys, epoch, start=0):
+def read(loader, seeded, epoch, start=0):
     """Indices and numbers of an epoch's batches, and the processes that read them."""
-    keys.set_epoch(epoch)
-    keys.start = start
+    seeded.set_epoch(epoch)
+    seeded.start = start
     columns = [torch.cat(column) for column in zip(*loader, strict=True)]
     return columns[0].tolist(), columns[1].tolist(), set(columns[2].tolist())
 
@@ -61,11 +61,11 @@ def test_a_process_takes_any_seed(process):
 
 
 def test_kept_workers_begin_anew_after_a_pass_that_was_left():
-    loader, keys = loader_of(2)
-    whole = read(loader, keys, 1)
-    keys.set_epoch(0)
+    loader, seeded = loader_of(2)
+    whole = read(loader, seeded, 1)
+    seeded.set_epoch(0)
     next(iter(loader))
-    assert read(loader, keys, 1) == whole
+    assert read(loader, seeded, 1) == whole
 
 
 def test_workers_do_not_stay_with_a_mixup_that_is_switched_off_outside_of_them():

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from timm_hnc.cam.following.operations import Call
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.hidden_layers import Centre, Scale
+from timm_hnc.cam.number_types import at_least_float32
 
 
 class DetachedDropout(TorchFunctionMode):
@@ -46,14 +47,9 @@ class DetachedDropout(TorchFunctionMode):
         return input * factors
 
 
-def raised(tensor: Tensor) -> Tensor:
-    """Half types as float32, others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def gate_of(call: Call) -> Tensor:
     """The gate f(z) / z of f(z) = z * gate, detached, in the shape of z; 0 where z is."""
-    value, out = raised(call.value.detach()), raised(call.out.detach())
+    value, out = at_least_float32(call.value.detach()), at_least_float32(call.out.detach())
     return out / torch.where(value == 0, 1, value)
 
 
@@ -61,21 +57,21 @@ def detached_gate(call: Call, parts: Tensor) -> Tensor:
     """f(z) = z * g with the gate detached: activations, dropout, normalisation to unit length."""
     if call.name == 'dropout' and call.out is call.value:
         return parts
-    return (raised(parts) * gate_of(call)).to(call.out.dtype)
+    return (at_least_float32(parts) * gate_of(call)).to(call.out.dtype)
 
 
 def detached_norm(call: Call, parts: Tensor) -> Tensor:
     """A norm with its scale detached; the mean that it takes away is linear (batch norm: detached too)."""
-    arguments = (raised(call.value.detach()), raised(parts), *call.options)
+    arguments = (at_least_float32(call.value.detach()), at_least_float32(parts), *call.options)
     return _NORMS[call.name](*arguments, **call.kwargs).to(call.out.dtype)
 
 
 def affine_norm(call: Call) -> tuple[Centre | Scale, ...]:
     """The layers that `detached_norm` is for a layer norm of (B, D) vectors, or a batch norm; none for other norms."""
     if call.name == 'layer_norm' and call.value.ndim == 2:
-        return _layers_of_layer_norm(raised(call.value.detach()), *call.options, **call.kwargs)
+        return _layers_of_layer_norm(at_least_float32(call.value.detach()), *call.options, **call.kwargs)
     if call.name == 'batch_norm' and call.value[0].numel() == call.value.shape[1]:
-        mean, scale, bias = _batch_factors(raised(call.value.detach()), *call.options, **call.kwargs)
+        mean, scale, bias = _batch_factors(at_least_float32(call.value.detach()), *call.options, **call.kwargs)
         return (Scale(scale[None, None], -mean * scale if bias is None else bias - mean * scale),)
     return ()
 
@@ -123,8 +119,8 @@ def _batch_factors(
         variance, mean = torch.var_mean(value, [0, *range(2, value.ndim)], correction=0)
     else:
         variance, mean = running_var.detach(), running_mean.detach()
-    scale = (raised(variance) + eps).rsqrt()
-    return raised(mean), scale if weight is None else scale * weight, bias
+    scale = (at_least_float32(variance) + eps).rsqrt()
+    return at_least_float32(mean), scale if weight is None else scale * weight, bias
 
 
 def _group_norm(
@@ -170,7 +166,7 @@ def attention_weights(
     """The weights (B, heads, queries, tokens) of `scaled_dot_product_attention`, detached: without a gradient."""
     if dropout_p or is_causal or enable_gqa:
         return Lost('attention with dropout, a causal mask or grouped queries in front of the classifier')
-    query, key = raised(query.detach()), raised(key.detach())
+    query, key = at_least_float32(query.detach()), at_least_float32(key.detach())
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask

@@ -10,8 +10,8 @@ from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.positions import PositionTracker
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.heads.base import TimmModel
-from timm_hnc.cam.heads.detached_functions import raised
 from timm_hnc.cam.naflex_maps import NaFlexBatch, NaFlexMaps
+from timm_hnc.cam.number_types import at_least_float32
 
 _NEEDED = ('patches', 'patch_coord', 'patch_valid')
 
@@ -70,7 +70,7 @@ def _followed(model: TimmModel, tokens: Tensor, valid: Tensor, coordinates: Tens
             f'({maps.reason}): see --gp.'
         )
     every, nothing = maps.positions[:, :-1], maps.positions[:, -1:]
-    difference = raised(every - nothing)
+    difference = at_least_float32(every - nothing)
     share = valid.sum(1).to(difference.dtype) / length
     positions = nothing + (difference * share[:, None, None]).to(nothing.dtype)
     whole = valid.shape == coordinates.shape[:2]  # no patch was dropped

@@ -16,7 +16,7 @@ from torchvision import transforms
 from torchvision.transforms import RandomCrop
 
 from timm_hnc.data.loading.loader_errors import read
-from timm_hnc.data.loading.seeded_batches import Batch, KeyedBatches, mixed
+from timm_hnc.data.loading.seeded_batches import Batch, SeededBatches, mixed
 from timm_hnc.data.loading.wrapped_dataset import Wrapper
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.progress import progress
@@ -52,13 +52,13 @@ class KeptTargets:
 
 
 def keep_in_memory(
-    loader: Any, keys: KeyedBatches, hflip: float, vflip: float, device: torch.device, targets: KeptTargets
+    loader: Any, seeded: SeededBatches, hflip: float, vflip: float, device: torch.device, targets: KeptTargets
 ) -> None:
     """Let timm's prefetching training loader take its batches from memory; it normalises and erases as before.
 
     Args:
         loader: timm's PrefetchLoader over images of one size with the padded crop, changed in place.
-        keys: its batch sampler, from `use_keys`.
+        seeded: its batch sampler, from `seed_batches`.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         device: where the images lie.
@@ -75,7 +75,7 @@ def keep_in_memory(
     images = _decode(dataset, targets, loader.loader, device)
     dataset.transform = ordinary
     left, top = crop.padding
-    loader.loader = InMemoryBatches(images, targets, keys, tuple(crop.size), (top, left), (hflip, vflip))
+    loader.loader = InMemoryBatches(images, targets, seeded, tuple(crop.size), (top, left), (hflip, vflip))
 
 
 class InMemoryBatches:
@@ -94,7 +94,7 @@ class InMemoryBatches:
         self,
         images: Tensor,
         targets: KeptTargets,
-        batch_sampler: KeyedBatches,
+        batch_sampler: SeededBatches,
         size: tuple[int, int],
         padding: tuple[int, int],
         flips: tuple[float, float],

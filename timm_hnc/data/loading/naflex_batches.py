@@ -9,21 +9,21 @@ from timm.data.naflex_dataset import NaFlexMapDatasetWrapper
 from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset, get_worker_info
 
-from timm_hnc.data.loading.seeded_batches import KeyedErasing, seed_generators
+from timm_hnc.data.loading.seeded_batches import SeededErasing, seed_generators
 
 
-def use_naflex_keys(loader: Any, seed: int) -> 'NaFlexBatches':
-    """`timm_hnc.data.loading.seeded_batches.use_keys` for a loader of timm's create_naflex_loader."""
+def seed_naflex_batches(loader: Any, seed: int) -> 'NaFlexBatches':
+    """`timm_hnc.data.loading.seeded_batches.seed_batches` for a loader of timm's create_naflex_loader."""
     inner = getattr(loader, 'loader', loader)
     batches = NaFlexBatches(inner.dataset, seed)
     object.__setattr__(inner, 'dataset', batches)  # DataLoader refuses to change it once it is made
     if getattr(loader, 'random_erasing', None) is not None:
-        loader.random_erasing = KeyedErasing(loader.random_erasing, batches)
+        loader.random_erasing = SeededErasing(loader.random_erasing, batches)
     return batches
 
 
 class NaFlexBatches(IterableDataset[Any]):
-    """Around timm's wrapper of a data set, which makes the batches; it stands in for `KeyedBatches` as well.
+    """Around timm's wrapper of a data set, which makes the batches; it stands in for `SeededBatches` as well.
 
     Args:
         dataset: timm's wrapper; its method that plans an epoch is replaced by one that begins where it is told to.

@@ -64,7 +64,7 @@ def seed_generators(*numbers: int, devices: bool = False) -> None:
         torch.default_generator.manual_seed(seed >> 1)
 
 
-class KeyedBatches(Wrapper):
+class SeededBatches(Wrapper):
     """A batch sampler that says where its samples stand, and can begin at any batch."""
 
     inside = 'batches'
@@ -95,7 +95,7 @@ class KeyedBatches(Wrapper):
         return [index[0] if isinstance(index, tuple) else index for index in indices]
 
 
-class _KeyedDataset(WrappedDataset):
+class _SeededDataset(WrappedDataset):
     def __getitems__(self, batch: Batch) -> list[Any]:
         seed_generators(batch.seed, batch.epoch, batch.number)
         if isinstance(self.dataset, WrappedDataset):
@@ -106,7 +106,7 @@ class _KeyedDataset(WrappedDataset):
         return self.dataset[index]
 
 
-class KeyedErasing:
+class SeededErasing:
     """Random erasing on the device, seeded from the batch; batches come in order."""
 
     def __init__(self, erasing: Callable[..., Any], batches: Any) -> None:
@@ -141,8 +141,8 @@ def seed_shares(loader: Any, seed: int) -> None:
         sampler.set_epoch(0)
 
 
-def use_keys(loader: Any, seed: int) -> KeyedBatches | None:
-    """Make the random numbers of a loader of timm's create_loader depend on keys; it is changed in place.
+def seed_batches(loader: Any, seed: int) -> SeededBatches | None:
+    """Make the random numbers of a loader of timm's create_loader depend on the place of a batch; it is changed in place.
 
     Returns:
         Its batch sampler from now on; None for streams and for timm's multi-epoch loader, which runs ahead of epochs.
@@ -150,13 +150,13 @@ def use_keys(loader: Any, seed: int) -> KeyedBatches | None:
     inner = getattr(loader, 'loader', loader)
     if isinstance(inner.dataset, IterableDataset) or type(inner) is not DataLoader:
         return None
-    keyed = KeyedBatches(inner.batch_sampler, seed)
+    seeded = SeededBatches(inner.batch_sampler, seed)
     # DataLoader refuses to change these once it is made
-    object.__setattr__(inner, 'batch_sampler', keyed)
-    object.__setattr__(inner, 'dataset', _KeyedDataset(inner.dataset))
+    object.__setattr__(inner, 'batch_sampler', seeded)
+    object.__setattr__(inner, 'dataset', _SeededDataset(inner.dataset))
     # workers have a copy of timm's mixup, which --mixup-off-epoch switches off in this process
     keep_workers = inner.num_workers > 0 and not isinstance(inner.collate_fn, FastCollateMixup)
     object.__setattr__(inner, 'persistent_workers', keep_workers)
     if getattr(loader, 'random_erasing', None) is not None:
-        loader.random_erasing = KeyedErasing(loader.random_erasing, keyed)
-    return keyed
+        loader.random_erasing = SeededErasing(loader.random_erasing, seeded)
+    return seeded

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.number_types import at_least_float32
 from timm_hnc.losses.base import mean_over_images
 from timm_hnc.losses.maps.base import MapBatch, MapLoss
 
@@ -25,7 +25,7 @@ class BoxLoss(MapLoss):
         class_maps, masks = batch.class_maps, batch.masks
         if masks is None:
             raise TypeError('a loss with boxes needs the masks of their objects.')
-        positive = raised(class_maps.maps(masks.classes.clamp(min=0))).relu()
+        positive = at_least_float32(class_maps.maps(masks.classes.clamp(min=0))).relu()
         return mean_over_images(self.of_maps(positive, masks.on(class_maps.grid).to(positive.dtype)), masks.valid)
 
     def of_maps(self, positive: Tensor, cover: Tensor) -> Tensor:

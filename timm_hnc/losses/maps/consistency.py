@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.number_types import at_least_float32
 from timm_hnc.losses.maps.base import MapBatch, MapLoss
 
 
@@ -24,5 +24,5 @@ class ConsistencyLoss(MapLoss):
         """The loss of a batch, a scalar; see `MapLoss.forward`."""
         # the bias is the same in both and falls out
         detached = replace(batch.class_maps, weight=batch.class_maps.weight.detach(), bias=None)
-        maps, mirrored = raised(detached.maps()).chunk(2)
+        maps, mirrored = at_least_float32(detached.maps()).chunk(2)
         return (maps.flip(-1) - mirrored).square().mean()

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.number_types import at_least_float32
 from timm_hnc.losses.base import mean_over_images
 from timm_hnc.losses.maps.base import MOST_PRESENT, MapBatch, MapLoss
 
@@ -31,7 +31,7 @@ class SeparabilityLoss(MapLoss):
         class_maps, target, target_floor, *_ = batch
         present, is_present = class_maps.topk_positives(target, MOST_PRESENT, target_floor)
         absent, is_absent = class_maps.topk_negatives(target, 1, target_floor)
-        maps = raised(class_maps.scores(torch.cat([present, absent], 1))).relu()
+        maps = at_least_float32(class_maps.scores(torch.cat([present, absent], 1))).relu()
         own, other = maps[:, :-1], maps[:, -1:]
         overlap, both = torch.minimum(own, other).sum(-1), (own + other).sum(-1)
         shares = 2 * overlap / both.masked_fill(both == 0, 1.0)

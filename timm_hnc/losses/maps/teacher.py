@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.heads.detached_functions import raised
+from timm_hnc.cam.number_types import at_least_float32
 from timm_hnc.losses.maps.base import MapBatch, MapLoss
 
 
@@ -50,8 +50,8 @@ class TeacherLoss(MapLoss):
         with torch.no_grad():
             maps = teacher.head.class_maps(teacher.model, images * self.scale + self.shift)
             predicted = maps.logits.argmax(1, keepdim=True)
-            expected = raised(maps.maps(predicted)).relu()
+            expected = at_least_float32(maps.maps(predicted)).relu()
             if maps.grid != class_maps.grid:
                 expected = interpolate(expected, class_maps.grid, mode='bilinear', antialias=True)
-        own = raised(class_maps.maps(predicted)).relu()
+        own = at_least_float32(class_maps.maps(predicted)).relu()
         return (1 - cosine_similarity(own.flatten(1), expected.flatten(1).to(own.dtype))).mean()

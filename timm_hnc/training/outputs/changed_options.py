@@ -73,7 +73,7 @@ def _compared(options: dict[str, Any]) -> dict[str, Any]:
 def check_place(run: Run, checkpoint: Path) -> None:
     """Refuse to go on inside an epoch that would take other images than were meant."""
     progress = run.checkpoints.progress
-    if not progress.updates_in_epoch or run.data.keys is None or run.options.schedule.start_epoch is not None:
+    if not progress.updates_in_epoch or run.data.seeded is None or run.options.schedule.start_epoch is not None:
         return
     before, now = progress.parts[-1].options, _facts(run)
     part = Part(changed=_differences(before, {name: now[name] for name in _OF_THE_ORDER}))

@@ -121,7 +121,7 @@ def restore(run: Run, checkpoint: Path) -> None:
                 past = {name: value for name, value in state['scheduler'].items() if name not in left_out}
                 run.scheduler.lr_scheduler.load_state_dict(past)
                 run.scheduler.restore_lr = state.get('rate_without_noise')
-        if progress.updates_in_epoch and run.data.keys is not None:
+        if progress.updates_in_epoch and run.data.seeded is not None:
             run.start_update = progress.updates_in_epoch
             run.averages = Averages.restored(state['averages'], run.accelerator)
         if len(state.get('buffers', ())) == run.accelerator.num_processes:

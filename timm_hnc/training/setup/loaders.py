@@ -130,7 +130,7 @@ def create_train_loader(
         distributed,
         train_crop_mode='rrc' if mode in CROPS else mode,
         collate_fn=mixup if isinstance(mixup, FastCollateMixup) else None,
-        # what fresh workers draw depends on the epoch's seed, not on the epochs before; use_keys() lets them stay
+        # what fresh workers draw depends on the epoch's seed, not on the epochs before; seed_batches() lets them stay
         persistent_workers=False,
         use_multi_epochs_loader=options.batches.use_multi_epochs_loader,
         input_size_choices=sizes.train_img_sizes,

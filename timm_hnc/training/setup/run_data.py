@@ -15,8 +15,8 @@ from timm_hnc.data.datasets import same_files
 from timm_hnc.data.label_checks import check_provided
 from timm_hnc.data.loading.in_memory import KeptTargets, RememberedBatches, keep_in_memory
 from timm_hnc.data.loading.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
-from timm_hnc.data.loading.naflex_batches import NaFlexBatches, use_naflex_keys
-from timm_hnc.data.loading.seeded_batches import KeyedBatches, mixed, use_keys
+from timm_hnc.data.loading.naflex_batches import NaFlexBatches, seed_naflex_batches
+from timm_hnc.data.loading.seeded_batches import SeededBatches, mixed, seed_batches
 from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.data.naflex import Patches
@@ -41,7 +41,7 @@ class RunData:
     Args:
         train_set: what the training labels and the names of classes are read from.
         train_loader: timm's loader, or the one that was provided.
-        keys: its batches where their random numbers depend on their place alone, else None.
+        seeded: its batches where their random numbers depend on their place alone, else None.
         eval_loader: the same for validation, or None without a validation split.
         mixup: timm's mixup, or None.
         config: input size, mean, std, interpolation and crop.
@@ -53,7 +53,7 @@ class RunData:
 
     train_set: Any
     train_loader: Any
-    keys: KeyedBatches | NaFlexBatches | None
+    seeded: SeededBatches | NaFlexBatches | None
     eval_loader: Any
     mixup: Mixup | None
     config: dict[str, Any]
@@ -89,7 +89,7 @@ def create_run_data(
         train_set = open_train_dataset(options, channels, num_classes)
     guided = with_masks(train_set, options, num_classes, grid) if grid is not None else None
     train_set = train_set if guided is None else guided
-    train_loader, keys = _create_train_loader(
+    train_loader, seeded = _create_train_loader(
         train_set, options, config, mixup, patches, num_classes, skipped, accelerator
     )
     if train_loader is train_set:
@@ -113,7 +113,7 @@ def create_run_data(
             check_same_classes(train_set, eval_set)
         eval_loader = _create_eval_loader(eval_set, options, config, patches, skipped, accelerator)
     names = class_names(train_set, num_classes)
-    return RunData(train_set, train_loader, keys, eval_loader, mixup, config, names, skipped, guided, patches)
+    return RunData(train_set, train_loader, seeded, eval_loader, mixup, config, names, skipped, guided, patches)
 
 
 def _create_train_loader(
@@ -125,8 +125,8 @@ def _create_train_loader(
     num_classes: int,
     skipped: SkippedImages,
     accelerator: Accelerator,
-) -> tuple[Any, KeyedBatches | NaFlexBatches | None]:
-    """The loader that trains; keys are those of its batches, where each is a function of its place."""
+) -> tuple[Any, SeededBatches | NaFlexBatches | None]:
+    """The loader that trains, and what seeds its batches, where each is a function of its place."""
     distributed, device = accelerator.num_processes > 1, accelerator.device
     seed = mixed(options.loader.seed, accelerator.process_index)
     if _is_loader(train_set, patches, accelerator.num_processes):
@@ -135,15 +135,15 @@ def _create_train_loader(
     if patches is not None:
         loader = create_naflex_train_loader(train_set, options, config, patches, num_classes, accelerator)
         outlive_signals(loader)
-        return loader, use_naflex_keys(loader, seed)
+        return loader, seed_naflex_batches(loader, seed)
     loader = create_train_loader(train_set, options, config, device, distributed, mixup)
     outlive_signals(loader)
-    keys = use_keys(loader, seed)
-    if options.batches.data_in_memory and keys is not None:
+    seeded = seed_batches(loader, seed)
+    if options.batches.data_in_memory and seeded is not None:
         hflip, vflip = options.augmentation.hflip, options.augmentation.vflip
         with train_set.of_pixels() if isinstance(train_set, GuidedDataset) else nullcontext(KeptTargets()) as targets:
-            keep_in_memory(loader, keys, hflip, vflip, device, targets)
-    return loader, keys
+            keep_in_memory(loader, seeded, hflip, vflip, device, targets)
+    return loader, seeded
 
 
 def _is_loader(data: Any, patches: Patches | None, processes: int) -> bool:
