@@ -24,7 +24,7 @@ from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.samples import evenly_spread
 from timm_hnc.errors import UsageError
-from timm_hnc.files.options import read_options
+from timm_hnc.files.run_options import read_options
 
 
 def load(run: Path, count: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:

@@ -18,9 +18,9 @@ from timm_hnc.distillation import Student
 from timm_hnc.losses import HNCLoss
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss, at_least, wide_indices
-from timm_hnc.losses.export import check_classifier
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.losses.maps.base import MapLoss
+from timm_hnc.losses.plain_classifier import check_classifier
 
 _logger = logging.getLogger(__name__)
 _OF_THE_TASK = ('loss', 'output', 'criterion', 'hnc', 'hnc_weight', 'kd_loss', 'task_loss')

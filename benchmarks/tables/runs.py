@@ -13,7 +13,7 @@ import yaml
 from tables.plan import MULTI_LABEL_METRICS, ROOT, Cell
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.files.options import dump_yaml
+from timm_hnc.files.run_options import dump_yaml
 from timm_hnc.options import flattened
 
 METRICS = ('top1', 'top5')

@@ -14,7 +14,7 @@ from table_runs import finish, report, row_of, script, small_plan
 from tables.execute import execute
 from tables.runs import Plan
 
-from timm_hnc.files.options import dump_yaml
+from timm_hnc.files.run_options import dump_yaml
 
 
 def test_steps_of_a_run(tmp_path):

@@ -13,7 +13,7 @@ from timm_hnc.cam.heads.base import Kind, TimmModel, forward_of
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, is_of_timm, logits_of
 from timm_hnc.cam.heads.naflex_head import naflex_class_maps
 from timm_hnc.cam.heads.probe import MapHead, probe_head
-from timm_hnc.cam.heads.refusal import otherwise
+from timm_hnc.cam.heads.refusal import changed_since_probe
 from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.cam.own_hooks import show_input, show_output
 
@@ -141,7 +141,7 @@ class CamModel(nn.Module):
         goes_around = checked and (isinstance(x, Mapping) or not isinstance(self.head, HookedHead))
         if goes_around:
             if forward_of(self.model) is not type(self.model).forward:
-                raise otherwise(self.model, 'its forward() was replaced: patch the CamModel in its place')
+                raise changed_since_probe(self.model, 'its forward() was replaced: patch the CamModel in its place')
             x = show_input(self.model, x)
         class_maps = naflex_class_maps(self.model, x) if isinstance(x, Mapping) else self.head.class_maps(self.model, x)
         if goes_around:
@@ -205,7 +205,7 @@ def drops_patches(model: TimmModel) -> bool:
 def _check_number_of_classes(model: TimmModel, found: int) -> None:
     told = getattr(model, 'num_classes', found)
     if told != found:
-        raise otherwise(model, f'its num_classes says {told}, and it has {found} logits')
+        raise changed_since_probe(model, f'its num_classes says {told}, and it has {found} logits')
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_hnc.cam.following.operations import tensors_in
-from timm_hnc.cam.heads.refusal import otherwise
+from timm_hnc.cam.heads.refusal import changed_since_probe
 from timm_hnc.cam.naflex_maps import NaFlexBatch
 
 
@@ -56,7 +56,9 @@ def show_output(model: nn.Module, x: Tensor | NaFlexBatch, logits: Tensor) -> Te
 def _as_given(model: nn.Module, given: Any, found: Any, what: str) -> Any:
     before, now = tensors_in(given), tensors_in(found)
     if isinstance(found, tuple) or len(before) != len(now) or not all(map(same_values, before, now)):
-        raise otherwise(model, f'a hook of its own changes {what}: make that a part of the model, and wrap it anew')
+        raise changed_since_probe(
+            model, f'a hook of its own changes {what}: make that a part of the model, and wrap it anew'
+        )
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
 from timm_hnc.plots.curves import curve_rows, draw_curves, read_run
-from timm_hnc.report.run_files import of_this_version
+from timm_hnc.report.run_files import reading_runs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _draw(args: argparse.Namespace) -> Rows:
-    with of_this_version(args.runs):
+    with reading_runs(args.runs):
         runs = [read_run(folder) for folder in args.runs]
         save_picture(draw_curves(runs), args.out)
         return curve_rows(runs)

@@ -14,7 +14,7 @@ from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.data.loading.loaders import open_eval_dataset
 from timm_hnc.demo.samples import Sample, spread_over
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.files.options import options_of_run
+from timm_hnc.files.run_options import options_of_run
 from timm_hnc.plots.photo_cams import Subject
 from timm_hnc.weights.opening import short_name
 

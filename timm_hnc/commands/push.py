@@ -7,7 +7,7 @@ from pathlib import Path
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
-from timm_hnc.files.options import read_options
+from timm_hnc.files.run_options import read_options
 from timm_hnc.hub.publish import push_run
 from timm_hnc.hub.space import push_space
 
@@ -37,6 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(push_run(run, repo_id, **options))  # noqa: T201  # the result of the command
     if space:
         trained = read_options(run)
-        several, naflex = trained.get('task') == 'multilabel', NaFlexOptions.of_run(trained)
+        multi_label, naflex = trained.get('task') == 'multilabel', NaFlexOptions.of_run(trained)
         shared = {name: options[name] for name in ('private', 'revision')}
-        print(push_space(repo_id, multi_label=several, naflex=naflex, **shared))  # noqa: T201  # the result of the command
+        print(push_space(repo_id, multi_label=multi_label, naflex=naflex, **shared))  # noqa: T201  # the result of the command

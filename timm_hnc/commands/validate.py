@@ -18,7 +18,7 @@ from timm_hnc.evaluation.options import ValidateOptions
 from timm_hnc.evaluation.process import end_training, evaluation_accelerator
 from timm_hnc.evaluation.sources import Source, find_sources
 from timm_hnc.evaluation.validation import validate
-from timm_hnc.files.options import options_of_run
+from timm_hnc.files.run_options import options_of_run
 from timm_hnc.files.tables import write_csv, write_json
 from timm_hnc.options import check_output_file
 

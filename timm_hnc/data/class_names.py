@@ -13,10 +13,10 @@ def class_to_idx(dataset: Any) -> dict[str, int]:
     reader = getattr(dataset, 'reader', dataset)
     # timm's reader of tar files calls it differently
     found = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
-    return {name: as_it_comes(dataset, index) for name, index in found.items()}
+    return {name: as_target(dataset, index) for name, index in found.items()}
 
 
-def as_it_comes(dataset: Any, label: Any) -> Any:
+def as_target(dataset: Any, label: Any) -> Any:
     """A label as a provided data set's own target transform numbers it; as it is where that makes no number of it."""
     transform = getattr(innermost(dataset), 'target_transform', None)
     if transform is None or isinstance(transform, (ClassIndex, LabelSet)):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
-from timm_hnc.data.class_names import as_it_comes, class_to_idx
+from timm_hnc.data.class_names import as_target, class_to_idx
 from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.wrapped_dataset import innermost, unwrapped_reader
 from timm_hnc.errors import DataError
@@ -63,7 +63,7 @@ def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
         return
     labels = sample_labels(dataset)
     known = set(labels) if isinstance(labels, (list, tuple)) and all(isinstance(each, int) for each in labels) else ()
-    targets = {as_it_comes(dataset, label) for label in known}
+    targets = {as_target(dataset, label) for label in known}
     check_label_range(targets, type(innermost(dataset)).__name__, num_classes, 'give the model more classes')
 
 

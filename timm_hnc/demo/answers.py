@@ -40,7 +40,7 @@ class Answers:
                 count = len(subject.class_names)
                 raise UsageError(f"'{subject.caption}': {count} class names for {subject.model.num_classes} classes.")
         self.names = distinct(first.class_names)
-        self.several = first.multi_label
+        self.multi_label = first.multi_label
         self.subjects = [replace(subject, class_names=self.names) for subject in subjects]
         self.title = ' and '.join(subject.caption for subject in subjects)
 

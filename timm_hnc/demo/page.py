@@ -66,7 +66,7 @@ def _lay_out(answers: Answers, samples: Sequence[Sample]) -> _Parts:
         with gr.Column(scale=2, min_width=350):
             photo = _photograph()
             gallery = _gallery(samples, answers.names) if samples else None
-            menu: dict[str, Any] = {'multiselect': answers.several, 'label': 'expected class'}
+            menu: dict[str, Any] = {'multiselect': answers.multi_label, 'label': 'expected class'}
             expected = gr.Dropdown(answers.names, value=None, type='index', **menu)
             threshold = gr.Slider(0, 1, 0, step=0.05, label='map shown above')
             opacity = gr.Slider(0, 1, MAP_WEIGHT, step=0.05, label='opacity')
@@ -93,7 +93,7 @@ def _connect(parts: _Parts, answers: Answers, samples: Sequence[Sample]) -> None
     def read_sample(event: gr.SelectData) -> list[Any]:
         sample = samples[event.index]
         names = [answers.names[index] for index in sample.expected]
-        there = names if answers.several else next(iter(names), None)
+        there = names if answers.multi_label else next(iter(names), None)
         return [_enlarged(sample.photo), there, *answers.look(sample.photo)]
 
     def ask(event: gr.SelectData) -> int:

@@ -74,8 +74,8 @@ class Sight:
         present = torch.zeros(1, len(self.probability))
         present[0, list(expected) or [self.predicted]] = 1
         present = present.to(self.class_maps.logits.device)
-        names, several = self.subject.class_names, self.subject.multi_label
-        [row] = panel_rows(self.class_maps, self.image, present, names, several, MAX_NEGATIVES)
+        names, multi_label = self.subject.class_names, self.subject.multi_label
+        [row] = panel_rows(self.class_maps, self.image, present, names, multi_label, MAX_NEGATIVES)
         return row
 
     @torch.no_grad()

@@ -94,8 +94,8 @@ def evaluate(
                 output = output[0] if isinstance(output, (tuple, list)) else output
                 if on_batch is not None:
                     output, target = on_batch(output, target)
-                several = isinstance(evaluator, MultiLabelEvaluator)
-                check_batch(target, output.shape[-1], indices=not several, values=several)
+                multi_label = isinstance(evaluator, MultiLabelEvaluator)
+                check_batch(target, output.shape[-1], indices=not multi_label, values=multi_label)
                 evaluator.update(output, target)
                 seen += len(target)
                 if (index + 1) % log_interval == 0:

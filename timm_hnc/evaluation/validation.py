@@ -20,7 +20,7 @@ from timm_hnc.cam.model import names_of_weights
 from timm_hnc.data.class_names import check_classes_of_model, class_names
 from timm_hnc.data.label_checks import check_provided
 from timm_hnc.data.loading.loader_errors import watched_workers
-from timm_hnc.data.loading.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
+from timm_hnc.data.loading.loaders import create_eval_loader, is_loader, open_eval_dataset
 from timm_hnc.data.loading.skipped_images import SkippedImages, counting_skipped
 from timm_hnc.data.naflex import Patches
 from timm_hnc.errors import DataError, UsageError, first_lines
@@ -92,7 +92,7 @@ def measure(
     loader: Any = data
     if data is not None:
         check_provided(data, num_classes, options.task.multi_label)
-    provided = taken_as_it_is(data, accelerator.num_processes)
+    provided = is_loader(data, accelerator.num_processes)
     with counting_skipped() as skipped:
         if not provided:
             loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)

@@ -15,7 +15,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import DataError, first_lines
-from timm_hnc.files.options import dump_yaml, read_options
+from timm_hnc.files.run_options import dump_yaml, read_options
 from timm_hnc.files.run_parts import read_parts
 from timm_hnc.files.tables import write_json
 from timm_hnc.hub.card import CardFacts, render_card
@@ -144,8 +144,8 @@ def _set_licence(config: dict[str, Any], options: Mapping[str, Any], licence: st
 
 
 def _hnc_block(config: dict[str, Any], options: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    several = options.get('task') == 'multilabel'
-    default = 'bce' if several else 'ce'
+    multi_label = options.get('task') == 'multilabel'
+    default = 'bce' if multi_label else 'ce'
     return {
         **({'variant': 'none', 'weight': None, 'topk': None} | (config.get('hnc') or {})),
         'criterion': options['loss'] or default if 'loss' in options else None,

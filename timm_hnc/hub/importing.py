@@ -12,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model, load_state_dict
 
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.files.options import dump_yaml
+from timm_hnc.files.run_options import dump_yaml
 from timm_hnc.files.tables import write_json
 from timm_hnc.weights.saving import save_pretrained
 

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from timm_hnc.errors import DataError
-from timm_hnc.files.options import NOT_COMPARED, read_options
+from timm_hnc.files.run_options import NOT_COMPARED, read_options
 from timm_hnc.plots.figures import as_image, as_label, new_figure, style_of
 
 Panel = Callable[[Any], None]  # draws on an axis of matplotlib

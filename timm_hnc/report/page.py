@@ -23,8 +23,8 @@ from timm_hnc.report.run_files import (
     Threat,
     attack_lines,
     names_of_runs,
-    of_this_version,
     read_run_files,
+    reading_runs,
     threat_of_row,
 )
 
@@ -51,7 +51,7 @@ _ABOUT = {
 
 def write_report(folders: Sequence[Path], path: Path) -> list[RunFiles]:
     """Write the report of runs as one HTML page; figures of the others are compared with those of the first."""
-    with of_this_version(folders):
+    with reading_runs(folders):
         runs = [read_run_files(folder) for folder in folders]
         page = render_report(runs)
     try:

@@ -54,7 +54,7 @@ class RunFiles:
 
 
 @contextmanager
-def of_this_version(folders: Sequence[Path]) -> Iterator[None]:
+def reading_runs(folders: Sequence[Path]) -> Iterator[None]:
     """Around the reading and drawing of run folders: what no version of ours writes is told in one line.
 
     Raises:

@@ -3,7 +3,7 @@
 import time
 
 
-class Interval:
+class CheckpointInterval:
     """Says when it is time again.
 
     Args:

@@ -171,8 +171,8 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     )
     mixup = None if isinstance(run.data.mixup, FastCollateMixup) else run.data.mixup  # whose batches come mixed
     mixes = run.options.mixup.active
-    several = run.options.task.multi_label
-    values = several or (mixup is None if mixes else run.options.loss.takes_values)
+    multi_label = run.options.task.multi_label
+    values = multi_label or (mixup is None if mixes else run.options.loss.takes_values)
     for index, (input, target) in enumerate(inputs, first):
         if run.data.seeded is not None:
             # mixup on the device, dropout and stochastic depth depend on the step, not on the steps before
@@ -181,7 +181,7 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
         if run.data.guided is not None:
             target, *parts = run.data.guided.slots.split(target)
             masks = ObjectMasks(*parts)
-        check_batch(target, len(run.data.class_names), indices=not several, values=values)
+        check_batch(target, len(run.data.class_names), indices=not multi_label, values=values)
         if index == first and epoch == run.start_epoch:
             _check_first_batch(run, input, target)
         if mixup is not None:

@@ -19,7 +19,7 @@ from timm_hnc.checkpoints.run_lock import run_lock
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.process import end_training
-from timm_hnc.files.options import dump_yaml
+from timm_hnc.files.run_options import dump_yaml
 from timm_hnc.files.run_parts import write_parts
 from timm_hnc.options import flattened
 from timm_hnc.report.run_files import read_result

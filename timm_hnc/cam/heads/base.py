@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.grids import Cell, Grid, token_grid
 from timm_hnc.cam.heads.detached_functions import DetachedDropout
-from timm_hnc.cam.heads.refusal import otherwise
+from timm_hnc.cam.heads.refusal import changed_since_probe
 from timm_hnc.cam.own_hooks import same_values, watched
 
 Layout = Literal['NCHW', 'NHWC', 'NLC']
@@ -100,7 +100,7 @@ class Head:
             logits = model.forward_head(features)
         self._check_as_probed(model, logits)
         if not all(same_values(given, found) for given, found in hooked):
-            raise otherwise(model, 'a hook changes what enters or leaves its classifier')
+            raise changed_since_probe(model, 'a hook changes what enters or leaves its classifier')
         positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
         for factor in factors:
             positions = positions * factor.flatten(1)[:, None]
@@ -110,9 +110,9 @@ class Head:
     def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
         for before, now in zip(self.pools, pools_of(model), strict=True):
             if before and now and before != now:
-                raise otherwise(model, f'its pool is {now} now')
+                raise changed_since_probe(model, f'its pool is {now} now')
         if not isinstance(logits, Tensor):
-            raise otherwise(model, f'its forward_head() returns a {type(logits).__name__}')
+            raise changed_since_probe(model, f'its forward_head() returns a {type(logits).__name__}')
 
     def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
         """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying."""
@@ -131,9 +131,9 @@ class Head:
         """
         layers = [model.get_submodule(name) for name in self.classifiers]
         if not all(isinstance(layer, nn.Conv2d if self.convolutional else nn.Linear) for layer in layers):
-            raise otherwise(model, f'its classifier is of the type {type(layers[0]).__name__} now')
+            raise changed_since_probe(model, f'its classifier is of the type {type(layers[0]).__name__} now')
         if not torch.compiler.is_compiling() and any(forward_of(layer) is not self.forward for layer in layers):
-            raise otherwise(
+            raise changed_since_probe(
                 model, f'its classifier, a {type(layers[0]).__name__}, has another forward() now: wrap the model anew'
             )
         if len(layers) == 1:

@@ -13,7 +13,7 @@ from timm_hnc.cam.following.positions import PositionTracker
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.grids import Cell, Grid, token_grid
 from timm_hnc.cam.heads.base import TimmModel
-from timm_hnc.cam.heads.refusal import otherwise
+from timm_hnc.cam.heads.refusal import changed_since_probe
 
 Maps = TypeVar('Maps')
 # the kind is the first of these that the head has
@@ -78,7 +78,7 @@ def as_probed(maps: Maps | Lost, model: nn.Module) -> Maps:
         ValueError: this pass did something else than the one that was probed.
     """
     if isinstance(maps, Lost):
-        raise otherwise(model, maps.reason)
+        raise changed_since_probe(model, maps.reason)
     return maps
 
 

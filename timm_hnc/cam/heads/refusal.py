@@ -20,6 +20,6 @@ class Refused(Exception):
         self.way_out = way_out
 
 
-def otherwise(model: nn.Module, reason: str) -> ValueError:
+def changed_since_probe(model: nn.Module, reason: str) -> ValueError:
     """The error of a pass that is not as the probed one."""
     return ValueError(f'no class maps: {type(model).__name__} works otherwise than when it was probed ({reason}).')

@@ -9,7 +9,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.commands.options.parsing import KeyValues
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
-from timm_hnc.files.options import options_of_run
+from timm_hnc.files.run_options import options_of_run
 from timm_hnc.plots.photo_cams import Subject, names_of
 from timm_hnc.weights.opening import open_model
 
@@ -31,8 +31,9 @@ def subject_of(
     run = options_of_run(name)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
     patches = NaFlexOptions.of_run(run).patches(model.model)
-    several = (task or run.get('task')) == 'multilabel'
-    return Subject(model.to(device), caption, names_of(model.model, names), several, patches, run.get('input_img_mode'))
+    multi_label = (task or run.get('task')) == 'multilabel'
+    names, mode = names_of(model.model, names), run.get('input_img_mode')
+    return Subject(model.to(device), caption, names, multi_label, patches, mode)
 
 
 def named_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from timm.utils import ParseKwargs
 
 from timm_hnc.commands.command_line import is_first_process
 from timm_hnc.errors import UsageError
-from timm_hnc.files.options import load_yaml
+from timm_hnc.files.run_options import load_yaml
 
 _logger = logging.getLogger(__name__)
 

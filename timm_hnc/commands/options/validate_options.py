@@ -24,7 +24,7 @@ from timm_hnc.evaluation.map_pass import MapOptions
 from timm_hnc.evaluation.options import EvaluationOptions, ValidateOptions
 from timm_hnc.evaluation.robustness import AttackOptions
 from timm_hnc.evaluation.sources import SourceOptions
-from timm_hnc.files.options import find_run, read_options
+from timm_hnc.files.run_options import find_run, read_options
 from timm_hnc.options import grouped
 
 REFUSED = {

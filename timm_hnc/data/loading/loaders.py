@@ -100,7 +100,7 @@ def create_eval_loader(
     return create_timed_loader(dataset, options, data_config, device, distributed, patches, **defaults | arguments)
 
 
-def taken_as_it_is(data: Any, processes: int) -> bool:
+def is_loader(data: Any, processes: int) -> bool:
     """Whether data is a loader already, and no data set to make one of.
 
     Raises:

@@ -142,7 +142,7 @@ def seed_shares(loader: Any, seed: int) -> None:
 
 
 def seed_batches(loader: Any, seed: int) -> SeededBatches | None:
-    """Make the random numbers of a loader of timm's create_loader depend on the place of a batch; it is changed in place.
+    """Make the random numbers of a loader of timm's create_loader depend on a batch's place; it is changed in place.
 
     Returns:
         Its batch sampler from now on; None for streams and for timm's multi-epoch loader, which runs ahead of epochs.

@@ -12,7 +12,7 @@ from timm_hnc.data.class_names import class_to_idx
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import DataError
-from timm_hnc.files.options import NOT_COMPARED
+from timm_hnc.files.run_options import NOT_COMPARED
 from timm_hnc.files.run_parts import Part
 from timm_hnc.options import flag_of, flattened
 from timm_hnc.training.outputs.results import figures_of
@@ -31,8 +31,8 @@ _NEEDS = {
     **dict.fromkeys(('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu'), 'model_ema'),
 }
 # options that say how strongly HNC and the criterion pull
-_OF_THE_PULL = {'hnc', 'hnc_topk', 'hnc_alpha', 'hnc_reduction', 'task', *(each.name for each in fields(LossOptions))}
-_OF_THE_PULL -= {'loss_lr'}
+_OF_THE_LOSSES = {'hnc', 'hnc_topk', 'hnc_alpha', 'hnc_reduction', 'task', *(each.name for each in fields(LossOptions))}
+_OF_THE_LOSSES -= {'loss_lr'}
 # options that a run goes on exactly with, whatever they were before
 _EXACT = frozenset(
     {
@@ -88,10 +88,10 @@ def check_place(run: Run, checkpoint: Path) -> None:
     )
 
 
-def changes_of_the_pull(run: Run) -> str:
+def changes_of_the_losses(run: Run) -> str:
     """What makes the weight that HNC was given by its gradient one of another loss; '' where nothing does."""
     now = _compared(flattened(run.options))
-    pull = {name: value for name, value in now.items() if name in _OF_THE_PULL}
+    pull = {name: value for name, value in now.items() if name in _OF_THE_LOSSES}
     changed = _differences(run.checkpoints.progress.parts[-1].options, pull)
     return Part(changed=changed).changes
 

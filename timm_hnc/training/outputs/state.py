@@ -14,7 +14,7 @@ from timm_hnc.errors import DataError, first_lines
 from timm_hnc.losses import AutoWeight
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.outputs.changed_options import (
-    changes_of_the_pull,
+    changes_of_the_losses,
     check_place,
     metric_changed,
     use_settings,
@@ -139,7 +139,7 @@ def restore(run: Run, checkpoint: Path) -> None:
 
 def _restore_weight(run: Run, weight: AutoWeight, was_measured: bool) -> None:
     """Let a weight that follows be one of this run's losses."""
-    changes = changes_of_the_pull(run)
+    changes = changes_of_the_losses(run)
     if changes or not was_measured:
         weight.begin_anew(part_of_epoch=run.start_update > 0)
     if changes and was_measured:

@@ -24,11 +24,11 @@ from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.evaluation.process import one_process_first
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss
-from timm_hnc.losses.export import exported
 from timm_hnc.losses.maps.base import MapLoss
+from timm_hnc.losses.plain_classifier import with_plain_classifier
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
-from timm_hnc.training.checkpoint_interval import Interval
+from timm_hnc.training.checkpoint_interval import CheckpointInterval
 from timm_hnc.training.setup.image_sizes import image_sizes
 from timm_hnc.training.setup.model_checks import check_image_size, check_naflex_maps, try_image_sizes
 from timm_hnc.training.setup.models import create_model
@@ -100,7 +100,7 @@ class Run:
     start_update: int = 0
     averages: Averages = field(default_factory=Averages)
     stop: StopSignals = field(default_factory=StopSignals)
-    clock: Interval = field(default_factory=Interval)
+    clock: CheckpointInterval = field(default_factory=CheckpointInterval)
     skipped_updates: int = 0
     skipped_in_a_row: int = 0
     skipped_images_before: int = 0
@@ -144,7 +144,7 @@ class Run:
     @property
     def evaluated_model(self) -> Any:
         """What is evaluated, saved and drawn: the weights that count, with the classifier that the loss exports."""
-        return exported(self.averaged_model, self.loss, self.export_copy)
+        return with_plain_classifier(self.averaged_model, self.loss, self.export_copy)
 
     def classifier(self, model: Any) -> Any:
         """What returns plain logits of a model of the run's architecture, as timm's do by themselves."""
@@ -203,7 +203,8 @@ def build_run(
         checkpoints=checkpoints,
         wrap=provided.wrap,
     )
-    run.export_copy = exported(run.averaged_model, loss) if loss is not None and loss.changes_scores else None
+    if loss is not None and loss.changes_scores:
+        run.export_copy = with_plain_classifier(run.averaged_model, loss)
     run.scheduler, num_epochs = create_scheduler_v2(
         # prepare() gave the optimizer new parameter groups; timm's scheduler must see those
         optimizer.optimizer,

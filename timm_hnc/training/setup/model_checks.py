@@ -9,7 +9,7 @@ from timm_hnc.cam.heads.naflex_head import has_naflex_maps
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import cell_size, drops_patches
 from timm_hnc.errors import UsageError
-from timm_hnc.losses.export import check_classifier
+from timm_hnc.losses.plain_classifier import check_classifier
 from timm_hnc.training.setup.image_sizes import image_sizes, try_images
 from timm_hnc.training.setup.models import cam_model_without_weights
 from timm_hnc.training.setup.objective.losses import loss_of

@@ -13,7 +13,7 @@ from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flattened, grouped
-from timm_hnc.training.checkpoint_interval import Interval
+from timm_hnc.training.checkpoint_interval import CheckpointInterval
 from timm_hnc.training.outputs.publishing import HubOptions
 from timm_hnc.training.outputs.results import TrackingOptions
 from timm_hnc.training.setup.data_options import (
@@ -90,9 +90,11 @@ class RunOptions:
         if self.resume == 'auto' and not self.experiment:
             raise UsageError('--resume auto: needs --experiment, the run to go on with.')
 
-    def interval(self) -> Interval:
+    def interval(self) -> CheckpointInterval:
         """When a checkpoint is due inside an epoch."""
-        return Interval(self.checkpoint_interval or (str(self.recovery_interval) if self.recovery_interval else None))
+        return CheckpointInterval(
+            self.checkpoint_interval or (str(self.recovery_interval) if self.recovery_interval else None)
+        )
 
 
 @dataclass(frozen=True)
@@ -233,12 +235,12 @@ def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _following(values: Mapping[str, Any]) -> dict[str, Any]:
     """The options that follow from others, where nobody gives them."""
-    several = values.get('task') == 'multilabel'
+    multi_label = values.get('task') == 'multilabel'
     split = values.get('train_split', SplitOptions.train_split) if values.get('holdout') else SplitOptions.val_split
     return {
-        'eval_metric': 'map' if several else RunOptions.eval_metric,
+        'eval_metric': 'map' if multi_label else RunOptions.eval_metric,
         'hnc_weight': DEFAULT_WEIGHTS.get(values.get('hnc', 'none')),
-        'smoothing': 0.0 if several or values.get('loss') in LOSSES else LossOptions.smoothing,
+        'smoothing': 0.0 if multi_label or values.get('loss') in LOSSES else LossOptions.smoothing,
         'val_split': split,
     }
 

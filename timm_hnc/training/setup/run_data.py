@@ -14,7 +14,7 @@ from timm_hnc.data.class_names import check_same_classes, class_names
 from timm_hnc.data.datasets import same_files
 from timm_hnc.data.label_checks import check_provided
 from timm_hnc.data.loading.in_memory import KeptTargets, RememberedBatches, keep_in_memory
-from timm_hnc.data.loading.loaders import create_eval_loader, open_eval_dataset, taken_as_it_is
+from timm_hnc.data.loading.loaders import create_eval_loader, is_loader, open_eval_dataset
 from timm_hnc.data.loading.naflex_batches import NaFlexBatches, seed_naflex_batches
 from timm_hnc.data.loading.seeded_batches import SeededBatches, mixed, seed_batches
 from timm_hnc.data.loading.skipped_images import SkippedImages
@@ -150,7 +150,7 @@ def _is_loader(data: Any, patches: Patches | None, processes: int) -> bool:
     """Whether data is a loader already, which is taken as it is; one of NaFlex batches is refused, or beside them."""
     if patches is not None and isinstance(data, DataLoader):
         raise UsageError('--naflex-loader: a DataLoader was provided, give its data set instead.')
-    if not taken_as_it_is(data, processes):
+    if not is_loader(data, processes):
         return False
     if isinstance(data.dataset, NaFlexMapDatasetWrapper) or isinstance(data.collate_fn, NaFlexCollator):
         raise UsageError('a DataLoader of NaFlex batches was provided: give its data set, and naflex_loader=True.')

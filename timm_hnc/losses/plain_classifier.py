@@ -32,7 +32,7 @@ def check_classifier(cam_model: CamModel, loss: Loss) -> None:
 
 
 @torch.no_grad()
-def exported(model: Any, loss: Loss | None, copied: Any = None) -> Any:
+def with_plain_classifier(model: Any, loss: Loss | None, copied: Any = None) -> Any:
     """A model that classifies by itself as it did in training.
 
     Returns:
