@@ -52,12 +52,12 @@ def check_range(
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if number is None or (isfinite(number) and low <= number <= high and above < number < below):
                 continue
-            bounds = [] if isfinite(number) else ['a finite number']
-            bounds += [f'{low:g} or more'] if isfinite(low) else []
+            bounds = [f'{low:g} or more'] if isfinite(low) else []
             bounds += [f'{high:g} or less'] if isfinite(high) else []
             bounds += [f'more than {above:g}'] if isfinite(above) else []
             bounds += [f'less than {below:g}'] if isfinite(below) else []
-            raise UsageError(f'{flag_of(name)} {number}: expected {" and ".join(bounds)}.')
+            expected = ['a finite number'] * (not isfinite(number)) + [' and '.join(bounds)] * bool(bounds)
+            raise UsageError(f'{flag_of(name)} {number}: expected {", ".join(expected)}.')
 
 
 def check_output_file(options: Any, name: str) -> None:

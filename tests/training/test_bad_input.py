@@ -29,8 +29,8 @@ def fails(tmp_path, capsys):
     [
         ('--hnc mse --hnc-topk 0', '--hnc-topk 0: expected 1 or more.'),
         ('--hnc kd --hnc-weight -1', '--hnc-weight -1.0: expected 0 or more.'),
-        ('--hnc mse --hnc-weight nan', '--hnc-weight nan: expected 0 or more.'),
-        ('--hnc mse --hnc-weight inf', '--hnc-weight inf: expected 0 or more.'),
+        ('--hnc mse --hnc-weight nan', '--hnc-weight nan: expected a finite number, 0 or more.'),
+        ('--hnc mse --hnc-weight inf', '--hnc-weight inf: expected a finite number, 0 or more.'),
         ('--hnc mse --hnc-alpha nan', '--hnc-alpha nan: expected a finite number.'),
         ('--hnc-topk 5', '--hnc-topk 5: does nothing without --hnc.'),
         ('--label-noise symmetric:1.5', '--label-noise symmetric:1.5: label noise at rate 1.5: expected a probability'),

@@ -166,7 +166,7 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
         run.accelerator.device,
         run.options.device.input_dtype,
         run.options.device.channels_last,
-        run.model.num_classes,
+        len(run.data.class_names),
         ignored=getattr(getattr(utils.unwrap_model(run.task), 'criterion', None), 'ignore_index', None),
     )
     mixup = None if isinstance(run.data.mixup, FastCollateMixup) else run.data.mixup  # whose batches come mixed

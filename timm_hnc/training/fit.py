@@ -148,7 +148,7 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
             device,
             options.device.input_dtype,
             options.device.channels_last,
-            run.model.num_classes,
+            len(run.data.class_names),
         ),
         evaluator,
         run.accelerator.autocast,
