@@ -128,11 +128,11 @@ def test_a_backward_pass_that_failed_leaves_nothing_for_the_next():
 @pytest.mark.parametrize('bf16', [False, True])
 def test_models_get_the_gradients_of_the_plain_way(name, bf16, monkeypatch):
     torch.manual_seed(0)
-    options = {'global_pool': 'avg', 'class_token': False, 'img_size': 160} if name.startswith('vit') else {}
+    options = {'global_pool': 'avg', 'class_token': False, 'img_size': 96} if name.startswith('vit') else {}
     dtype = torch.float32 if bf16 else torch.float64
     model = timm.create_model(name, num_classes=60, **options).to(dtype).train()
     cam_model, target = CamModel(model), torch.tensor([3, 50])
-    images = torch.randn(2, 3, 160, 160, dtype=dtype)
+    images = torch.randn(2, 3, 96, 96, dtype=dtype)
 
     def gradients():
         model.zero_grad()
