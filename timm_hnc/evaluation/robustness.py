@@ -40,7 +40,7 @@ class AttackOptions:
 
     Args:
         attack: attack the images: accuracy beside that of clean ones.
-        attack_eps: largest changes of a value in [0, 1], such as 0.05 8/255.
+        attack_eps: largest changes of a value in [0, 1], such as 0.05 8/255 (default: 8/255).
         attack_space: units of eps: of images in [0, 1], or of the normalised input.
         attack_loss: loss attacked: ce, or with the HNC of the run.
         attack_steps: pgd: steps.

@@ -40,7 +40,8 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
-        if default is None or default is False or default in ('', [], {}, argparse.SUPPRESS):
+        says_nothing = default is None or default is False or default in ('', [], {}, argparse.SUPPRESS)
+        if says_nothing or '(default: ' in (action.help or ''):
             return action.help
         return f'{action.help} (default: %(default)s)'
 
