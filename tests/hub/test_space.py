@@ -13,7 +13,7 @@ from forks import Script
 from hub_server import client_environment
 from huggingface_hub import SpaceCard
 from naflex_batches import naflex_model
-from running import subprocess_environment
+from running import failure, subprocess_environment
 
 import timm_hnc
 from timm_hnc import CamModel
@@ -107,6 +107,12 @@ def test_a_branch_is_what_the_space_loads(server, worker, run):
     assert worker('push', run, 'alice/branched', '--space', '--revision', 'v2').code == 0
     files = server.files('spaces/alice/branched')
     assert b'open_model("hf-hub:alice/branched@v2")' in files['app.py']
+
+
+def test_a_clone_that_is_not_installed_publishes_nothing(monkeypatch, capsys):
+    monkeypatch.setattr('timm_hnc.hub.space.PACKAGE', 'timm_hnc_that_nobody_installed')
+    code, line = failure(capsys, 'push', 'nowhere', 'alice/paged', '--space')
+    assert (code, line.partition(': ')[0]) == (2, '--space')
 
 
 def test_a_space_of_weights_that_are_only_proposed_is_refused(worker, run):

@@ -9,7 +9,7 @@ from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.files.run_options import read_options
 from timm_hnc.hub.publish import push_run
-from timm_hnc.hub.space import push_space
+from timm_hnc.hub.space import push_space, requirements
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, repo_id, space = options.pop('run'), options.pop('repo_id'), options.pop('space')
     if space and options['create_pr']:
         raise UsageError('--space: not together with --create-pr, whose weights are not published yet.')
+    if space:
+        requirements()  # before anything is published
     print(push_run(run, repo_id, **options))  # noqa: T201  # the result of the command
     if space:
         trained = read_options(run)

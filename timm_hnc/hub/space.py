@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader
 
 import timm_hnc
 from timm_hnc.data.naflex import NaFlexOptions
+from timm_hnc.errors import UsageError
 from timm_hnc.hub.publish import publish_folder
 
 PACKAGE = 'timm_hnc'
@@ -51,10 +52,23 @@ def write_space(
     }
     for template, name in (('space.md', 'README.md'), ('space_app.txt', 'app.py')):
         (folder / name).write_text(templates.get_template(template).render(facts), encoding='utf-8')
-    needed = [text for text in requires(PACKAGE) or () if 'extra ==' not in text]
-    (folder / 'requirements.txt').write_text('\n'.join([*needed, '']))
+    (folder / 'requirements.txt').write_text('\n'.join([*requirements(), '']))
     package = Path(timm_hnc.__file__).parent
     shutil.copytree(package, folder / PACKAGE, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+
+
+def requirements() -> list[str]:
+    """The packages that this one needs.
+
+    Raises:
+        UsageError: it is not installed, and does not say.
+    """
+    try:
+        return [text for text in requires(PACKAGE) or () if 'extra ==' not in text]
+    except PackageNotFoundError as error:
+        raise UsageError(
+            '--space: what a Space has to install, the installed package says: pip install -e . in the clone.'
+        ) from error
 
 
 def _gradio_version() -> str:
