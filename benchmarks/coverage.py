@@ -15,7 +15,6 @@ Rows are added to --output as they are made and made only once, so that an inter
 """
 
 import argparse
-import csv
 import multiprocessing
 import os
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 import timm
 import torch
 from arguments import at_least
+from rows import add_row, read_rows
 from timm.models import get_model_input_config
 
 import timm_hnc
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--processes', type=at_least(1), default=os.cpu_count())
     parser.add_argument('--table', action='store_true', help='print the table of --output')
     args = parser.parse_args(argv)
-    rows = list(csv.DictReader(args.output.open())) if args.output.exists() else []
+    rows = read_rows(args.output)
     if args.table:
         print(table(rows))
         return
@@ -238,17 +238,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--names '{args.names}': timm has no such model.")
     names = [name for name in asked if name not in done]
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open('a', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not rows:
-            writer.writeheader()
-        with multiprocessing.get_context('spawn').Pool(args.processes, maxtasksperchild=50) as pool:
-            for count, row in enumerate(pool.imap_unordered(work, [(name, args.whole) for name in names]), 1):
-                writer.writerow(row)
-                file.flush()
-                print(
-                    f'{count}/{len(names)} {row["name"]}: {row["kind"]} {row["flags"]} {row["note"][:100]}', flush=True
-                )
+    with multiprocessing.get_context('spawn').Pool(args.processes, maxtasksperchild=50) as pool:
+        for count, row in enumerate(pool.imap_unordered(work, [(name, args.whole) for name in names]), 1):
+            add_row(args.output, COLUMNS, row)
+            print(f'{count}/{len(names)} {row["name"]}: {row["kind"]} {row["flags"]} {row["note"][:100]}', flush=True)
 
 
 def table(rows: list[dict[str, str]]) -> str:

@@ -13,7 +13,6 @@ Rows are added to --output as they are made and made only once, so that an inter
 """
 
 import argparse
-import csv
 import fnmatch
 import statistics
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 import timm
 import torch
 from arguments import at_least
+from rows import add_row, read_rows
 
 from timm_hnc import CamModel
 from timm_hnc.cam.heads.base import DESCRIPTIONS
@@ -130,24 +130,6 @@ def table(rows: list[dict[str, str]]) -> str:
         cells += [f'{value:.3f}' for value in (statistics.median(costs), max(costs))] if costs else ['', '']
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file, none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def add_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Add a row to a CSV file, which begins with the names of its columns."""
-    fresh = not path.is_file()
-    with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, columns, lineterminator='\n')
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == '__main__':

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from export import add_row, build_parser, chosen, classes_of, read_rows
+from export import build_parser, chosen, classes_of
+from rows import add_row, read_rows
 
 from timm_hnc import CamModel
 from timm_hnc.commands.command_line import run_command

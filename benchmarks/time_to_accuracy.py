@@ -12,7 +12,6 @@ is a local folder of CIFAR-100's parquet files with the columns img and fine_lab
 
 import argparse
 import contextlib
-import csv
 import os
 import re
 import signal
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from arguments import at_least
+from rows import add_row, read_rows
 from tables.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -138,13 +139,13 @@ def main() -> None:
     parser.add_argument(
         '--rows', nargs='+', choices=LABELS, default=list(LABELS), metavar='ROW', help=', '.join(LABELS)
     )
-    parser.add_argument('--seeds', type=int, default=1, metavar='N', help='runs of a row (default: 1)')
+    parser.add_argument('--seeds', type=at_least(1), default=1, metavar='N', help='runs of a row (default: 1)')
     parser.add_argument('--top1', type=float, default=55.0, metavar='PERCENT', help='(default: 55)')
     parser.add_argument('--workers', default='2')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'times.csv'
-    runs = list(csv.DictReader(path.open())) if path.exists() else []
+    runs = read_rows(path)
     for seed in range(args.seeds):
         for row in args.rows:
             if (row, str(seed), str(args.top1)) in {(run['row'], run['seed'], run['goal']) for run in runs}:
@@ -154,10 +155,7 @@ def main() -> None:
             seconds, epochs, best = time_to(args.top1, command)
             figures = (row, seed, args.top1, f'{seconds:.1f}', epochs, f'{best:.2f}')
             runs.append(dict(zip(COLUMNS, map(str, figures), strict=True)))
-            with path.open('w', newline='') as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(runs)
+            add_row(path, COLUMNS, runs[-1])
             (args.out / 'times.md').write_text(markdown(runs, LABELS, args.top1))
             print(*figures, flush=True)
 
