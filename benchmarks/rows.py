@@ -16,7 +16,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def add_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
     """Add a row to a CSV file, which begins with the names of its columns."""
-    fresh = not path.is_file()
+    fresh = not (path.is_file() and path.stat().st_size)
     with path.open('a', newline='') as file:
         writer = csv.DictWriter(file, columns, lineterminator='\n')
         if fresh:

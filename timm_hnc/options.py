@@ -66,7 +66,9 @@ def check_output_file(options: Any, name: str) -> None:
     Raises:
         UsageError: with the flag and the file.
     """
-    file = Path(getattr(options, name) or 'file')
+    if not getattr(options, name):
+        return
+    file = Path(getattr(options, name))
     if not file.parent.is_dir():
         raise UsageError(f'{flag_of(name)} {file}: its folder does not exist.')
     if file.is_dir():

@@ -54,6 +54,15 @@ def test_probabilities_and_maps_are_those_of_plain_timm(subject):
         torch.testing.assert_close(sight.cell(index).map, maps[index], atol=1e-5, rtol=1e-4)
 
 
+def test_probabilities_that_are_all_1_leave_the_order_of_the_logits(subject):
+    logits = torch.full((1, subject.model.num_classes), -2.0)
+    logits[0, 1], logits[0, 2] = 32.4, 60.8
+    sight = sight_of(photograph(), replace(subject, multi_label=True))
+    sight = replace(sight, class_maps=replace(sight.class_maps, logits=logits), probability=logits[0].sigmoid())
+    assert sight.predicted == 2
+    assert list(sight.likeliest(2)) == [NAMES[2], NAMES[1]]
+
+
 def test_the_row_has_the_class_that_is_there_and_the_absent_ones_by_logit(subject):
     sight = sight_of(photograph(), subject)
     order = [int(name.split()[1]) for name in sight.likeliest()]

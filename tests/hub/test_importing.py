@@ -129,6 +129,18 @@ def no_space(*args, **kwargs):
     raise SafetensorError('I/O error: No space left on device (os error 28)')
 
 
+def test_a_network_of_ours_has_its_own_images(tmp_path, capsys):
+    write_checkpoint(tmp_path / 'a.pth', timm.create_model('cifar_resnet20', num_classes=3))
+    argv = ['import', tmp_path / 'a.pth', '--model', 'cifar_resnet20', '--num-classes', '3']
+    own = timm.get_pretrained_cfg('cifar_resnet20')
+    for more, mean in (([], own.mean), (['--mean', '0.1', '0.2', '0.3'], (0.1, 0.2, 0.3))):
+        run = tmp_path / str(len(more))
+        assert refused(capsys, *argv, *more, '--out', run)[0] == 0
+        config = json.loads((run / 'model_best' / 'config.json').read_text())['pretrained_cfg']
+        assert (config['input_size'], config['crop_pct']) == ([3, 32, 32], 1.0)
+        assert (tuple(config['mean']), tuple(config['std'])) == (mean, own.std)
+
+
 def test_options_of_an_import(model, tmp_path, capsys):
     write_checkpoint(tmp_path / 'a.pth', model)
     start = ['import', tmp_path / 'a.pth', '--num-classes', '3', '--out', tmp_path / 'run', '--model']
@@ -137,6 +149,10 @@ def test_options_of_an_import(model, tmp_path, capsys):
         (['test_resnet', '--hnc-weight', '1'], '--hnc-weight 1.0: does nothing without --hnc.'),
         (['test_resnet', '--crop-pct', '2'], '--crop-pct 2.0: expected'),
         (['test_resnet', '--img-size', '0'], '--img-size 0: expected 1 or more.'),
+        (['test_resnet', '--std', '1', '0', '1'], '--std 0.0: expected more than 0.'),
+        (['test_resnet', '--hnc', 'mse', '--hnc-weight', 'nan'], '--hnc-weight nan: expected a finite number'),
+        (['test_resnet', '--hnc', 'mse', '--hnc-topk', '0'], '--hnc-topk 0: expected 1 or more.'),
+        (['test_resnet', '--num-classes', '0'], '--num-classes 0: expected 1 or more.'),
     ):
         code, error = refused(capsys, *start, *argv)
         assert code == 2

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_another_classifier_than_the_weights_have_is_refused(weights, photos, ca
         True,
         True,
     )
+
+
+def test_weights_that_are_not_finite_are_told_in_a_line(photos, tmp_path, capsys):
+    model = timm.create_model('test_resnet', num_classes=3)
+    model.conv1[0].weight.data *= float('nan')
+    save_pretrained(model, tmp_path / 'spoiled')
+    code, line = fails(capsys, 'cams', photos / 'a.png', '--checkpoint', tmp_path / 'spoiled')
+    assert (code, 'the logits of image 0 of the batch are not finite' in line) == (1, True), line
 
 
 def test_it_is_a_command(weights, photos, tmp_path):
@@ -323,6 +332,14 @@ def lines_by_weight(folders):
     return {name: line.get_xydata().tolist() for name, line in zip(names, handles, strict=True)}, axis
 
 
+def test_a_run_of_one_epoch_has_that_epoch(tmp_path):
+    panels = curve_panels([read_run(write_run(tmp_path, os.fsdecode(b'one\xff'), epochs=1))])
+    axis = new_figure(4, 3).subplots()
+    panels['training loss'](axis)
+    assert [tick for tick in axis.get_xticks() if 0.5 < tick < 1.5] == [1]
+    assert [text.encode() for text in axis.get_legend_handles_labels()[1]] == [b'one?']
+
+
 def test_lines_by_weight_join_one_setting_of_hnc(tmp_path):
     settings = [
         ('mse', {}),
@@ -341,7 +358,7 @@ def test_lines_by_weight_join_one_setting_of_hnc(tmp_path):
         top1 = [10 * number + 3 * number + place for place in (3, 1, 2)]
         expected.append([[weight, value + 2] for weight, value in zip((0.01, 0.1, 1), top1, strict=True)])
     lines, axis = lines_by_weight(runs)
-    assert set(lines.pop('CE')[0]) & {10}, 'top-1 of the last epoch'
+    assert set(lines.pop('without HNC')[0]) & {10}, 'top-1 of the last epoch'
     assert list(lines.values()) == expected
     all_four = 'k = {}, alpha = {}, reduction = {}, start epoch = {}'.format
     assert list(lines) == [
@@ -353,7 +370,7 @@ def test_lines_by_weight_join_one_setting_of_hnc(tmp_path):
         f'HNC_kd, {all_four(50, 0.0, "sum", 0)}',
     ]
     assert axis.get_title() == 'accuracy of the last epoch, %'
-    assert list(lines_by_weight(runs[:7])[0]) == ['HNC_mse, k = 50', 'HNC_mse, k = 10', 'CE']
+    assert list(lines_by_weight(runs[:7])[0]) == ['HNC_mse, k = 50', 'HNC_mse, k = 10', 'without HNC']
 
 
 def test_seeds_are_one_point_and_another_training_is_none(tmp_path):
@@ -364,10 +381,11 @@ def test_seeds_are_one_point_and_another_training_is_none(tmp_path):
     runs = [run(0.01, 0, 20), run(0.01, 1, 30), run(0.1, 0, 40), run(0.1, 1, 44), run(None, 0, 6), run(None, 1, 8)]
     runs += [run(0.01, 2, 90, smoothing=0.1), run(0.05, 0, 90, opt='adamw'), run(0.1, 0, 90, img_size=64)]
     runs += [run(0, 0, 10)]  # HNC that is only measured
+    runs += [run(0.1, 3, float('nan'))]  # its last update was too large
     runs += [run(1.0, 0, 50, output='elsewhere', workers=8, filled_in=['hnc_weight'])]
     lines, axis = lines_by_weight(runs)
     assert lines.pop('HNC_mse') == [[0.01, 27], [0.1, 44], [1.0, 52]]
-    assert {y for _, y in lines.pop('CE')} == {10}
+    assert {y for _, y in lines.pop('without HNC')} == {10}
     assert not lines
     [dots] = axis.collections
     assert dots.get_offsets().tolist() == [[0.01, 22], [0.01, 32], [0.1, 42], [0.1, 46]]

@@ -1,5 +1,6 @@
 """Where the objects of an image's classes lie, on the grid of class maps."""
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,9 @@ class ObjectMasks(NamedTuple):
         """(B, P, h, w) the cover on another grid."""
         positions = self.cover.flatten(2).movedim(2, 0)
         height, width = self.cover.shape[-2:]
-        return resize_positions(positions, (height, width), grid).movedim(0, 2).unflatten(2, grid)
+        # the meta device knows no autocast
+        with nullcontext() if positions.is_meta else torch.autocast(positions.device.type, enabled=False):
+            return resize_positions(positions, (height, width), grid).movedim(0, 2).unflatten(2, grid)
 
     def with_mirrored(self) -> 'ObjectMasks':
         """Of a batch and behind it its mirror images."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from timm_hnc.errors import DataError, UsageError
+from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.tables import without_nan
 
 _OTHER_ENDED = ('Connection closed by peer', 'Connection reset by peer')  # gloo's
@@ -33,9 +33,10 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     except KeyboardInterrupt:
         message, code = 'interrupted', 130
     except RuntimeError as error:
-        if not any(words in str(error) for words in _OTHER_ENDED):
+        alone = int(os.environ.get('WORLD_SIZE') or 1) == 1
+        if alone or not any(words in str(error) for words in _OTHER_ENDED):
             raise
-        message, code = 'error: another process of the run ended.', 1
+        message, code = f'error: another process of the run ended ({first_lines(error)}).', 1
     if is_first_process() or code == 1:
         process = '' if is_first_process() else f'[rank {os.environ["RANK"]}] '
         sys.stderr.write(f'{process}{" ".join(command_words(Path(sys.argv[0]).name))}: {message}\n')

@@ -22,9 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
     add('--hnc', choices=('none', 'mse', 'kd'), default='none', help='what it was trained with')
     add('--hnc-weight', type=float, metavar='X', help='weight of HNC')
     add('--hnc-topk', type=int, metavar='K', help='top-k of HNC')
-    add('--img-size', type=int, default=224, metavar='N', help='side of its images')
-    add('--crop-pct', type=float, default=0.875, metavar='X', help='share that the center crop keeps')
-    add('--interpolation', choices=INTERPOLATIONS, default='bilinear', help='how images are resized')
+    add('--img-size', type=int, metavar='N', help='side of its images (default: 224; 32 for cifar_*)')
+    add('--crop-pct', type=float, metavar='X', help='share that the center crop keeps (default: 0.875; 1 for cifar_*)')
+    add('--interpolation', choices=INTERPOLATIONS, help='how images are resized (default: bilinear)')
+    for name in ('mean', 'std'):
+        text = f"{name} of each channel that images are normalised with (default: ImageNet's; CIFAR-100's for cifar_*)"
+        add(f'--{name}', type=float, nargs=3, metavar='X', help=text)
     return parser
 
 
@@ -35,10 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ('hnc_weight', 'hnc_topk'):
         if args.hnc == 'none' and getattr(args, name) is not None:
             raise UsageError(f'{given(name, getattr(args, name))}: does nothing without --hnc.')
-    check_range(args, 'img_size', low=1)
+    check_range(args, 'img_size', 'num_classes', 'hnc_topk', low=1)
     check_range(args, 'crop_pct', low=0.01, high=1)
+    check_range(args, 'hnc_weight', low=0)
+    check_range(args, 'mean')
+    check_range(args, 'std', above=0)
     hnc = {'variant': args.hnc, 'weight': args.hnc_weight, 'topk': args.hnc_topk} if args.hnc != 'none' else None
-    size = (3, args.img_size, args.img_size)
-    data_config = {'input_size': size, 'crop_pct': args.crop_pct, 'interpolation': args.interpolation}
+    size = None if args.img_size is None else (3, args.img_size, args.img_size)
+    named = {name: getattr(args, name) for name in ('crop_pct', 'interpolation', 'mean', 'std')} | {'input_size': size}
+    data_config = {name: value for name, value in named.items() if value is not None}
     import_checkpoint(args.file, args.model, folder, args.num_classes, hnc, data_config)
     print(folder)  # noqa: T201  # the result of the command

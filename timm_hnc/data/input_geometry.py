@@ -1,5 +1,6 @@
 """Where a model's input lies in the stored image."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+_TRIES = 4  # of a step: does it do the same every time?
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,20 @@ class InputFrame:
 
 
 class InputGeometry:
-    """How a validation transform shows images: it may crop, pad, and resize all that is there, as timm's do."""
+    """How a validation transform shows images: it may crop, pad, and resize all that is there, as timm's do.
+
+    Args:
+        transform: a Compose; what comes behind the first step that makes no image of PIL's is not followed.
+
+    Raises:
+        ValueError: it is none, or it mirrors images, or moves pixels by chance.
+    """
 
     def __init__(self, transform: Any) -> None:
-        self.transform = transform
+        if not hasattr(transform, 'transforms'):
+            raise ValueError(f'{type(transform).__name__} is no Compose')
+        self.steps = list(_single_steps(transform))
+        self._check_steps()
         self._known: dict[tuple[int, int], InputFrame] = {}
 
     def frame(self, image_size: tuple[int, int]) -> InputFrame:
@@ -80,16 +93,39 @@ class InputGeometry:
             self._known[image_size] = InputFrame(*sides)
         return self._known[image_size]
 
+    def _check_steps(self) -> None:
+        picture = _numbered((64, 48), 0)
+        for step in self.steps:
+            moved, *again = [step(picture) for _ in range(_TRIES)]
+            if not isinstance(moved, Image.Image):
+                return
+            name = type(step).__name__
+            if name.startswith('Random') or any(other.tobytes() != moved.tobytes() for other in again):
+                raise ValueError(f'{name} moves pixels by chance')
+            colours = np.asarray(moved).astype(int) @ [1 << 16, 1 << 8, 1]
+            if colours[len(colours) // 2, 0] > colours[len(colours) // 2, -1]:
+                raise ValueError(f'{name} mirrors images')
+            picture = moved
+
     def _follow(self, image_size: tuple[int, int], axis: int) -> Side:
         """Width (axis 0) or height (1) through all steps."""
         side = Side(image_size[axis])
-        for step in self.transform.transforms:
+        for step in self.steps:
             moved = step(_numbered(image_size, axis))
             if not isinstance(moved, Image.Image):
                 break
             image_size = moved.size
             side = _after(side, moved, axis)
         return side
+
+
+def _single_steps(transform: Any) -> Iterator[Any]:
+    """The steps of a Compose, in which there may be others."""
+    for step in transform.transforms:
+        if type(step) is type(transform):
+            yield from _single_steps(step)
+        else:
+            yield step
 
 
 def _numbered(size: tuple[int, int], axis: int) -> Image.Image:

@@ -35,8 +35,8 @@ def check_classes(target: Tensor, num_classes: int, ignored: int | None = None) 
         wrong &= target != ignored
     if wrong.any():
         raise DataError(
-            f'a target is class {int(target[wrong][0])}, outside the range 0 to {num_classes - 1}: give the model more '
-            'classes, or number them from 0.'
+            f'a target is class {int(target[wrong][0])}, outside the range 0 to {num_classes - 1}: '
+            + ('give the model more classes.' if int(target[wrong][0]) > 0 else 'leave such images out.')
         )
 
 

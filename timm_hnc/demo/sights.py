@@ -48,15 +48,19 @@ class Sight:
     probability: Tensor
 
     @property
+    def logits(self) -> Tensor:
+        """(n,) of every class, on the CPU."""
+        return self.class_maps.logits[0].detach().float().cpu()
+
+    @property
     def predicted(self) -> int:
         """The class with the highest logit."""
-        return int(self.probability.argmax())
+        return int(self.logits.argmax())
 
     def likeliest(self, count: int = SHOWN_CLASSES) -> dict[str, float]:
         """The names of the likeliest classes, and their probabilities."""
-        values, classes = self.probability.topk(min(count, len(self.probability)))
-        names = self.subject.class_names
-        return {names[index]: value for index, value in zip(classes.tolist(), values.tolist(), strict=True)}
+        classes = self.logits.topk(min(count, len(self.logits))).indices  # probabilities may all be 1
+        return {self.subject.class_names[index]: self.probability[index].item() for index in classes.tolist()}
 
     @torch.no_grad()
     def cell(self, index: int) -> Cell:
@@ -83,7 +87,7 @@ class Sight:
         """Why the photograph was taken for something else; None where it was not, or nobody said what it is."""
         if not expected or self.predicted in expected:
             return None
-        likeliest = max(expected, key=lambda index: self.probability[index].item())
+        likeliest = max(expected, key=lambda index: self.logits[index].item())
         difference = self.class_maps.contrast([self.predicted], [likeliest])[0, 0].float().cpu()
         return Mistake(self.cell(self.predicted), self.cell(likeliest), difference)
 

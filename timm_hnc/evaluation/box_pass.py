@@ -19,17 +19,15 @@ class BoxPass:
     """Compares the maps of the classes that are in an image with the boxes of their objects.
 
     Raises:
-        UsageError: the loader does not say which samples it reads.
+        UsageError: the loader does not say which samples it reads, or boxes cannot be followed to its images.
     """
 
     def __init__(self, source: BoxSource, loader: Any, dataset: Any, num_classes: int) -> None:
         self.source = source
-        steps = getattr(dataset.transform, 'transforms', None)
-        random = next((step for step in steps or () if type(step).__name__.startswith('Random')), None)
-        if steps is None or random is not None:
-            found = type(dataset.transform if random is None else random).__name__
-            raise UsageError(f'--cam-boxes: boxes do not go through {found}: expected a Compose without chance.')
-        self.geometry = InputGeometry(dataset.transform)
+        try:
+            self.geometry = InputGeometry(dataset.transform)
+        except ValueError as error:
+            raise UsageError(f'--cam-boxes: boxes cannot be followed through the transform: {error}.') from error
         order = sample_order(loader)
         if order is None:
             raise UsageError('--cam-boxes: the loader shuffles or has a sampler of its own: give its data set instead.')

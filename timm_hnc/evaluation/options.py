@@ -27,7 +27,7 @@ class EvaluationOptions:
         crop_border_pixels: pixels cut off each border.
         tf_preprocessing: TensorFlow's preprocessing.
         test_pool: pool at test time over larger inputs.
-        retry: try smaller batches when memory runs out.
+        retry: try smaller batches when memory runs out, in one process.
         log_freq: batches between log lines.
     """
 

@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 def validate(
     options: ValidateOptions, source: Source, accelerator: Accelerator, of_several: bool = False
 ) -> dict[str, Any]:
-    """Figures of one model; with --retry, or if it is one of several, in smaller batches if memory runs out."""
+    """Figures of one model; where memory runs out, with --retry or of several, one process tries smaller batches."""
     while True:
         try:
             with one_process_first(accelerator):

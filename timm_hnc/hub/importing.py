@@ -17,7 +17,14 @@ from timm_hnc.files.tables import write_json
 from timm_hnc.weights.saving import save_pretrained
 
 # of PyTorch's ImageNet example, which the authors' code follows
-_IMAGENET_EXAMPLE = {'crop_mode': 'center', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD}
+_IMAGENET_EXAMPLE: dict[str, Any] = {
+    'input_size': (3, 224, 224),
+    'crop_pct': 0.875,
+    'crop_mode': 'center',
+    'interpolation': 'bilinear',
+    'mean': IMAGENET_DEFAULT_MEAN,
+    'std': IMAGENET_DEFAULT_STD,
+}
 # of timm's own weights of the architecture
 _OF_OTHERS = {'tag', 'paper_ids', 'paper_name', 'origin_url', 'notes', 'description', 'license', 'pool_size'}
 _WEIGHTS = Path('checkpoints', 'imported', 'model')
@@ -42,7 +49,8 @@ def import_checkpoint(
         folder: the run folder, which must not exist.
         num_classes: of the classifier, the model's own if None.
         hnc: what the config's `hnc` block says of its training.
-        data_config: input size, crop and interpolation of its images; the rest is as in PyTorch's ImageNet example.
+        data_config: what is known of its images, such as their input_size; the rest is as in PyTorch's ImageNet
+            example, or as this package's CIFAR networks say.
 
     Raises:
         UsageError: the folder exists, there is no such architecture, or it takes no images of that size.
@@ -60,7 +68,8 @@ def import_checkpoint(
         raise DataError(f"checkpoint '{file}' is not of a '{model_name}': {first_lines(error)}") from error
     # what timm knows of its own weights of this architecture does not hold for these
     kept = {name: value for name, value in model.pretrained_cfg.items() if name not in _OF_OTHERS}
-    data_config = _IMAGENET_EXAMPLE | data_config
+    usual = {name: kept[name] for name in _IMAGENET_EXAMPLE} if model_name.startswith('cifar_') else _IMAGENET_EXAMPLE
+    data_config = usual | data_config
     model.pretrained_cfg = kept | data_config
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     unfinished = folder.with_name(f'.{folder.name}.unfinished')
@@ -83,7 +92,8 @@ def import_checkpoint(
 
 def _read(file: Path) -> Any:
     if not file.is_file():
-        raise DataError(f"checkpoint '{file}' does not exist.")
+        what = 'is a folder, expected a file' if file.is_dir() else 'does not exist'
+        raise DataError(f"checkpoint '{file}' {what}.")
     try:
         return load_state_dict(str(file), use_ema=False, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler meets

@@ -80,11 +80,11 @@ def best_ious(map_: Tensor, boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
     """
     best = np.zeros(LEVELS)
     truth = boxes.double().numpy().astype(np.int64)
-    if _is_flat(map_):
-        best[:] = _ious(np.zeros((1, 4), np.int64), truth).max()
-        return best
     enlarged = interpolate(map_[None, None].double(), size, mode='bicubic', align_corners=False)[0, 0].numpy()
     scaled = enlarged - enlarged.min()
+    if _is_flat(map_) or not 0 < scaled.max() < np.inf:
+        best[:] = _ious(np.zeros((1, 4), np.int64), truth).max()
+        return best
     values = (scaled / scaled.max() * LEVELS).astype(np.int32)
     ranks = np.empty(values.size, dtype=np.int32)
     ranks[scaled.ravel().argsort()] = np.arange(values.size, dtype=np.int32)

@@ -57,8 +57,9 @@ class RunCurves:
 
     @property
     def accuracy(self) -> float | None:
-        """Top-1 or mAP of the last epoch, in percent."""
-        return next((self.rows[-1][column] for column in ACCURACIES if column in self.rows[-1]), None)
+        """Top-1 or mAP of the last epoch, in percent; None where there is none, or training came to no finite one."""
+        last = self.rows[-1]
+        return next((last[column] for column in ACCURACIES if math.isfinite(last.get(column, math.nan))), None)
 
 
 def read_run(folder: Path) -> RunCurves:
@@ -77,7 +78,8 @@ def read_run(folder: Path) -> RunCurves:
         raise DataError(f"'{folder}' is no run folder of train.py: {error}") from error
     if not rows or 'epoch' not in rows[0] or 'train_loss' not in rows[0]:
         raise DataError(f"'{folder}' has no complete epoch, or is of another version: its summary.csv has no figures.")
-    return RunCurves(folder.resolve().name, options, rows)
+    name = folder.resolve().name.encode('utf-8', 'replace').decode()  # any bytes can be a folder's name
+    return RunCurves(name, options, rows)
 
 
 def told_apart(runs: Sequence[RunCurves]) -> list[RunCurves]:
@@ -135,7 +137,7 @@ def _draw_lines(axis: Any, runs: Sequence[RunCurves], column: str, title: str) -
         points = [(row['epoch'] + 1, row[column]) for row in run.rows if column in row]
         if points:
             axis.plot(*zip(*points, strict=True), label=run.label, marker='.', markersize=5, **style_of(number))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     label(axis, 'epoch', title)
 
 
@@ -183,7 +185,7 @@ def _draw_weights(axis: Any, by_weight: dict[str, dict[float, list[float]]], run
         if single:
             axis.scatter(*zip(*single, strict=True), s=12, color=style['color'], alpha=0.5)
     if plain:
-        axis.axhline(mean(plain), color='#555555', linestyle=':', label='CE')
+        axis.axhline(mean(plain), color='#555555', linestyle=':', label='without HNC')
     axis.set_xscale('log')
     room = min(0.6, 0.07 * (len(by_weight) + 1))  # share of the height that the legend has for itself
     low, high = axis.get_ylim()

@@ -33,6 +33,12 @@ def as_label(name: str) -> str:
     return f' {name}' if name.startswith('_') else name
 
 
+def shortened(text: str, letters: int) -> str:
+    """A text of at most so many letters: what is too long loses its middle."""
+    half = (letters - 3) // 2
+    return text if len(text) <= letters else f'{text[:half]}...{text[-half:]}'
+
+
 def style_of(number: int) -> dict[str, str]:
     """Colour and dashes of the line of that number."""
     return {'color': COLOURS[number % len(COLOURS)], 'linestyle': DASHES[number // len(COLOURS) % len(DASHES)]}

@@ -123,14 +123,19 @@ def see(photo: Image.Image, subject: Subject) -> tuple[ClassMaps, Tensor]:
     model, patches = subject.model, subject.patches
     channels, config = check_channels(model), model.data_config
     parameter, photo = next(model.parameters()), photo.convert(subject.mode or ('L' if channels == 1 else 'RGB'))
+    inputs: Any
     if patches is None:
         seen: Tensor = create_transform(**config)(photo)[None]
-        maps = model.class_maps(seen.to(parameter))
+        inputs = seen.to(parameter)
     else:
         batch, _ = patches.batch([(patches.transform(**config)(photo), 0)])
         seen = patches.images(batch, channels)[0][None]
-        naflex_maps: Any = model.class_maps(on_device(batch, parameter.device, parameter.dtype))
-        maps = naflex_maps.of_image(0)
+        inputs = on_device(batch, parameter.device, parameter.dtype)
+    try:
+        found: Any = model.class_maps(inputs)
+    except ValueError as error:  # weights that are not finite
+        raise DataError(f'{subject.caption or "the model"}: {error}') from error
+    maps = found if patches is None else found.of_image(0)
     return maps, denormalize(seen, config['mean'], config['std']).clamp(0, 1)
 
 

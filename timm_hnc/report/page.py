@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 
 from timm_hnc.errors import UsageError
 from timm_hnc.plots.curves import Panel, curve_panels, label, told_apart
-from timm_hnc.plots.figures import as_image, as_label, new_figure, style_of
+from timm_hnc.plots.figures import as_image, as_label, new_figure, shortened, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
 from timm_hnc.plots.map_image import as_grey, as_picture, data_uri, map_uri, shared_scale, sized
 from timm_hnc.plots.panel import CELL, Cell
@@ -29,6 +29,7 @@ from timm_hnc.report.run_files import (
 )
 
 SHOWN_CONFUSIONS = 10
+_LEGEND_LETTERS = 60
 _ABOUT = {
     'model': 'model',
     'dataset': 'data set',
@@ -132,30 +133,33 @@ def _draw(panels: dict[str, Panel]) -> list[tuple[str, str]]:
         figure = new_figure(4.8, 3.8)
         axis = figure.subplots()
         draw(axis)
-        if len(axis.get_legend_handles_labels()[0]) > 1:
-            axis.legend(fontsize=9)
+        handles, labels = axis.get_legend_handles_labels()
+        if len(handles) > 1:  # below the lines, however many there are
+            figure.set_figheight(3.8 + 0.19 * len(handles))
+            names = [shortened(text, _LEGEND_LETTERS) for text in labels]
+            figure.legend(handles, names, loc='outside lower center', fontsize=9, frameon=False)
         pictures.append((title, data_uri(as_image(figure, 160), 'PNG')))
     return pictures
 
 
 def _robustness_panels(names: Sequence[str], runs: Sequence[RunFiles]) -> dict[str, Panel]:
     """A panel for every attack, unit of eps and loss, a line a run."""
-    keys = sorted({key for run in runs for key in attack_lines(run)})
+    keys = sorted({(key, _title_of(run)) for run in runs for key in attack_lines(run)})
 
-    def panel(key: Threat) -> Panel:
+    def panel(key: Threat, figure: str) -> Panel:
         def draw(axis: Any) -> None:
             for number, (name, run) in enumerate(zip(names, runs, strict=True)):
                 points = attack_lines(run).get(key)
-                if points:
+                if points and _title_of(run) == figure:
                     axis.plot(
                         *zip(*points, strict=True), label=as_label(name), marker='o', markersize=5, **style_of(number)
                     )
             axis.set_ylim(bottom=0)
-            label(axis, f'eps, {_units(key[1])}', f'{_title_of(runs[0])} under {_attack_of(key)}, %')
+            label(axis, f'eps, {_units(key[1])}', f'{figure} under {_attack_of(key)}, %')
 
         return draw
 
-    return {f'{_attack_of(key)}, eps in {_units(key[1])}': panel(key) for key in keys}
+    return {f'{figure} under {_attack_of(key)}, eps in {_units(key[1])}': panel(key, figure) for key, figure in keys}
 
 
 def _attack_of(threat: Threat) -> str:

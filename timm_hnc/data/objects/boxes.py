@@ -15,6 +15,7 @@ from timm_hnc.data.loading.unreadable_images import CheckedReader
 from timm_hnc.data.loading.wrapped_dataset import innermost, stored_places
 from timm_hnc.data.sets.files import Box
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.options import given
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class BoxSource:
         flag: what wants them, for messages.
 
     Raises:
-        UsageError: the data set has no boxes.
+        UsageError: the data set has no boxes, or has them in no column and one is named.
         DataError: the folder has no such files.
     """
 
@@ -109,8 +110,9 @@ class BoxSource:
         self._read = self._of_column
         if folder or getattr(self.reader, 'boxes', None) is not None:
             self._read = XmlBoxes(folder, self.reader) if folder else self._of_reader
-            if (column, box_format) != ('objects', 'xyxy'):
-                raise UsageError('--boxes-key, --boxes-format: do nothing, the boxes are in no column of the data set.')
+            for name, value, default in (('boxes_key', column, 'objects'), ('boxes_format', box_format, 'xyxy')):
+                if value != default:
+                    raise UsageError(f'{given(name, value)}: does nothing, the boxes are in no column of the data set.')
         else:
             columns = getattr(getattr(self.reader, 'dataset', None), 'column_names', None) or ()
             if column not in columns:

@@ -56,16 +56,16 @@ def with_masks(dataset: Any, options: TrainOptions, num_classes: int, grid: tupl
         UsageError: it has no boxes or masks.
         DataError: the folder of boxes or masks has none.
     """
-    chosen, several = options.map_losses, options.task.multi_label
+    chosen, multi_label = options.map_losses, options.task.multi_label
     if isinstance(dataset, DataLoader):
         raise UsageError(f'{chosen.needs_objects}: a DataLoader was provided, give its data set instead.')
-    source = _objects(innermost(dataset), chosen, several)
-    slots = Slots(num_classes if several else 0, min(num_classes, MOST_PRESENT) if several else 1, grid)
+    source = _objects(innermost(dataset), chosen, multi_label)
+    slots = Slots(num_classes if multi_label else 0, min(num_classes, MOST_PRESENT) if multi_label else 1, grid)
     return GuidedDataset(dataset, source, slots, chosen.boxes_share, options.loader.seed)
 
 
-def _objects(dataset: Any, chosen: MapLossOptions, several: bool) -> ObjectSource:
-    if chosen.masks_flag and several:
+def _objects(dataset: Any, chosen: MapLossOptions, multi_label: bool) -> ObjectSource:
+    if chosen.masks_flag and multi_label:
         raise UsageError(f'{chosen.masks_flag}: for one class an image; of several, give boxes.')
     reader = getattr(dataset, 'reader', None)
     if chosen.masks_dir:
