@@ -134,7 +134,7 @@ def _draw(panels: dict[str, Panel]) -> list[tuple[str, str]]:
         axis = figure.subplots()
         draw(axis)
         handles, labels = axis.get_legend_handles_labels()
-        if len(handles) > 1:  # below the lines, however many there are
+        if len(handles) > 1 and axis.get_legend() is None:  # below the lines, however many there are
             figure.set_figheight(3.8 + 0.19 * len(handles))
             names = [shortened(text, _LEGEND_LETTERS) for text in labels]
             figure.legend(handles, names, loc='outside lower center', fontsize=9, frameon=False)
