@@ -60,15 +60,15 @@ def check_range(
             raise UsageError(f'{flag_of(name)} {number}: expected {", ".join(expected)}.')
 
 
-def check_output_file(options: Any, name: str) -> None:
+def check_output_file(name: str, path: str) -> None:
     """Refuse a file whose folder does not exist, or that is a folder itself; '' passes.
 
     Raises:
         UsageError: with the flag and the file.
     """
-    if not getattr(options, name):
+    if not path:
         return
-    file = Path(getattr(options, name))
+    file = Path(path)
     if not file.parent.is_dir():
         raise UsageError(f'{flag_of(name)} {file}: its folder does not exist.')
     if file.is_dir():

@@ -124,6 +124,7 @@ def test_boxes_need_the_order_of_the_images(birds):
         (v2.Compose([v2.RandomHorizontalFlip(1.0), v2.Resize((32, 32)), v2.PILToTensor()]), 'RandomHorizontalFlip'),
         (v2.Compose([v2.Compose([v2.RandomHorizontalFlip(0.5)]), v2.PILToTensor()]), 'RandomHorizontalFlip'),
         (v2.Compose([v2.Lambda(ImageOps.mirror), v2.Resize((32, 32)), v2.PILToTensor()]), 'Lambda mirrors'),
+        (v2.Compose([v2.Lambda(ImageOps.flip), v2.Resize((32, 32)), v2.PILToTensor()]), 'Lambda mirrors'),
         (v2.Compose([v2.AutoAugment(), v2.Resize((32, 32)), v2.PILToTensor()]), 'AutoAugment moves'),
         (create_transform((3, 32, 32)).__call__, 'method is no Compose'),
     ],

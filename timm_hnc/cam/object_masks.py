@@ -27,6 +27,8 @@ class ObjectMasks(NamedTuple):
 
     def on(self, grid: tuple[int, int]) -> Tensor:
         """(B, P, h, w) the cover on another grid."""
+        if self.cover.shape[-2:] == grid:
+            return self.cover
         positions = self.cover.flatten(2).movedim(2, 0)
         height, width = self.cover.shape[-2:]
         # the meta device knows no autocast

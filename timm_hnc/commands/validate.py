@@ -4,7 +4,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 from accelerate import Accelerator
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, explicit, others = parse_validate_options(argv)
     sources = find_sources(options.model, 'model' in explicit)
     options.data.check_named()
-    check_output_file(SimpleNamespace(**others), 'results_file')
+    check_output_file('results_file', others['results_file'])
     if len(sources) > 1 and options.maps.cam_classes_file:
         raise UsageError(f'--cam-classes-file {options.maps.cam_classes_file}: for one model, not {len(sources)}.')
     options = replace(options, device=agreed_device(options.device, explicit))

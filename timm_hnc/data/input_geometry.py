@@ -83,7 +83,8 @@ class InputGeometry:
         if not hasattr(transform, 'transforms'):
             raise ValueError(f'{type(transform).__name__} is no Compose')
         self.steps = list(_single_steps(transform))
-        self._check_steps()
+        for axis in (0, 1):
+            self._check_steps(axis)
         self._known: dict[tuple[int, int], InputFrame] = {}
 
     def frame(self, image_size: tuple[int, int]) -> InputFrame:
@@ -93,8 +94,8 @@ class InputGeometry:
             self._known[image_size] = InputFrame(*sides)
         return self._known[image_size]
 
-    def _check_steps(self) -> None:
-        picture = _numbered((64, 48), 0)
+    def _check_steps(self, axis: int) -> None:
+        picture = _numbered((64, 48), axis)
         for step in self.steps:
             moved, *again = [step(picture) for _ in range(_TRIES)]
             if not isinstance(moved, Image.Image):
@@ -102,8 +103,8 @@ class InputGeometry:
             name = type(step).__name__
             if name.startswith('Random') or any(other.tobytes() != moved.tobytes() for other in again):
                 raise ValueError(f'{name} moves pixels by chance')
-            colours = np.asarray(moved).astype(int) @ [1 << 16, 1 << 8, 1]
-            if colours[len(colours) // 2, 0] > colours[len(colours) // 2, -1]:
+            numbers = _numbers(moved, axis)
+            if numbers[0] > numbers[-1]:
                 raise ValueError(f'{name} mirrors images')
             picture = moved
 
@@ -135,11 +136,17 @@ def _numbered(size: tuple[int, int], axis: int) -> Image.Image:
     return Image.fromarray(picture.astype(np.uint8))
 
 
+def _numbers(picture: Image.Image, axis: int) -> 'np.ndarray[Any, Any]':
+    """What `_numbered` wrote, along the middle of a picture that a step made of it."""
+    colours = np.asarray(picture).astype(int).take(picture.size[1 - axis] // 2, axis=axis)
+    numbers: np.ndarray[Any, Any] = colours @ [1 << 16, 1 << 8, 1]
+    return numbers
+
+
 def _after(side: Side, moved: Image.Image, axis: int) -> Side:
     """What a side became by a step that made the picture of numbers into this one."""
     size = moved.size[axis]
-    colours = np.asarray(moved).astype(int).take(moved.size[1 - axis] // 2, axis=axis)
-    shifts = colours @ [1 << 16, 1 << 8, 1] - np.arange(size)
+    shifts = _numbers(moved, axis) - np.arange(size)
     shift = int(shifts[size // 2])
     longest = min(size, side.size)
     resized = longest < 3 and size != side.size  # so few are themselves by chance

@@ -34,10 +34,9 @@ def check_classes(target: Tensor, num_classes: int, ignored: int | None = None) 
     if ignored is not None:
         wrong &= target != ignored
     if wrong.any():
-        raise DataError(
-            f'a target is class {int(target[wrong][0])}, outside the range 0 to {num_classes - 1}: '
-            + ('give the model more classes.' if int(target[wrong][0]) > 0 else 'leave such images out.')
-        )
+        index = int(target[wrong][0])
+        way_out = 'give the model more classes' if index > 0 else 'leave such images out'
+        raise DataError(f'a target is class {index}, outside the range 0 to {num_classes - 1}: {way_out}.')
 
 
 def _kind(loaded: Any) -> str:

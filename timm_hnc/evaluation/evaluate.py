@@ -15,6 +15,7 @@ from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.data.targets import batch_of, check_batch, check_classes
 from timm_hnc.errors import DataError
+from timm_hnc.evaluation.device import DeviceOptions
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.progress import progress
 
@@ -35,8 +36,7 @@ def create_evaluator(
 def batches(
     loader: Any,
     device: torch.device,
-    dtype: torch.dtype | None,
-    channels_last: bool,
+    options: DeviceOptions,
     num_classes: int,
     ignored: int | None = None,
 ) -> Iterable[Any]:
@@ -53,8 +53,8 @@ def batches(
         total = None
     for input, target in map(batch_of, progress(read(loader), 'batch', total)):
         check_classes(target, num_classes, ignored)
-        input, target = on_device(input, device, dtype), target.to(device)
-        channels_last = channels_last and isinstance(input, Tensor)
+        input, target = on_device(input, device, options.input_dtype), target.to(device)
+        channels_last = options.channels_last and isinstance(input, Tensor)
         yield input.contiguous(memory_format=torch.channels_last) if channels_last else input, target
 
 

@@ -51,7 +51,7 @@ class MapOptions:
         check_range(self, 'cam_curves', low=0)
         if not self.cam_metrics:
             refuse_alone(self, '--cam-metrics', ('cam_topk', 'cam_classes_file'))
-        check_output_file(self, 'cam_classes_file')
+        check_output_file('cam_classes_file', self.cam_classes_file)
         if not self.cam_boxes:
             refuse_alone(self, '--cam-boxes', ('boxes_dir', 'boxes_key', 'boxes_format'))
 

@@ -165,8 +165,7 @@ def _evaluate(
 ) -> dict[str, float]:
     device, distributed, task, dataset = accelerator.device, accelerator.num_processes > 1, options.task, loader.dataset
     labels = OtherLabels(options.labels, dataset, loader, distributed, num_classes)
-    dtype, channels_last = options.device.input_dtype, options.device.channels_last
-    inputs = partial(batches, loader, device, dtype, channels_last, num_classes)
+    inputs = partial(batches, loader, device, options.device, num_classes)
     evaluator = partial(create_evaluator, loader, device, task.multi_label, task.multilabel_threshold)
     threat = threat_of(options.attacks, source, options.loader.seed) if options.attacks.attack else None
     attacked = model

@@ -164,8 +164,7 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
     inputs = batches(
         run.data.train_loader,
         run.accelerator.device,
-        run.options.device.input_dtype,
-        run.options.device.channels_last,
+        run.options.device,
         len(run.data.class_names),
         ignored=getattr(getattr(utils.unwrap_model(run.task), 'criterion', None), 'ignore_index', None),
     )

@@ -143,13 +143,7 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
     evaluator = create_evaluator(run.data.eval_loader, device, task.multi_label, task.multilabel_threshold)
     return evaluate(
         model,
-        batches(
-            run.data.eval_loader,
-            device,
-            options.device.input_dtype,
-            options.device.channels_last,
-            len(run.data.class_names),
-        ),
+        batches(run.data.eval_loader, device, options.device, len(run.data.class_names)),
         evaluator,
         run.accelerator.autocast,
         distributed=run.distributed,

@@ -105,6 +105,8 @@ class BoxSource:
     ) -> None:
         self.indices = stored_places(dataset)
         self.reader: Any = getattr(innermost(dataset), 'reader', None)
+        # timm's own readers know no sizes
+        self._sizes: Any = self.reader if hasattr(self.reader, 'image_size') else CheckedReader(self.reader)
         self.column, self.box_format = column, box_format
         self._columns: Any = None
         self._read = self._of_column
@@ -164,8 +166,7 @@ class BoxSource:
 
     def image_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of a stored image, None for one that cannot be decoded."""
-        reader = self.reader if hasattr(self.reader, 'image_size') else CheckedReader(self.reader)  # of timm alone
-        return reader.image_size(int(index if self.indices is None else self.indices[index]))
+        return self._sizes.image_size(int(index if self.indices is None else self.indices[index]))
 
 
 def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None:

@@ -78,7 +78,7 @@ def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
         names = ('weight', 'topk', 'alpha', 'reduction')
         hnc = {'variant': run.options.hnc.hnc, **{name: getattr(run.options.hnc, f'hnc_{name}') for name in names}}
         if run.options.loss.bce_sum:
-            hnc['bce_sum'] = True  # which the weight is beside
+            hnc['bce_sum'] = True  # of the criterion that the weight stands beside
         if run.auto_weight is not None:
             hnc['weight'] = run.auto_weight.value.item()
     save_weights(run.evaluated_model, folder / 'model', run.data.class_names, run.data.config, hnc)
