@@ -113,7 +113,9 @@ class ClassMapTask(ClassificationTask):
         loss, of_maps = self.with_map_losses(loss, plain, target, images, masks)
         parts |= of_maps
         parts = {'criterion': criterion.detach(), **parts} if parts else {}
-        return {'loss': loss, 'output': plain.logits[:batch_size], **parts, **of_teacher}
+        # a view would have FSDP warn
+        output = plain.logits if len(plain.logits) == batch_size else plain.logits[:batch_size]
+        return {'loss': loss, 'output': output, **parts, **of_teacher}
 
     def views(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """A batch and its targets, and behind it its mirror images where a loss needs two views."""

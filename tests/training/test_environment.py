@@ -273,9 +273,9 @@ def test_no_tracker_no_warning(recwarn):
     assert not [warning for warning in recwarn if 'log_with' in str(warning.message)]
 
 
-def test_sharded_models_are_refused(monkeypatch):
-    monkeypatch.setattr(Accelerator, 'distributed_type', DistributedType.FSDP)
-    with pytest.raises(UsageError, match=r'asks for FSDP: .* checkpoints are those of whole models'):
+def test_engines_of_their_own_are_refused(monkeypatch):
+    monkeypatch.setattr(Accelerator, 'distributed_type', DistributedType.DEEPSPEED)
+    with pytest.raises(UsageError, match=r'asks for DEEPSPEED: launch train\.py with --multi_gpu, or with --use_fsdp'):
         accelerator()
 
 

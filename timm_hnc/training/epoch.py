@@ -25,6 +25,7 @@ from timm_hnc.training.nonfinite import REMEDY, bad_gradient, count_update, leav
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.setup.model_checks import check_image_size
 from timm_hnc.training.setup.optimizer import LOSS_GROUP
+from timm_hnc.training.sharding import operations_of_parts
 from timm_hnc.training.update_flags import Notice
 
 OnUpdate = Callable[[int, Notice | None], None]
@@ -70,7 +71,8 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     tally = _Tally(run)
     for step in _steps(run, epoch, update * run.options.batches.grad_accum_steps):
         with nullcontext() if step.last else run.accelerator.no_sync(run.task):
-            result = run.task(step.input, step.target, *([] if step.masks is None else [step.masks]))
+            with run.accelerator.autocast():  # which Accelerate leaves out where parameters are in parts
+                result = run.task(step.input, step.target, *([] if step.masks is None else [step.masks]))
             loss = result['loss'] * (_batch_scale(run, len(step.target)) / step.window)
             run.accelerator.backward(loss, create_graph=getattr(run.optimizer.optimizer, 'is_second_order', False))
         tally.averages.update(result, len(step.target))
@@ -218,7 +220,8 @@ def _update(run: Run, num_updates: int) -> None:
     options = run.options.optimizer
     if options.clip_grad is not None:
         _clip(run, options.clip_grad, options.clip_mode)
-    run.optimizer.step()
+    with operations_of_parts(f'--opt {options.opt}', run.whole is not None):
+        run.optimizer.step()
     run.optimizer.zero_grad()
     if run.ema is not None:
         # bfloat16 is rounded at random: by the place in the run, so that a resumed one draws the same
@@ -240,7 +243,8 @@ def _clip(run: Run, value: float, mode: str) -> None:
     else:
         run.accelerator.unscale_gradients(run.optimizer)
         parameters = [*model_parameters(run.model, exclude_head=True), *run.projection_parameters]
-        utils.dispatch_clip_grad(parameters, value, mode='agc')
+        with operations_of_parts('--clip-mode agc', run.whole is not None):
+            utils.dispatch_clip_grad(parameters, value, mode='agc')
 
 
 def _log(run: Run, epoch: int, update: int, lr: float, rate: float) -> None:

@@ -131,8 +131,9 @@ def _synchronise_batch_norm(run: Run, model: Any) -> None:
 def _evaluate_epoch(run: Run) -> dict[str, float] | None:
     if run.data.eval_loader is None:
         return None
-    if run.averaged_model is not run.model:
-        _synchronise_batch_norm(run, run.averaged_model)
+    if run.averaged_parts is not run.model:
+        _synchronise_batch_norm(run, run.averaged_parts)
+    run.put_together()
     return evaluate_run(run, run.classifier(run.compiled(run.evaluated_model)))
 
 

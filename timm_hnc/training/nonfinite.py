@@ -7,6 +7,7 @@ from torch import Tensor
 
 from timm_hnc.errors import DataError
 from timm_hnc.training.setup.build import Run
+from timm_hnc.training.sharding import whole
 from timm_hnc.training.update_flags import Notice
 
 MOST_IN_A_ROW = 20  # updates without effect; float16 needs a few at its start to find its scale
@@ -24,7 +25,7 @@ def bad_gradient(run: Run) -> Tensor:
         return torch.tensor(False, device=run.accelerator.device)
     groups = run.optimizer.param_groups
     gradients = [each.grad for group in groups for each in group['params'] if each.grad is not None]
-    return ~torch.nn.utils.get_total_norm(gradients).isfinite()
+    return ~whole(torch.nn.utils.get_total_norm(gradients)).isfinite()
 
 
 def leave_out(run: Run, notice: Notice, epoch: int) -> None:

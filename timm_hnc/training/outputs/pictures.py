@@ -27,7 +27,7 @@ class CamPictures:
         if self.run.data.eval_loader is None or not self.run.options.run.cam_images:
             return None
         try:
-            self.run.wrap(self.run.model)
+            self.run.wrap(self.run.averaged_model)
         except UnsupportedHead as error:
             _logger.info(f'No CAM pictures: {error}')
             return None

@@ -21,6 +21,7 @@ from timm_hnc.training.outputs.changed_options import (
 )
 from timm_hnc.training.outputs.resume_checks import check_classes, check_optimizer, check_processes
 from timm_hnc.training.setup.build import Run
+from timm_hnc.training.sharding import load_optimizer_state, load_state, whole
 from timm_hnc.weights.saving import save_weights
 
 _logger = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ def save_run(
     progress.num_updates = completed_epochs * run.updates_per_epoch + updates
     progress.num_processes = run.accelerator.num_processes
     progress.skipped_updates, progress.skipped_images = run.skipped_updates, run.count_skipped_images()
-    apart = _kept_apart(run, inside_epoch=updates > 0)
-    write = partial(_write, run, apart) if run.accelerator.is_main_process else None
+    run.put_together()
+    state = _state(run) | _kept_apart(run, inside_epoch=updates > 0)
+    write = partial(_write, run, state) if run.accelerator.is_main_process else None
     run.checkpoints.save(name, write, metric, milestone)
     run.accelerator.wait_for_everyone()
 
@@ -72,7 +74,19 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name in saved}
 
 
-def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
+def _state(run: Run) -> dict[str, Any]:
+    """What all processes have alike."""
+    state = {'optimizer': run.optimizer.optimizer.state_dict()}
+    state |= {name: module.state_dict() for name, module in _modules(run)}
+    if run.accelerator.scaler is not None:
+        state['scaler'] = run.accelerator.scaler.state_dict()
+    if _has_history(run):
+        state['scheduler'] = run.scheduler.lr_scheduler.state_dict()
+        state['rate_without_noise'] = run.scheduler.restore_lr
+    return whole(state)
+
+
+def _write(run: Run, state: dict[str, Any], folder: Path) -> None:
     hnc = None
     if run.hnc_joins:
         names = ('weight', 'topk', 'alpha', 'reduction')
@@ -82,13 +96,6 @@ def _write(run: Run, apart: dict[str, Any], folder: Path) -> None:
         if run.auto_weight is not None:
             hnc['weight'] = run.auto_weight.value.item()
     save_weights(run.evaluated_model, folder / 'model', run.data.class_names, run.data.config, hnc)
-    state = {'optimizer': run.optimizer.optimizer.state_dict(), **apart}
-    state |= {name: module.state_dict() for name, module in _modules(run)}
-    if run.accelerator.scaler is not None:
-        state['scaler'] = run.accelerator.scaler.state_dict()
-    if _has_history(run):
-        state['scheduler'] = run.scheduler.lr_scheduler.state_dict()
-        state['rate_without_noise'] = run.scheduler.restore_lr
     torch.save(state, folder / 'training_state.pt')
 
 
@@ -109,10 +116,10 @@ def restore(run: Run, checkpoint: Path) -> None:
         for name, module in _modules(run):
             if name not in state and (name in ('hnc_weight', 'projection') or not module.state_dict()):
                 continue  # the weight was a number so far, or the loss or the teacher is new
-            module.load_state_dict(state['model'] if name == 'ema' and name not in state else state[name])
+            load_state(module, state['model'] if name == 'ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]
-            run.optimizer.optimizer.load_state_dict(state['optimizer'])
+            load_optimizer_state(run.optimizer.optimizer, state['optimizer'])
             use_settings(run, fresh)
             if run.accelerator.scaler is not None and 'scaler' in state:
                 run.accelerator.scaler.load_state_dict(state['scaler'])

@@ -41,6 +41,7 @@ from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with
 from timm_hnc.training.setup.options import TrainOptions
 from timm_hnc.training.setup.provided import Provided
 from timm_hnc.training.setup.run_data import RunData, create_run_data
+from timm_hnc.training.sharding import check_units, put_together, whole_copy
 from timm_hnc.training.signals import StopSignals
 from timm_hnc.training.update_flags import Notices
 
@@ -68,6 +69,7 @@ class Run:
         notices: what processes tell each other of every update.
         scheduler: timm's, or None.
         num_epochs: where the run ends.
+        whole: takes up the weights that count where processes hold them in parts; else None.
         export_copy: of `averaged_model`, with the classifier that the loss exports; None where that is the model's own.
         start_epoch: the epoch to begin with.
         start_update: updates of that epoch that are done already.
@@ -95,6 +97,7 @@ class Run:
     notices: Notices
     scheduler: Any = None
     num_epochs: int = 0
+    whole: Any = None
     export_copy: Any = None
     start_epoch: int = 0
     start_update: int = 0
@@ -139,7 +142,17 @@ class Run:
     @property
     def averaged_model(self) -> Any:
         """The weights that count: the moving average, unless it lives on the CPU alone."""
+        return self.averaged_parts if self.whole is None else self.whole
+
+    @property
+    def averaged_parts(self) -> Any:
+        """`averaged_model` as the processes hold it."""
         return self.model if self.ema is None or self.options.ema.model_ema_force_cpu else self.ema.module
+
+    def put_together(self) -> None:
+        """Renew `averaged_model` where processes hold parts of the weights; all of them call it."""
+        if self.whole is not None:
+            put_together(self.averaged_parts, self.whole)
 
     @property
     def evaluated_model(self) -> Any:
@@ -185,7 +198,9 @@ def build_run(
     projection = getattr(distilling.trainable_module, 'projection', None)
     task = compiled(task)  # inside DDP, whose hooks would break the graph
     optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr, projection)
+    whole_model = whole_copy(accelerator, task, model)
     task, optimizer = accelerator.prepare(task, optimizer)
+    check_units(model)
     run = Run(
         options=options,
         accelerator=accelerator,
@@ -195,13 +210,14 @@ def build_run(
         projection=projection,
         compiled=compiled,
         task=task,
-        ema=create_ema(options.ema, model),
+        ema=create_ema(options.ema, model, whole_model),
         optimizer=optimizer,
         data=data,
         clock=options.run.interval(),
         notices=Notices(accelerator, at_once=options.run.on_nonfinite == 'skip'),
         checkpoints=checkpoints,
         wrap=provided.wrap,
+        whole=whole_model,
     )
     if loss is not None and loss.changes_scores:
         run.export_copy = with_plain_classifier(run.averaged_model, loss)

@@ -20,6 +20,7 @@ from timm_hnc.evaluation.device import DeviceOptions
 from timm_hnc.evaluation.process import renew_state, set_up_process
 from timm_hnc.options import check_choice
 from timm_hnc.training.outputs.results import TrackingOptions
+from timm_hnc.training.sharding import check_sharding
 
 _logger = logging.getLogger(__name__)
 
@@ -76,11 +77,12 @@ def create_accelerator(device: DeviceOptions, processes: ProcessOptions, trackin
         project_config=ProjectConfiguration(logging_dir='.'),  # `start_trackers` puts the run folder there
         step_scheduler_with_optimizer=False,
     )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UsageError(
-            f"accelerate launch asks for {accelerator.distributed_type.value}: train.py's checkpoints are those of "
-            'whole models on every process; launch it with --multi_gpu.'
+            f'accelerate launch asks for {accelerator.distributed_type.value}: launch train.py with --multi_gpu, or '
+            'with --use_fsdp --fsdp_version 2.'
         )
+    check_sharding(accelerator)
     set_up_process(accelerator, device.fast_norm)
     if device.on_cpu and not device.device.startswith('cpu'):
         _logger.info('No accelerator here: training on the CPU.')

@@ -16,6 +16,7 @@ from torch import nn
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.losses.base import Loss
 from timm_hnc.options import check_choice, check_range
+from timm_hnc.training.sharding import shard_average
 
 LOSS_GROUP = 'of_the_loss'  # key of the optimizer's group that holds what the loss learns
 SCHEDULERS = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'plateau', 'none')
@@ -210,17 +211,25 @@ def create_optimizer(
     return optimizer
 
 
-def create_ema(options: EmaOptions, model: Any) -> ModelEmaV3 | None:
-    """The moving average of a model, where it is asked for."""
+def create_ema(options: EmaOptions, model: Any, whole: Any = None) -> ModelEmaV3 | None:
+    """The moving average of a model, where it is asked for; of its `whole` copy where the model lies in parts."""
     if not options.model_ema:
         return None
+    if whole is not None and options.model_ema_force_cpu:
+        raise UsageError('--model-ema-force-cpu: not with FSDP, where the average lies in parts as the model does.')
+    if whole is not None and next(whole.parameters()).dtype is torch.bfloat16:
+        # timm rounds its steps, too small for bfloat16, at random: not those of parts
+        raise UsageError('--model-ema: not with FSDP and weights in bfloat16; see --amp --amp-dtype bfloat16.')
     # after prepare, of the plain model: as a child of the task it would break DDP
-    return ModelEmaV3(
-        model,
+    ema = ModelEmaV3(
+        model if whole is None else whole,
         decay=options.model_ema_decay,
         use_warmup=options.model_ema_warmup,
         device=torch.device('cpu') if options.model_ema_force_cpu else None,
     )
+    if whole is not None:
+        shard_average(ema, model)
+    return ema
 
 
 def with_learning_rate(schedule: ScheduleOptions, optimizer: str, images_per_update: float) -> ScheduleOptions:

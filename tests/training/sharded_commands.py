@@ -1,0 +1,38 @@
+"""several_commands.py where accelerate launch asked for FSDP, on a CPU: Accelerate itself shards on accelerators alone.
+
+python sharded_commands.py '[["train", "--model", ...], ...]'
+"""
+
+import os
+import runpy
+from pathlib import Path
+
+import accelerate.accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+# what the launcher exports for --use_fsdp --fsdp_version 2 --fsdp_transformer_layer_cls_to_wrap InvertedResidual
+LAUNCHER = {
+    'ACCELERATE_USE_FSDP': 'true',
+    'FSDP_VERSION': '2',
+    'FSDP_AUTO_WRAP_POLICY': 'TRANSFORMER_BASED_WRAP',
+    'FSDP_TRANSFORMER_CLS_TO_WRAP': 'InvertedResidual',
+    'FSDP_CPU_RAM_EFFICIENT_LOADING': 'true',
+}
+
+
+class ShardingState(AcceleratorState):
+    """As of processes with an accelerator each."""
+
+    def __init__(self, *args, fsdp_plugin=None, **kwargs):
+        super().__init__(*args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            if self._mixed_precision != 'no':
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+
+if __name__ == '__main__':
+    os.environ.update(LAUNCHER)
+    accelerate.accelerator.AcceleratorState = ShardingState
+    runpy.run_path(str(Path(__file__).parents[1] / 'several_commands.py'), run_name='__main__')

@@ -1,0 +1,127 @@
+"""Parameters that processes hold in parts: FSDP version 2, from `accelerate launch --use_fsdp --fsdp_version 2`."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast, recursively_apply
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from timm_hnc.errors import UsageError, first_lines
+
+
+def shards(accelerator: Accelerator) -> bool:
+    """Whether the launcher asks for parameters in parts."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """Refuse what the launcher asks for beside parts, and leave the precision to autocast, as without them.
+
+    Raises:
+        UsageError: with what to ask for instead.
+    """
+    if not shards(accelerator):
+        return
+    plugin = accelerator.state.fsdp_plugin
+    for given, flag, instead in (
+        (getattr(plugin, 'fsdp_version', 1) != 2, '--fsdp_version 1', '--fsdp_version 2'),
+        (plugin.activation_checkpointing, '--fsdp_activation_checkpointing', "timm's --grad-checkpointing"),
+        (isinstance(plugin.cpu_offload, CPUOffloadPolicy), '--fsdp_offload_params', '--fsdp_offload_params false'),
+    ):
+        if given:
+            raise UsageError(f'accelerate launch asks for FSDP with {flag}: use {instead}.')
+    plugin.mixed_precision_policy, plugin.cpu_ram_efficient_loading = None, False
+
+
+@torch.no_grad()
+def whole_copy(accelerator: Accelerator, task: nn.Module, model: Any) -> Any:
+    """A copy of the model of a task whose parameters come into parts, to evaluate and save; None where they stay.
+
+    The weights of the first process are from here on those of all: of random ones each would keep its own parts.
+    """
+    if not shards(accelerator):
+        return None
+    for tensor in (*task.parameters(), *task.buffers()):
+        tensor.copy_(broadcast(tensor))
+    return copy.deepcopy(model)
+
+
+@torch.no_grad()
+def put_together(parts: nn.Module, copied: nn.Module) -> None:
+    """Give the copy the weights that processes hold in parts; all of them call it."""
+    for own, part in zip(copied.state_dict().values(), parts.state_dict().values(), strict=True):
+        own.copy_(whole(part))
+
+
+def check_units(model: Any) -> None:
+    """Refuse a unit with the classifier in it: it would lie in parts whenever class maps are made of it.
+
+    Raises:
+        UsageError: with its name.
+    """
+    parts = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    classifier = set(parts.modules()) if isinstance(parts, nn.Module) else set()
+    for name, module in model.named_modules():
+        if classifier.intersection(module.modules()) and isinstance(module, FSDPModule):
+            raise UsageError(
+                f"accelerate launch shards '{name or type(model).__name__}' by itself, with the classifier, of which "
+                'class maps are made: name the class of the blocks (--fsdp_transformer_layer_cls_to_wrap).'
+            )
+
+
+def whole(data: Any) -> Any:
+    """Lists and dictionaries with those tensors put together that are in parts; all processes call it."""
+    return recursively_apply(lambda part: part.full_tensor(), data, test_type=lambda value: isinstance(value, DTensor))
+
+
+def _part_of(value: Any, like: Any) -> Any:
+    """This process's part of a whole tensor, where the parameter that it belongs to is in parts."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or not value.ndim:
+        return value
+    placements = like.placements if value.shape == like.shape else [Replicate()] * like.device_mesh.ndim
+    # every process has the whole
+    return distribute_tensor(value.to(like.device), like.device_mesh, placements, src_data_rank=None)
+
+
+@contextmanager
+def operations_of_parts(flag: str, in_parts: bool) -> Iterator[None]:
+    """Say which flag asks for an operation that torch does not have of parameters in parts."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        text = str(error)
+        if not in_parts or (text and 'DTensor' not in text and 'placement' not in text):
+            raise
+        raise UsageError(f'{flag}: cannot be used with FSDP ({first_lines(error)}).') from error
+
+
+def load_state(module: nn.Module, state: dict[str, Any]) -> None:
+    """As the module's `load_state_dict`, of whole tensors."""
+    own = module.state_dict()
+    module.load_state_dict({name: _part_of(value, own.get(name)) for name, value in state.items()})
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """As the optimizer's `load_state_dict`, of whole tensors."""
+    own = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    indices = [index for group in state['param_groups'] for index in group['params']]
+    parameters = dict(zip(indices, own, strict=False))
+    values = {
+        index: {name: _part_of(value, parameters.get(index)) for name, value in kept.items()}
+        for index, kept in state['state'].items()
+    }
+    optimizer.load_state_dict({**state, 'state': values})
+
+
+def shard_average(ema: ModelEmaV3, model: nn.Module) -> None:
+    """Keep a moving average in parts, as the model that it follows."""
+    mesh = next(each.device_mesh for each in model.parameters() if isinstance(each, DTensor))
+    fully_shard(ema.module, mesh=mesh)
+    ema.foreach = ema.stochastic_rounding = False  # those take tensors of one kind: buffers stay whole
