@@ -172,6 +172,12 @@ def test_command_lines_written_for_timm_pass_and_come_back_from_args_yaml(comman
     assert vars(again) == vars(args)
 
 
+def test_null_switches_off_what_it_does_for_timm(tmp_path):
+    options, explicit = parse_train_options(['-c', config(tmp_path, color_jitter=None, smoothing=None)])
+    assert (options.color_jitter, options.smoothing) == (0.0, 0.0)
+    assert {'color_jitter', 'smoothing'} <= explicit
+
+
 def test_args_yaml_of_timm_passes_with_its_defaults_of_unsupported_options(tmp_path):
     values = vars(build_parser().parse_args(['/data', '--lr', '0.1']))
     args, _ = parse_train_options(['-c', config(tmp_path, **values)])

@@ -16,6 +16,7 @@ from timm_hnc.errors import UsageError
 from timm_hnc.files.run_options import load_yaml
 
 _logger = logging.getLogger(__name__)
+_OFF = {'color_jitter': 0.0, 'smoothing': 0.0}  # what timm's train.py takes for null
 
 
 class KeyValues(ParseKwargs):
@@ -153,6 +154,8 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         return value
     if value is None and action.default is None:
         return None
+    if value is None and action.dest in _OFF:
+        return _OFF[action.dest]
     if isinstance(action, ParseKwargs):
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise TypeError
@@ -177,7 +180,7 @@ def _convert_one(action: argparse.Action, value: Any) -> Any:
     kind = action.type if callable(action.type) else str
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError
-    if kind is int and isinstance(value, float):
+    if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
     converted = kind(value) if kind in (int, float) else kind(str(value))
     if action.choices is not None and converted not in action.choices:
