@@ -11,13 +11,22 @@ import accelerate.accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-# what the launcher exports for --use_fsdp --fsdp_version 2 --fsdp_transformer_layer_cls_to_wrap InvertedResidual
+# what accelerate launch 1.15 exports for --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP
+# --fsdp_transformer_layer_cls_to_wrap InvertedResidual
 LAUNCHER = {
     'ACCELERATE_USE_FSDP': 'true',
     'FSDP_VERSION': '2',
+    'FSDP_SHARDING_STRATEGY': 'FULL_SHARD',
+    'FSDP_RESHARD_AFTER_FORWARD': 'true',
+    'FSDP_OFFLOAD_PARAMS': 'false',
+    'FSDP_MIN_NUM_PARAMS': '100000000',
     'FSDP_AUTO_WRAP_POLICY': 'TRANSFORMER_BASED_WRAP',
     'FSDP_TRANSFORMER_CLS_TO_WRAP': 'InvertedResidual',
+    'FSDP_FORWARD_PREFETCH': 'false',
+    'FSDP_USE_ORIG_PARAMS': 'true',
     'FSDP_CPU_RAM_EFFICIENT_LOADING': 'true',
+    'FSDP_SYNC_MODULE_STATES': 'true',
+    'FSDP_ACTIVATION_CHECKPOINTING': 'false',
 }
 
 
