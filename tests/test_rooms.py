@@ -10,7 +10,7 @@ FLOORS = (
     ('errors', 'version', 'progress', 'alarm'),
     ('options', 'files'),
     ('cam', 'models'),
-    ('losses', 'data', 'distillation'),
+    ('losses', 'data', 'distillation', 'runtime'),
     ('tasks',),
     ('metrics', 'attacks', 'plots', 'weights', 'export'),
     ('evaluation',),

@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.heads.probe import name_of
+from timm_hnc.data.inputs import InputOptions
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.device import agreed_device
-from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.options import ValidateOptions
-from timm_hnc.evaluation.process import evaluation_accelerator
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import measure
 from timm_hnc.options import flattened, grouped
+from timm_hnc.runtime.device import agreed_device
+from timm_hnc.runtime.process import evaluation_accelerator
 from timm_hnc.training.run import train_run
 from timm_hnc.training.setup.options import TrainOptions, train_options
 from timm_hnc.training.setup.provided import (

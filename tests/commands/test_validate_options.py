@@ -8,7 +8,7 @@ from flat_options import parse_validate_options
 from timm_hnc.commands.options import validate_options
 from timm_hnc.commands.options.validate_options import build_parser
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.device import agreed_device
+from timm_hnc.runtime.device import agreed_device
 
 FLAGS = read_flags(Path(__file__).parent / 'timm_validate_flags.csv')
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 from accelerate import Accelerator
 
-from timm_hnc.evaluation.process import set_up_process
+from timm_hnc.runtime.process import set_up_process
 
 
 @pytest.mark.parametrize('times', [1, 3])

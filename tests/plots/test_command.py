@@ -92,7 +92,9 @@ def test_contrast_is_the_difference_of_the_logits(weights, photos, tmp_path, cap
 
     logits, contrast = ([row['mean'] for row in values(*flags)] for flags in ((), ('--contrast',)))
     assert contrast == pytest.approx([logits[0], *(logits[0] - each for each in logits[1:])], abs=1e-5)
-    assert [row['mean'] for row in values('--topk', 0)] == logits[:1]
+    [first] = values('--topk', 0)
+    assert first['mean'] == logits[0]
+    assert first['peak'] == pytest.approx(np.max(first['map']) - np.mean(first['map']), abs=1e-5)
     code, line = fails(capsys, 'cams', photos / 'a.png', '--checkpoint', weights[0], '--contrast', '--topk', 0)
     assert code == 2
     assert '--contrast: needs --topk of 1 or more' in line

@@ -14,9 +14,9 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.compilation import Compilation
-from timm_hnc.evaluation.device import DeviceOptions, agreed_device
 from timm_hnc.options import flattened
+from timm_hnc.runtime.compilation import Compilation
+from timm_hnc.runtime.device import DeviceOptions, agreed_device
 from timm_hnc.training.setup.environment import create_accelerator
 from timm_hnc.training.setup.options import agreed_options
 

@@ -14,8 +14,8 @@ from timm_hnc import save_pretrained
 from timm_hnc.commands.options.former_flags import FORMER_FLAGS
 from timm_hnc.commands.options.train_flags import build_parser
 from timm_hnc.commands.options.train_options import parse_train_options
+from timm_hnc.data.inputs import input_config
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.options import flattened
 from timm_hnc.training.setup.models import create_model
 

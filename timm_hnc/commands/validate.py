@@ -12,14 +12,14 @@ from timm import utils
 from timm_hnc.commands.command_line import print_result, run_command
 from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.evaluation.device import agreed_device
 from timm_hnc.evaluation.options import ValidateOptions
-from timm_hnc.evaluation.process import end_training, evaluation_accelerator
 from timm_hnc.evaluation.sources import Source, find_sources
 from timm_hnc.evaluation.validation import validate
 from timm_hnc.files.run_options import options_of_run
 from timm_hnc.files.tables import write_csv, write_json
 from timm_hnc.options import check_output_file
+from timm_hnc.runtime.device import agreed_device
+from timm_hnc.runtime.process import end_training, evaluation_accelerator
 
 _logger = logging.getLogger(__name__)
 

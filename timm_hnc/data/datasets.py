@@ -32,6 +32,7 @@ _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/tiny-imagenet': read_tiny_imagenet,
     'hnc/coco': read_coco,
 }
+_SEVERAL_LABELS = {'hnc/coco'}  # an image; the others of ours have one
 _PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'wds': 'webdataset'}
 _PREFIXES = ('torch', *_PACKAGES, 'tfds')
 
@@ -60,8 +61,8 @@ def create_dataset(
     if kwargs.get('class_map') and name.lower().startswith(('hnc/', 'torch/')):
         _logger.warning(f'--class-map {kwargs["class_map"]}: does nothing, {name} numbers its classes itself.')
     if name.startswith('hnc/'):
-        if name == 'hnc/coco' and target_format == 'multihot':
-            raise UsageError('--target-format multihot: not for hnc/coco, whose targets are class indices.')
+        if name in _SEVERAL_LABELS and target_format == 'multihot':
+            raise UsageError(f'--target-format multihot: not for {name}, whose targets are class indices.')
         dataset: Any = _create_own_dataset(name, root, split, multi_label, kwargs.get('input_img_mode') or 'RGB')
     else:
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
@@ -72,7 +73,7 @@ def create_dataset(
     dataset.target_transform = LabelSet(num_classes, dense) if multi_label else ClassIndex(num_classes)
     if not multi_label:
         check_labels(dataset, name or root, num_classes, training=kwargs.get('is_training', False))
-    elif name == 'hnc/coco':
+    elif name in _SEVERAL_LABELS:
         check_label_range(set(class_to_idx(dataset).values()), name, num_classes)
     elif not dense:
         check_indices(dataset, name or root, num_classes)
@@ -91,9 +92,9 @@ def _create_own_dataset(name: str, root: str | None, split: str, multi_label: bo
         raise UsageError(f'--dataset {name}: pass --data-dir DIR, the folder of the data set.')
     if not Path(root).is_dir():
         raise DataError(f"data folder '{root}' does not exist: see --data-dir.")
-    if name == 'hnc/coco' and not multi_label:
-        raise UsageError('--dataset hnc/coco has several labels an image: pass --task multilabel.')
-    if name != 'hnc/coco' and multi_label:
+    if name in _SEVERAL_LABELS and not multi_label:
+        raise UsageError(f'--dataset {name} has several labels an image: pass --task multilabel.')
+    if name not in _SEVERAL_LABELS and multi_label:
         raise UsageError(f'--dataset {name} has one label an image: pass --task classification, the default.')
     return timm.data.ImageDataset('', reader=_PUBLISHED[name](root, split), input_img_mode=mode)
 

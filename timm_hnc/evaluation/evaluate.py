@@ -15,9 +15,9 @@ from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.data.targets import batch_of, check_batch, check_classes
 from timm_hnc.errors import DataError
-from timm_hnc.evaluation.device import DeviceOptions
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
 from timm_hnc.progress import progress
+from timm_hnc.runtime.device import DeviceOptions
 
 _logger = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager[Any]]

@@ -6,8 +6,8 @@ from typing import Any
 import timm
 from timm.models import load_checkpoint, reparameterize_model
 
+from timm_hnc.data.inputs import InputOptions, model_arguments
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.evaluation.inputs import InputOptions, model_arguments
 from timm_hnc.evaluation.sources import Source, SourceOptions
 from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, reading
 

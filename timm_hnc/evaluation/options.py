@@ -3,16 +3,16 @@
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from timm_hnc.data.inputs import InputOptions
 from timm_hnc.data.naflex import KEPT_SHAPE, NaFlexOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.device import DeviceOptions
-from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.evaluation.labels import LabelOptions
 from timm_hnc.evaluation.map_pass import MapOptions
 from timm_hnc.evaluation.robustness import AttackOptions
 from timm_hnc.evaluation.sources import SourceOptions
 from timm_hnc.options import check_range, flag_of
+from timm_hnc.runtime.device import DeviceOptions
 
 
 @dataclass(frozen=True)

@@ -18,22 +18,22 @@ from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.model import names_of_weights
 from timm_hnc.data.class_names import check_classes_of_model, class_names
+from timm_hnc.data.inputs import input_config
 from timm_hnc.data.label_checks import check_provided
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.data.loading.loaders import create_eval_loader, is_loader, open_eval_dataset
 from timm_hnc.data.loading.skipped_images import SkippedImages, counting_skipped
 from timm_hnc.data.naflex import Patches
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.evaluation.compilation import Compilation
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
-from timm_hnc.evaluation.inputs import input_config
 from timm_hnc.evaluation.labels import OtherLabels
 from timm_hnc.evaluation.map_pass import watch_maps, with_maps
 from timm_hnc.evaluation.models import load_model
 from timm_hnc.evaluation.options import ValidateOptions
-from timm_hnc.evaluation.process import one_process_first
 from timm_hnc.evaluation.robustness import robust_figures, threat_of
 from timm_hnc.evaluation.sources import Source
+from timm_hnc.runtime.compilation import Compilation
+from timm_hnc.runtime.process import one_process_first
 
 _logger = logging.getLogger(__name__)
 

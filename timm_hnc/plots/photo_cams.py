@@ -88,7 +88,12 @@ def photo_rows(
 
 
 def map_values(photo: Path, row: PanelRow) -> list[dict[str, Any]]:
-    """The figures behind a row: class, probability, mean (a logit, or the difference of two), peak, and the map."""
+    """The figures behind a row.
+
+    Returns:
+        A cell each: class, probability, 'mean' of its map (a logit, or the difference of two), 'peak' (the highest
+        value above the mean, as `MapQuality` has it), and the map.
+    """
     return [
         {
             'photo': str(photo),
@@ -97,7 +102,7 @@ def map_values(photo: Path, row: PanelRow) -> list[dict[str, Any]]:
             'class': cell.name,
             'probability': cell.probability,
             'mean': cell.map.mean().item(),
-            'peak': cell.map.max().item(),
+            'peak': (cell.map.max() - cell.map.mean()).item(),
             'map': cell.map.tolist(),
         }
         for rank, cell in enumerate(row.cells)

@@ -18,11 +18,11 @@ from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress, find_ch
 from timm_hnc.checkpoints.run_lock import run_lock
 from timm_hnc.data.loading.loader_errors import watched_workers
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.evaluation.process import end_training
 from timm_hnc.files.run_options import dump_yaml
 from timm_hnc.files.run_parts import write_parts
 from timm_hnc.options import flattened
 from timm_hnc.report.run_files import read_result
+from timm_hnc.runtime.process import end_training
 from timm_hnc.training.fit import fit
 from timm_hnc.training.outputs.changed_options import begin_part, rank_anew
 from timm_hnc.training.outputs.publishing import Publisher, check_publishing

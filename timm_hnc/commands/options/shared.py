@@ -3,9 +3,9 @@
 import argparse
 
 from timm_hnc.commands.options.flags import add_flags
+from timm_hnc.data.inputs import InputOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
-from timm_hnc.evaluation.device import DeviceOptions
-from timm_hnc.evaluation.inputs import InputOptions
+from timm_hnc.runtime.device import DeviceOptions
 
 COMPILE_ADVICE = 'use --torchcompile.'
 

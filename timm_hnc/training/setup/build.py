@@ -17,15 +17,15 @@ from timm.utils import ModelEmaV3
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder
+from timm_hnc.data.inputs import input_config
 from timm_hnc.data.loading.seeded_batches import seed_process
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.compilation import Compilation
-from timm_hnc.evaluation.inputs import input_config
-from timm_hnc.evaluation.process import one_process_first
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.losses.plain_classifier import with_plain_classifier
+from timm_hnc.runtime.compilation import Compilation
+from timm_hnc.runtime.process import one_process_first
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import CheckpointInterval

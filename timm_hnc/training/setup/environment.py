@@ -16,9 +16,9 @@ from accelerate.utils import (
 )
 
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.device import DeviceOptions
-from timm_hnc.evaluation.process import renew_state, set_up_process
 from timm_hnc.options import check_choice
+from timm_hnc.runtime.device import DeviceOptions
+from timm_hnc.runtime.process import renew_state, set_up_process
 from timm_hnc.training.outputs.results import TrackingOptions
 from timm_hnc.training.sharding import check_sharding
 

@@ -13,8 +13,8 @@ from timm.models import is_model, load_state_dict, parse_model_name
 from torch import nn
 
 from timm_hnc.cam import CamModel
+from timm_hnc.data.inputs import InputOptions, model_arguments
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.evaluation.inputs import InputOptions, model_arguments
 from timm_hnc.options import check_range
 from timm_hnc.weights.loading import reading
 from timm_hnc.weights.saving import WEIGHTS, find_weights

@@ -5,14 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from timm_hnc.data.inputs import InputOptions
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.device import DeviceOptions, agreed_device
-from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.losses.factory import LOSSES
 from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flattened, grouped
+from timm_hnc.runtime.device import DeviceOptions, agreed_device
 from timm_hnc.training.checkpoint_interval import CheckpointInterval
 from timm_hnc.training.outputs.publishing import HubOptions
 from timm_hnc.training.outputs.results import TrackingOptions

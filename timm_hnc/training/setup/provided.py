@@ -8,9 +8,9 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader
 
 from timm_hnc.cam import CamModel
+from timm_hnc.data.inputs import InputOptions
 from timm_hnc.data.options import DataOptions
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.inputs import InputOptions
 from timm_hnc.options import flattened, given
 from timm_hnc.training.setup.data_options import AugmentationOptions, BatchOptions, TrainSizeOptions
 from timm_hnc.training.setup.models import ModelOptions

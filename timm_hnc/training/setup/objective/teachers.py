@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from timm_hnc.cam.model import names_of_weights
 from timm_hnc.data.class_names import check_classes_of_model
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.evaluation.device import DeviceOptions
-from timm_hnc.evaluation.process import one_process_first
+from timm_hnc.runtime.device import DeviceOptions
+from timm_hnc.runtime.process import one_process_first
 from timm_hnc.training.setup.image_sizes import ImageSize, try_images
 from timm_hnc.training.setup.models import check_model_name
 from timm_hnc.weights.loading import WITH_WEIGHTS, reading

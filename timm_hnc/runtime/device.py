@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from timm_hnc.errors import UsageError
-from timm_hnc.evaluation.compilation import agreed_compilation, check_compiler
 from timm_hnc.options import check_choice
+from timm_hnc.runtime.compilation import agreed_compilation, check_compiler
 
 _logger = logging.getLogger(__name__)
 _ACCELERATE_NAMES = {'float16': 'fp16', 'bfloat16': 'bf16'}

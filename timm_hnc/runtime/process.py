@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from timm import utils
 from timm.layers import set_fast_norm
 
-from timm_hnc.evaluation.device import DeviceOptions
+from timm_hnc.runtime.device import DeviceOptions
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What a process sets up before it trains or evaluates: device, number formats, compilation, processes, logging."""
