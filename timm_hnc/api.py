@@ -42,7 +42,8 @@ def train(
 
     Args:
         model: any that `CamModel` takes, or a CamModel of one (which knows where the features of a model are that is
-            none of timm's). It trains in place, and ends with its best weights where it has no moving average.
+            none of timm's). It trains in place, and ends with its best weights where it has no moving average; with
+            FSDP it stays in parts, and the run folder has the weights.
         train_set: data set of images and targets with a settable `transform`, as those of timm and torchvision, which
             gets timm's augmentation; or a loader of normalised batches (B, C, H, W) and targets, (B,) or (B, n).
         eval_set: the same for validation; None trains without.

@@ -8,8 +8,11 @@ import runpy
 from pathlib import Path
 
 import accelerate.accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+
+import timm_hnc.training.run
+from timm_hnc.training.fit import fit
 
 # what accelerate launch 1.15 exports for --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP
 # --fsdp_transformer_layer_cls_to_wrap InvertedResidual
@@ -39,9 +42,16 @@ class ShardingState(AcceleratorState):
             if self._mixed_precision != 'no':
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state['distributed_type'] = DistributedType.FSDP  # what every later state copies
+
+
+def fit_in_parts(run, publisher):
+    assert run.accelerator.is_fsdp2
+    return fit(run, publisher)
 
 
 if __name__ == '__main__':
     os.environ.update(LAUNCHER)
+    timm_hnc.training.run.fit = fit_in_parts
     accelerate.accelerator.AcceleratorState = ShardingState
     runpy.run_path(str(Path(__file__).parents[1] / 'several_commands.py'), run_name='__main__')

@@ -23,7 +23,8 @@ from timm_hnc.training.sharding import (
     load_optimizer_state,
     load_state,
     operations_of_parts,
-    whole,
+    prepare,
+    whole_state,
 )
 
 # gloo of older ones adds gradients up where their mean is asked for
@@ -35,8 +36,9 @@ RUNS = {
     '--epochs 2 --opt adamw --opt-eps 1e-3 --layer-decay 0.7 --model-ema --model-ema-decay 0.8 --no-report '
     '--cam-images 0',
     'bn': '--model test_efficientnet --no-ddp-bb --hnc kd --hnc-weight 0.1 --hnc-topk 1 --loss center --amp '
-    '--epochs 1 --amp-dtype bfloat16 --model-ema --no-report --cam-images 2',
+    '--clip-grad 0.1 --clip-mode value --epochs 1 --amp-dtype bfloat16 --model-ema --no-report --cam-images 2',
     'teacher': '--model test_efficientnet_gn --hnc mse --hnc-weight 0.1 --hnc-topk 1 --kd-model-name taught '
+    '--channels-last '
     '--epochs 1 --kd-distill-type feature --clip-grad 0.5 --no-report --cam-images 0',
 }
 
@@ -137,6 +139,38 @@ def test_a_unit_with_the_classifier_is_refused(group):
         check_units(sharded(group))
 
 
+def of_a_launcher(mesh=None, error=None):
+    """An accelerator that shards a task at once, or cannot."""
+
+    def shard(task, optimizer):
+        if error is not None:
+            raise error
+        return fully_shard(task, mesh=mesh), optimizer
+
+    return SimpleNamespace(distributed_type=DistributedType.FSDP, prepare=shard)
+
+
+def test_any_layout_is_prepared(group):
+    model = timm.create_model('test_efficientnet_gn').to(memory_format=torch.channels_last)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    _, _, copied = prepare(of_a_launcher(group), torch.nn.Sequential(model), None, model)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert distance(weights, dict(copied.state_dict())) == 0
+    assert distance(weights, whole_state(dict(model.state_dict()), keep=True)) == 0
+    assert {*whole_state(dict(model.named_parameters()), keep=False).values()} == {None}
+
+
+def test_what_cannot_be_prepared_is_said_in_a_line():
+    task = timm.create_model('test_efficientnet_gn')
+    message = '^accelerate launch asks for FSDP: Could not find the transformer layer class Blok in the model'
+    error = ValueError('Could not find the transformer layer class Blok in the model.')
+    with pytest.raises(UsageError, match=message):
+        prepare(of_a_launcher(error=error), task, None, task)
+    task.stem = torch.nn.Conv2d(3, 4, 3, dtype=torch.bfloat16)
+    with pytest.raises(UsageError, match=r'^FSDP: model and losses learn bfloat16 and float32: leave out'):
+        prepare(of_a_launcher(), task, None, task)
+
+
 def test_what_torch_cannot_do_with_parts_is_said_with_its_flag(group):
     model = sharded(group)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
@@ -164,7 +198,7 @@ def test_states_of_optimizers_come_back_as_they_were(group, opt):
         generator = torch.Generator().manual_seed(1)
         for step in range(3):
             if restart and step == 2:
-                state = whole({'model': model.state_dict(), 'optimizer': optimizer.state_dict()})
+                state = whole_state({'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, keep=True)
                 assert not any(isinstance(each, DTensor) for each in state['model'].values())
                 model = sharded(group)
                 optimizer = timm.optim.create_optimizer_v2(model, opt=opt, lr=0.01)
@@ -174,5 +208,5 @@ def test_states_of_optimizers_come_back_as_they_were(group, opt):
             optimizer.step()
             optimizer.zero_grad()
         assert isinstance(model, FSDPModule)
-        runs.append(whole({'model': model.state_dict(), 'optimizer': optimizer.state_dict()['state']}))
+        runs.append(whole_state({'model': model.state_dict(), 'optimizer': optimizer.state_dict()['state']}, keep=True))
     assert distance(*runs) == 0

@@ -70,7 +70,8 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     started, before = time.monotonic(), run.averages.count
     tally = _Tally(run)
     for step in _steps(run, epoch, update * run.options.batches.grad_accum_steps):
-        with nullcontext() if step.last else run.accelerator.no_sync(run.task):
+        # whole gradients, kept from batch to batch, would take the memory that FSDP saves
+        with nullcontext() if step.last or run.whole is not None else run.accelerator.no_sync(run.task):
             with run.accelerator.autocast():  # which Accelerate leaves out where parameters are in parts
                 result = run.task(step.input, step.target, *([] if step.masks is None else [step.masks]))
             loss = result['loss'] * (_batch_scale(run, len(step.target)) / step.window)
@@ -239,7 +240,8 @@ def _clip(run: Run, value: float, mode: str) -> None:
     if mode == 'norm':
         run.accelerator.clip_grad_norm_(parameters, value)
     elif mode == 'value':
-        run.accelerator.clip_grad_value_(parameters, value)
+        run.accelerator.unscale_gradients(run.optimizer)  # Accelerate's own refuses FSDP
+        torch.nn.utils.clip_grad_value_(parameters, value)
     else:
         run.accelerator.unscale_gradients(run.optimizer)
         parameters = [*model_parameters(run.model, exclude_head=True), *run.projection_parameters]

@@ -40,17 +40,52 @@ def check_sharding(accelerator: Accelerator) -> None:
     plugin.mixed_precision_policy, plugin.cpu_ram_efficient_loading = None, False
 
 
-@torch.no_grad()
-def whole_copy(accelerator: Accelerator, task: nn.Module, model: Any) -> Any:
-    """A copy of the model of a task whose parameters come into parts, to evaluate and save; None where they stay.
+def prepare(accelerator: Accelerator, task: Any, optimizer: Any, model: Any) -> tuple[Any, Any, Any]:
+    """Accelerate's `prepare`; where it brings parameters into parts, they are first made those of the first process.
 
-    The weights of the first process are from here on those of all: of random ones each would keep its own parts.
+    Of random ones, each process would keep its own parts.
+
+    Returns:
+        Task and optimizer, and a whole copy of the model to evaluate and save; None where parameters stay whole.
+
+    Raises:
+        UsageError: these parameters cannot be in such parts.
     """
     if not shards(accelerator):
-        return None
-    for tensor in (*task.parameters(), *task.buffers()):
-        tensor.copy_(broadcast(tensor))
-    return copy.deepcopy(model)
+        return *accelerator.prepare(task, optimizer), None
+    kinds = {each.dtype for each in task.parameters() if each.requires_grad}
+    if len(kinds) > 1:
+        names = ' and '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))
+        raise UsageError(f'FSDP: model and losses learn {names}: leave out --model-dtype, and see --amp.')
+    with torch.no_grad():
+        for tensor in (*task.parameters(), *task.buffers()):
+            tensor.copy_(broadcast(tensor))
+    for parameter in task.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP takes no other layout; images keep theirs
+    copied = copy.deepcopy(model)
+    try:
+        task, optimizer = accelerator.prepare(task, optimizer)
+    except (ValueError, NotImplementedError) as error:
+        raise UsageError(f'accelerate launch asks for FSDP: {first_lines(error)}') from error
+    check_units(model)
+    return task, optimizer, copied
+
+
+def check_units(model: Any) -> None:
+    """Refuse a unit with the classifier in it: it would lie in parts whenever class maps are made of it.
+
+    Raises:
+        UsageError: with its name.
+    """
+    found = model.get_classifier() if hasattr(model, 'get_classifier') else ()
+    classifiers = found if isinstance(found, (tuple, list)) else [found]
+    inside = {module for each in classifiers if isinstance(each, nn.Module) for module in each.modules()}
+    for name, module in model.named_modules():
+        if inside.intersection(module.modules()) and isinstance(module, FSDPModule):
+            raise UsageError(
+                f"accelerate launch shards '{name or type(model).__name__}' by itself, with the classifier, of which "
+                'class maps are made: name the class of the blocks (--fsdp_transformer_layer_cls_to_wrap).'
+            )
 
 
 @torch.no_grad()
@@ -60,25 +95,22 @@ def put_together(parts: nn.Module, copied: nn.Module) -> None:
         own.copy_(whole(part))
 
 
-def check_units(model: Any) -> None:
-    """Refuse a unit with the classifier in it: it would lie in parts whenever class maps are made of it.
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, put together where it is in parts; all processes call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    Raises:
-        UsageError: with its name.
+
+def whole_state(state: Any, keep: bool) -> Any:
+    """A state with its tensors whole; one at a time, on the CPU, and for processes that `keep` it alone.
+
+    All processes call it.
     """
-    parts = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    classifier = set(parts.modules()) if isinstance(parts, nn.Module) else set()
-    for name, module in model.named_modules():
-        if classifier.intersection(module.modules()) and isinstance(module, FSDPModule):
-            raise UsageError(
-                f"accelerate launch shards '{name or type(model).__name__}' by itself, with the classifier, of which "
-                'class maps are made: name the class of the blocks (--fsdp_transformer_layer_cls_to_wrap).'
-            )
 
+    def take(part: Any) -> Tensor | None:
+        tensor = part.full_tensor()
+        return tensor.cpu() if keep else None
 
-def whole(data: Any) -> Any:
-    """Lists and dictionaries with those tensors put together that are in parts; all processes call it."""
-    return recursively_apply(lambda part: part.full_tensor(), data, test_type=lambda value: isinstance(value, DTensor))
+    return recursively_apply(take, state, test_type=lambda value: isinstance(value, DTensor))
 
 
 def _part_of(value: Any, like: Any) -> Any:
@@ -97,7 +129,7 @@ def operations_of_parts(flag: str, in_parts: bool) -> Iterator[None]:
         yield
     except (RuntimeError, AssertionError) as error:
         text = str(error)
-        if not in_parts or (text and 'DTensor' not in text and 'placement' not in text):
+        if not in_parts or (text and not any(word in text for word in ('DTensor', 'placement', 'shard'))):
             raise
         raise UsageError(f'{flag}: cannot be used with FSDP ({first_lines(error)}).') from error
 

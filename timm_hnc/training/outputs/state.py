@@ -21,7 +21,7 @@ from timm_hnc.training.outputs.changed_options import (
 )
 from timm_hnc.training.outputs.resume_checks import check_classes, check_optimizer, check_processes
 from timm_hnc.training.setup.build import Run
-from timm_hnc.training.sharding import load_optimizer_state, load_state, whole
+from timm_hnc.training.sharding import load_optimizer_state, load_state, whole_state
 from timm_hnc.weights.saving import save_weights
 
 _logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _state(run: Run) -> dict[str, Any]:
     if _has_history(run):
         state['scheduler'] = run.scheduler.lr_scheduler.state_dict()
         state['rate_without_noise'] = run.scheduler.restore_lr
-    return whole(state)
+    return whole_state(state, keep=run.accelerator.is_main_process)
 
 
 def _write(run: Run, state: dict[str, Any], folder: Path) -> None:

@@ -41,7 +41,7 @@ from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with
 from timm_hnc.training.setup.options import TrainOptions
 from timm_hnc.training.setup.provided import Provided
 from timm_hnc.training.setup.run_data import RunData, create_run_data
-from timm_hnc.training.sharding import check_units, put_together, whole_copy
+from timm_hnc.training.sharding import prepare, put_together
 from timm_hnc.training.signals import StopSignals
 from timm_hnc.training.update_flags import Notices
 
@@ -198,9 +198,7 @@ def build_run(
     projection = getattr(distilling.trainable_module, 'projection', None)
     task = compiled(task)  # inside DDP, whose hooks would break the graph
     optimizer = create_optimizer(options.optimizer, options.schedule, model, loss, options.loss.loss_lr, projection)
-    whole_model = whole_copy(accelerator, task, model)
-    task, optimizer = accelerator.prepare(task, optimizer)
-    check_units(model)
+    task, optimizer, whole_model = prepare(accelerator, task, optimizer, model)
     run = Run(
         options=options,
         accelerator=accelerator,
