@@ -360,6 +360,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_earlier_ones_whole(images, t
         (['--log-wandb'], 'wandb', 'pip install wandb'),
         (['--dataset', 'hfds/x'], 'datasets', 'pip install "timm_hnc[data]"'),
         (['--dataset', 'wds/x'], 'webdataset', 'pip install "timm_hnc[data]"'),
+        (['--dataset', 'tfds/x'], 'tensorflow_datasets', 'pip install tensorflow tensorflow-datasets'),
         (['--dataset', 'hnc/digits', '--num-classes', 10], 'scikit-learn', 'pip install "timm_hnc[quickstart]"'),
     ],
 )

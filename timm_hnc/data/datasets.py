@@ -33,8 +33,8 @@ _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/coco': read_coco,
 }
 _SEVERAL_LABELS = {'hnc/coco'}  # an image; the others of ours have one
-_PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'wds': 'webdataset'}
-_PREFIXES = ('torch', *_PACKAGES, 'tfds')
+_PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'wds': 'webdataset', 'tfds': 'tensorflow_datasets'}
+_PREFIXES = ('torch', *_PACKAGES)
 
 
 def create_dataset(
@@ -103,7 +103,8 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
     prefix = name.split('/')[0].lower() if '/' in name else ''
     package = _PACKAGES.get(prefix)
     if package and find_spec(package) is None:
-        raise UsageError(f'--dataset {name} needs the package {package}: pip install "timm_hnc[data]".')
+        install = 'tensorflow tensorflow-datasets' if prefix == 'tfds' else '"timm_hnc[data]"'
+        raise UsageError(f'--dataset {name} needs the package {package}: pip install {install}.')
     if prefix and not root and prefix not in _PREFIXES:
         raise UsageError(f"--dataset '{name}': expected a name that begins with {', '.join(_PREFIXES)} or hnc.")
     if prefix in ('torch', 'wds') and not root:
