@@ -1,8 +1,10 @@
 """What all tests share."""
 
+import copy
 import gc
 import os
 import signal
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -50,6 +52,7 @@ LONG = (
     *('killed_processes', 'loading', 'processes', 'export', 'page', 'train_runs', 'compilation', 'interrupted'),
     *('report', 'kinds_of_heads', 'resume', 'loss_matrix', 'map_boxes', 'tasks', 'selected', 'validate_runs'),
     *('distillation', 'naflex_runs', 'changed_options', 'cam_model', 'detached_heads', 'probe', 'space', 'bad_input'),
+    'sharding',
 )
 
 
@@ -75,6 +78,23 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+def _made_once(build):
+    """A parser takes 10 ms to make, and tests parse 2,000 times: its name follows from argv, its defaults are fresh."""
+    made = {}
+
+    def parser():
+        key = tuple(sys.argv[:2])
+        if key not in made:
+            new = build()
+            made[key] = new, [(each, each.default) for each in new._actions if isinstance(each.default, (list, dict))]
+        found, defaults = made[key]
+        for action, default in defaults:
+            action.default = copy.deepcopy(default)
+        return found
+
+    return parser
+
+
 def pytest_collection_finish():
     """What is there before the first test stays: the garbage collector need not look at it, nor a fork copy it.
 
@@ -86,3 +106,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+    from timm_hnc.commands.options import train_options, validate_options
+
+    for module in (train_options, validate_options):
+        module.build_parser = _made_once(module.build_parser)

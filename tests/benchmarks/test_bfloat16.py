@@ -1,10 +1,8 @@
 """Convolutions of bfloat16 in float32 are those of exact arithmetic, rounded."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from running import run_script
 from scripts import FOLDER, load_script
 from torch.nn import functional
 
@@ -48,5 +46,5 @@ def test_a_script_runs_with_it(tmp_path):
         '    out = torch.nn.Conv2d(3, 4, 3)(torch.randn(1, 3, 8, 8))\n'
         'print(sys.argv[1:], out.dtype, type(out.grad_fn).__name__)\n'
     )
-    done = subprocess.run([sys.executable, FOLDER / 'bfloat16.py', script, '--a', 'b'], capture_output=True, text=True)
+    done = run_script(FOLDER / 'bfloat16.py', script, '--a', 'b', imported='torch')
     assert done.stdout == "['--a', 'b'] torch.bfloat16 _Conv2dBackward\n", done.stderr

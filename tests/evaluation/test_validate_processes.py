@@ -36,7 +36,7 @@ def test_weights_that_do_not_load_end_all_processes(runs, images, tmp_path):
 def test_figures_are_those_of_one_process(runs, shards, tmp_path, capsys, processes):
     options = {
         'one': ['--checkpoint', str(runs / 'one'), '-b', '4', '--metrics-avg', 'macro'],
-        'large batches': ['--checkpoint', str(runs / 'one'), '-b', '64', '--workers', '1'],
+        'large batches': ['--checkpoint', str(runs / 'one'), '-b', '64'],
         'small batches': ['--checkpoint', str(runs / 'one'), '-b', '1'],
         'several': ['--checkpoint', str(runs / 'several'), '-b', '4'],
         'one image': ['--checkpoint', str(runs / 'several'), '-b', '3', '--no-prefetcher'],

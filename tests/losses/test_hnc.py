@@ -74,7 +74,7 @@ def by_the_paper(class_maps, positives, variant, k, alpha=0.0, reduction='sum'):
 
 @EACH
 @pytest.mark.parametrize('reduction', ['sum', 'mean'])
-@pytest.mark.parametrize('seed', range(12))
+@pytest.mark.parametrize('seed', range(6))
 def test_loss_and_gradients_are_those_of_the_paper(variant, reduction, seed):
     draw = random.Random(seed)
     grid = draw.choice([(1, 1), (1, 4), (3, 2), (2, 3)])
@@ -146,10 +146,10 @@ def test_mean_over_the_batch():
 @EACH
 def test_gradcheck(variant):
     target = torch.tensor([[1.0, 0, 0, 0, 0, 0.5], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])  # the last has no negatives
-    class_maps = make()
+    class_maps = make(grid=(1, 2), features=3)
 
     def loss(positions, weight, bias):
-        return hnc_loss(ClassMaps(positions, weight, bias, (2, 3)), target, variant, 3, alpha=0.2)
+        return hnc_loss(ClassMaps(positions, weight, bias, (1, 2)), target, variant, 3, alpha=0.2)
 
     assert torch.autograd.gradcheck(loss, leaves(class_maps))
     assert torch.autograd.gradgradcheck(loss, leaves(class_maps))

@@ -355,10 +355,10 @@ def test_examples_and_confusions_leave_padding_out():
 
 def test_model_for_pictures_only_is_not_measured_map_by_map(images, tmp_path, without_curves):
     """A map of such a model costs a backward pass: the report shows those of its examples alone."""
-    size = ['--img-size', '32', '--model-kwargs', 'img_size=32']
+    size = ['--img-size', '32', '--model-kwargs', 'img_size=32', 'depth=2']
     model = ['--model', 'test_vit', '--num-classes', '3', *size, '--workers', '0', '--device', 'cpu']
     assert not CamModel(timm.create_model('test_vit', num_classes=3)).kind.trainable
-    argv = ['--data-dir', images, *model, '-b', '8', '--epochs', '1']
+    argv = ['--data-dir', images, *model, '-b', '8', '--epochs', '1', '--cam-images', '0']
     run = train(*argv, '--output', tmp_path, '--experiment', 'run')
     assert len(read_examples(run / 'report')['worst']) == 4
     assert set(read(run, 'figures')) == {'loss', 'top1', 'top5'}

@@ -154,7 +154,7 @@ def test_a_wrong_config_file_has_exit_code_2(fails, images, tmp_path, values, me
         ('--loss guided-complement --num-classes 2', "--loss 'guided-complement' needs 3 classes or more, got 2."),
         ('--loss focal --loss-lr 0.1', '--loss-lr 0.1: --loss focal learns nothing of its own.'),
         ('--loss lmc --model convnext_atto --model-kwargs', "'convnext_atto' has a head of kind C"),
-        ('--loss center --model vit_tiny_patch16_224 --model-kwargs', '--loss center: no trainable class maps'),
+        ('--loss center --model test_vit --model-kwargs', '--loss center: no trainable class maps'),
     ],
 )
 def test_losses_that_do_not_go_with_the_rest(fails, images, argv, message):
@@ -252,7 +252,7 @@ def test_images_that_cannot_be_decoded_are_skipped_and_counted(tmp_path, faulty_
     files[0][30].write_bytes(files[0][30].read_bytes()[:200])
     files[1][0].write_bytes(faulty('SyntaxError'))
     folder = train(
-        *('--data-dir', data, *SMALL, '-b', 1, '--epochs', 2, *more),
+        *('--data-dir', data, *SMALL, '-b', 59, '--epochs', 2, *more),
         *('--cam-images', 1, '--output', tmp_path, '--experiment', 'run'),
     )
     # two epochs of training images; validation after both, and of the best; in memory each is read once

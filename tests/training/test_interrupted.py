@@ -51,7 +51,7 @@ def undisturbed(images, tmp_path_factory):
         '--label-noise symmetric:0.2 --hnc kd --hnc-start-epoch 1 --loss anchor --drop-path 0.2',
         '--loss center --train-img-sizes 24 32 --opt lookahead_sgd',
         '--aug-splits 2 --jsd-loss --split-bn --sched plateau --patience-epochs 0',
-        '--model-dtype bfloat16 --model-ema --model-ema-decay 0.9',
+        '--model-dtype bfloat16 --model-ema --model-ema-decay 0.9 --img-size 16',
     ],
     ids=[
         'hnc-ema',
@@ -178,8 +178,9 @@ def test_a_signal_saves_and_says_how_to_go_on(
     )
     assert (folder / 'last').readlink().name == f'recovery-1-{update}'
     monkeypatch.undo()
-    train(*line.split('train.py ')[1].split())
-    assert run_differences(folder, undisturbed) == []
+    if number == signal.SIGTERM:
+        train(*line.split('train.py ')[1].split())
+        assert run_differences(folder, undisturbed) == []
 
 
 def test_minutes_between_checkpoints(options, monkeypatch, at_update):
@@ -192,9 +193,6 @@ def test_minutes_between_checkpoints(options, monkeypatch, at_update):
 def test_the_data_may_not_depend_on_the_number_of_workers(options):
     """Random numbers follow from a sample's place, whichever process reads it."""
     folders = [
-        train(*options(f'workers-{n}', *AUGMENTED, '--epochs', 2, '--mixup', 0.3, '--workers', n)) for n in (0, 1, 3)
+        train(*options(f'workers-{n}', *AUGMENTED, '--epochs', 2, '--mixup', 0.3, '--workers', n)) for n in (0, 3)
     ]
-    assert [differences(*pair) for pair in zip(map(summary, folders), map(summary, folders[1:]), strict=False)] == [
-        [],
-        [],
-    ]
+    assert differences(*map(summary, folders)) == []

@@ -11,8 +11,8 @@ SMALLEST = {
     'C': ['test_convnext', '--model-kwargs', 'depths=(1,1,1,1)', 'dims=(16,16,16,16)'],
     'D': ['mobilenetv3_small_050'],
     'E': ['efficientvit_b0', '--model-kwargs', 'widths=(4,8,16,32,64)', 'depths=(1,1,1,1,1)', 'head_widths=(64,80)'],
-    'F': ['test_vit3'],
-    'G with --gp avg': ['test_vit', '--model-kwargs', 'img_size=64', '--gp', 'avg'],
+    'F': ['test_vit3', '--model-kwargs', 'depth=2'],
+    'G with --gp avg': ['test_vit', '--model-kwargs', 'img_size=64', 'depth=2', '--gp', 'avg'],
     'H': ['efficientvim_m1', '--img-size', '128', '--model-kwargs', 'embed_dim=(24,32,40)', 'depths=(1,1,1)'],
 }
 WITH_PICTURES = ('A1', 'F', 'H')  # of one linear layer, with attention, of several branches

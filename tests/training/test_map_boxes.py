@@ -21,16 +21,16 @@ def birds(tmp_path_factory):
 @pytest.fixture
 def argv(birds, tmp_path):
     def build(name, *more):
-        return [*birds, *SMALL, '-b', 2, '--lr', 0.05, '--output', tmp_path, '--experiment', name, *more]
+        return [*birds, *SMALL, '-b', 8, '--lr', 0.05, '--output', tmp_path, '--experiment', name, *more]
 
     return build
 
 
 def test_a_run_with_boxes_goes_on_exactly(argv):
-    options = ['--map-loss', 'energy=0.5', 'outside', '--hnc', 'mse', '--epochs', 3]
+    options = ['--map-loss', 'energy=0.5', 'outside', '--hnc', 'mse', '--epochs', 2]
     options += ['--hflip', 0.5, '--color-jitter', 0.4, '--reprob', 0.3]
     whole = train(*argv('whole', *options, '--workers', 2))
-    train(*argv('parts', *options, '--stop-epoch', 2))
+    train(*argv('parts', *options, '--stop-epoch', 1))
     parts = train(*argv('parts', *options, '--resume', 'auto', '--workers', 1))
     assert run_differences(parts, whole) == []
     for row in summary(whole):

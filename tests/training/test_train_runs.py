@@ -404,8 +404,6 @@ def test_train_py_is_a_command(images, tmp_path):
 def test_label_noise_is_in_the_training_labels_alone(images, tmp_path):
     """All labels wrong by one class: what is learned is the next class, and validation says so."""
     options = ['--epochs', 6, '--lr', 0.1, '--warmup-epochs', 0, '--smoothing', 0, '--no-aug']
-    clean = result(run(tmp_path, images, *options, name='clean'))
     *_, noisy = summary(run(tmp_path, images, *options, '--label-noise', 'asymmetric:1', name='noisy'))
-    assert clean['final']['top1'] > 80
     assert noisy['train_loss'] < 0.5
     assert noisy['eval_top1'] < 20
