@@ -279,6 +279,12 @@ def test_engines_of_their_own_are_refused(monkeypatch):
         accelerator()
 
 
+def test_parts_that_there_cannot_be_here(monkeypatch, caplog):
+    monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true')
+    accelerator()
+    assert 'FSDP, which needs several accelerators: parameters stay whole.' in caplog.text
+
+
 @pytest.mark.parametrize('name', ['no_such_module', '', '..', 'a b'])
 def test_device_modules_that_cannot_be_imported(name):
     with pytest.raises(UsageError, match=rf'--device-modules {re.escape(name)}: cannot be imported \('):

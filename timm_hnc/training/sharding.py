@@ -1,6 +1,8 @@
 """Parameters that processes hold in parts: FSDP version 2, from `accelerate launch --use_fsdp --fsdp_version 2`."""
 
 import copy
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,8 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from timm_hnc.errors import UsageError, first_lines
 
+_logger = logging.getLogger(__name__)
+
 
 def shards(accelerator: Accelerator) -> bool:
     """Whether the launcher asks for parameters in parts."""
@@ -28,6 +32,8 @@ def check_sharding(accelerator: Accelerator) -> None:
         UsageError: with what to ask for instead.
     """
     if not shards(accelerator):
+        if os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true' and accelerator.is_main_process:
+            _logger.warning('accelerate launch asks for FSDP, which needs several accelerators: parameters stay whole.')
         return
     plugin = accelerator.state.fsdp_plugin
     for given, flag, instead in (
