@@ -63,11 +63,11 @@ def prepare(accelerator: Accelerator, task: Any, optimizer: Any, model: Any) -> 
     if len(kinds) > 1:
         names = ' and '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))
         raise UsageError(f'FSDP: model and losses learn {names}: leave out --model-dtype, and see --amp.')
+    for parameter in task.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP takes no other layout; images keep theirs
     with torch.no_grad():
         for tensor in (*task.parameters(), *task.buffers()):
             tensor.copy_(broadcast(tensor))
-    for parameter in task.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP takes no other layout; images keep theirs
     copied = copy.deepcopy(model)
     try:
         task, optimizer = accelerator.prepare(task, optimizer)
