@@ -50,8 +50,13 @@ def test_mean_of_maps_is_the_logit_in_bfloat16(small, training):
         assert class_maps.maps(None).dtype == torch.bfloat16
 
 
-@ALL
-@TRAINING
+@pytest.mark.parametrize(
+    ('small', 'training'),
+    [
+        *(pytest.param(small, True, id=f'{name}-train') for name, small in MODELS.items()),
+        *(pytest.param(MODELS[name], False, id=f'{name}-eval') for name in REPRESENTATIVES),
+    ],
+)
 def test_one_forward_pass_of_the_model_itself(small, training):
     """Bit-equal logits, the same random numbers drawn, running statistics updated once, the same gradients."""
     plain = small.make(drop_rate=0.5).double().train(training)
