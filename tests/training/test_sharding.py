@@ -38,8 +38,7 @@ RUNS = {
     'bn': '--model test_efficientnet --no-ddp-bb --hnc kd --hnc-weight 0.1 --hnc-topk 1 --loss center --amp '
     '--clip-grad 0.1 --clip-mode value --epochs 1 --amp-dtype bfloat16 --model-ema --no-report --cam-images 2',
     'teacher': '--model test_efficientnet_gn --hnc mse --hnc-weight 0.1 --hnc-topk 1 --kd-model-name taught '
-    '--channels-last '
-    '--epochs 1 --kd-distill-type feature --clip-grad 0.5 --no-report --cam-images 0',
+    '--channels-last --epochs 1 --kd-distill-type feature --clip-grad 0.5 --no-report --cam-images 0',
 }
 
 
@@ -51,7 +50,6 @@ def command(images, run, name, *more):
 def in_two_processes(script, commands, cwd):
     done = run_script(script, json.dumps(commands), processes=2, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def distance(left, right):

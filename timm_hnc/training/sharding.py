@@ -142,8 +142,8 @@ def operations_of_parts(flag: str, in_parts: bool) -> Iterator[None]:
 
 def load_state(module: nn.Module, state: dict[str, Any]) -> None:
     """As the module's `load_state_dict`, of whole tensors."""
-    own = module.state_dict()
-    module.load_state_dict({name: _part_of(value, own.get(name)) for name, value in state.items()})
+    own = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, DTensor)}
+    module.load_state_dict({name: _part_of(value, own.get(name)) for name, value in state.items()} if own else state)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

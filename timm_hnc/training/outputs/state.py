@@ -39,7 +39,8 @@ def save_run(
     progress.num_updates = completed_epochs * run.updates_per_epoch + updates
     progress.num_processes = run.accelerator.num_processes
     progress.skipped_updates, progress.skipped_images = run.skipped_updates, run.count_skipped_images()
-    run.put_together()
+    if updates or run.data.eval_loader is None:  # else it was done for the evaluation
+        run.put_together()
     state = _state(run) | _kept_apart(run, inside_epoch=updates > 0)
     write = partial(_write, run, state) if run.accelerator.is_main_process else None
     run.checkpoints.save(name, write, metric, milestone)
@@ -83,7 +84,7 @@ def _state(run: Run) -> dict[str, Any]:
     if _has_history(run):
         state['scheduler'] = run.scheduler.lr_scheduler.state_dict()
         state['rate_without_noise'] = run.scheduler.restore_lr
-    return whole_state(state, keep=run.accelerator.is_main_process)
+    return state if run.whole is None else whole_state(state, keep=run.accelerator.is_main_process)
 
 
 def _write(run: Run, state: dict[str, Any], folder: Path) -> None:
