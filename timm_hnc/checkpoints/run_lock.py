@@ -6,10 +6,10 @@ says who holds it, and goes when the run ends.
 """
 
 import errno
-import fcntl
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +19,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from timm_hnc.errors import DataError
+from timm_hnc.errors import DataError, UsageError
+
+if sys.platform != 'win32':
+    import fcntl
 
 LOCK = '.run.lock'
 _logger = logging.getLogger(__name__)
@@ -34,8 +37,11 @@ def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 
     Raises:
         DataError: another run holds it, or it cannot be written; in the main process.
+        UsageError: this is Windows.
         SystemExit: 1, in the others.
     """
+    if sys.platform == 'win32':
+        raise UsageError("a run's folder needs locks and links that Windows lacks: train on Linux, on macOS or in WSL.")
     lock, problem = _Lock(folder), None
     if accelerator.is_main_process:
         try:

@@ -13,6 +13,7 @@ from timm_hnc.data.objects.boxes import BoxSource, check_inside
 from timm_hnc.errors import UsageError
 from timm_hnc.metrics.localization import Localization
 from timm_hnc.metrics.map_quality import present_classes
+from timm_hnc.runtime.process import sum_of_processes
 
 
 class BoxPass:
@@ -64,8 +65,8 @@ class BoxPass:
             UsageError: no image has a box.
         """
         counted = self.localization
-        sums = [part.to(accelerator.device) for part in (counted.found, counted.hits, counted.energy)]
-        counted.found, counted.hits, counted.energy = (part.cpu() for part in accelerator.reduce(sums))
+        for name in ('found', 'hits', 'energy'):
+            setattr(counted, name, sum_of_processes(getattr(counted, name), accelerator))
         figures = counted.compute()
         if not figures['maps_with_boxes']:
             raise UsageError('--cam-boxes: no image has a box of a class that is in it.')

@@ -35,7 +35,7 @@ class ConfusionPass:
         counted = valid[:, 0] & there[:, 0]
         counted[len(target) - padding :] = False
         confused = logits.gather(1, negatives) > logits.gather(1, positives)
-        rows = torch.cat([positives.double(), negatives.double(), confused.double(), peaks], 1)
+        rows = torch.cat([positives.to(peaks), negatives.to(peaks), confused.to(peaks), peaks], 1)
         for present, absent, wrong, peak in rows[counted].tolist():
             sums = self.pairs.setdefault((int(present), int(absent)), [0, 0, 0.0])
             for place, value in enumerate((1, wrong, peak)):

@@ -20,6 +20,7 @@ from timm_hnc.files.tables import write_csv
 from timm_hnc.metrics.deletion import CURVES, curve_areas
 from timm_hnc.metrics.map_quality import MapQuality
 from timm_hnc.options import check_output_file, check_range, refuse_alone
+from timm_hnc.runtime.process import sum_of_processes
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class QualityPass:
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Figures over all processes, and how many negatives they are of; the rows of the classes go to the file."""
-        self.quality.sums = accelerator.reduce(self.quality.sums.to(accelerator.device)).cpu()
+        self.quality.sums = sum_of_processes(self.quality.sums, accelerator)
         if self.classes_file and accelerator.is_main_process:
             rows = self.quality.per_class(self.class_names)
             try:
@@ -222,7 +223,7 @@ class CurvePass:
         chosen, count = class_maps.logits.argmax(1), len(target) - padding
         maps = class_maps.maps(chosen[:, None]).squeeze(1)
         areas = curve_areas(self._logits, inputs, maps, chosen, self.steps, self.multi_label)
-        areas = areas[:, :count].double().cpu()
+        areas = areas[:, :count].cpu().double()
         self.sums += torch.cat([areas.sum(1), torch.tensor([count], dtype=torch.float64)])
 
     def _logits(self, inputs: Tensor) -> Tensor:
@@ -231,5 +232,5 @@ class CurvePass:
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean areas over all processes."""
-        *areas, count = accelerator.reduce(self.sums.to(accelerator.device), 'sum').tolist()
+        *areas, count = sum_of_processes(self.sums, accelerator).tolist()
         return {f'{name}_area': area / max(1.0, count) for name, area in zip(CURVES, areas, strict=True)}

@@ -33,7 +33,7 @@ from timm_hnc.evaluation.options import ValidateOptions
 from timm_hnc.evaluation.robustness import robust_figures, threat_of
 from timm_hnc.evaluation.sources import Source
 from timm_hnc.runtime.compilation import Compilation
-from timm_hnc.runtime.process import one_process_first
+from timm_hnc.runtime.process import one_process_first, sum_of_processes
 
 _logger = logging.getLogger(__name__)
 
@@ -99,8 +99,7 @@ def measure(
             check_classes_of_model(names, loader.dataset)
             loader.dataset.skipped_images = skipped  # travels to the loader's workers
         metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
-        count = torch.tensor(metrics.pop('skipped_images'), device=accelerator.device)
-        count = accelerator.reduce(count, 'sum')
+        count = sum_of_processes(torch.tensor(metrics.pop('skipped_images')), accelerator)
     return {
         'model': source.name,
         **metrics,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_hnc.cam import ClassMaps
-from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.cam.number_types import at_least_float32, widest
 from timm_hnc.losses.hnc import HNCLoss
 
 DEFAULT_SHARE = 0.03
@@ -78,7 +78,7 @@ class AutoWeight(nn.Module):
     @torch.no_grad()
     def update(self, criterion_norm: Tensor, hnc_norm: Tensor) -> None:
         """Take the norms of a training batch, each () and of this process; no number is read from the device."""
-        squares = torch.stack([criterion_norm, hnc_norm]).double().square()
+        squares = torch.stack([criterion_norm, hnc_norm]).to(self.norms.dtype).square()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(squares)
         found = squares.sqrt()
@@ -104,10 +104,11 @@ class AutoWeight(nn.Module):
         return f'share={self.share:g}'
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'AutoWeight':
-        """Move it, but keep float64: a half type would round small steps of the averages away."""
-        norms = self.norms
+        """Move it, but keep the widest type: a half type would round small steps of the averages away."""
+        norms, self.norms = self.norms, self.norms.float()  # which every device has
         super()._apply(fn, recurse)
-        self.norms = norms.to(self.norms.device)
+        device = self.norms.device
+        self.norms = norms.to(device, widest(device))
         return self
 
 

@@ -41,7 +41,7 @@ class Localization:
         seen = seen[((seen[:, 2:] - seen[:, :2]) > 0).all(1)]
         if not len(seen):
             return
-        map_ = map_.double().cpu()
+        map_ = map_.cpu().double()
         ious = torch.from_numpy(best_ious(map_, seen, frame.size))
         self.found += ious[:, None] >= torch.tensor(IOUS, dtype=ious.dtype)
         self.hits[label] += torch.tensor([points_at(map_, boxes, frame), 1])

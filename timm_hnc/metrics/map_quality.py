@@ -8,6 +8,7 @@ from torch import Tensor
 
 from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.negatives import ROUNDING
+from timm_hnc.cam.number_types import widest
 
 FIGURES = ('peak', 'positive_share', 'kl')
 GROUPS = ('negative', 'positive')
@@ -20,17 +21,18 @@ def map_figures(maps: Tensor) -> Tensor:
         maps: (..., h, w) in units of logits.
 
     Returns:
-        (..., 3) in float64: 'peak', the highest value above the mean; 'positive_share' of cells above 0; 'kl', the
-        Kullback-Leibler divergence of the uniform map from the softmax of the map (Eq. 4 of the paper), in nats.
+        (..., 3) in float64, or float32 on devices without it: 'peak', the highest value above the mean;
+        'positive_share' of cells above 0; 'kl', the Kullback-Leibler divergence of the uniform map from the softmax of
+        the map (Eq. 4 of the paper), in nats.
 
     Example:
         >>> map_figures(torch.tensor([[0.0, 0.0], [0.0, 4.0]]))[0]
         tensor(3., dtype=torch.float64)
     """
-    cells = maps.flatten(-2).double()
+    cells = maps.flatten(-2).to(widest(maps.device))
     mean = cells.mean(-1)
     divergence = cells.logsumexp(-1) - mean - math.log(cells.shape[-1])
-    return torch.stack([cells.amax(-1) - mean, (cells > 0).double().mean(-1), divergence.clamp(min=0)], -1)
+    return torch.stack([cells.amax(-1) - mean, (cells > 0).to(cells).mean(-1), divergence.clamp(min=0)], -1)
 
 
 def present_classes(target: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +75,7 @@ class MapQuality:
         self._add(1, class_maps.maps(present), present, there)
 
     def _add(self, group: int, maps: Tensor, classes: Tensor, valid: Tensor) -> None:
-        figures = map_figures(maps)[valid].cpu()
+        figures = map_figures(maps)[valid].cpu().double()
         rows = torch.cat([figures, torch.ones(len(figures), 1, dtype=torch.float64)], 1)
         self.sums[group].index_add_(0, classes[valid].cpu(), rows)
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from timm import utils
 from timm.layers import set_fast_norm
+from torch import Tensor
 
 from timm_hnc.runtime.device import DeviceOptions
 
@@ -39,6 +40,13 @@ def one_process_first(accelerator: Accelerator) -> Iterator[None]:
     finally:
         if first:
             accelerator.wait_for_everyone()
+
+
+def sum_of_processes(own: Tensor, accelerator: Accelerator) -> Tensor:
+    """Sum of a tensor of every process, on the CPU and of its type; all processes call it."""
+    if accelerator.num_processes == 1:
+        return own.cpu()
+    return accelerator.reduce(own.to(accelerator.device), 'sum').cpu()
 
 
 def renew_state(options: DeviceOptions) -> None:

@@ -6,6 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from timm_hnc.cam.number_types import widest
+
 
 class Averages:
     """Sample-weighted means of a task's scalars, kept on the device: no step waits for the host."""
@@ -18,7 +20,7 @@ class Averages:
         """Add the scalars among a step's results."""
         for name, value in result.items():
             if value.ndim == 0:
-                self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * count
+                self.sums[name] = self.sums.get(name, 0.0) + value.detach().to(widest(value.device)) * count
         self.count += count
 
     def add(self, other: 'Averages') -> None:
@@ -42,7 +44,7 @@ class Averages:
         return {'names': list(self.sums), 'sums': accelerator.gather(own[None]).cpu()}
 
     def _own(self, device: torch.device) -> Tensor:
-        return torch.stack([*self.sums.values(), torch.tensor(self.count, dtype=torch.float64, device=device)])
+        return torch.stack([*self.sums.values(), torch.tensor(self.count, dtype=widest(device), device=device)])
 
     @classmethod
     def restored(cls, state: dict[str, Any], accelerator: Accelerator) -> 'Averages':
@@ -50,5 +52,7 @@ class Averages:
         averages = cls()
         *sums, count = state['sums'][accelerator.process_index]
         averages.count = int(count)
-        averages.sums = {name: value.to(accelerator.device) for name, value in zip(state['names'], sums, strict=True)}
+        device = accelerator.device
+        sums = [value.to(device, widest(device)) for value in sums]
+        averages.sums = dict(zip(state['names'], sums, strict=True))
         return averages

@@ -14,6 +14,7 @@ from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
 from timm_hnc.report.page import write_report
+from timm_hnc.runtime.process import sum_of_processes
 from timm_hnc.training.epoch import learning_rate, settle, train_one_epoch
 from timm_hnc.training.outputs.pictures import CamPictures
 from timm_hnc.training.outputs.publishing import Publisher
@@ -108,8 +109,8 @@ def _check_objects(run: Run) -> None:
     if guided is None:
         return
     kind = guided.source.kind
-    counts = torch.tensor([guided.guided_images.value, guided.odd_images.value], device=run.accelerator.device)
-    found, odd = run.accelerator.reduce(counts, 'sum').tolist()
+    counts = torch.tensor([guided.guided_images.value, guided.odd_images.value])
+    found, odd = sum_of_processes(counts, run.accelerator).tolist()
     if not found:
         why = f', {odd} are odd ({guided.source.odd})' if odd else ''
         raise DataError(

@@ -1,7 +1,8 @@
 """What all processes must know of an update: bad numbers, a signal, a checkpoint that is due. One collective tells it.
 
-On a CPU it is read before the optimizer's step. On an accelerator reading it would make the host wait in every step, so
-it is read one update later, and before anything is saved; a run that may leave updates out reads it at once.
+It is read before the optimizer's step. On CUDA reading it would make the host wait in every step, so it is read one
+update later, and before anything is saved; a run that may leave updates out reads it at once. So do other accelerators:
+on Apple's, numbers that a copy brings without waiting were seen to be wrong (github.com/pytorch/pytorch/issues/139550).
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Notices:
 
     def __init__(self, accelerator: Accelerator, at_once: bool = False) -> None:
         self.accelerator = accelerator
-        self.at_once = at_once or accelerator.device.type == 'cpu'
+        self.at_once = at_once or accelerator.device.type != 'cuda'
         self._pending: tuple[range, Tensor, torch.Event | None] | None = None
 
     def exchange(self, batches: range, bad_loss: Tensor, bad_gradient: Tensor, signal: int, due: bool) -> Notice | None:
@@ -54,7 +55,7 @@ class Notices:
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
         told = torch.cat([told, bad_loss.to(told)[None]])
         event = None
-        if device.type != 'cpu':
+        if not self.at_once and device.type == 'cuda':
             told = told.to('cpu', non_blocking=True)
             event = torch.Event(device)
             event.record()

@@ -25,7 +25,7 @@ from timm_hnc.losses.base import Loss
 from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.losses.plain_classifier import with_plain_classifier
 from timm_hnc.runtime.compilation import Compilation
-from timm_hnc.runtime.process import one_process_first
+from timm_hnc.runtime.process import one_process_first, sum_of_processes
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import CheckpointInterval
@@ -110,8 +110,8 @@ class Run:
 
     def count_skipped_images(self) -> int:
         """Images that all processes skipped; all of them call it."""
-        count = torch.tensor(self.data.skipped.count, device=self.accelerator.device)
-        return self.skipped_images_before + int(self.accelerator.reduce(count, 'sum'))
+        count = sum_of_processes(torch.tensor(self.data.skipped.count), self.accelerator)
+        return self.skipped_images_before + int(count)
 
     @property
     def distributed(self) -> bool:
