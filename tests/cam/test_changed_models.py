@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from running import clean_process
 from torch import nn
 
-from timm_hnc import CamModel, HNCTask
+from timm_hnc import CamModel, HNCTask, hnc_loss
 from timm_hnc.cam.heads.probe import UnsupportedHead
 
 __all__ = ['clean_process']
@@ -44,6 +44,18 @@ def with_hook():
     model = resnet()
     model.register_forward_pre_hook(lambda module, args: (5 * args[0] + 1,))
     return model
+
+
+class Doubled(nn.Module):
+    """A pool that says nothing of itself."""
+
+    def forward(self, x):
+        return 2 * x.mean((2, 3))
+
+
+def others():
+    """A classifier that is none of timm's."""
+    return nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
 
 def normalising():
@@ -113,6 +125,11 @@ def test_its_maps_behind_a_named_module_are_those_of_its_forward():
             lambda model: setattr(model, 'fc', nn.Sequential(model.fc, nn.ReLU())),
             'its classifier is of the type Sequential now',
         ),
+        (lambda model: setattr(model, 'global_pool', Doubled()), 'its global_pool is of the type .*[.]Doubled now'),
+        (
+            lambda model: setattr(model, 'forward_head', lambda x: 2 * model.fc(x.mean((2, 3)))),
+            r'its forward_head\(\) was replaced',
+        ),
         (lambda model: changed(model, forward_head=lambda self, x: (x, x)), 'returns a tuple'),
     ],
 )
@@ -121,6 +138,50 @@ def test_a_plain_head_that_changed(change, message):
     change(cam_model.model)
     with pytest.raises(ValueError, match=f'works otherwise than when it was probed .*{message}'):
         cam_model.class_maps(images())
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda model: setattr(model, 'fc_norm', nn.LayerNorm(64)), 'its fc_norm is of the type LayerNorm now'),
+        (
+            lambda model: setattr(model, 'head_drop', nn.Sequential(nn.ReLU())),
+            'its head_drop is of the type Sequential',
+        ),
+        (lambda model: setattr(model, 'fc_norm', nn.Dropout(0.5)), None),
+    ],
+)
+def test_what_lies_beside_a_plain_head_that_changed(change, message):
+    cam_model = CamModel(timm.create_model('test_vit', num_classes=7, global_pool='avg', fc_norm=False, img_size=64))
+    change(cam_model.model)
+    if message is None:
+        maps = cam_model.class_maps(images())
+        torch.testing.assert_close(maps.maps().mean((2, 3)), maps.logits, atol=1e-5, rtol=1e-4)
+        return
+    with pytest.raises(ValueError, match=message):
+        cam_model.class_maps(images())
+
+
+@pytest.mark.parametrize('norm', [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_weights_that_are_made_anew_at_every_pass(norm):
+    cam_model = CamModel(resnet()).train()
+    norm(cam_model.model.fc)
+    maps = cam_model.class_maps(images())
+    torch.testing.assert_close(maps.maps().mean((2, 3)), maps.logits, atol=1e-6, rtol=1e-6)
+
+
+def test_a_classifier_of_others_with_other_classes():
+    cam_model = CamModel(others())
+    cam_model.model[3] = nn.Linear(8, 5)
+    with pytest.raises(ValueError, match='num_classes says 3, and it has 5 logits'):
+        cam_model.class_maps(images())
+
+
+@pytest.mark.parametrize('wrapped', [CamModel, nn.DataParallel])
+def test_another_wrapper_in_place_of_a_copy(wrapped):
+    cam_model = CamModel(resnet())
+    with pytest.raises(TypeError, match='expected a ResNet, perhaps the one inside of it'):
+        cam_model.around(wrapped(resnet()))
 
 
 def written_into(module, args):
@@ -328,10 +389,10 @@ def test_features_that_are_changed_in_place_behind_their_module():
     torch.testing.assert_close(cam_model.class_maps(images()).maps().mean((2, 3)), model(images()))
 
 
-def test_a_compiled_model_of_others():
-    model = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+@pytest.mark.parametrize('make', [resnet, others])
+def test_a_compiled_model(make):
     with pytest.raises(UnsupportedHead, match='wrap the model, and compile the wrapper'):
-        CamModel(torch.compile(model, backend='eager'))
+        CamModel(torch.compile(make(), backend='eager'))
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_convnext'])
@@ -340,6 +401,22 @@ def test_derivatives_of_maps_as_functions(name):
     expected = torch.autograd.grad(cam_model.class_maps(x).maps([1]).square().sum(), x)[0]
     found = torch.func.grad(lambda each: cam_model.class_maps(each).maps([1]).square().sum())(images())
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext'])
+def test_gradients_of_every_sample(name):
+    cam_model, target = CamModel(timm.create_model(name, num_classes=7).eval()), torch.tensor([3, 1])
+    weights = dict(cam_model.named_parameters())
+
+    def loss(weights, image, label):
+        maps = torch.func.functional_call(cam_model, weights, (image[None], True))
+        return hnc_loss(maps, label[None], 'kd', topk=3)
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, images(), target)
+    for sample in range(2):
+        value = hnc_loss(cam_model.class_maps(images()[sample, None]), target[sample, None], 'kd', topk=3)
+        for name, expected in zip(weights, torch.autograd.grad(value, [*weights.values()]), strict=True):
+            torch.testing.assert_close(found[name][sample], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_maps_are_compiled_with_their_model():

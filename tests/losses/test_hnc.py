@@ -361,6 +361,8 @@ def test_large_maps_do_not_overflow_the_softmax():
         ({'topk': -3}, 'topk = -3'),
         ({'alpha': math.nan}, 'alpha = nan.*finite'),
         ({'alpha': math.inf}, 'alpha = inf.*finite'),
+        ({'alpha': torch.zeros(2)}, 'alpha = tensor.*finite'),
+        ({'topk': 10**400}, 'looks at a whole number'),
         ({'reduction': 'none'}, "reduction 'none' is unknown: expected one of sum, mean"),
     ],
 )
@@ -369,6 +371,12 @@ def test_bad_options_are_refused(options, message):
         HNCLoss(**options)
     with pytest.raises(ValueError, match=message):
         hnc_loss(make(), torch.tensor([0, 1, 2]), **options)
+
+
+@pytest.mark.parametrize('floor', [-1, 1, math.nan, 'x'])
+def test_a_floor_that_no_smoothing_makes(floor):
+    with pytest.raises(ValueError, match=f'target_floor = {floor!r}: expected 0 or more and below 1'):
+        hnc_loss(make(), torch.tensor([0, 1, 2]), target_floor=floor)
 
 
 def test_logits_are_no_class_maps():

@@ -48,7 +48,7 @@ class CamModel(nn.Module):
 
     def __init__(
         self,
-        model: TimmModel,
+        model: nn.Module,
         features: str | None = None,
         features_input: str | None = None,
         image_size: tuple[int, int] | int | None = None,
@@ -74,12 +74,18 @@ class CamModel(nn.Module):
         self.model: TimmModel = model
         self.training = model.training
 
-    def around(self, model: TimmModel) -> 'CamModel':
+    def around(self, model: nn.Module) -> 'CamModel':
         """The class maps of another model of this very architecture, such as averaged weights: nothing is looked for.
 
         Args:
             model: a copy of this one's, perhaps with other weights.
+
+        Raises:
+            TypeError: it is another wrapper.
         """
+        if isinstance(model, CamModel) or is_of_timm(model) != is_of_timm(self.model):
+            kind = type(model).__name__
+            raise TypeError(f'model is a {kind}: expected a {type(self.model).__name__}, perhaps the one inside of it.')
         other = CamModel.__new__(CamModel)
         nn.Module.__init__(other)
         other.head, other.model, other.training = self.head, model, model.training
@@ -146,14 +152,20 @@ class CamModel(nn.Module):
         class_maps = naflex_class_maps(self.model, x) if isinstance(x, Mapping) else self.head.class_maps(self.model, x)
         if goes_around:
             class_maps.logits = show_output(self.model, x, class_maps.logits)
-            _check_number_of_classes(self.model, class_maps.num_classes)
-        if checked and not self.model.training:
+        if checked:
+            self._check_number_of_classes(class_maps.num_classes)
+        if checked and not (self.model.training or torch._C._are_functorch_transforms_active()):
             _check_finite(class_maps.logits)
         return class_maps
 
     def _logits(self, x: Tensor | NaFlexBatch) -> Tensor:
         found = self.model(x)
         return found if is_of_timm(self.model) else logits_of(found)
+
+    def _check_number_of_classes(self, found: int) -> None:
+        told = getattr(self, 'num_classes', found)
+        if told != found:
+            raise changed_since_probe(self.model, f'its num_classes says {told}, and it has {found} logits')
 
     def _check_images(self, x: Tensor) -> None:
         if x.ndim != 4:
@@ -200,12 +212,6 @@ def cell_size(model: TimmModel) -> int:
 def drops_patches(model: TimmModel) -> bool:
     """Whether a timm model leaves patches out in training."""
     return bool(getattr(getattr(model, 'patch_drop', None), 'prob', 0))
-
-
-def _check_number_of_classes(model: TimmModel, found: int) -> None:
-    told = getattr(model, 'num_classes', found)
-    if told != found:
-        raise changed_since_probe(model, f'its num_classes says {told}, and it has {found} logits')
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -38,7 +38,7 @@ def check_options(variant: str, topk: int, alpha: float, reduction: str) -> None
 def _is_finite(number: Any) -> bool:
     try:
         return math.isfinite(number)
-    except TypeError:
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError of tensors
         return False
 
 
@@ -92,6 +92,8 @@ def hnc_loss(
         >>> hnc_loss(maps, torch.tensor([7, 3]), 'kd', topk=10).backward()
     """
     check_options(variant, topk, alpha, reduction)
+    if not (_is_finite(target_floor) and 0 <= target_floor < 1):
+        raise ValueError(f'target_floor = {target_floor!r}: expected 0 or more and below 1.')
     if not isinstance(class_maps, ClassMaps):
         kind = type(class_maps).__name__
         raise TypeError(f'class_maps are a {kind}: expected what cam_model.class_maps(images) returns.')
@@ -136,9 +138,14 @@ class HNCLoss(nn.Module):
         super().__init__()
         check_options(variant, topk, alpha, reduction)
         self.variant = variant
-        self.topk = topk
+        self.topk = int(topk)
         self.alpha = alpha
         self.reduction = reduction
+
+    def __call__(self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0) -> Tensor:
+        """The loss of a batch, as `forward`."""
+        loss: Tensor = super().__call__(class_maps, target, target_floor)
+        return loss
 
     def forward(self, class_maps: ClassMaps, target: Tensor, target_floor: float = 0.0) -> Tensor:
         """The loss of a batch, a scalar; see `hnc_loss`."""

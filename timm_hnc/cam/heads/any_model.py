@@ -46,8 +46,6 @@ def find_hooked_head(
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise Refused('it is on the meta device, and has to be run', 'make it on the CPU')
-    if hasattr(model, '_orig_mod'):
-        raise Refused('it is compiled, and its modules show nothing', 'wrap the model, and compile the wrapper')
     if getattr(model, 'num_classes', None) == 0:
         raise Refused('it has no classifier', _CLASSES)
     if any(is_lazy(parameter) for parameter in model.parameters()):

@@ -4,11 +4,13 @@ A head is accepted by what it does, not by its name: its operations are recorded
 over positions. So a new architecture works unseen, or is refused, and never yields maps that explain nothing.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import cached, is_parametrized
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.grids import Cell, Grid, token_grid
@@ -69,6 +71,8 @@ class Head:
         cell: (height, width) of a cell in pixels ('NLC' only).
         pools: what `pools_of` said of the model.
         forward: what the linear layers do, as `forward_of` has it.
+        forward_head: likewise of the model.
+        modules: names and types of what else its forward_head() calls.
     """
 
     layout: Layout
@@ -78,6 +82,8 @@ class Head:
     cell: Cell | None = None
     pools: tuple[str, str] = ('', '')
     forward: Any = None
+    forward_head: Any = None
+    modules: tuple[tuple[str, type[nn.Module]], ...] = ()
     trainable = True
 
     @property
@@ -96,16 +102,22 @@ class Head:
         features = model.forward_features(x)
         factors: list[Tensor] = []
         hooked: list[tuple[Tensor, Tensor]] = []
-        with DetachedDropout(factors), watched([model.get_submodule(name) for name in self.classifiers], hooked):
+        layers = [model.get_submodule(name) for name in self.classifiers]
+        # spectral_norm() makes another weight each time that it is asked
+        makes_weights = not torch.compiler.is_compiling() and any(map(is_parametrized, layers))
+        with cached() if makes_weights else nullcontext(), DetachedDropout(factors), watched(layers, hooked):
             logits = model.forward_head(features)
-        self._check_as_probed(model, logits)
+            self._check_as_probed(model, logits)
+            weight, bias = self.linear(model)
         if not all(same_values(given, found) for given, found in hooked):
             raise changed_since_probe(model, 'a hook changes what enters or leaves its classifier')
         positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
         for factor in factors:
             positions = positions * factor.flatten(1)[:, None]
-        weight, bias = self.linear(model)
-        return ClassMaps(positions, weight, bias, grid, logits)
+        class_maps = ClassMaps(positions, weight, bias, grid, logits)
+        if (change := self._change(model)) and not agree(logits, class_maps.maps(None).mean((2, 3))):
+            raise changed_since_probe(model, f'{change}: wrap the model anew')
+        return class_maps
 
     def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
         for before, now in zip(self.pools, pools_of(model), strict=True):
@@ -113,6 +125,18 @@ class Head:
                 raise changed_since_probe(model, f'its pool is {now} now')
         if not isinstance(logits, Tensor):
             raise changed_since_probe(model, f'its forward_head() returns a {type(logits).__name__}')
+
+    def _change(self, model: TimmModel) -> str:
+        """What else of the head is another thing now, perhaps one that does the same; '' if nothing is."""
+        if torch.compiler.is_compiling():
+            return ''
+        if forward_of(model, 'forward_head') is not self.forward_head:
+            return 'its forward_head() was replaced'
+        found = ((name, before, model.get_submodule(name)) for name, before in self.modules)
+        others = (
+            f'its {name} is of the type {_full_name(now)} now' for name, before, now in found if type(now) is not before
+        )
+        return next(others, '')
 
     def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
         """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying."""
@@ -131,7 +155,9 @@ class Head:
         """
         layers = [model.get_submodule(name) for name in self.classifiers]
         if not all(isinstance(layer, nn.Conv2d if self.convolutional else nn.Linear) for layer in layers):
-            raise changed_since_probe(model, f'its classifier is of the type {type(layers[0]).__name__} now')
+            raise changed_since_probe(
+                model, f'its classifier is of the type {_full_name(layers[0])} now: wrap the model anew'
+            )
         if not torch.compiler.is_compiling() and any(forward_of(layer) is not self.forward for layer in layers):
             raise changed_since_probe(
                 model, f'its classifier, a {type(layers[0]).__name__}, has another forward() now: wrap the model anew'
@@ -154,9 +180,15 @@ def _pool_of(owner: Any) -> str:
     return told.removeprefix('fast') if isinstance(told, str) else ''
 
 
-def forward_of(module: nn.Module) -> Any:
-    """What a module does: the forward() of its class, or the one that was put in its place."""
-    forward = vars(module).get('forward', type(module).forward)
+def _full_name(module: nn.Module) -> str:
+    """The type's name, with its package where that is none of torch's layers, whose names others take for theirs."""
+    kind = type(module)
+    return kind.__name__ if kind.__module__.startswith('torch.nn.modules.') else f'{kind.__module__}.{kind.__name__}'
+
+
+def forward_of(module: nn.Module, name: str = 'forward') -> Any:
+    """What a module does: the forward() of its class, or the one that was put in its place; or another method."""
+    forward: Any = vars(module).get(name, getattr(type(module), name, None))
     return forward.__func__ if getattr(forward, '__self__', None) is module else forward
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_hnc.cam.grids import Cell, cell_of, token_grid
@@ -43,9 +45,13 @@ def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, 
     layout, num_prefix_tokens = _pooling(model, shape)
     cell = _token_cell(model, shape[1], num_prefix_tokens, image_size) if layout == 'NLC' else None
     convolutional, forward = isinstance(layers[0], nn.Conv2d), forward_of(layers[0])
-    head = Head(layout, num_prefix_tokens, names, convolutional, cell, pools_of(model), forward)
-    _check_classifier(model, head, shape, image_size)
-    return head
+    forward_head = forward_of(model, 'forward_head')
+    head = Head(layout, num_prefix_tokens, names, convolutional, cell, pools_of(model), forward, forward_head)
+    called: list[nn.Module] = []
+    with register_module_forward_pre_hook(lambda module, _: called.append(module)):
+        _check_classifier(model, head, shape, image_size)
+    others = [(name, module) for name, module in model.named_modules() if module in called and name not in names]
+    return replace(head, modules=tuple((name, type(module)) for name, module in others))
 
 
 def _classifiers(model: TimmModel) -> tuple[tuple[str, ...], list[nn.Module]]:

@@ -80,6 +80,8 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
     try:
         if isinstance(model, torch.jit.ScriptModule):
             raise Refused('TorchScript does not let us look into its modules', 'give the model that it was made of')
+        if hasattr(model, '_orig_mod'):
+            raise Refused('it is compiled, and its modules show nothing', 'wrap the model, and compile the wrapper')
         # a head may draw; and what the caller has switched on or off changes nothing of what is found
         with exact_numbers(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             if place is None and is_of_timm(model):
