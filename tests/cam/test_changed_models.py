@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from running import clean_process
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from timm_hnc import CamModel, HNCTask, hnc_loss
 from timm_hnc.cam.heads.probe import UnsupportedHead
@@ -125,10 +126,14 @@ def test_its_maps_behind_a_named_module_are_those_of_its_forward():
             lambda model: setattr(model, 'fc', nn.Sequential(model.fc, nn.ReLU())),
             'its classifier is of the type Sequential now',
         ),
-        (lambda model: setattr(model, 'global_pool', Doubled()), 'its global_pool is of the type .*[.]Doubled now'),
+        (
+            lambda model: setattr(model.global_pool, 'forward', lambda x: 2 * x.mean((2, 3))),
+            'global_pool was exchanged',
+        ),
+        (lambda model: setattr(model, 'global_pool', Doubled()), 'its global_pool was exchanged'),
         (
             lambda model: setattr(model, 'forward_head', lambda x: 2 * model.fc(x.mean((2, 3)))),
-            r'its forward_head\(\) was replaced',
+            r'its forward_head\(\) was exchanged',
         ),
         (lambda model: changed(model, forward_head=lambda self, x: (x, x)), 'returns a tuple'),
     ],
@@ -143,10 +148,10 @@ def test_a_plain_head_that_changed(change, message):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda model: setattr(model, 'fc_norm', nn.LayerNorm(64)), 'its fc_norm is of the type LayerNorm now'),
+        (lambda model: setattr(model, 'fc_norm', nn.LayerNorm(64)), 'its fc_norm was exchanged'),
         (
             lambda model: setattr(model, 'head_drop', nn.Sequential(nn.ReLU())),
-            'its head_drop is of the type Sequential',
+            'its head_drop was exchanged',
         ),
         (lambda model: setattr(model, 'fc_norm', nn.Dropout(0.5)), None),
     ],
@@ -166,8 +171,25 @@ def test_what_lies_beside_a_plain_head_that_changed(change, message):
 def test_weights_that_are_made_anew_at_every_pass(norm):
     cam_model = CamModel(resnet()).train()
     norm(cam_model.model.fc)
-    maps = cam_model.class_maps(images())
+    with pytest.raises(ValueError, match='its classifier has a parametrization now: wrap the model anew'):
+        cam_model.class_maps(images())
+    maps = CamModel(cam_model.model).class_maps(images())
     torch.testing.assert_close(maps.maps().mean((2, 3)), maps.logits, atol=1e-6, rtol=1e-6)
+
+
+def test_a_named_place_of_a_model_that_says_another_number_of_classes():
+    model = resnet()
+    model.fc = nn.Linear(model.num_features, 5)
+    with pytest.raises(UnsupportedHead, match=r'num_classes says 7, and it has 5 logits.*model.num_classes = 5'):
+        CamModel(model, features='layer4')
+
+
+def test_an_exchanged_pool_that_does_the_same_leaves_bad_numbers_to_others():
+    model = resnet()
+    cam_model = CamModel(model).train()
+    model.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert cam_model.class_maps(images() * torch.nan).logits.isnan().all()
+    cam_model.to('meta').class_maps(images().to('meta'))
 
 
 def test_a_classifier_of_others_with_other_classes():
@@ -177,11 +199,12 @@ def test_a_classifier_of_others_with_other_classes():
         cam_model.class_maps(images())
 
 
-@pytest.mark.parametrize('wrapped', [CamModel, nn.DataParallel])
-def test_another_wrapper_in_place_of_a_copy(wrapped):
-    cam_model = CamModel(resnet())
-    with pytest.raises(TypeError, match='expected a ResNet, perhaps the one inside of it'):
-        cam_model.around(wrapped(resnet()))
+@pytest.mark.parametrize('make', [resnet, others])
+@pytest.mark.parametrize('wrapped', [CamModel, nn.DataParallel, AveragedModel])
+def test_another_wrapper_in_place_of_a_copy(make, wrapped):
+    cam_model = CamModel(make())
+    with pytest.raises(TypeError, match=r'expected a (ResNet|Sequential), perhaps the one inside of it'):
+        cam_model.around(wrapped(make()))
 
 
 def written_into(module, args):

@@ -373,7 +373,7 @@ def test_bad_options_are_refused(options, message):
         hnc_loss(make(), torch.tensor([0, 1, 2]), **options)
 
 
-@pytest.mark.parametrize('floor', [-1, 1, math.nan, 'x'])
+@pytest.mark.parametrize('floor', [-1, 1, math.nan])
 def test_a_floor_that_no_smoothing_makes(floor):
     with pytest.raises(ValueError, match=f'target_floor = {floor!r}: expected 0 or more and below 1'):
         hnc_loss(make(), torch.tensor([0, 1, 2]), target_floor=floor)

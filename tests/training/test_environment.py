@@ -17,6 +17,7 @@ from timm_hnc.errors import UsageError
 from timm_hnc.options import flattened
 from timm_hnc.runtime.compilation import Compilation
 from timm_hnc.runtime.device import DeviceOptions, agreed_device
+from timm_hnc.runtime.process import accelerator_of
 from timm_hnc.training.setup.environment import create_accelerator
 from timm_hnc.training.setup.options import agreed_options
 
@@ -117,6 +118,22 @@ def test_precision_on_an_accelerator_keeps_float16(monkeypatch):
     monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')
     found = agreed_device(options, frozenset(['amp']))
     assert (found.precision, found.amp_dtype) == ('bf16', 'bfloat16')
+
+
+def test_what_apples_gpus_cannot_do_is_left_out_or_refused(monkeypatch, caplog):
+    monkeypatch.setattr('torch.accelerator.is_available', lambda *args: True)
+    monkeypatch.setattr('torch.accelerator.current_accelerator', lambda *args: torch.device('mps'))
+    monkeypatch.setattr('torch.accelerator.device_count', lambda *args: 1)
+    assert not agreed_device(DeviceOptions('mps', channels_last=True), frozenset()).channels_last
+    assert 'No --channels-last: on mps' in caplog.text
+    assert agreed_device(DeviceOptions('cpu', channels_last=True), frozenset()).channels_last
+    with pytest.raises(UsageError, match='--model-dtype float64: mps has no float64'):
+        agreed_device(DeviceOptions('mps', model_dtype='float64'), frozenset())
+
+
+def test_what_accelerate_refuses_is_one_line():
+    with pytest.raises(UsageError, match='^Accelerate: .*nothing'):
+        accelerator_of(DeviceOptions('cpu'), log_with=['nothing'])
 
 
 def test_gradient_accumulation_comes_from_either(monkeypatch):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timm_hnc.cam.transforms import in_transform
+
 Classes = Tensor | Sequence[int] | int
 
 
@@ -27,7 +29,7 @@ def class_indices(classes: Classes, batch: int, num_classes: int, device: torch.
             f'classes are {found}: expected ({batch}, k) class indices, k an image (one an image: classes[:, None]).'
         )
     classes = classes.long()
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or in_transform():
         return classes
     if classes.is_meta or (classes.is_cuda and torch.is_grad_enabled()):
         return classes

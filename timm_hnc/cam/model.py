@@ -13,9 +13,10 @@ from timm_hnc.cam.heads.base import Kind, TimmModel, forward_of
 from timm_hnc.cam.heads.hooked_head import HookedHead, Place, is_of_timm, logits_of
 from timm_hnc.cam.heads.naflex_head import naflex_class_maps
 from timm_hnc.cam.heads.probe import MapHead, probe_head
-from timm_hnc.cam.heads.refusal import changed_since_probe
+from timm_hnc.cam.heads.refusal import changed_since_probe, other_number
 from timm_hnc.cam.naflex_maps import NaFlexBatch
 from timm_hnc.cam.own_hooks import show_input, show_output
+from timm_hnc.cam.transforms import in_transform
 
 
 class CamModel(nn.Module):
@@ -81,9 +82,10 @@ class CamModel(nn.Module):
             model: a copy of this one's, perhaps with other weights.
 
         Raises:
-            TypeError: it is another wrapper.
+            TypeError: it is no module, or a wrapper.
         """
-        if isinstance(model, CamModel) or is_of_timm(model) != is_of_timm(self.model):
+        wraps = isinstance(getattr(model, 'module', None), nn.Module) and not hasattr(self.model, 'module')
+        if not isinstance(model, nn.Module) or isinstance(model, CamModel) or wraps:
             kind = type(model).__name__
             raise TypeError(f'model is a {kind}: expected a {type(self.model).__name__}, perhaps the one inside of it.')
         other = CamModel.__new__(CamModel)
@@ -135,8 +137,9 @@ class CamModel(nn.Module):
             x: (B, C, H, W) normalised images; or what timm's NaFlex loader makes of them, whose maps are `NaFlexMaps`.
 
         Raises:
-            ValueError: x has another shape or is smaller than one cell of the maps or, in evaluation mode, the logits
-                are not finite; the model takes no NaFlex batches, leaves patches out, or its head changed.
+            ValueError: x has another shape or is smaller than one cell of the maps or, in evaluation mode (but not in
+                torch.func's transforms), the logits are not finite; the model takes no NaFlex batches, leaves patches
+                out, or its head changed.
             TypeError: x is neither.
         """
         if isinstance(x, Tensor):
@@ -152,9 +155,9 @@ class CamModel(nn.Module):
         class_maps = naflex_class_maps(self.model, x) if isinstance(x, Mapping) else self.head.class_maps(self.model, x)
         if goes_around:
             class_maps.logits = show_output(self.model, x, class_maps.logits)
-        if checked:
+        if goes_around or not is_of_timm(self.model):
             self._check_number_of_classes(class_maps.num_classes)
-        if checked and not (self.model.training or torch._C._are_functorch_transforms_active()):
+        if checked and not (self.model.training or in_transform()):
             _check_finite(class_maps.logits)
         return class_maps
 
@@ -163,9 +166,9 @@ class CamModel(nn.Module):
         return found if is_of_timm(self.model) else logits_of(found)
 
     def _check_number_of_classes(self, found: int) -> None:
-        told = getattr(self, 'num_classes', found)
+        told = getattr(self.model if is_of_timm(self.model) else self.head, 'num_classes', found)
         if told != found:
-            raise changed_since_probe(self.model, f'its num_classes says {told}, and it has {found} logits')
+            raise changed_since_probe(self.model, other_number(told, found))
 
     def _check_images(self, x: Tensor) -> None:
         if x.ndim != 4:

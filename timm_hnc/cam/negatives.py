@@ -25,11 +25,13 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
         (B, n) bool, True where the class is negative.
 
     Raises:
-        ValueError: the target has neither shape.
-        TypeError: it is no tensor.
+        ValueError: the target has neither shape, or the floor is out of range.
+        TypeError: the target is no tensor.
     """
     if not isinstance(target, Tensor):
         raise TypeError(f'the target is a {type(target).__name__}: expected a tensor.')
+    if not 0 <= target_floor < 1:
+        raise ValueError(f'target_floor = {target_floor}: expected 0 or more and below 1.')
     if holds_indices(target):
         own = _own_classes(target, num_classes)
         return ~own & own.any(1, keepdim=True)

@@ -13,7 +13,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 @lru_cache
 def widest(device: torch.device) -> torch.dtype:
-    """float64, or float32 on a device without it: Apple's GPUs, and Intel's for games."""
+    """float64, or float32 on a device without it: Apple's GPUs, and some of Intel's."""
     if device.type == 'mps' or (device.type == 'xpu' and not torch.xpu.get_device_properties(device).has_fp64):
         return torch.float32
     return torch.float64

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from timm_hnc.cam.transforms import in_transform
+
 _LINEAR = {'AddmmBackward0', 'MmBackward0'}
 _PRODUCTS_PER_COPY = 200
 _WIDE_ROWS = 4
@@ -30,7 +32,7 @@ def selected_scores(positions: Tensor, weight: Tensor, classes: Tensor, logits: 
     exporting = torch.compiler.is_exporting()  # its sizes are no numbers, and comparing them would make them constants
     if not exporting and one_product_is_cheaper(classes.shape[1], length, features, len(weight)):
         return product_scores(positions, weight, classes)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or in_transform():
         return gathered_scores(positions, weight, classes)
     return _GatheredScores.apply(positions, weight, classes, _logits_gradient(weight, logits))
 

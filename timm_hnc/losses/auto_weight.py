@@ -105,10 +105,12 @@ class AutoWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'AutoWeight':
         """Move it, but keep the widest type: a half type would round small steps of the averages away."""
-        norms, self.norms = self.norms, self.norms.float()  # which every device has
+        norms, type_there = self.norms, widest(fn(torch.zeros(())).device)
+        if type_there == torch.float32:
+            norms = self.norms = norms.float()  # float64 cannot go there
         super()._apply(fn, recurse)
-        device = self.norms.device
-        self.norms = norms.to(device, widest(device))
+        if not norms.is_meta:
+            self.norms = norms.to(self.norms.device).to(type_there)
         return self
 
 

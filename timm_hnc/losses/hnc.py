@@ -92,8 +92,6 @@ def hnc_loss(
         >>> hnc_loss(maps, torch.tensor([7, 3]), 'kd', topk=10).backward()
     """
     check_options(variant, topk, alpha, reduction)
-    if not (_is_finite(target_floor) and 0 <= target_floor < 1):
-        raise ValueError(f'target_floor = {target_floor!r}: expected 0 or more and below 1.')
     if not isinstance(class_maps, ClassMaps):
         kind = type(class_maps).__name__
         raise TypeError(f'class_maps are a {kind}: expected what cam_model.class_maps(images) returns.')

@@ -74,7 +74,7 @@ def blur(inputs: Tensor) -> Tensor:
     places = (BLUR_SIZE // 2 + offsets) % (2 * BLUR_SIZE)
     places = places.minimum(2 * BLUR_SIZE - 1 - places)
     line = torch.zeros(BLUR_SIZE, dtype=torch.float64).index_add_(0, places, weights / weights.sum())
-    kernel = line.to(inputs.device, torch.float32).expand(inputs.shape[1], 1, 1, -1)
+    kernel = line.to(inputs.device, torch.float32).repeat(inputs.shape[1], 1, 1, 1)
     half, channels = BLUR_SIZE // 2, inputs.shape[1]
     along = conv2d(inputs.float(), kernel, padding=(0, half), groups=channels)
-    return conv2d(along, kernel.transpose(2, 3), padding=(half, 0), groups=channels).to(inputs.dtype)
+    return conv2d(along, kernel.transpose(2, 3).contiguous(), padding=(half, 0), groups=channels).to(inputs.dtype)

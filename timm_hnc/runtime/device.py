@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from timm_hnc.cam.number_types import widest
 from timm_hnc.errors import UsageError
 from timm_hnc.options import check_choice
 from timm_hnc.runtime.compilation import agreed_compilation, check_compiler
@@ -85,6 +86,7 @@ def agreed_device(options: DeviceOptions, explicit: frozenset[str]) -> DeviceOpt
     _choose_device(options.device)
     backend, mode = agreed_compilation(options.torchcompile, options.torchcompile_mode)
     options = replace(options, torchcompile=backend, torchcompile_mode=mode)
+    options = _as_the_accelerator_can(options)
     precision = _agreed_precision(options, explicit)
     if precision == 'fp16' and options.on_cpu:
         _logger.warning('Mixed precision on a CPU means bfloat16 here: float16 has no effect there.')
@@ -120,6 +122,21 @@ def _choose_device(text: str) -> None:
         _logger.warning(f'--device {text}: the launcher gives every process a device, the index is passed over.')
         return
     torch.accelerator.set_device_index(device.index)
+
+
+def _as_the_accelerator_can(options: DeviceOptions) -> DeviceOptions:
+    here = None if options.on_cpu else torch.accelerator.current_accelerator()
+    if here is None:
+        return options
+    if options.weight_dtype is torch.float64 and widest(here) != torch.float64:
+        raise UsageError(f'--model-dtype float64: {here.type} has no float64.')
+    if options.channels_last and here.type == 'mps':
+        _logger.warning(
+            'No --channels-last: on mps, batch norms were seen to have wrong gradients in it '
+            '(github.com/pytorch/pytorch/issues/175189).'
+        )
+        return replace(options, channels_last=False)
+    return options
 
 
 def _agreed_precision(options: DeviceOptions, explicit: frozenset[str]) -> str:

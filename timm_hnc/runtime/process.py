@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,8 @@ from timm import utils
 from timm.layers import set_fast_norm
 from torch import Tensor
 
+from timm_hnc.cam.number_types import widest
+from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.runtime.device import DeviceOptions
 
 _logger = logging.getLogger(__name__)
@@ -19,10 +22,22 @@ _logger = logging.getLogger(__name__)
 
 def evaluation_accelerator(options: DeviceOptions) -> Accelerator:
     """The Accelerator of an evaluation, and the process set up for it."""
-    renew_state(options)
-    accelerator = Accelerator(mixed_precision=options.precision, cpu=options.on_cpu)
+    accelerator = accelerator_of(options)
     set_up_process(accelerator, options.fast_norm)
     return accelerator
+
+
+def accelerator_of(options: DeviceOptions, **arguments: Any) -> Accelerator:
+    """An Accelerator with a device and a precision of its own.
+
+    Raises:
+        UsageError: Accelerate says that they do not go together.
+    """
+    renew_state(options)
+    try:
+        return Accelerator(mixed_precision=options.precision, cpu=options.on_cpu, **arguments)
+    except ValueError as error:
+        raise UsageError(f'Accelerate: {first_lines(error)}') from error
 
 
 @contextmanager
@@ -46,7 +61,9 @@ def sum_of_processes(own: Tensor, accelerator: Accelerator) -> Tensor:
     """Sum of a tensor of every process, on the CPU and of its type; all processes call it."""
     if accelerator.num_processes == 1:
         return own.cpu()
-    return accelerator.reduce(own.to(accelerator.device), 'sum').cpu()
+    device = accelerator.device
+    there = own.to(device, widest(device) if own.is_floating_point() else own.dtype)
+    return accelerator.reduce(there, 'sum').cpu().to(own.dtype)
 
 
 def renew_state(options: DeviceOptions) -> None:

@@ -2,7 +2,7 @@
 
 It is read before the optimizer's step. On CUDA reading it would make the host wait in every step, so it is read one
 update later, and before anything is saved; a run that may leave updates out reads it at once. So do other accelerators:
-on Apple's, numbers that a copy brings without waiting were seen to be wrong (github.com/pytorch/pytorch/issues/139550).
+on Apple's, copies without waiting were seen to bring wrong numbers (github.com/pytorch/pytorch/issues/139550).
 """
 
 from dataclasses import dataclass

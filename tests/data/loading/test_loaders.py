@@ -28,10 +28,12 @@ class Provided(Dataset):
         return weight.grad.byte(), index
 
 
+CONFIG = {'input_size': (3, 8, 8), 'mean': (0.0,) * 3, 'std': (1.0,) * 3}
+
+
 def loader_of(dataset):
-    config = {'input_size': (3, 8, 8), 'mean': (0.0,) * 3, 'std': (1.0,) * 3}
     options = LoaderOptions(workers=1, no_prefetcher=True)
-    loader = create_timed_loader(dataset, options, config, torch.device('cpu'), False, batch_size=2)
+    loader = create_timed_loader(dataset, options, CONFIG, torch.device('cpu'), False, batch_size=2)
     dataset.transform = mode
     return loader
 
@@ -48,3 +50,10 @@ def test_processes_load_images_without_autograd_that_are_ordinary_here():
 def test_a_data_set_of_ones_own_may_differentiate():
     images, targets = next(iter(loader_of(Provided())))
     torch.testing.assert_close(images[:, 0, 0, 0].long(), targets)
+
+
+def test_the_prefetcher_leaves_images_on_the_cpu_where_its_copies_may_be_wrong():
+    dataset = create_dataset('hnc/digits', None, 'validation', 10)
+    options, device = LoaderOptions(workers=0), torch.device('mps')
+    images, _ = next(iter(create_timed_loader(dataset, options, CONFIG, device, False, batch_size=2)))
+    assert (images.device.type, images.dtype) == ('cpu', torch.float32)

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from timm_hnc.cam.following.operations import DETACHED, JOINING, Call, plain_name, tensors_in, works_in_place
+from timm_hnc.cam.transforms import in_transform
 
 
 def of_its_own() -> AbstractContextManager[Any]:
     """What runs inside keeps its own tensors for backward: a checkpointed block does not count them among its own."""
-    if torch._C._are_functorch_transforms_active():  # which take no such hooks
+    if in_transform():  # which take no such hooks
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 

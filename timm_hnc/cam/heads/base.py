@@ -4,19 +4,19 @@ A head is accepted by what it does, not by its name: its operations are recorded
 over positions. So a new architecture works unseen, or is refused, and never yields maps that explain nothing.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import cached, is_parametrized
+from torch.nn.utils.parametrize import is_parametrized
 
 from timm_hnc.cam.class_maps import ClassMaps
 from timm_hnc.cam.grids import Cell, Grid, token_grid
 from timm_hnc.cam.heads.detached_functions import DetachedDropout
 from timm_hnc.cam.heads.refusal import changed_since_probe
 from timm_hnc.cam.own_hooks import same_values, watched
+from timm_hnc.cam.transforms import in_transform
 
 Layout = Literal['NCHW', 'NHWC', 'NLC']
 MAX_PREFIX_TOKENS = 16
@@ -72,7 +72,7 @@ class Head:
         pools: what `pools_of` said of the model.
         forward: what the linear layers do, as `forward_of` has it.
         forward_head: likewise of the model.
-        modules: names and types of what else its forward_head() calls.
+        modules: names of the other modules that its forward_head() calls, and what they do.
     """
 
     layout: Layout
@@ -83,7 +83,7 @@ class Head:
     pools: tuple[str, str] = ('', '')
     forward: Any = None
     forward_head: Any = None
-    modules: tuple[tuple[str, type[nn.Module]], ...] = ()
+    modules: tuple[tuple[str, Any], ...] = ()
     trainable = True
 
     @property
@@ -102,22 +102,18 @@ class Head:
         features = model.forward_features(x)
         factors: list[Tensor] = []
         hooked: list[tuple[Tensor, Tensor]] = []
-        layers = [model.get_submodule(name) for name in self.classifiers]
-        # spectral_norm() makes another weight each time that it is asked
-        makes_weights = not torch.compiler.is_compiling() and any(map(is_parametrized, layers))
-        with cached() if makes_weights else nullcontext(), DetachedDropout(factors), watched(layers, hooked):
+        with DetachedDropout(factors), watched([model.get_submodule(name) for name in self.classifiers], hooked):
             logits = model.forward_head(features)
-            self._check_as_probed(model, logits)
-            weight, bias = self.linear(model)
+        self._check_as_probed(model, logits)
         if not all(same_values(given, found) for given, found in hooked):
             raise changed_since_probe(model, 'a hook changes what enters or leaves its classifier')
         positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
         for factor in factors:
             positions = positions * factor.flatten(1)[:, None]
-        class_maps = ClassMaps(positions, weight, bias, grid, logits)
-        if (change := self._change(model)) and not agree(logits, class_maps.maps(None).mean((2, 3))):
-            raise changed_since_probe(model, f'{change}: wrap the model anew')
-        return class_maps
+        weight, bias = self.linear(model)
+        if not torch.compiler.is_compiling():
+            self._check_exchanged(model, logits, (positions, weight, bias, grid))
+        return ClassMaps(positions, weight, bias, grid, logits)
 
     def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
         for before, now in zip(self.pools, pools_of(model), strict=True):
@@ -126,17 +122,16 @@ class Head:
         if not isinstance(logits, Tensor):
             raise changed_since_probe(model, f'its forward_head() returns a {type(logits).__name__}')
 
-    def _change(self, model: TimmModel) -> str:
-        """What else of the head is another thing now, perhaps one that does the same; '' if nothing is."""
-        if torch.compiler.is_compiling():
-            return ''
+    @torch.no_grad()
+    def _check_exchanged(self, model: TimmModel, logits: Tensor, factors: tuple[Any, ...]) -> None:
+        """Refuse a head in which something was exchanged, unless it does the same."""
+        exchanged = [name for name, before in self.modules if _forward_at(model, name) is not before]
         if forward_of(model, 'forward_head') is not self.forward_head:
-            return 'its forward_head() was replaced'
-        found = ((name, before, model.get_submodule(name)) for name, before in self.modules)
-        others = (
-            f'its {name} is of the type {_full_name(now)} now' for name, before, now in found if type(now) is not before
-        )
-        return next(others, '')
+            exchanged.append('forward_head()')
+        if not exchanged or logits.is_meta or in_transform():
+            return
+        if logits.isfinite().all() and not agree(logits, ClassMaps(*factors).logits):
+            raise changed_since_probe(model, f'its {exchanged[0]} was exchanged: wrap the model anew')
 
     def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
         """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying."""
@@ -158,6 +153,8 @@ class Head:
             raise changed_since_probe(
                 model, f'its classifier is of the type {_full_name(layers[0])} now: wrap the model anew'
             )
+        if any(map(is_parametrized, layers)):  # whose weight is another one whenever it is read, as of spectral_norm()
+            raise changed_since_probe(model, 'its classifier has a parametrization now: wrap the model anew')
         if not torch.compiler.is_compiling() and any(forward_of(layer) is not self.forward for layer in layers):
             raise changed_since_probe(
                 model, f'its classifier, a {type(layers[0]).__name__}, has another forward() now: wrap the model anew'
@@ -181,9 +178,17 @@ def _pool_of(owner: Any) -> str:
 
 
 def _full_name(module: nn.Module) -> str:
-    """The type's name, with its package where that is none of torch's layers, whose names others take for theirs."""
+    """The type's name, with its module's path unless it is torch's own: other libraries have a Linear of theirs."""
     kind = type(module)
     return kind.__name__ if kind.__module__.startswith('torch.nn.modules.') else f'{kind.__module__}.{kind.__name__}'
+
+
+def _forward_at(model: TimmModel, name: str) -> Any:
+    """What a module of the model does; None where there is none of this name."""
+    try:
+        return forward_of(model.get_submodule(name))
+    except AttributeError:
+        return None
 
 
 def forward_of(module: nn.Module, name: str = 'forward') -> Any:

@@ -51,7 +51,7 @@ def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, 
     with register_module_forward_pre_hook(lambda module, _: called.append(module)):
         _check_classifier(model, head, shape, image_size)
     others = [(name, module) for name, module in model.named_modules() if module in called and name not in names]
-    return replace(head, modules=tuple((name, type(module)) for name, module in others))
+    return replace(head, modules=tuple((name, forward_of(module)) for name, module in others))
 
 
 def _classifiers(model: TimmModel) -> tuple[tuple[str, ...], list[nn.Module]]:

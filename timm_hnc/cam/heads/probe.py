@@ -22,7 +22,7 @@ from timm_hnc.cam.heads.hooked_head import HookedHead, Place, is_of_timm
 from timm_hnc.cam.heads.model_copies import evaluating, exact_numbers, full_copy, meta_copy
 from timm_hnc.cam.heads.plain import plain_head
 from timm_hnc.cam.heads.position_search import BATCH, branches, find_tail, widths_of
-from timm_hnc.cam.heads.refusal import ERRORS, Refused
+from timm_hnc.cam.heads.refusal import ERRORS, Refused, other_number
 from timm_hnc.errors import UsageError, first_lines
 
 MapHead = Head | DetachedHead | DetachedTail | HookedHead
@@ -86,7 +86,10 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
         with exact_numbers(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             if place is None and is_of_timm(model):
                 return _find(model)
-            return find_hooked_head(model, place, image_size)
+            head = find_hooked_head(model, place, image_size)
+            if is_of_timm(model) and head.num_classes is not None:
+                _check_number_of_classes(model, head.num_classes)
+            return head
     except Refused as refused:
         if not all(_is_finite(parameter) for parameter in model.parameters()):
             raise UnsupportedHead(
@@ -154,7 +157,8 @@ def _find(model: TimmModel) -> MapHead:
             f'accelerator.unwrap_model(model, keep_fp32_wrapper=False), or {_NAMED}',
         )
     found = _features(model, get_model_input_config(model)['input_size'])
-    _check_number_of_classes(found)
+    with suppress(*ERRORS), torch.no_grad():  # a head that fails is refused where it is followed
+        _check_number_of_classes(model, found.model.forward_head(found.features).shape[-1])
     with suppress(ValueError, Refused):
         return _plain(model, found)
     try:
@@ -167,14 +171,12 @@ def _find(model: TimmModel) -> MapHead:
         raise
 
 
-def _check_number_of_classes(found: Features) -> None:
+def _check_number_of_classes(model: TimmModel, count: int) -> None:
     """Refuse a classifier that somebody put there by hand, where what is saved would tell of another."""
-    told, count = found.model.num_classes, None
-    with suppress(*ERRORS), torch.no_grad():  # a head that fails is refused where it is followed
-        count = found.model.forward_head(found.features).shape[-1]
-    if count not in (None, told):
+    told = getattr(model, 'num_classes', count)
+    if count != told:
         raise Refused(
-            f'its num_classes says {told}, and it has {count} logits',
+            other_number(told, count),
             f'set model.num_classes = {count}; model.reset_classifier({count}) makes both',
         )
 

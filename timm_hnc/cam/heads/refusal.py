@@ -20,6 +20,11 @@ class Refused(Exception):
         self.way_out = way_out
 
 
+def other_number(told: int, found: int) -> str:
+    """The reason of a classifier that somebody put there by hand."""
+    return f'its num_classes says {told}, and it has {found} logits'
+
+
 def changed_since_probe(model: nn.Module, reason: str) -> ValueError:
     """The error of a pass that is not as the probed one."""
     return ValueError(f'no class maps: {type(model).__name__} works otherwise than when it was probed ({reason}).')

@@ -180,8 +180,10 @@ def _decode(dataset: Dataset[Any], kept: KeptTargets, like: DataLoader[Any], dev
 def _check_memory(needed: float, device: torch.device) -> None:
     if device.type == 'cuda':
         free = torch.cuda.mem_get_info(device)[0]
-    else:
+    elif 'SC_AVPHYS_PAGES' in os.sysconf_names:  # not on macOS
         free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    else:
+        return
     if needed > _MOST_OF_MEMORY * free:
         raise DataError(
             f'--data-in-memory: the images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}.'

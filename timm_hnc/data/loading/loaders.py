@@ -135,6 +135,8 @@ def create_timed_loader(
 
     With `patches` it is timm's create_naflex_loader.
     """
+    # what a prefetcher copies to Apple's GPUs without waiting may be other numbers there (pytorch issue 189690)
+    device = torch.device('cpu') if device.type == 'mps' else device
     defaults: dict[str, Any] = dict(
         mean=data_config['mean'],
         std=data_config['std'],

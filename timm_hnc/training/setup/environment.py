@@ -18,7 +18,7 @@ from accelerate.utils import (
 from timm_hnc.errors import UsageError
 from timm_hnc.options import check_choice
 from timm_hnc.runtime.device import DeviceOptions
-from timm_hnc.runtime.process import renew_state, set_up_process
+from timm_hnc.runtime.process import accelerator_of, set_up_process
 from timm_hnc.training.outputs.results import TrackingOptions
 from timm_hnc.training.sharding import check_sharding
 
@@ -65,10 +65,8 @@ def create_accelerator(device: DeviceOptions, processes: ProcessOptions, trackin
     for package in trackers:
         if find_spec(package) is None:
             raise UsageError(f'--log-{package} needs the package {package}: {advice[package]}.')
-    renew_state(device)
-    accelerator = Accelerator(
-        mixed_precision=device.precision,
-        cpu=device.on_cpu,
+    accelerator = accelerator_of(
+        device,
         # our own counter closes the last window of an epoch; Accelerate's would scale the loss a second time
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_plugin=TorchDynamoPlugin(backend='no'),  # it would compile around DDP, and leave out what is evaluated
