@@ -1,6 +1,7 @@
 """timm_hnc.train and timm_hnc.evaluate on DataLoaders that a caller brings."""
 
 import json
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    IterableDataset,
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
@@ -228,6 +230,20 @@ def test_batches_of_no_known_number():
     loaders = DataLoader(data, batch_sampler=Batches()), DataLoader(data, batch_size=3)
     first, second = (timm_hnc.evaluate(new_model(), loader, device='cpu') for loader in loaders)
     assert first == second
+
+
+@pytest.mark.filterwarnings('ignore:Length of IterableDataset')
+def test_a_loader_of_more_batches_than_it_says(tmp_path):
+    class Stream(IterableDataset):
+        def __len__(self):
+            return 16
+
+        def __iter__(self):
+            yield from ((torch.full((3, 32, 32), float(index)), index % 3) for index in range(40))
+
+    loader = DataLoader(Stream(), batch_size=8)
+    found = timm_hnc.train(new_model(), loader, None, **OPTIONS, grad_accum_steps=2, output=str(tmp_path))
+    assert math.isfinite(found['train']['loss'])
 
 
 def test_reassessed_labels_want_images_in_order_and_enough_classes(images, tmp_path):

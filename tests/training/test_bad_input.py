@@ -77,6 +77,10 @@ def fails(tmp_path, capsys):
             "--model 'test_vit': images of 3 x 40 x 40 do not pass: Input height (40) should be divisible by",
         ),
         ('--sched step --decay-epochs 0', '--decay-epochs 0.0: expected more than 0.'),
+        (
+            '--epochs 2 --cooldown-epochs 2 --lr-cycle-mul 0.5 --warmup-epochs 0',
+            '--sched cosine: math domain error',
+        ),
         ('--lr-cycle-limit 0', '--lr-cycle-limit 0: expected 1 or more.'),
         ('--start-epoch 5 --epochs 3', '--start-epoch 5: the run ends after 3 epochs.'),
         ('--model-dtype float16 --model-ema', '--model-ema: not together with --model-dtype float16'),

@@ -77,6 +77,26 @@ def test_another_optimizer_needs_a_fresh_state(resume, images, tmp_path, capsys)
     assert '--opt momentum -> lion' in resume('--opt', 'lion', '--no-resume-opt', '--stop-epoch', 3)
 
 
+def test_what_a_new_loss_learns_begins_anew_if_that_is_said(resume, images, tmp_path, capsys):
+    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--resume', 'auto', '--output', tmp_path]
+    code, line = failure(capsys, 'train', *argv, '--experiment', 'run', '--loss', 'center')
+    assert code == 1
+    assert line.endswith(
+        'has nothing of what --loss center learns: go on with the loss that it was trained with, or pass '
+        '--no-resume-opt, and it begins anew.'
+    )
+    assert '--loss ce -> center' in resume('--loss', 'center', '--no-resume-opt')
+    assert 'loss' in training_state(resume.folder)
+
+
+def test_fewer_epochs_than_there_are(resume):
+    resume()
+    resume('--stop-epoch', 1)
+    found = result(resume.folder)
+    assert found['epochs'] == 2
+    assert found['train']['loss'] == summary(resume.folder)[1]['train_loss']
+
+
 def test_shares_of_the_rate_by_layer_are_those_that_are_asked_for(options_of):
     first = train(*options_of('first', '--layer-decay', 0.5))
     train(*options_of('first', '--epochs', 2, '--layer-decay', 0.9, '--resume', 'auto'))

@@ -132,7 +132,7 @@ def test_what_apples_gpus_cannot_do_is_left_out_or_refused(monkeypatch, caplog):
 
 
 def test_what_accelerate_refuses_is_one_line():
-    with pytest.raises(UsageError, match='^Accelerate: .*nothing'):
+    with pytest.raises(UsageError, match=r'^Accelerate: .*nothing'):
         accelerator_of(DeviceOptions('cpu'), log_with=['nothing'])
 
 

@@ -52,6 +52,7 @@ def undisturbed(images, tmp_path_factory):
         '--loss center --train-img-sizes 24 32 --opt lookahead_sgd',
         '--aug-splits 2 --jsd-loss --split-bn --sched plateau --patience-epochs 0',
         '--model-dtype bfloat16 --model-ema --model-ema-decay 0.9 --img-size 16',
+        '--opt adahessian --lr 0.01 --sched tanh --warmup-epochs 0 --img-size 16',
     ],
     ids=[
         'hnc-ema',
@@ -61,6 +62,7 @@ def undisturbed(images, tmp_path_factory):
         'center-sizes-lookahead',
         'augmix-plateau',
         'bf16',
+        'adahessian-tanh',
     ],
 )
 def test_killed_twice_inside_epochs_is_not_killed(options, monkeypatch, at_update, extra):
@@ -93,6 +95,14 @@ def test_a_weight_that_is_measured_anew_inside_an_epoch_settles_with_the_next(op
     train(*options('run', *argv, 'kd', '--resume', 'auto'))
     assert re.findall(r'Weight of HNC: \S+, (\w+)', caplog.text) == ['settled', 'following', 'settled']
     assert caplog.text.count('is measured anew: --hnc mse -> kd.') == 1
+
+
+def test_an_epoch_that_goes_on_with_another_loss_has_means_of_that(options, monkeypatch, at_update):
+    argv = ['--epochs', 1, '--checkpoint-interval', 1]
+    interrupted(at_update, monkeypatch, options('run', *argv), 0, 4)
+    folder = train(*options('run', *argv, '--resume', 'auto', '--hnc', 'mse', '--hnc-weight', 0.1))
+    [row] = summary(folder)
+    assert row['train_loss'] == pytest.approx(row['train_criterion'] + 0.1 * row['train_hnc'], rel=1e-5)
 
 
 def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, monkeypatch, at_update):

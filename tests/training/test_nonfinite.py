@@ -1,6 +1,9 @@
 """Losses and gradients that are not finite never reach the weights."""
 
+import json
+import logging
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -69,8 +72,12 @@ def test_stop_names_the_batch_and_its_samples_and_keeps_the_last_good(options, s
     assert all(tensor.isfinite().all() for tensor in training_state(folder)['model'].values())
 
 
-def test_a_learning_rate_that_is_too_high(options, capsys):
-    code, message = failure(capsys, 'train', *options('--lr', '1e29', '--warmup-epochs', 0))
+def test_a_learning_rate_that_is_too_high(options, capsys, monkeypatch):
+    before, finished = [*logging.getLogger('timm.data.dataset').filters], []
+    monkeypatch.setattr('accelerate.tracking.TensorBoardTracker.finish', lambda tracker: finished.append(tracker))
+    code, message = failure(capsys, 'train', *options('--lr', '1e29', '--warmup-epochs', 0, '--log-tensorboard'))
+    assert logging.getLogger('timm.data.dataset').filters == before
+    assert len(finished) == 1
     assert code == 1
     assert 'is not finite in epoch 0, batch ' in message
 
@@ -87,11 +94,23 @@ def test_skip_leaves_the_update_out(options, spoil, caplog, extra):
     spoil({4})
     folder = train(*options('--on-nonfinite', 'skip', '--hnc', 'mse', *extra))
     assert result(folder)['skipped_updates'] == 1
+    assert json.loads((folder / 'last' / 'state.json').read_text())['skipped_in_a_row'] == 0
     assert 'the update is left out' in caplog.text
     state = training_state(folder)
     for part in set(state) & {'model', 'ema'}:
         assert all(tensor.isfinite().all() for tensor in state[part].values())
     assert all(math.isfinite(value) for row in summary(folder) for value in row.values())
+
+
+def test_the_rate_goes_by_the_place_in_the_run(options, spoil, caplog):
+    argv = ['--on-nonfinite', 'skip', '--sched-on-updates', '--log-interval', 1]
+    train(*options(*argv))
+    rates = re.findall(r'  lr (\S+)', caplog.text)
+    caplog.clear()
+    spoil({4})
+    train(*options(*argv, '--experiment', 'spoiled'))
+    assert re.findall(r'  lr (\S+)', caplog.text) == rates
+    assert len(set(rates)) > 8
 
 
 def test_skip_has_an_end(options, spoil, capsys):

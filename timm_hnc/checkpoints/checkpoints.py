@@ -37,6 +37,7 @@ class Progress:
         updates_in_epoch: those of them in the epoch that was under way.
         num_processes: how many trained.
         skipped_updates: left out because of numbers that are not finite.
+        skipped_in_a_row: how many of them were the last updates.
         skipped_images: that could not be decoded.
         ranking: [name, metric] of the kept checkpoints, best first.
         milestones: names of checkpoints that are kept whatever they score.
@@ -49,6 +50,7 @@ class Progress:
     updates_in_epoch: int = 0
     num_processes: int = 1
     skipped_updates: int = 0
+    skipped_in_a_row: int = 0
     skipped_images: int = 0
     ranking: list[tuple[str, float]] = field(default_factory=list)
     milestones: list[str] = field(default_factory=list)

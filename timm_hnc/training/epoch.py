@@ -83,14 +83,17 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
         update += 1
         used = learning_rate(run.optimizer) if log_due else 0.0  # the schedule moves it behind the update
         notice = _exchange(run, step, tally.averages.sums['loss'])
+        num_updates = epoch * run.updates_per_epoch + update
         if notice is not None and notice.bad:
             leave_out(run, notice, epoch)
             run.optimizer.zero_grad()
             tally.undo()
         else:
-            _update(run, epoch * run.updates_per_epoch + update)
+            _update(run, num_updates)
             count_update(run)
             run.averages.add(tally.averages)
+        if run.scheduler is not None:  # which goes by the place in the run
+            run.scheduler.step_update(num_updates=num_updates)
         tally = _Tally(run)
         if log_due:
             _log(run, epoch, update, used, (run.averages.count - before) / (time.monotonic() - started))
@@ -189,7 +192,8 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
         if mixup is not None:
             input, target = mixup(input, target)
         last = index + 1 == length or (index + 1) % steps == 0
-        window = remainder if index >= length - remainder else steps
+        # a loader may have more batches than it says
+        window = remainder if length - remainder <= index < length else steps
         yield Step(index, window, last, input, target, masks)
 
 
@@ -217,22 +221,26 @@ def _batch_scale(run: Run, batch_size: int) -> float:
 
 
 def _update(run: Run, num_updates: int) -> None:
-    """Clip, step, and let EMA and schedule follow."""
+    """Clip, step, and let the EMA follow.
+
+    What draws random numbers of its own, Adahessian and bfloat16's rounding of averages, does so by the place in the
+    run: a resumed one draws the same.
+    """
     options = run.options.optimizer
+    optimizer = getattr(run.optimizer.optimizer, '_base_optimizer', run.optimizer.optimizer)  # of timm's Lookahead
+    if hasattr(optimizer, 'generator'):
+        optimizer.generator.manual_seed(num_updates)
     if options.clip_grad is not None:
         _clip(run, options.clip_grad, options.clip_mode)
     with operations_of_parts(f'--opt {options.opt}', run.whole is not None):
         run.optimizer.step()
     run.optimizer.zero_grad()
     if run.ema is not None:
-        # bfloat16 is rounded at random: by the place in the run, so that a resumed one draws the same
         if run.options.device.weight_dtype is torch.bfloat16:
             run.ema._sr_generator.manual_seed(num_updates)
         run.ema.update(run.model, step=num_updates)
     if run.options.processes.synchronize_step and run.accelerator.device.type != 'cpu':
         torch.accelerator.synchronize()
-    if run.scheduler is not None:
-        run.scheduler.step_update(num_updates=num_updates)
 
 
 def _clip(run: Run, value: float, mode: str) -> None:

@@ -65,16 +65,16 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
             _publish_so_far(run, publisher, pictures, epoch)
             published = done
     final, skipped_images = _show_best(run, pictures)
-    result = _result(run, final, run.num_epochs) | {
+    epochs = max(run.start_epoch, run.num_epochs)  # --epochs may ask for fewer than there are
+    result = _result(run, final, epochs) | {
         'train': train_metrics,
         'skipped_updates': run.skipped_updates,
         'skipped_images': skipped_images,
         'seconds': round(time.monotonic() - started, 1),
     }
-    run.data.skipped.stop()
     if run.accelerator.is_main_process:
         if not train_metrics:  # killed behind its last checkpoint
-            result['train'] = figures_of(run.folder, run.num_epochs - 1, 'train')
+            result['train'] = figures_of(run.folder, epochs - 1, 'train')
         write_result(run.folder, result)
         if not run.options.run.no_report:
             write_report([run.folder], run.folder / 'report.html')
@@ -130,10 +130,10 @@ def _synchronise_batch_norm(run: Run, model: Any) -> None:
 
 
 def _evaluate_epoch(run: Run) -> dict[str, float] | None:
-    if run.data.eval_loader is None:
-        return None
     if run.averaged_parts is not run.model:
         _synchronise_batch_norm(run, run.averaged_parts)
+    if run.data.eval_loader is None:
+        return None
     run.put_together()
     return evaluate_run(run, run.classifier(run.compiled(run.evaluated_model)))
 

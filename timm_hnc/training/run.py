@@ -94,12 +94,22 @@ def _train(
     folder: Path,
     checkpoint: Path | None,
 ) -> Outcome:
-    """Build the run, restore it, and train it to its end."""
-    name, is_main = options.model.model, accelerator.is_main_process
+    """Build the run, and train it to its end."""
+    name = options.model.model
     progress = read_progress(checkpoint, name) if checkpoint else Progress(name)
     decreasing = options.run.eval_metric == 'loss' or not options.splits.val_split
     checkpoints = CheckpointFolder(folder, options.run.checkpoint_hist, decreasing, progress)
     run = build_run(options, accelerator, checkpoints, provided)
+    try:
+        return _go_on(run, recorded, checkpoint)
+    finally:
+        run.data.skipped.stop()
+
+
+def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None) -> Outcome:
+    """Restore the run, and train it to its end."""
+    options, accelerator, folder = run.options, run.accelerator, run.folder
+    is_main = accelerator.is_main_process
     if checkpoint:
         restore(run, checkpoint)
     start_schedule(run)
@@ -125,6 +135,10 @@ def _train(
             except RunStopped as stopped:
                 end_training(accelerator)
                 return Outcome(folder, is_main, stopped=stopped)
+            except BaseException:
+                for tracker in accelerator.trackers:  # else the next run of this process is told to them
+                    tracker.finish()
+                raise
         end_training(accelerator)
     if is_main:
         publisher.publish('Add model')
@@ -185,7 +199,8 @@ def _is_complete(run: Run, checkpoint: Path) -> bool:
 
 
 def _check_something_is_left(run: Run) -> None:
-    if run.start_epoch >= run.num_epochs and not (run.folder / 'last').exists():
+    kept = (run.folder / 'last').exists() and run.checkpoints.progress.ranking
+    if run.start_epoch >= run.num_epochs and not kept:
         given = run.options.schedule.start_epoch
         if given is not None:
             raise UsageError(f'--start-epoch {given}: the run ends after {run.num_epochs} epochs.')

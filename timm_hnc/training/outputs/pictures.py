@@ -10,6 +10,7 @@ from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.plots.cams import draw_cams
 from timm_hnc.training.outputs.picture_samples import restored, spread_samples
+from timm_hnc.training.outputs.results import writing
 from timm_hnc.training.setup.build import Run
 
 _logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class CamPictures:
             _logger.warning(f'No CAM pictures: {error}')
             self.samples = None
             return
-        folder = run.folder / 'cams'
-        folder.mkdir(exist_ok=True)
-        picture.save(folder / f'{name}.png')
+        path = run.folder / 'cams' / f'{name}.png'
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path)

@@ -6,7 +6,8 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,15 @@ from timm_hnc.report.run_files import VALIDATION
 from timm_hnc.version import __version__
 
 _PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line that a file of the run cannot be written, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be written: {error}") from error
 
 
 def drop_rows(path: Path, start_epoch: int) -> None:
@@ -41,8 +51,9 @@ def add_row(path: Path, row: dict[str, float]) -> None:
         with path.open(newline='') as file:
             rows += csv.DictReader(file)
     longer = path.with_name(f'.{path.name}.new')
-    write_csv(longer, [*rows, row])
-    os.replace(longer, path)
+    with writing(path):
+        write_csv(longer, [*rows, row])
+        os.replace(longer, path)
 
 
 @dataclass(frozen=True)
@@ -113,5 +124,6 @@ def figures_of(folder: Path, epoch: int, data: str = 'eval') -> dict[str, float]
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Write result.json, whole or not at all."""
     unfinished = folder / '.result.json.new'
-    write_json(unfinished, result)
-    os.replace(unfinished, folder / 'result.json')
+    with writing(folder / 'result.json'):
+        write_json(unfinished, result)
+        os.replace(unfinished, folder / 'result.json')

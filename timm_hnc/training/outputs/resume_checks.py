@@ -52,6 +52,11 @@ def check_optimizer(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
             f"checkpoint '{checkpoint}' has another optimizer than this run: one of them learns a teacher's features "
             '(--kd-distill-type feature). Go on with the same teacher, or pass --no-resume-opt.'
         )
+    if run.loss is not None and run.loss.state_dict() and 'loss' not in state:
+        raise DataError(
+            f"checkpoint '{checkpoint}' has nothing of what --loss {run.options.loss.loss} learns: go on with the loss "
+            'that it was trained with, or pass --no-resume-opt, and it begins anew.'
+        )
     before, now = run.checkpoints.progress.parts[-1].options.get('opt'), run.options.optimizer.opt
     if before == now:
         return

@@ -38,7 +38,8 @@ def save_run(
     progress.completed_epochs, progress.updates_in_epoch = completed_epochs, updates
     progress.num_updates = completed_epochs * run.updates_per_epoch + updates
     progress.num_processes = run.accelerator.num_processes
-    progress.skipped_updates, progress.skipped_images = run.skipped_updates, run.count_skipped_images()
+    progress.skipped_updates, progress.skipped_in_a_row = run.skipped_updates, run.skipped_in_a_row
+    progress.skipped_images = run.count_skipped_images()
     if updates or run.data.eval_loader is None:  # else it was done for the evaluation
         run.put_together()
     state = _state(run) | _kept_apart(run, inside_epoch=updates > 0)
@@ -115,7 +116,7 @@ def restore(run: Run, checkpoint: Path) -> None:
     progress = run.checkpoints.progress
     try:
         for name, module in _modules(run):
-            if name not in state and (name in ('hnc_weight', 'projection') or not module.state_dict()):
+            if name not in state and (name in ('hnc_weight', 'projection', 'loss') or not module.state_dict()):
                 continue  # the weight was a number so far, or the loss or the teacher is new
             load_state(module, state['model'] if name == 'ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
@@ -131,7 +132,8 @@ def restore(run: Run, checkpoint: Path) -> None:
                 run.scheduler.restore_lr = state.get('rate_without_noise')
         if progress.updates_in_epoch and run.data.seeded is not None:
             run.start_update = progress.updates_in_epoch
-            run.averages = Averages.restored(state['averages'], run.accelerator)
+            if not changes_of_the_losses(run):  # else what the epoch had so far are means of something else
+                run.averages = Averages.restored(state['averages'], run.accelerator)
         if len(state.get('buffers', ())) == run.accelerator.num_processes:
             _restore_buffers(run, state['buffers'][run.accelerator.process_index])
         if run.auto_weight is not None:
@@ -139,7 +141,8 @@ def restore(run: Run, checkpoint: Path) -> None:
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
     run.start_epoch = progress.completed_epochs
-    run.skipped_updates, run.skipped_images_before = progress.skipped_updates, progress.skipped_images
+    run.skipped_updates, run.skipped_in_a_row = progress.skipped_updates, progress.skipped_in_a_row
+    run.skipped_images_before = progress.skipped_images
     if progress.updates_in_epoch and not run.start_update:
         _logger.warning(f'Epoch {run.start_epoch} begins anew: this data cannot be read from its middle.')
     _logger.info(f"Going on from '{checkpoint}' with epoch {run.start_epoch}, update {run.start_update}.")
@@ -172,10 +175,14 @@ def start_schedule(run: Run) -> None:
         if not resumed or chosen == 0 or run.options.run.no_resume_opt:
             _begin_history_anew(run)
         return  # or the optimizer's state has the rate
-    if run.options.schedule.sched_on_updates:
-        run.scheduler.step_update(run.start_epoch * run.updates_per_epoch + run.start_update)
-    else:
+    num_updates = run.start_epoch * run.updates_per_epoch + run.start_update
+    if run.options.schedule.sched_on_updates and num_updates:
+        run.scheduler.step_update(num_updates)
+    elif run.start_epoch:
         run.scheduler.step(run.start_epoch)
+    else:  # timm's first epoch has what its schedulers are made with, which is not always what they say of epoch 0
+        for group, rate in zip(run.optimizer.param_groups, run.first_rates, strict=True):
+            group['lr'] = rate
 
 
 def _begin_history_anew(run: Run) -> None:

@@ -68,6 +68,7 @@ class Run:
         wrap: makes the CamModel of a model of the run's architecture.
         notices: what processes tell each other of every update.
         scheduler: timm's, or None.
+        first_rates: learning rates of the optimizer's groups that it begins with.
         num_epochs: where the run ends.
         whole: takes up the weights that count where processes hold them in parts; else None.
         export_copy: of `averaged_model`, with the classifier that the loss exports; None where that is the model's own.
@@ -96,6 +97,7 @@ class Run:
     wrap: Callable[[Any], CamModel]
     notices: Notices
     scheduler: Any = None
+    first_rates: list[float] = field(default_factory=list)
     num_epochs: int = 0
     whole: Any = None
     export_copy: Any = None
@@ -225,6 +227,7 @@ def build_run(
         **options.schedule.arguments(options.loader.seed, decreasing_metric=run.eval_metric == 'loss'),
         updates_per_epoch=run.updates_per_epoch,
     )
+    run.first_rates = [group['lr'] for group in run.optimizer.param_groups]
     run.num_epochs = min(num_epochs, options.schedule.stop_epoch or num_epochs)
     _check_epochs(options, run.num_epochs)
     return run

@@ -153,7 +153,11 @@ class ScheduleOptions:
             with warnings.catch_warnings():
                 # the scheduler that trains says it again
                 warnings.simplefilter('ignore')
-                return create_scheduler_v2(optimizer, **self.arguments(0), updates_per_epoch=1000)[1]
+                scheduler, epochs = create_scheduler_v2(optimizer, **self.arguments(0), updates_per_epoch=1000)
+                for epoch in range(epochs + 1) if scheduler is not None and self.sched != 'plateau' else ():
+                    scheduler.step(epoch)
+                    scheduler.step_update(1000 * epoch)
+                return epochs
         except (ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
             known = '' if self.sched in SCHEDULERS else f' Expected one of {", ".join(SCHEDULERS)}.'
             raise UsageError(f'--sched {self.sched}: {error or "timm refuses its settings."}{known}') from error
