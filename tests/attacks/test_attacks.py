@@ -158,7 +158,7 @@ def test_what_cannot_be_attacked(classifier):
         attack(classifier, images() * 2 - 1, LABELS, PGD)
     with pytest.raises(ValueError, match='the loss has no gradient with respect to the images'):
         attack(classifier, images(), LABELS, PGD, loss=lambda model, x, y: model(x.detach()).sum(1))
-    for wrong in ({'eps': -0.1}, {'eps': 1.5}, {'eps': 0.1, 'steps': 0}, {'eps': 0.1, 'step_size': 0.0}):
+    for wrong in ({'eps': -0.1}, {'eps': float('inf')}, {'eps': 0.1, 'steps': 0}, {'eps': 0.1, 'step_size': 0.0}):
         with pytest.raises(ValueError, match='expected'):
             Attack('pgd', **wrong)
 
@@ -196,8 +196,9 @@ def test_figures_beside_those_of_clean_images(run, capsys):
 
 def test_wrong_attacks(run, images, capsys):
     for argv, message in (
-        ('--attack fgsm --attack-eps 1.5', '--attack: eps = 1.5: expected 0 to 1'),
-        ('--attack fgsm --attack-eps -0.1', '--attack: eps = -0.1: expected 0 to 1'),
+        ('--attack fgsm --attack-eps 1.5', '--attack-eps 1.5: expected 0 or more and 1 or less'),
+        ('--attack fgsm --attack-eps -0.1', '--attack-eps -0.1: expected 0 or more'),
+        ('--attack pgd --attack-step-size 0', '--attack-step-size 0.0: expected more than 0.'),
         ('--attack pgd --attack-steps 0', '--attack-steps 0: expected 1 or more.'),
         ('--attack fgsm --attack-steps 3', '--attack-steps 3: does nothing without --attack pgd.'),
         ('--attack-space normalized', '--attack-space normalized: does nothing without --attack fgsm or --attack pgd.'),

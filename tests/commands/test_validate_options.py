@@ -82,6 +82,24 @@ def test_weights_of_a_run_are_validated_on_its_data(tmp_path, place):
     assert (options.data_dir, options.split) == ('/data', 'test')
 
 
+@pytest.mark.parametrize('place', ['', 'weights.safetensors'])
+def test_on_other_data_a_run_keeps_its_task_and_the_kind_of_its_images(tmp_path, place):
+    (tmp_path / 'weights.safetensors').write_bytes(b'')
+    (tmp_path / 'args.yaml').write_text(
+        '{hnc: none, data_dir: /data, val_split: test, task: multilabel, input_img_mode: YCbCr, target_key: tags}'
+    )
+    options, _ = parse_validate_options(['--checkpoint', str(tmp_path / place), '--data-dir', '/other'])
+    assert (options.task, options.input_img_mode) == ('multilabel', 'YCbCr')
+    assert (options.data_dir, options.split, options.target_key) == ('/other', 'validation', None)
+
+
+def test_a_stream_of_a_run_has_its_number_of_samples(tmp_path):
+    (tmp_path / 'args.yaml').write_text('{dataset: hfids/x, val_split: test, val_num_samples: 12}')
+    for more, expected in (('', 12), ('--num-samples 7', 7), ('--split train', None)):
+        options, _ = parse_validate_options(['--checkpoint', str(tmp_path), *more.split()])
+        assert options.num_samples == expected
+
+
 REFUSED = [
     ('--torchscript', '--torchscript: use --torchcompile'),
     ('--fuser te', '--fuser: use --torchcompile'),

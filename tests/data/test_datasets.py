@@ -90,6 +90,7 @@ def test_a_folder_without_the_split_is_refused_instead_of_taken_whole(folder, tm
     shutil.copytree(folder / 'train', tmp_path / 'train')
     refused(DataError, "no folder for the split 'validation' but has train", root=tmp_path, split='validation')
     assert len(create_dataset('', str(tmp_path), 'train', 3)) == 59
+    assert len(create_dataset('', f'{tmp_path}/', '', 3)) == 59  # no split: whatever is there
     whole = create_dataset('', str(tmp_path / 'train'), 'validation', 3)
     assert len(whole) == 59
     assert same_files(create_dataset('', str(tmp_path / 'train'), 'train', 3), whole)
@@ -149,6 +150,24 @@ def test_torchvisions_images_have_the_mode_that_is_asked_for(folder, mode):
 def test_labels_outside_the_range_are_refused(folder, name):
     message = "labels outside the model's range 0 to 1, such as 2: set --num-classes to the classes of the data"
     refused(DataError, message, name, folder, num_classes=2)
+
+
+def test_rows_without_an_image_or_a_label(tmp_path, cache):
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    name, _, content = samples('train')[0]
+    image = {'bytes': content, 'path': name}
+    features = Features({'image': ImageFeature(), 'labels': List(Value('int64')), 'a/label': Value('int64')})
+    rows = {'image': [None, image, image], 'labels': [[1], [0, 2], None], 'a/label': [2, 0, None]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / 'train.parquet')
+    several = create_dataset(f'hfds/{tmp_path}', cache, 'train', 3, multi_label=True, target_key='labels')
+    assert several[1][1].tolist() == [1, 0, 1]
+    one = create_dataset(f'hfds/{tmp_path}', cache, 'train', 3, target_key='a/label')
+    assert one[1][1] == 0
+    for dataset in (several, one):
+        with pytest.raises(ValueError, match='sample 2 has no label, see --target-key'):
+            dataset[2]
 
 
 def test_columns_that_are_not_there_are_named(parquet, cache):

@@ -43,7 +43,10 @@ def write_objects(root, boxes):
     columns = {
         'image': [{'bytes': png(square(rng, {2})), 'path': None} for _ in range(count)],
         'label': [index % 3 for index in range(count)],
-        'things': [{'bbox': each, 'category': [index % 3] * len(each)} for index, each in enumerate(boxes)],
+        'things': [
+            None if each is None else {'bbox': each, 'category': [index % 3] * len(each)}
+            for index, each in enumerate(boxes)
+        ],
     }
     (root / 'data').mkdir(parents=True)
     for split in ('train', 'validation'):
@@ -60,11 +63,12 @@ def test_boxes_of_both_kinds_of_data_sets(birds, tmp_path):
     assert BoxSource(held).image_size(0) == (32, 32)
     within = Subset(WrappedDataset(Subset(held, [1, 0])), [1])
     assert BoxSource(within)[0].boxes.tolist() == BoxSource(held)[0].boxes.tolist()
-    name = write_objects(tmp_path / 'set', [[[1, 2, 10, 20]], [], [[3, 3, 5, 5], [1, 1, 9, 9]]])
+    name = write_objects(tmp_path / 'set', [[[1, 2, 10, 20]], [], [[3, 3, 5, 5], [1, 1, 9, 9]], None])
     objects = create_dataset(name[1], name[3], 'train', 3)
     assert BoxSource(objects, 'things')[2].boxes.tolist() == [[3, 3, 5, 5], [1, 1, 9, 9]]
     assert BoxSource(objects, 'things', 'xywh')[0].boxes.tolist() == [[1, 2, 11, 22]]
     assert len(BoxSource(objects, 'things')[1].boxes) == 0
+    assert len(BoxSource(objects, 'things')[3].boxes) == 0
     with pytest.raises(UsageError, match="no boxes 'objects' in the data set, its columns are image, label, things"):
         BoxSource(objects)
     with pytest.raises(UsageError, match='--boxes-key things: does nothing, the boxes are in no column'):

@@ -11,7 +11,7 @@ import torch
 from running import main_of, validate
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from timm_hnc import CamModel, save_pretrained
 from timm_hnc.attacks.attacks import Attack, attack, normalized, sample_losses, with_hnc
@@ -21,6 +21,7 @@ from timm_hnc.data.loading.loaders import sample_order
 from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
+from timm_hnc.evaluation.labels import LabelOptions, OtherLabels
 from timm_hnc.evaluation.map_pass import CurvePass
 from timm_hnc.files.tables import write_json
 from timm_hnc.losses import HNCLoss
@@ -207,3 +208,29 @@ def test_a_stream_that_was_evaluated_can_be_read_again_elsewhere():
     evaluate(model, stream, create_evaluator(stream, torch.device('cpu')), nullcontext)
     assert len(list(stream)) == 1
     assert stream.epoch == 2
+
+
+class Names(IterableDataset):
+    """A stream of images whose names are known, or those of whose reader are not."""
+
+    def __init__(self, known):
+        self.known = known
+
+    def filenames(self, basename):
+        assert self.known, 'Not supported'
+        return ['ILSVRC2012_val_00000001.JPEG']
+
+
+def test_reassessed_labels_of_streams(tmp_path):
+    (tmp_path / 'real.json').write_text('[[0]]')
+
+    def other_labels(known, workers):
+        dataset = Names(known)
+        loader = DataLoader(dataset, num_workers=workers)
+        return OtherLabels(LabelOptions(real_labels=str(tmp_path / 'real.json')), dataset, loader, False, 9)
+
+    with pytest.raises(UsageError, match='in order: read a stream with --workers 1'):
+        other_labels(True, 2)
+    with pytest.raises(DataError, match='this data set gives no file names of its images'):
+        other_labels(False, 1)
+    assert other_labels(True, 1).real_labels.filenames == ['ILSVRC2012_val_00000001.JPEG']

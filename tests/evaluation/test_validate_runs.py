@@ -466,7 +466,7 @@ def test_images_that_cannot_be_decoded_are_counted(fails, run, tmp_path, capsys,
         '--checkpoint', run, '--dataset', 'wds/x', '--data-dir', write_shards(tmp_path / 's', damaged=True)
     )
     assert code == 1
-    assert 'the validation set is empty: see --val-split and --data-dir' in line
+    assert 'the validation set is empty: see --val-split (validate: --split) and --data-dir' in line
 
 
 def test_a_run_with_a_holdout_validates_on_it_again(images, tmp_path, capsys):

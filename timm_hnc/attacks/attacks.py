@@ -3,6 +3,7 @@
 FGSM: Goodfellow et al., ICLR 2015. PGD: Madry et al., ICLR 2018.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,8 +103,8 @@ class Attack:
     def __post_init__(self) -> None:
         if self.name not in ATTACKS:
             raise ValueError(f"attack '{self.name}' is unknown: expected {' or '.join(ATTACKS)}.")
-        if not 0 <= self.eps <= 1:
-            raise ValueError(f'eps = {self.eps:g}: expected 0 to 1, images have values in [0, 1].')
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f'eps = {self.eps:g}: expected a finite number, 0 or more.')
         if self.steps < 1 or self.restarts < 1:
             raise ValueError(f'{self.steps} steps, {self.restarts} restarts: expected 1 or more.')
         if self.step_size is not None and not self.step_size > 0:

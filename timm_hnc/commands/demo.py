@@ -87,7 +87,7 @@ def _samples(model: str, subject: Subject, count: int) -> list[Sample]:
     """Validation images of a run; none of a model that is no run."""
     if not options_of_run(model):
         return []
-    options, _, _ = parse_validate_options(['--checkpoint', model])
+    options, _, _ = parse_validate_options(['--checkpoint', model.removeprefix('local-dir:')])
     channels = subject.model.data_config['input_size'][0]
     seed, split = options.loader.seed, options.evaluation.split
     dataset = open_eval_dataset(options.data, options.task, channels, len(subject.class_names), seed, split=split)

@@ -131,7 +131,9 @@ def _check_columns(dataset: Any, name: str) -> None:
     images = reader.dataset.data.column(reader.image_key)
     if images.null_count == len(images) > 0:
         columns = [column for column in columns if column != reader.image_key]
-    wanted = [('--input-key', reader.image_key), *(('--target-key', key.split('/')[0]) for key in targets if key)]
+    # a key leads into a column's fields, where no column has that name
+    targets = [key if key in columns else key.split('/')[0] for key in targets if key]
+    wanted = [('--input-key', reader.image_key), *(('--target-key', key) for key in targets)]
     for flag, column in wanted:
         if column not in columns:
             raise DataError(f"data set '{name}' has no column '{column}' but {', '.join(columns)}: see {flag}.")
@@ -148,10 +150,10 @@ def _check_folder(root: str | None, split: str) -> None:
     # timm takes the whole folder where it finds none for the split, training images for validation among it
     found = timm.data.dataset_factory._search_split(root, split)
     others = [child for child in ('train', 'training', 'val', 'validation', 'test') if (path / child).is_dir()]
-    if found == root and others:
+    if split and Path(found) == path and others:
         raise DataError(
             f"data folder '{root}' has no folder for the split '{split}' but has {', '.join(others)}: "
-            'see --train-split and --val-split.'
+            'see --train-split and --val-split, or --split of validate.'
         )
 
 

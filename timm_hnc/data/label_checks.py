@@ -1,5 +1,6 @@
 """Labels that a model does not have are refused, as far as they can be had without reading an image."""
 
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
@@ -32,9 +33,9 @@ def check_labels(dataset: Any, name: str | None, num_classes: int, training: boo
 def check_indices(dataset: Any, name: str | None, num_classes: int) -> None:
     """Refuse lists that are as long as there are classes and of zeros and ones: as indices they are of two classes."""
     reader = unwrapped_reader(dataset)
-    if num_classes < 3 or not hasattr(reader, 'target_keys') or not hasattr(reader, '__getitem__'):  # of a stream
+    if num_classes < 3 or not hasattr(reader, 'target_keys') or not hasattr(reader, 'iter_targets'):  # of a stream
         return
-    first = [reader[index][1] for index in range(min(len(reader), _FIRST))]
+    first = [*islice(reader.iter_targets(), _FIRST)]  # whose images may be missing
     if first and all(isinstance(each, list) and len(each) == num_classes and {*each} <= {0, 1} for each in first):
         raise DataError(
             f"data set '{name}' has targets such as {str(first[0])[:40]}, {num_classes} zeros and ones each: pass "

@@ -101,7 +101,7 @@ def evaluate(
                 if (index + 1) % log_interval == 0:
                     _logger.info(f'Evaluated {seen} images of this process: {_text(evaluator.summary())}')
     if not seen:
-        raise DataError('the validation set is empty: see --val-split and --data-dir.')
+        raise DataError('the validation set is empty: see --val-split (validate: --split) and --data-dir.')
     metrics = dict(evaluator.compute(distributed=distributed))
     _logger.info(f'Evaluation: {_text(metrics)}')
     return metrics

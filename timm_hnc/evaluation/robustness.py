@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -60,6 +61,8 @@ class AttackOptions:
 
     def __post_init__(self) -> None:
         check_range(self, 'attack_steps', 'attack_restarts', low=1)
+        check_range(self, 'attack_step_size', above=0)
+        check_range(self, 'attack_eps', low=0, high=1 if self.attack_space == 'pixel' else math.inf)
         self.attacks()
         used = {'attack', *(name for each in self.attack for name in _USED_BY[each])}
         unused = [each.name for each in fields(self) if each.name not in used]

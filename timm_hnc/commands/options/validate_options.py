@@ -35,10 +35,10 @@ REFUSED = {
 }
 # options of a run that say how its model is evaluated on any data, and which data it validated on
 _OF_A_MODEL = (
-    *('task', 'multilabel_threshold'),
+    *('task', 'multilabel_threshold', 'input_img_mode'),
     *('naflex_loader', 'naflex_max_seq_len', 'naflex_patchify_channels_first'),
 )
-_OF_ITS_DATA = ('dataset', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'target_format', 'in_chans')
+_OF_ITS_DATA = ('dataset', 'class_map', 'input_key', 'target_key', 'target_format', 'in_chans')
 
 
 def fraction(text: str) -> float:
@@ -111,7 +111,7 @@ def options_from_run(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any
         explicit: names of the options that were given.
     """
     folder, other_data = find_run(Path(checkpoint)) if checkpoint else None, {'data', 'data_dir', 'dataset'} & explicit
-    if folder is None or (other_data and Path(checkpoint).is_file()):
+    if folder is None:
         return {}
     run = read_options(folder)
     if other_data and 'hnc' not in run:  # a run of timm's own script
@@ -125,6 +125,8 @@ def options_from_run(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any
     found['data_dir'] = run.get('data_dir')
     if 'split' not in explicit and run.get('val_split'):
         found['split'] = run['val_split']
+        if 'num_samples' not in explicit and run.get('val_num_samples'):
+            found['num_samples'] = run['val_num_samples']
     if run.get('holdout') and 'holdout' in explicit:
         # another seed would hold out images that the run was trained on
         found |= {} if 'seed' in explicit else {'seed': run['seed']}

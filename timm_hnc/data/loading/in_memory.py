@@ -159,18 +159,20 @@ class RememberedBatches(Wrapper):
 
 
 def _decode(dataset: Dataset[Any], kept: KeptTargets, like: DataLoader[Any], device: torch.device) -> Tensor:
-    parts: list[Tensor] = []
+    stored, count = torch.empty(0), 0
     loader = DataLoader(dataset, _DECODED_AT_ONCE, num_workers=like.num_workers, timeout=like.timeout)
     try:
         for images, targets in progress(read(loader), 'batch', len(loader), 'Decoding'):
             images = images.to(device)
             kept.add(targets.to(device), images)
-            if not parts:
+            if not count:
                 needed = images[0].nbytes + kept.bytes_an_image
                 _check_memory(needed * len(dataset), device)  # type: ignore[arg-type]
-            parts.append(images)
+                stored = images.new_empty(len(dataset), *images.shape[1:])  # type: ignore[arg-type]
+            stored[count : count + len(images)] = images
+            count += len(images)
         kept.close()
-        return torch.cat(parts)
+        return stored
     except (RuntimeError, DataError) as error:
         if 'size' not in str(error):
             raise

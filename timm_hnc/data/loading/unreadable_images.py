@@ -70,11 +70,14 @@ class CheckedReader(WrappedReader):
 
     def _sample(self, index: int) -> Any:
         try:
-            return self.unchecked[index]
+            sample = self.unchecked[index]
         except (TypeError, AssertionError) as error:  # timm's reader of Hugging Face's `datasets` looks into it
             if not self._has_image(index):
                 raise OSError('The row has no image.') from error
             raise
+        if sample[1] is None:  # of which timm makes class -1
+            raise ValueError(f'sample {index} has no label, see --target-key.')
+        return sample
 
     def _has_image(self, index: int) -> bool:
         if not hasattr(self.unchecked, 'image_key'):

@@ -157,6 +157,8 @@ class BoxSource:
         if self._columns is None:
             self._columns = self.reader.dataset.select_columns([self.column])
         item = self._columns[index]
+        if item[self.column] is None:  # as an image without a file of boxes
+            return [], []
         boxes, categories = get_field(item, f'{self.column}/bbox'), get_field(item, f'{self.column}/category')
         if self.reader.remap_class:
             # by index or else by name, as timm's reader maps the target

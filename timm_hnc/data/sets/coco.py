@@ -69,7 +69,7 @@ def _split_of_a_year(root: str, split: str) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_text(path, 'see --data-dir, --train-split and --val-split'))
+        content = json.loads(read_text(path, 'see --data-dir, --train-split and --val-split (validate: --split)'))
     except ValueError as error:
         raise DataError(f"'{path}' is no JSON ({error}): {REMEDY}.") from error
     for part in ('images', 'annotations', 'categories'):
