@@ -158,6 +158,8 @@ def test_what_cannot_be_attacked(classifier):
         attack(classifier, images() * 2 - 1, LABELS, PGD)
     with pytest.raises(ValueError, match='the loss has no gradient with respect to the images'):
         attack(classifier, images(), LABELS, PGD, loss=lambda model, x, y: model(x.detach()).sum(1))
+    with pytest.raises(ValueError, match=r'eps = 8: expected 0 to 1'):
+        attack(classifier, images(), LABELS, Attack('fgsm', 8))
     for wrong in ({'eps': -0.1}, {'eps': float('inf')}, {'eps': 0.1, 'steps': 0}, {'eps': 0.1, 'step_size': 0.0}):
         with pytest.raises(ValueError, match='expected'):
             Attack('pgd', **wrong)

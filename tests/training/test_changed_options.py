@@ -82,11 +82,13 @@ def test_what_a_new_loss_learns_begins_anew_if_that_is_said(resume, images, tmp_
     code, line = failure(capsys, 'train', *argv, '--experiment', 'run', '--loss', 'center')
     assert code == 1
     assert line.endswith(
-        'has nothing of what --loss center learns: go on with the loss that it was trained with, or pass '
-        '--no-resume-opt, and it begins anew.'
+        'has another --loss than this run, and one of them learns: go on with the loss that it was trained with, or '
+        'pass --no-resume-opt, and what is learned begins anew.'
     )
     assert '--loss ce -> center' in resume('--loss', 'center', '--no-resume-opt')
     assert 'loss' in training_state(resume.folder)
+    assert failure(capsys, 'train', *argv, '--experiment', 'run')[0] == 1
+    assert '--loss center -> ce' in resume('--no-resume-opt', '--stop-epoch', 3)
 
 
 def test_fewer_epochs_than_there_are(resume):

@@ -97,14 +97,6 @@ def test_a_weight_that_is_measured_anew_inside_an_epoch_settles_with_the_next(op
     assert caplog.text.count('is measured anew: --hnc mse -> kd.') == 1
 
 
-def test_an_epoch_that_goes_on_with_another_loss_has_means_of_that(options, monkeypatch, at_update):
-    argv = ['--epochs', 1, '--checkpoint-interval', 1]
-    interrupted(at_update, monkeypatch, options('run', *argv), 0, 4)
-    folder = train(*options('run', *argv, '--resume', 'auto', '--hnc', 'mse', '--hnc-weight', 0.1))
-    [row] = summary(folder)
-    assert row['train_loss'] == pytest.approx(row['train_criterion'] + 0.1 * row['train_hnc'], rel=1e-5)
-
-
 def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, monkeypatch, at_update):
     argv = options('run', '--epochs', 2, '--recovery-interval', 3)
     interrupted(at_update, monkeypatch, argv, 1, 5)

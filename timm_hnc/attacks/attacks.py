@@ -83,7 +83,7 @@ class Attack:
 
     Args:
         name: 'fgsm', one step of size eps, or 'pgd'.
-        eps: largest change of a value in [0, 1].
+        eps: largest change of a value in [0, 1], or in the units that `attack` is told by `scale`.
         steps: of PGD.
         step_size: of PGD; 2.5 * eps / steps if None, as its authors' code takes it.
         random_start: PGD starts anywhere within eps.
@@ -170,13 +170,15 @@ def attack(
         (B, C, H, W) images in [0, 1] without a gradient; parameters get none either.
 
     Raises:
-        ValueError: images are not in [0, 1], or the loss has no gradient with respect to them.
+        ValueError: images are not in [0, 1], eps is larger than that, or the loss has no gradient with respect to them.
 
     Example:
         >>> adversarial = attack(classifier, images, labels, Attack('fgsm', eps=8 / 255))
     """
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(f'images with values from {images.min():g} to {images.max():g}: expected [0, 1].')
+    if isinstance(scale, float) and attack.eps * scale > 1:
+        raise ValueError(f'eps = {attack.eps:g}: expected 0 to 1, images have values in [0, 1].')
     reach = attack.eps * torch.as_tensor(scale, device=images.device, dtype=images.dtype)
     with _attacked(model):
         if attack.name == 'fgsm':

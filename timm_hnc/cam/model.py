@@ -85,7 +85,8 @@ class CamModel(nn.Module):
             TypeError: it is no module, or a wrapper.
         """
         wraps = isinstance(getattr(model, 'module', None), nn.Module) and not hasattr(self.model, 'module')
-        if not isinstance(model, nn.Module) or isinstance(model, CamModel) or wraps:
+        alike = isinstance(model, nn.Module) and is_of_timm(model) == is_of_timm(self.model)
+        if isinstance(model, CamModel) or wraps or not alike:
             kind = type(model).__name__
             raise TypeError(f'model is a {kind}: expected a {type(self.model).__name__}, perhaps the one inside of it.')
         other = CamModel.__new__(CamModel)

@@ -153,7 +153,7 @@ def _check_folder(root: str | None, split: str) -> None:
     if split and Path(found) == path and others:
         raise DataError(
             f"data folder '{root}' has no folder for the split '{split}' but has {', '.join(others)}: "
-            'see --train-split and --val-split, or --split of validate.'
+            'see --train-split and --val-split (validate: --split).'
         )
 
 

@@ -34,20 +34,19 @@ class LabelOptions:
     metrics_avg: Literal['micro', 'macro', 'weighted'] | None = None
 
 
-def _real_labels(dataset: Any, path: str) -> RealLabelsImagenet:
+def _real_labels(dataset: Any, path: str, loader: Any) -> RealLabelsImagenet:
     """Reassessed labels by the file names of a data set's samples, also of a part of it."""
     try:
         names, places = dataset.filenames(basename=True), stored_places(dataset)
     except (AttributeError, NotImplementedError, AssertionError) as error:  # the last one of timm's streams
         raise DataError(f'--real-labels {path}: this data set gives no file names of its images.') from error
+    workers = getattr(getattr(loader, 'loader', loader), 'num_workers', 0)
+    if isinstance(dataset, IterableDataset) and workers > 1:
+        raise UsageError('--real-labels takes the images in order: read a stream with --workers 1.')
     labels = RealLabelsImagenet(names, real_json=path)  # which has as many as there are names
     if places is not None:
         labels.filenames = [names[place] for place in places]
     return labels
-
-
-def _workers(loader: Any) -> int:
-    return int(getattr(loader, 'loader', loader).num_workers)
 
 
 def _valid_labels(path: str, num_classes: int) -> list[int]:
@@ -80,16 +79,16 @@ class OtherLabels:
             raise UsageError('--real-labels takes the images in order: evaluate with one process.')
         if options.real_labels and not isinstance(dataset, IterableDataset) and sample_order(loader) is None:
             raise UsageError('--real-labels takes the images in order: the DataLoader may have another each time.')
-        if options.real_labels and isinstance(dataset, IterableDataset) and _workers(loader) > 1:
-            raise UsageError('--real-labels takes the images in order: read a stream with --workers 1.')
         self.limit = evaluation_sample_limit(loader)
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
         valid, real = options.valid_labels, options.real_labels
         try:
-            self.real_labels = _real_labels(dataset, real) if real else None
+            self.real_labels = _real_labels(dataset, real, loader) if real else None
         except AssertionError as error:  # timm's, of the number of labels
             raise DataError(f'--real-labels {real}: it has not one entry for each of the images.') from error
+        except UsageError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f'--real-labels {real} cannot be read: {first_lines(error)}') from error
         self.classes = _valid_labels(valid, num_classes) if valid else None

@@ -109,8 +109,8 @@ class AutoWeight(nn.Module):
         if type_there == torch.float32:
             norms = self.norms = norms.float()  # float64 cannot go there
         super()._apply(fn, recurse)
-        if not norms.is_meta:
-            self.norms = norms.to(self.norms.device).to(type_there)
+        moved = self.norms if norms.is_meta else norms.to(self.norms.device)
+        self.norms = moved.to(type_there)
         return self
 
 

@@ -14,29 +14,35 @@ class Averages:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}  # of samples that had this scalar: a resumed epoch may have others
         self.count = 0
 
     def update(self, result: dict[str, Tensor], count: int) -> None:
         """Add the scalars among a step's results."""
         for name, value in result.items():
             if value.ndim == 0:
-                self.sums[name] = self.sums.get(name, 0.0) + value.detach().to(widest(value.device)) * count
+                self._add(name, value.detach().to(widest(value.device)) * count, count)
         self.count += count
 
     def add(self, other: 'Averages') -> None:
         """Add what another has summed up."""
         for name, value in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self._add(name, value, other.counts[name])
         self.count += other.count
+
+    def _add(self, name: str, value: Tensor, count: int) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
+        self.counts[name] = self.counts.get(name, 0) + count
 
     def summary(self) -> dict[str, float]:
         """Means so far, of this process."""
-        return {name: (value / self.count).item() for name, value in self.sums.items()}
+        return {name: (value / self.counts[name]).item() for name, value in self.sums.items()}
 
     def compute(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes."""
-        *sums, count = accelerator.reduce(self._own(accelerator.device)).tolist()
-        return {name: value / count for name, value in zip(self.sums, sums, strict=True)}
+        totals = accelerator.reduce(self._own(accelerator.device)).tolist()
+        sums, counts = totals[: len(self.sums)], totals[len(self.sums) : -1]
+        return {name: value / count for name, value, count in zip(self.sums, sums, counts, strict=True)}
 
     def state(self, accelerator: Accelerator) -> dict[str, Any]:
         """What every process has summed up, for a checkpoint; all processes call it."""
@@ -44,15 +50,17 @@ class Averages:
         return {'names': list(self.sums), 'sums': accelerator.gather(own[None]).cpu()}
 
     def _own(self, device: torch.device) -> Tensor:
-        return torch.stack([*self.sums.values(), torch.tensor(self.count, dtype=widest(device), device=device)])
+        """Sums, then their counts, then that of all samples."""
+        counts = torch.tensor([*self.counts.values(), self.count], dtype=widest(device), device=device)
+        return torch.cat([torch.stack([*self.sums.values()]), counts]) if self.sums else counts
 
     @classmethod
     def restored(cls, state: dict[str, Any], accelerator: Accelerator) -> 'Averages':
         """Those of this process, as it saved them."""
-        averages = cls()
-        *sums, count = state['sums'][accelerator.process_index]
-        averages.count = int(count)
+        averages, names, own = cls(), state['names'], state['sums'][accelerator.process_index]
         device = accelerator.device
-        sums = [value.to(device, widest(device)) for value in sums]
-        averages.sums = dict(zip(state['names'], sums, strict=True))
+        *counts, averages.count = (int(count) for count in own[len(names) :].tolist())
+        counts = counts or [averages.count] * len(names)  # of a checkpoint of an earlier version
+        averages.counts = dict(zip(names, counts, strict=True))
+        averages.sums = {name: value.to(device, widest(device)) for name, value in zip(names, own, strict=False)}
         return averages

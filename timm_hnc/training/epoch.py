@@ -191,8 +191,8 @@ def _steps(run: Run, epoch: int, first: int) -> Iterator[Step]:
             _check_first_batch(run, input, target)
         if mixup is not None:
             input, target = mixup(input, target)
-        last = index + 1 == length or (index + 1) % steps == 0
-        # a loader may have more batches than it says
+        place = index if index < length else index - length  # a loader may have more batches than it says
+        last = index + 1 == length or (place + 1) % steps == 0
         window = remainder if length - remainder <= index < length else steps
         yield Step(index, window, last, input, target, masks)
 
@@ -229,6 +229,7 @@ def _update(run: Run, num_updates: int) -> None:
     options = run.options.optimizer
     optimizer = getattr(run.optimizer.optimizer, '_base_optimizer', run.optimizer.optimizer)  # of timm's Lookahead
     if hasattr(optimizer, 'generator'):
+        optimizer.seed = num_updates  # of the generator that it makes for another device
         optimizer.generator.manual_seed(num_updates)
     if options.clip_grad is not None:
         _clip(run, options.clip_grad, options.clip_mode)

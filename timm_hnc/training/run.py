@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -116,7 +117,8 @@ def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None) -> Ou
     publisher = Publisher(options.hub, folder)
     [complete] = broadcast_object_list([checkpoint is not None and _is_complete(run, checkpoint)])
     if complete:
-        epochs = f'{run.num_epochs} of {run.num_epochs} epochs'
+        count = max(run.start_epoch, run.num_epochs)
+        epochs = f'{count} of {count} epochs'
         _logger.info(f"Run '{folder}' is complete, {epochs}: its files stay as they are.")
         result = read_result(folder) if is_main else {}
     else:
@@ -136,13 +138,22 @@ def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None) -> Ou
                 end_training(accelerator)
                 return Outcome(folder, is_main, stopped=stopped)
             except BaseException:
-                for tracker in accelerator.trackers:  # else the next run of this process is told to them
-                    tracker.finish()
+                _end_trackers(accelerator)
                 raise
         end_training(accelerator)
     if is_main:
         publisher.publish('Add model')
     return Outcome(folder, is_main, result)
+
+
+def _end_trackers(accelerator: Accelerator) -> None:
+    """End them after a failure: else they would be told of the next run of this process."""
+    for tracker in accelerator.trackers:
+        with suppress(Exception):  # the failure is what is told
+            if tracker.name == 'wandb':
+                tracker.tracker.finish(exit_code=1)
+            else:
+                tracker.finish()
 
 
 def _run_folder(options: TrainOptions) -> Path:

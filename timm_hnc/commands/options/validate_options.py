@@ -103,6 +103,13 @@ def parse_validate_options(
     return grouped(ValidateOptions, values | of_the_run) if of_the_run else options, explicit, own
 
 
+def _is_of_the_run(path: Path, folder: Path) -> bool:
+    """Whether weights are the run's own, and no file that somebody put below its folder."""
+    return (
+        not path.is_file() or path.absolute().parent == folder or path.resolve().parent.name in ('model', 'model_best')
+    )
+
+
 def options_from_run(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any]:
     """Options by which a run is validated as it was trained, on its own validation data unless other data is named.
 
@@ -111,7 +118,7 @@ def options_from_run(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any
         explicit: names of the options that were given.
     """
     folder, other_data = find_run(Path(checkpoint)) if checkpoint else None, {'data', 'data_dir', 'dataset'} & explicit
-    if folder is None:
+    if folder is None or (other_data and not _is_of_the_run(Path(checkpoint), folder)):
         return {}
     run = read_options(folder)
     if other_data and 'hnc' not in run:  # a run of timm's own script

@@ -49,6 +49,8 @@ class CheckedReader(WrappedReader):
     def __getitem__(self, index: int) -> Any:
         """The sample of that index, its file replaced by one whose read() gives the decoded image."""
         file, *rest = self._sample(index)
+        if rest[0] is None:  # of which timm makes class -1
+            raise ValueError(f'sample {index} has no label, see --target-key.')
         if not hasattr(file, 'seek'):
             return file, *rest
         if self.undecoded:
@@ -70,14 +72,11 @@ class CheckedReader(WrappedReader):
 
     def _sample(self, index: int) -> Any:
         try:
-            sample = self.unchecked[index]
+            return self.unchecked[index]
         except (TypeError, AssertionError) as error:  # timm's reader of Hugging Face's `datasets` looks into it
             if not self._has_image(index):
                 raise OSError('The row has no image.') from error
             raise
-        if sample[1] is None:  # of which timm makes class -1
-            raise ValueError(f'sample {index} has no label, see --target-key.')
-        return sample
 
     def _has_image(self, index: int) -> bool:
         if not hasattr(self.unchecked, 'image_key'):

@@ -43,6 +43,11 @@ def check_classes(run: Run, checkpoint: Path) -> None:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this data: {error}") from error
 
 
+def loss_changed(run: Run) -> bool:
+    """Whether the checkpoint was trained with another criterion."""
+    return run.checkpoints.progress.parts[-1].options.get('loss') != run.options.loss.loss
+
+
 def check_optimizer(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
     """Refuse the state of an optimizer that has other settings, or learns something else, than this one."""
     if run.options.run.no_resume_opt:
@@ -52,10 +57,11 @@ def check_optimizer(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
             f"checkpoint '{checkpoint}' has another optimizer than this run: one of them learns a teacher's features "
             '(--kd-distill-type feature). Go on with the same teacher, or pass --no-resume-opt.'
         )
-    if run.loss is not None and run.loss.state_dict() and 'loss' not in state:
+    learns = run.loss is not None and bool(run.loss.state_dict())
+    if loss_changed(run) and (learns or ('loss' in state and state['loss'])):
         raise DataError(
-            f"checkpoint '{checkpoint}' has nothing of what --loss {run.options.loss.loss} learns: go on with the loss "
-            'that it was trained with, or pass --no-resume-opt, and it begins anew.'
+            f"checkpoint '{checkpoint}' has another --loss than this run, and one of them learns: go on with the loss "
+            'that it was trained with, or pass --no-resume-opt, and what is learned begins anew.'
         )
     before, now = run.checkpoints.progress.parts[-1].options.get('opt'), run.options.optimizer.opt
     if before == now:

@@ -19,7 +19,7 @@ from timm_hnc.training.outputs.changed_options import (
     metric_changed,
     use_settings,
 )
-from timm_hnc.training.outputs.resume_checks import check_classes, check_optimizer, check_processes
+from timm_hnc.training.outputs.resume_checks import check_classes, check_optimizer, check_processes, loss_changed
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.sharding import load_optimizer_state, load_state, whole_state
 from timm_hnc.weights.saving import save_weights
@@ -116,8 +116,10 @@ def restore(run: Run, checkpoint: Path) -> None:
     progress = run.checkpoints.progress
     try:
         for name, module in _modules(run):
-            if name not in state and (name in ('hnc_weight', 'projection', 'loss') or not module.state_dict()):
+            if name not in state and (name in ('hnc_weight', 'projection') or not module.state_dict()):
                 continue  # the weight was a number so far, or the loss or the teacher is new
+            if name == 'loss' and run.options.run.no_resume_opt and loss_changed(run):
+                continue
             load_state(module, state['model'] if name == 'ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]
@@ -132,8 +134,7 @@ def restore(run: Run, checkpoint: Path) -> None:
                 run.scheduler.restore_lr = state.get('rate_without_noise')
         if progress.updates_in_epoch and run.data.seeded is not None:
             run.start_update = progress.updates_in_epoch
-            if not changes_of_the_losses(run):  # else what the epoch had so far are means of something else
-                run.averages = Averages.restored(state['averages'], run.accelerator)
+            run.averages = Averages.restored(state['averages'], run.accelerator)
         if len(state.get('buffers', ())) == run.accelerator.num_processes:
             _restore_buffers(run, state['buffers'][run.accelerator.process_index])
         if run.auto_weight is not None:
@@ -141,7 +142,8 @@ def restore(run: Run, checkpoint: Path) -> None:
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint '{checkpoint}' does not fit this run: {first_lines(error)}") from error
     run.start_epoch = progress.completed_epochs
-    run.skipped_updates, run.skipped_in_a_row = progress.skipped_updates, progress.skipped_in_a_row
+    run.skipped_updates = progress.skipped_updates
+    run.skipped_in_a_row = 0 if run.options.run.no_resume_opt else progress.skipped_in_a_row
     run.skipped_images_before = progress.skipped_images
     if progress.updates_in_epoch and not run.start_update:
         _logger.warning(f'Epoch {run.start_epoch} begins anew: this data cannot be read from its middle.')
@@ -180,7 +182,7 @@ def start_schedule(run: Run) -> None:
         run.scheduler.step_update(num_updates)
     elif run.start_epoch:
         run.scheduler.step(run.start_epoch)
-    else:  # timm's first epoch has what its schedulers are made with, which is not always what they say of epoch 0
+    else:  # a new scheduler's rate, from which its step(0) may differ
         for group, rate in zip(run.optimizer.param_groups, run.first_rates, strict=True):
             group['lr'] = rate
 

@@ -154,11 +154,12 @@ class ScheduleOptions:
                 # the scheduler that trains says it again
                 warnings.simplefilter('ignore')
                 scheduler, epochs = create_scheduler_v2(optimizer, **self.arguments(0), updates_per_epoch=1000)
-                for epoch in range(epochs + 1) if scheduler is not None and self.sched != 'plateau' else ():
-                    scheduler.step(epoch)
-                    scheduler.step_update(1000 * epoch)
+                if scheduler is not None and self.sched != 'plateau':  # timm's arithmetic may fail at the end
+                    last = min(epochs, self.stop_epoch or epochs)
+                    scheduler.step(last)
+                    scheduler.step_update(1000 * last)
                 return epochs
-        except (ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
+        except (ValueError, TypeError, AssertionError, ArithmeticError) as error:
             known = '' if self.sched in SCHEDULERS else f' Expected one of {", ".join(SCHEDULERS)}.'
             raise UsageError(f'--sched {self.sched}: {error or "timm refuses its settings."}{known}') from error
 
