@@ -57,8 +57,8 @@ def check_optimizer(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
             f"checkpoint '{checkpoint}' has another optimizer than this run: one of them learns a teacher's features "
             '(--kd-distill-type feature). Go on with the same teacher, or pass --no-resume-opt.'
         )
-    learns = run.loss is not None and bool(run.loss.state_dict())
-    if loss_changed(run) and (learns or ('loss' in state and state['loss'])):
+    learned = isinstance(state, dict) and bool(state.get('loss'))
+    if loss_changed(run) and (learned or (run.loss is not None and run.loss.state_dict())):
         raise DataError(
             f"checkpoint '{checkpoint}' has another --loss than this run, and one of them learns: go on with the loss "
             'that it was trained with, or pass --no-resume-opt, and what is learned begins anew.'
