@@ -9,6 +9,7 @@ from evidence.table import Result, accuracies, paired, results
 from timm_hnc.plots.figures import COLOURS, new_figure
 
 _INCHES = 0.22  # a row's height
+_RINGS = 2  # so many pairs are drawn as they are
 
 
 def draw(out: Path) -> Any:
@@ -18,7 +19,7 @@ def draw(out: Path) -> Any:
         out: folder of regimes.
 
     Returns:
-        A matplotlib figure. A ring is one pair, which has no interval.
+        A matplotlib figure. A ring is one pair; one or two have no interval that says anything.
     """
     groups = [(regime, _compared(regime, out / key)) for key, regime in REGIMES.items() if not regime.boxes]
     groups = [(regime, found) for regime, found in groups if len(found) > 1]
@@ -54,7 +55,7 @@ def _compared(regime: Regime, folder: Path) -> list[Result]:
 def _point(axes: Any, place: int, result: Result, base: Result) -> None:
     ours, theirs = accuracies(result), accuracies(base)
     pairs = paired(ours, theirs)
-    if pairs is None:
+    if pairs is None or pairs[-1] <= _RINGS:
         both = sorted(set(ours) & set(theirs))
         axes.plot([ours[seed] - theirs[seed] for seed in both], [place] * len(both), 'o', mfc='none', color=COLOURS[0])
         return

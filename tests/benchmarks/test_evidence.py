@@ -258,6 +258,10 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     assert markdown(REGIME, results(REGIME, kept)) in text, 'what was kept gives the same table'
     [axes] = draw(tmp_path / 'kept').axes
     drawn = [list(line.get_xdata()) for line in axes.lines]
+    assert drawn[1:] == [[1.0, 2.0]], 'rings'
+    monkeypatch.setattr('evidence.plot._RINGS', 1)
+    [axes] = draw(tmp_path / 'kept').axes
+    drawn = [list(line.get_xdata()) for line in axes.lines]
     half = 12.7062 * np.std([1, 2], ddof=1) / 2**0.5
     assert drawn[1:] == [pytest.approx([1.5 - half, 1.5 + half], rel=1e-5), [1.5]]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
