@@ -111,8 +111,8 @@ class ClassMapTask(ClassificationTask):
         criterion, plain, of_teacher = self.criterion_and_maps(images, target)
         loss, parts = self.with_hnc(criterion, plain, target)
         loss, of_maps = self.with_map_losses(loss, plain, target, images, masks)
-        parts |= of_maps
-        parts = {'criterion': criterion.detach(), **parts} if parts else {}
+        # torch 2.7 compiles no |=
+        parts = {'criterion': criterion.detach(), **parts, **of_maps} if parts or of_maps else {}
         # a view would have FSDP warn
         output = plain.logits if len(plain.logits) == batch_size else plain.logits[:batch_size]
         return {'loss': loss, 'output': output, **parts, **of_teacher}
