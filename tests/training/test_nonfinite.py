@@ -107,8 +107,9 @@ def test_the_rate_goes_by_the_place_in_the_run(options, spoil, caplog):
     train(*options(*argv))
     rates = re.findall(r'  lr (\S+)', caplog.text)
     caplog.clear()
-    spoil({4})
-    train(*options(*argv, '--experiment', 'spoiled'))
+    spoil({4, 6})
+    folder = train(*options(*argv, '--experiment', 'spoiled')).with_name('spoiled')
+    assert json.loads((folder / 'last' / 'state.json').read_text())['skipped_in_a_row'] == 1
     assert re.findall(r'  lr (\S+)', caplog.text) == rates
     assert len(set(rates)) > 8
 

@@ -12,7 +12,7 @@ from timm.task import evaluation_sample_limit
 from timm_hnc.attacks.attacks import Attack, normalized
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.data.loading.loaders import sample_order
-from timm_hnc.errors import DataError, first_lines
+from timm_hnc.errors import first_lines
 from timm_hnc.evaluation.confusions import ConfusionPass
 from timm_hnc.evaluation.evaluate import create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import MapPass, QualityPass, WatchedMaps
@@ -21,6 +21,7 @@ from timm_hnc.files.tables import write_both, write_csv, write_json
 from timm_hnc.progress import progress
 from timm_hnc.report.examples import ExamplePass, write_examples
 from timm_hnc.training.outputs.picture_samples import restored, spread_samples
+from timm_hnc.training.outputs.results import writing
 from timm_hnc.training.setup.build import Run
 
 TOPK = 10  # negatives of each image whose maps are measured
@@ -69,7 +70,7 @@ class Findings:
         if not accelerator.is_main_process:
             return
         folder = self.run.folder / 'report'
-        try:
+        with writing(folder):
             folder.mkdir(exist_ok=True)
             write_json(folder / 'figures.json', final | maps)
             write_csv(folder / 'figures.csv', [final | maps])
@@ -77,8 +78,6 @@ class Findings:
                 write_examples(folder, self.examples.kept)
                 write_both(folder / 'confusions', self.confusions.rows(CONFUSIONS))
             self._write_robustness(folder)
-        except OSError as error:
-            raise DataError(f"'{folder}' cannot be written: {error}") from error
 
     def _write_robustness(self, folder: Path) -> None:
         run = self.run
