@@ -35,7 +35,7 @@ from evidence.runs import Stage, due_runs
 from evidence.table import take_up, write
 from lite import MODEL, pretrained_lite
 from safetensors.torch import save_file
-from tables.execute import execute
+from tables.execute import execute, told
 from tables.runs import data_flags
 
 from timm_hnc.commands.command_line import run_command
@@ -79,9 +79,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     for row in rows:
         _check_teacher(stage, row, seeds, [each.key for each in rows])
     failures = execute(lambda: due_runs(stage, rows, seeds), args.jobs, args.launcher, failures=stage.failed)
-    for name, message in failures.items():
-        sys.stderr.write(f'evidence.py: {name}: {message}\n')
-    return 1 if failures else 0
+    return told(failures, 'evidence.py')
 
 
 def _check_teacher(stage: Stage, row: Row, seeds: int, rows: Sequence[str]) -> None:

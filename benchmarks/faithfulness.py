@@ -36,7 +36,7 @@ from faithfulness.networks import NETWORKS, plan, shared_flags
 from faithfulness.photographs import measure_photographs
 from faithfulness.table import Measured, markdown, rows, write_csv
 from lite import MODEL
-from tables.execute import execute
+from tables.execute import execute, told
 from tables.runs import Run
 
 from timm_hnc.commands.command_line import run_command
@@ -84,9 +84,7 @@ def train(args: argparse.Namespace) -> int:
     shared = shared_flags(args.data.resolve(), args.epochs, args.images, args.device)
     failures = execute(plan(args.runs.resolve(), shared, args.only), args.jobs)
     print(f'{time.monotonic() - started:.0f} s')
-    for name, message in failures.items():
-        sys.stderr.write(f'faithfulness.py: {name}: {message}\n')
-    return 1 if failures else 0
+    return told(failures, 'faithfulness.py')
 
 
 def measure(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ import torch
 from arguments import at_least
 from evidence.table import paired
 from PIL import Image
-from tables.execute import execute
+from tables.execute import execute, told
 from tables.plan import Cell
 from tables.runs import Plan, Run
 from timm.data import create_transform
@@ -74,15 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = Plan(args.out.resolve(), (*NETWORK, *DATA, *RECIPE))
     cells = [Cell(name, '', name, ROWS[name]) for name in args.rows]
     failures = execute(plan.runs(cells, args.seeds), args.jobs)
-    for name, message in failures.items():
-        sys.stderr.write(f'guidance.py: {name}: {message}\n')
+    code = told(failures, 'guidance.py')
     text = table({cell.name: {run.seed: figures(run) for run in plan.finished(cell)} for cell in cells})
     (args.out / 'decoy.md').write_text(text)
     shown = [run for cell in cells if cell.name in SHOWN for run in plan.finished(cell)[:1]]
     if shown:
         picture(shown).save(args.out / 'decoy_cams.png')
     print(text)
-    return 1 if failures else 0
+    return code
 
 
 def picture(runs: Sequence[Run]) -> Image.Image:

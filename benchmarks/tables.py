@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arguments import at_least
-from tables.execute import command_line, execute
+from tables.execute import command_line, execute, told
 from tables.plan import TABLES, Table, choose, plan
 from tables.presets import PRESETS
 from tables.report import draw_weights, find_runs, markdown, write_csv
@@ -88,9 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _download(table, args.data_dir, runs)
         failures = execute(runs, args.jobs, args.launcher)
     failures |= write_report(table, shared, _about(args, extra))
-    for name, message in failures.items():
-        sys.stderr.write(f'tables.py: {name}: {message}\n')
-    return 1 if failures else 0
+    return told(failures, 'tables.py')
 
 
 def _print_commands(runs: Sequence[Run], launcher: str) -> None:

@@ -1,13 +1,20 @@
-"""Data sets that tests of train.py and validate.py share, each written once a session."""
+"""What tests of train.py and validate.py train on: data sets, each written once a session, and a command line."""
 
 import pytest
 from image_data import write_folder, write_multi_label_parquet, write_parquet, write_shards, write_tar
+from running import SMALL
 
 
 @pytest.fixture(scope='session')
 def images(tmp_path_factory):
     """Root of an image folder."""
     return write_folder(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture
+def options(images, tmp_path):
+    """The command line of a small run of a name, with what else is given."""
+    return lambda name, *argv: ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,5 @@
 """The table of a regime: rows with the same seeds, and their differences in pairs."""
 
-import csv
 import json
 import math
 import statistics
@@ -15,6 +14,7 @@ from scipy.stats import ttest_rel
 
 from evidence.regimes import BASELINE, REGIMES, Regime, Row
 from evidence.runs import Setting, add_choices, largest_tried, read_choices
+from timm_hnc.files.tables import write_csv
 
 KEPT = ('args.yaml', 'summary.csv', 'figures.json', 'result.json')
 _HEADINGS = {
@@ -242,13 +242,11 @@ def write(out: Path, kept: Path | None) -> str:
 
 def _write_csv(out: Path, path: Path) -> None:
     """A row a run."""
-    with path.open('w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(['regime', 'row', 'weight', 'topk', 'seed', *_HEADINGS])
-        for key, regime in REGIMES.items():
-            for result in results(regime, out / key):
-                setting = [result.setting.weight, result.setting.topk] if result.setting else ['', '']
-                for seed, figures in result.runs.items():
-                    writer.writerow(
-                        [key, result.row.key, *setting, seed, *(figures.get(name, '') for name in _HEADINGS)]
-                    )
+    rows = []
+    for key, regime in REGIMES.items():
+        for result in results(regime, out / key):
+            weight, topk = (result.setting.weight, result.setting.topk) if result.setting else ('', '')
+            named = {'regime': key, 'row': result.row.key, 'weight': weight, 'topk': topk}
+            for seed, figures in result.runs.items():
+                rows.append({**named, 'seed': seed, **{name: figures.get(name, '') for name in _HEADINGS}})
+    write_csv(path, rows)

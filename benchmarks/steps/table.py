@@ -1,6 +1,5 @@
 """The figures as CSV and Markdown, with what they were measured on."""
 
-import csv
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ import torch
 
 from steps.cases import Case
 from steps.measure import median_interval
+from timm_hnc.files.tables import write_csv
 
 _HEAD = (
     '| model | classes | k | px | batch | type | mode | variant | time over CE (median, 95 %) | added, ms | rounds '
@@ -78,10 +78,7 @@ def write(rows: list[Row], out: Path, device: str, command: str) -> None:
     """Write OUT.csv and OUT.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
     flat = [{**asdict(row.case), **{k: v for k, v in asdict(row).items() if k != 'case'}} for row in rows]
-    with out.with_suffix('.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, flat[0])
-        writer.writeheader()
-        writer.writerows(flat)
+    write_csv(out.with_suffix('.csv'), flat)
     text = [
         '# What an HNC step costs beside a cross-entropy step',
         f'`{command}`. Machine: {machine(device)}.',

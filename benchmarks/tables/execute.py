@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,13 @@ class _Process:
     log: Path
     offset: int
     started: float
+
+
+def told(failures: Mapping[str, str], script: str) -> int:
+    """Write what went wrong, a line a run; the script's exit code."""
+    for name, message in failures.items():
+        sys.stderr.write(f'{script}: {name}: {message}\n')
+    return 1 if failures else 0
 
 
 def _is_missing(run: Run, running: Sequence[_Process], failures: dict[str, str]) -> bool:

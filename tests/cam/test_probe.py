@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from map_checks import off_by
+from running import differences
 from small_models import (
     ATTENTION,
     DETACHED_MODELS,
@@ -207,16 +208,6 @@ def snapshot(model):
     }
 
 
-def same(first, second) -> bool:
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list):
-        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    return first == second
-
-
 def some_gradients_and_flags(model):
     """Gradients on some parameters, others frozen, every second module in train mode."""
     for index, parameter in enumerate(model.parameters()):
@@ -233,7 +224,7 @@ def changes_nothing(model, function):
     before = snapshot(model)
     random_states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     function()
-    assert same(snapshot(model), before)
+    assert not differences(snapshot(model), before)
     assert torch.equal(torch.get_rng_state(), random_states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == random_states[1:]
 

@@ -258,6 +258,7 @@ INITIALLY_NOTHING = {
     'unit scale': lambda m, x: m.fc(m.pool(x)) * m.scale,
     'zero shift': lambda m, x: m.fc(m.pool(x)) + m.shift,
 }
+# the mean of such maps is the logit, with a part of it spread evenly as if it came from nowhere
 EVENLY_SPREAD = {
     'maximum by topk': lambda m, x: m.fc(m.pool(x) + x.flatten(2).topk(1).values[..., 0]),
     'detached maximum': lambda m, x: m.fc(m.pool(x) + x.amax((2, 3)).detach()),
@@ -290,14 +291,10 @@ def refused_or_exact(function, training, **attributes):
     assert_exact(cam_model, training)
 
 
+@TRAINING
 @pytest.mark.parametrize('function', ONLY_IN_TRAINING.values(), ids=ONLY_IN_TRAINING)
-def test_heads_that_work_otherwise_in_training_are_exact_in_evaluation(function):
-    refused_or_exact(function, training=False)
-
-
-@pytest.mark.parametrize('function', ONLY_IN_TRAINING.values(), ids=ONLY_IN_TRAINING)
-def test_heads_that_work_otherwise_in_training(function):
-    refused_or_exact(function, training=True)
+def test_heads_that_work_otherwise_in_training(function, training):
+    refused_or_exact(function, training)
 
 
 @pytest.mark.parametrize('function', INITIALLY_NOTHING.values(), ids=INITIALLY_NOTHING)
@@ -319,15 +316,8 @@ def test_a_classifier_of_zeros_hides_nothing():
     assert_exact(accepted(Zeros), training=False)
 
 
-@pytest.mark.parametrize('function', EVENLY_SPREAD.values(), ids=EVENLY_SPREAD)
-def test_contents_that_cannot_be_told_apart_by_position_are_refused(function):
-    """The mean of such maps is the logit, with a part of it spread evenly as if it came from nowhere."""
-    with pytest.raises(UnsupportedHead):
-        CamModel(model_of(function)())
-
-
-@pytest.mark.parametrize('function', MISPLACED.values(), ids=MISPLACED)
-def test_positions_that_lie_elsewhere_are_refused(function):
+@pytest.mark.parametrize('function', [*EVENLY_SPREAD.values(), *MISPLACED.values()], ids=[*EVENLY_SPREAD, *MISPLACED])
+def test_contents_without_a_place_and_positions_that_lie_elsewhere_are_refused(function):
     with pytest.raises(UnsupportedHead):
         CamModel(model_of(function)())
 

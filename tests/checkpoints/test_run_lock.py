@@ -11,16 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 from background import TRAIN, freeze, running, state_of, wait_for, workers_of
-from running import SMALL, contents, failure, main_of, run_script, summary, train, validate
+from running import contents, failure, main_of, run_script, summary, train, validate
 
 from timm_hnc.hub.publish import bundled_run
 
 LOCK = '.run.lock'
-
-
-@pytest.fixture
-def options(images, tmp_path):
-    return lambda name, *argv: ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from flat_options import config
 from running import run_script
 from timm.utils import ParseKwargs
 from torch.utils.data import DataLoader, Dataset
@@ -76,12 +75,6 @@ def parser():
     parser.add_argument('--compile', type=str, nargs='?', const='inductor')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues)
     return parser
-
-
-def config(folder: Path, /, **values) -> str:
-    path = folder / 'config.yaml'
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from flag_table import check_flag, read_flags
-from flat_options import parse_train_options
+from flat_options import config, parse_train_options
 from timm.loss import LOSS_TYPES, create_classification_loss
 
 from timm_hnc.commands.options import train_options
@@ -33,12 +32,6 @@ def one_process(monkeypatch):
 def stats(tmp_path):
     path = tmp_path / 'stats.json'
     path.write_text(json.dumps({'pos_counts': [2, 4, 1], 'num_samples': 8}))
-    return str(path)
-
-
-def config(folder: Path, /, **values) -> str:
-    path = folder / 'config.yaml'
-    path.write_text(yaml.safe_dump(values))
     return str(path)
 
 

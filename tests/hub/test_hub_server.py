@@ -32,12 +32,6 @@ def client(server, tmp_path_factory):
         yield client
 
 
-@pytest.fixture(autouse=True)
-def no_faults_are_left(server):
-    yield
-    server.heal()
-
-
 def write_run(folder, seed=0):
     files = {'README.md': CARD.encode() + b'%d' % seed, 'model.safetensors': random.Random(seed).randbytes(10**6)}
     files |= {

@@ -23,15 +23,6 @@ from running import (
 
 from timm_hnc.hub.publish import bundled_run
 
-
-@pytest.fixture
-def options_of(images, tmp_path):
-    def build(name, *argv):
-        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
-
-    return build
-
-
 LINE = re.compile('Going on with other options than before: (.*)')
 
 
@@ -99,52 +90,52 @@ def test_fewer_epochs_than_there_are(resume):
     assert found['train']['loss'] == summary(resume.folder)[1]['train_loss']
 
 
-def test_shares_of_the_rate_by_layer_are_those_that_are_asked_for(options_of):
-    first = train(*options_of('first', '--layer-decay', 0.5))
-    train(*options_of('first', '--epochs', 2, '--layer-decay', 0.9, '--resume', 'auto'))
-    fresh = train(*options_of('fresh', '--layer-decay', 0.9))
+def test_shares_of_the_rate_by_layer_are_those_that_are_asked_for(options):
+    first = train(*options('first', '--layer-decay', 0.5))
+    train(*options('first', '--epochs', 2, '--layer-decay', 0.9, '--resume', 'auto'))
+    fresh = train(*options('fresh', '--layer-decay', 0.9))
     groups = (training_state(folder)['optimizer']['param_groups'] for folder in (first, fresh))
     found, expected = ([group['lr_scale'] for group in each] for each in groups)
     assert found == expected
 
 
-def test_the_best_is_that_by_the_metric_in_force(options_of):
+def test_the_best_is_that_by_the_metric_in_force(options):
     argv = ['--lr', 0.05, '--warmup-epochs', 0]
-    folder = train(*options_of('run', *argv, '--epochs', 2, '--eval-metric', 'top5'))
+    folder = train(*options('run', *argv, '--epochs', 2, '--eval-metric', 'top5'))
     assert result(folder)['best_metric'] == {'top5': 100}
-    train(*options_of('run', *argv, '--epochs', 4, '--resume', 'auto'))
+    train(*options('run', *argv, '--epochs', 4, '--resume', 'auto'))
     rows = [row['eval_top1'] for row in summary(folder)]
     assert result(folder)['best_metric'] == {'top1': max(rows)}
     assert result(folder)['best_checkpoint'] == f'epoch-{rows.index(max(rows))}'
-    train(*options_of('run', *argv, '--epochs', 5, '--resume', 'auto', '--eval-metric', 'loss'))
+    train(*options('run', *argv, '--epochs', 5, '--resume', 'auto', '--eval-metric', 'loss'))
     rows = [row['eval_loss'] for row in summary(folder)]
     assert result(folder)['best_checkpoint'] == f'epoch-{rows.index(min(rows))}'
 
 
-def test_the_best_by_another_metric_is_found_where_nothing_is_left_to_train(options_of):
-    folder = train(*options_of('run', '--lr', 0.05, '--warmup-epochs', 0, '--epochs', 3, '--eval-metric', 'top5'))
+def test_the_best_by_another_metric_is_found_where_nothing_is_left_to_train(options):
+    folder = train(*options('run', '--lr', 0.05, '--warmup-epochs', 0, '--epochs', 3, '--eval-metric', 'top5'))
     (folder / 'result.json').unlink()  # as if it was killed behind its last checkpoint
-    train(*options_of('run', '--epochs', 3, '--resume', 'auto', '--eval-metric', 'loss'))
+    train(*options('run', '--epochs', 3, '--resume', 'auto', '--eval-metric', 'loss'))
     rows = [row['eval_loss'] for row in summary(folder)]
     best = f'epoch-{rows.index(min(rows))}'
     assert best != 'epoch-0'
     assert (folder / 'model_best').resolve().parent.name == best == result(folder)['best_checkpoint']
 
 
-def test_the_best_stays_until_another_is_found(options_of, at_update, monkeypatch):
-    folder = train(*options_of('run', '--epochs', 2, '--val-split', ''))
+def test_the_best_stays_until_another_is_found(options, at_update, monkeypatch):
+    folder = train(*options('run', '--epochs', 2, '--val-split', ''))
     (folder / 'summary.csv').unlink()
-    argv = options_of('run', '--epochs', 3, '--resume', 'auto', '--recovery-interval', 3)
+    argv = options('run', '--epochs', 3, '--resume', 'auto', '--recovery-interval', 3)
     interrupted(at_update, monkeypatch, argv, 2, 4)
     assert (folder / 'model_best' / 'model.safetensors').is_file()
     train(*argv)
     assert result(folder)['best_checkpoint'] == 'epoch-2'
 
 
-def test_a_picture_of_earlier_weights_goes(options_of):
-    folder = train(*options_of('run', '--cam-images', 2))
+def test_a_picture_of_earlier_weights_goes(options):
+    folder = train(*options('run', '--cam-images', 2))
     assert (folder / 'cams' / 'best.png').is_file()
-    train(*options_of('run', '--epochs', 2, '--resume', 'auto'))
+    train(*options('run', '--epochs', 2, '--resume', 'auto'))
     assert not (folder / 'cams' / 'best.png').exists()
 
 

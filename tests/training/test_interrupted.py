@@ -27,14 +27,6 @@ from timm_hnc.commands.train import main
 AUGMENTED = ['--aa', 'rand-m5-mstd0.5-inc1', '--reprob', 0.3, '--drop', 0.1, '--lr', 0.05]
 
 
-@pytest.fixture
-def options(images, tmp_path):
-    def build(name, *argv):
-        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
-
-    return build
-
-
 @pytest.fixture(scope='module')
 def undisturbed(images, tmp_path_factory):
     argv = ['--data-dir', images, *SMALL, *AUGMENTED, '--epochs', 3, '--output', tmp_path_factory.mktemp('runs')]

@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pytest
 from background import TRAIN, descendants, kill_all, running, wait_for, workers_of
-from running import SMALL, failure, run_differences, run_script, summary, train
+from running import failure, run_differences, run_script, summary, train
 
 from timm_hnc.checkpoints.checkpoints import find_checkpoint
 
 EXACT = ['--model-ema', '--grad-accum-steps', 2, '--hnc', 'mse', '--hnc-weight', 'auto', '--aa', 'rand-m5', '-b', 4]
 EXACT += ['--epochs', 2, '--workers', 1, '--checkpoint-interval', 1, '--lr', 0.05, '--drop', 0.1, '--mixup', 0.3]
 STANDING = Path(__file__).parent / 'standing_train.py'
-
-
-@pytest.fixture
-def options(images, tmp_path):
-    def build(name, *argv):
-        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
-
-    return build
 
 
 # one process and a second kill: test_interrupted.py kills one twice inside its epochs, with every kind of option

@@ -32,14 +32,6 @@ from timm_hnc.training.averages import Averages
 AUGMENTED = ['--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--mixup', 0.3, '--drop', 0.1, '--lr', 0.05]
 
 
-@pytest.fixture
-def options(images, tmp_path):
-    def build(name, *argv):
-        return ['--data-dir', images, *SMALL, '--output', tmp_path, '--experiment', name, *argv]
-
-    return build
-
-
 @pytest.mark.parametrize(
     ('how', 'extra'),
     [

@@ -15,9 +15,9 @@ def write_manifest(folder: Path) -> None:
     """Bring every file of a folder to the disk, then a manifest of them, then the folder itself."""
     files = {}
     for path in sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST):
-        files[path.relative_to(folder).as_posix()] = {'size': path.stat().st_size, 'sha256': _digest(path)}
+        files[path.relative_to(folder).as_posix()] = {'size': path.stat().st_size, 'sha256': digest_of(path)}
         sync(path)
-    (folder / MANIFEST).write_text(json.dumps({'files': files, 'sha256': _digest_of(files)}, indent=2) + '\n')
+    (folder / MANIFEST).write_text(json.dumps({'files': files, 'sha256': _digest_of_all(files)}, indent=2) + '\n')
     sync(folder / MANIFEST)
     for path in (*(path for path in folder.rglob('*') if path.is_dir()), folder):
         sync(path)
@@ -29,7 +29,7 @@ def check_manifest(folder: Path, part: str = '') -> None:
     try:
         content = json.loads(path.read_text())
         files = content['files']
-        whole = _digest_of(files) == content['sha256']
+        whole = _digest_of_all(files) == content['sha256']
     except FileNotFoundError as error:
         raise DataError(f"'{path}' is missing: the folder was not written to its end.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -40,14 +40,15 @@ def check_manifest(folder: Path, part: str = '') -> None:
         if not name.startswith(part):
             continue
         try:
-            same = (folder / name).stat().st_size == expected['size'] and _digest(folder / name) == expected['sha256']
+            same = (folder / name).stat().st_size == expected['size'] and digest_of(folder / name) == expected['sha256']
         except OSError as error:
             raise DataError(f"'{folder / name}' is missing or cannot be read ({error}).") from error
         if not same:
             raise DataError(f"'{folder / name}' is damaged: it is not what was written.")
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     found = hashlib.sha256()
     with path.open('rb') as file:
         while block := file.read(1 << 20):
@@ -55,7 +56,7 @@ def _digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def _digest_of(files: dict[str, Any]) -> str:
+def _digest_of_all(files: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 

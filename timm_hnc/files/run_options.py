@@ -11,6 +11,7 @@ from timm_hnc.errors import DataError
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 _DUMPER = getattr(yaml, 'CSafeDumper', yaml.SafeDumper)
 
+OF_THE_HUB = ('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
 # options by which runs are not told apart
 NOT_COMPARED = frozenset(
     {
@@ -20,7 +21,7 @@ NOT_COMPARED = frozenset(
         *('checkpoint_hist', 'checkpoint_interval', 'recovery_interval', 'save_epochs'),
         *('log_interval', 'save_images', 'cam_images', 'no_report', 'synchronize_step', 'device_modules'),
         *('log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id'),
-        *('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline'),
+        *OF_THE_HUB,
         # they stand in others once those are resolved: data_dir, loss, loss_pos_weight, drop_path, lr; or are told as
         # facts of a run, as its device is
         *('data', 'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', 'device'),

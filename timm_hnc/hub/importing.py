@@ -1,6 +1,5 @@
 """Checkpoints of other code as run folders: the authors' ImageNet networks, or any state dict of a timm model."""
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model, load_state_dict
 
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.files.manifest import digest_of
 from timm_hnc.files.run_options import dump_yaml
 from timm_hnc.files.tables import write_json
 from timm_hnc.weights.saving import save_pretrained
@@ -71,7 +71,7 @@ def import_checkpoint(
     usual = {name: kept[name] for name in _IMAGENET_EXAMPLE} if model_name.startswith('cifar_') else _IMAGENET_EXAMPLE
     data_config = usual | data_config
     model.pretrained_cfg = kept | data_config
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = digest_of(file)
     unfinished = folder.with_name(f'.{folder.name}.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from timm_hnc.files.run_options import OF_THE_HUB
+
 # a path, behind what may stand in front of one: --option=, name=, the scheme of a model or data set
 _PATH = re.compile(
     r'(?P<head>(?:-[A-Za-z](?=[/~.]))?(?:[\w.-]+=|local-dir:|hfi?ds/)*)'
@@ -14,7 +16,6 @@ _PATH = re.compile(
 )
 # the folders of a path in a list or in JSON
 _INSIDE = re.compile(r"""([,"']\s*)(?:file://|/|~|\.\.?[/\\]|[A-Za-z]:[\\/])(?:[^,"']*[/\\])?(?=[^,"'/\\])""")
-_OF_THE_HUB = ('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
 
 
 def _without_folder(word: str) -> str:
@@ -37,7 +38,7 @@ def portable(content: Any) -> Any:
 
 def portable_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options for args.yaml: whoever trains with them publishes nothing by that."""
-    return {name: portable(value) for name, value in options.items() if name not in _OF_THE_HUB}
+    return {name: portable(value) for name, value in options.items() if name not in OF_THE_HUB}
 
 
 def portable_result(result: Mapping[str, Any]) -> dict[str, Any]:

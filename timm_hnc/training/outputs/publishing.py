@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_hnc.errors import DataError, UsageError, first_lines
+from timm_hnc.files.run_options import OF_THE_HUB
 from timm_hnc.hub.bundle import check_baseline
 from timm_hnc.hub.publish import bundled_run, check_name_and_token, check_token, publish_folder
 from timm_hnc.options import check_range, refuse_alone
@@ -42,8 +43,7 @@ class HubOptions:
     def __post_init__(self) -> None:
         check_range(self, 'hub_every', low=1)
         if not self.push_to_hub:
-            of_it = ('hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
-            refuse_alone(self, '--push-to-hub USER/NAME', of_it)
+            refuse_alone(self, '--push-to-hub USER/NAME', OF_THE_HUB)
 
 
 def check_publishing(options: HubOptions) -> None:
