@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils import TorchDynamoPlugin, compile_regions
+from accelerate.utils import TorchDynamoPlugin, compile_regions_deepspeed
+from accelerate.utils.other import has_repeated_blocks
 from torch import nn
 
 from timm_hnc.errors import UsageError
@@ -40,6 +41,17 @@ def check_compiler(backend: str | None, mode: str | None) -> None:
         raise UsageError(f'--torchcompile-mode {mode}: expected one of {", ".join(modes)}.')
 
 
+def _compiled_regions(module: nn.Module, **options: Any) -> nn.Module:
+    """The very module, its repeated blocks compiled in place; compiled whole where it has none.
+
+    Accelerate's `compile_regions` makes copies, and a task that trains would not be the one whose settings change.
+    """
+    if not has_repeated_blocks(module):
+        return torch.compile(module, **options)  # type: ignore[return-value]  # of a module it is one
+    compile_regions_deepspeed(module, **options)
+    return module
+
+
 class Compilation:
     """Compiles modules as the options ask for it, each once; names and state dicts of the modules themselves stay."""
 
@@ -53,7 +65,7 @@ class Compilation:
             # the launcher exports what it was not asked for: only what it switches on is a wish
             self.options |= {'fullgraph': launcher.fullgraph, 'dynamic': launcher.dynamic or None}
             if launcher.use_regional_compilation:
-                self._compile = compile_regions
+                self._compile = _compiled_regions
 
     def __call__(self, module: nn.Module) -> nn.Module:
         """The module compiled; the very module where nothing is to be compiled."""

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 from timm.data import FastCollateMixup
+from timm.data.scheduled_sampler import ScheduledBatchSampler
 from timm.utils import random_seed
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from timm_hnc.data.loading.seeded_batches import seed_batches, seed_process
 
@@ -18,7 +19,7 @@ class Draws(Dataset):
         return 12
 
     def __getitem__(self, index):
-        return index, torch.rand(()), os.getpid()
+        return index[0] if isinstance(index, tuple) else index, torch.rand(()), os.getpid()
 
 
 def loader_of(workers, **options):
@@ -47,6 +48,22 @@ def test_workers_stay_and_give_what_fresh_ones_give(workers):
         torch.manual_seed(epoch)  # what was drawn before makes no difference
         assert read(*plain, epoch)[:2] == (indices, numbers)
         assert read(*loader_of(2), epoch, start=4)[:2] == (indices[8:], numbers[8:])
+
+
+def test_an_epoch_may_go_round_the_data_again():
+    """A schedule of image sizes asks for as many batches as it likes."""
+
+    def scheduled(workers):
+        batches = ScheduledBatchSampler(RandomSampler(Draws()), [2, 3], num_batches=12)
+        loader = DataLoader(Draws(), batch_sampler=batches, num_workers=workers)
+        return loader, seed_batches(loader, 5)
+
+    indices, numbers, _ = read(*scheduled(1), 1)
+    assert len(indices) > 2 * 12
+    assert indices[:12] != indices[12:24]
+    assert read(*scheduled(0), 1)[:2] == (indices, numbers)
+    later = read(*scheduled(0), 1, start=8)
+    assert later[:2] == (indices[-len(later[0]) :], numbers[-len(later[0]) :])
 
 
 @pytest.mark.parametrize('process', [0, 5])

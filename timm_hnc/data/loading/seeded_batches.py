@@ -16,7 +16,7 @@ import torch
 from timm import utils
 from timm.data import FastCollateMixup
 from timm.data.distributed_sampler import RepeatAugSampler
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper
@@ -73,10 +73,15 @@ class SeededBatches(Wrapper):
         self.batches, self.seed = batches, seed
         self.epoch = self.start = 0
         self.recent: OrderedDict[int, list[Any]] = OrderedDict()
+        order = _order_of(batches)
+        self._order = order if isinstance(order, RandomSampler) and order.generator is None else None
 
     def __iter__(self) -> Iterator[Batch]:
         self.recent.clear()
-        seed_generators(self.seed, self.epoch, _OF_ORDER)  # torch's random sampler draws from the default generator
+        seed_generators(self.seed, self.epoch, _OF_ORDER)
+        if self._order is not None:  # by itself it would draw anew whenever an epoch goes round the data again
+            drawn = int(torch.empty((), dtype=torch.int64).random_())
+            self._order.generator = torch.Generator().manual_seed(drawn)
         for number, batch in islice(enumerate(self.batches), self.start, None):
             self.recent[number] = list(batch)
             if len(self.recent) > _REMEMBERED:
@@ -129,9 +134,7 @@ def seed_shares(loader: Any, seed: int) -> None:
         loader: of timm's create_loader, whose own order follows from the epoch alone; it is changed in place.
         seed: of the run.
     """
-    sampler: Any = getattr(loader, 'loader', loader).batch_sampler
-    while hasattr(sampler, 'sampler'):
-        sampler = sampler.sampler
+    sampler = _order_of(getattr(loader, 'loader', loader).batch_sampler)
     key = mixed(seed, _OF_ORDER) >> 2  # torch adds the epoch to it, and takes 64 bits
     if isinstance(sampler, DistributedSampler):
         sampler.seed = key
@@ -139,6 +142,13 @@ def seed_shares(loader: Any, seed: int) -> None:
         # it has no seed but the epoch
         object.__setattr__(sampler, 'set_epoch', lambda epoch: RepeatAugSampler.set_epoch(sampler, key + epoch))
         sampler.set_epoch(0)
+
+
+def _order_of(batches: Any) -> Any:
+    """The sampler at the bottom of a batch sampler."""
+    while hasattr(batches, 'sampler'):
+        batches = batches.sampler
+    return batches
 
 
 def seed_batches(loader: Any, seed: int) -> SeededBatches | None:
