@@ -318,6 +318,12 @@ REFUSED = [
     ('--map-loss separability=nan', '--map-loss separability=nan: expected a weight'),
     ('--map-loss consistency consistency=2', '--map-loss consistency=2: consistency is given twice.'),
     ('--map-loss consistency --aug-splits 2', '--map-loss consistency: not together with --aug-splits.'),
+    ('--loss attention-consistency --aug-splits 2', '--loss attention-consistency: not together with --aug-splits.'),
+    ('--map-loss consistency --resplit --split-bn', '--map-loss consistency: not together with --split-bn.'),
+    (
+        '--mixup 1 --mixup-mode half --data-in-memory --train-crop-mode pad --color-jitter 0',
+        '--mixup-mode half: not together with --data-in-memory',
+    ),
     ('--hnc-topk 5', '--hnc-topk 5: does nothing'),
     ('--hnc-start-epoch 5', '--hnc-start-epoch 5: does nothing'),
     ('--hnc mse --hnc-start-epoch -1', '--hnc-start-epoch -1: expected 0 or more'),

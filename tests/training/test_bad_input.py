@@ -66,6 +66,7 @@ def fails(tmp_path, capsys):
         ('--model nowhere:resnet18', '--model'),
         ('--model test_vit --hnc mse --model-kwargs', "--hnc mse: no trainable class maps for 'test_vit'"),
         ('--gp catavgmax --cam-images 4', '--cam-images: no exact class maps'),
+        ('--model-kwargs drop_rate=0.1', '--model-kwargs drop_rate: has a flag of its own, --drop.'),
         ('--model-kwargs nothing=3', "timm cannot make 'test_resnet' with these options"),
         (
             '--model dla46_c --model-kwargs --grad-checkpointing',

@@ -319,6 +319,7 @@ def test_teachers_that_do_not_go_with_the_run(argv, capsys, tmp_path):
         2,
         True,
     ), line
+    train(*argv('sized', f'--kd-model-name {name} --img-size 48 --train-img-sizes 32 --kd-distill-type feature'))
     (tmp_path / 'empty').mkdir()
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name local-dir:{tmp_path / "empty"}'))
     assert (code, 'config.json' in line) == (1, True)

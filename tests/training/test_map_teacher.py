@@ -87,7 +87,7 @@ def test_teachers_that_do_not_go_with_the_run(argv, tmp_path, capsys):
     )
     name = saved('test_vit', num_classes=3)
     code, line = line_of('--map-teacher', name)
-    assert (code, line.startswith(f"--map-teacher '{name}': no trainable class maps for 'test_vit'")) == (2, True)
+    assert (code, line.startswith(f"--map-teacher '{name}': its patch tokens do not enter the logits")) == (2, True)
     name = saved('test_vit3', num_classes=3)
     code, line = line_of('--map-teacher', name)
     assert (code, line.startswith(f"--map-teacher '{name}': images of 3 x 32 x 32 do not pass: ")) == (

@@ -197,10 +197,13 @@ def test_images_smaller_than_a_cell_of_the_maps_train_without_maps(images, tmp_p
     assert [record.getMessage() for record in caplog.records if small in record.getMessage()] == [
         f'No CAM pictures: images of 16 x 16 pixels are {small}, 32 x 32 pixels.'
     ]
-    for hnc in ('kd', 'var'):
-        code, line = failure(capsys, 'train', *options, '--img-size', 32, '--experiment', 'one', '--hnc', hnc)
-        assert (code, line.split(':')[0]) == (2, f'--hnc {hnc}')
+    for loss in ('--hnc kd', '--hnc var', '--map-loss teacher'):
+        argv = [*loss.split(), *(['--map-teacher', folder] if 'teacher' in loss else [])]
+        code, line = failure(capsys, 'train', *options, '--img-size', 32, '--experiment', 'one', *argv)
+        assert (code, line.split(':')[0]) == (2, loss)
         assert 'images of 32 pixels are a single cell, and flat as they are: see --img-size' in line
+    larger = train(*options, '--img-size', 32, '--train-img-sizes', 64, '--experiment', 'larger', '--hnc', 'kd')
+    assert result(larger)['epochs'] == 1, 'images that are evaluated alone may be of one cell'
     code, line = failure(capsys, 'train', *options, '--experiment', 'hnc', '--hnc', 'mse')
     assert code == 2
     assert line == f"--hnc mse: images of 16 pixels are {small} of 'test_resnet', 32 pixels: see --img-size."

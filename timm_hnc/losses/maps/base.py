@@ -37,6 +37,8 @@ class MapLoss(nn.Module):
     """It looks at where the objects are."""
     needs_one_shape: ClassVar[bool] = True
     """It compares maps on one grid, and cannot train on NaFlex batches."""
+    needs_several_cells: ClassVar[bool] = False
+    """It looks at where a map is high alone, and teaches nothing on maps of a single cell."""
     default_weight: ClassVar[float] = 1.0
     """The weight beside the criterion where nobody gives one."""
 

@@ -49,6 +49,8 @@ class EnergyLoss(BoxLoss):
     are B-cos explanations, IxG and GradCAM of several layers.
     """
 
+    needs_several_cells: ClassVar[bool] = True
+
     def of_maps(self, positive: Tensor, cover: Tensor) -> Tensor:
         """(B, P) losses; see `BoxLoss.of_maps`."""
         inside, whole = (positive * cover).sum((-2, -1)), positive.sum((-2, -1))
@@ -83,6 +85,8 @@ class TargetMapsLoss(BoxLoss):
     The gradient goes through the maximum, as the authors' does. A map without a positive part stands for 0 and has no
     gradient. Theirs is GradCAM's map, from which they take its minimum as well.
     """
+
+    needs_several_cells: ClassVar[bool] = True
 
     def of_maps(self, positive: Tensor, cover: Tensor) -> Tensor:
         """(B, P) losses; see `BoxLoss.of_maps`."""

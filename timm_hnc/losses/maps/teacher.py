@@ -1,6 +1,7 @@
 """Explanations of a teacher (e2KD, Parchami-Araghi et al., ECCV 2024): look where the teacher looks."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from timm.data import resolve_data_config
@@ -28,6 +29,7 @@ class TeacherLoss(MapLoss):
         std: likewise.
     """
 
+    needs_several_cells: ClassVar[bool] = True
     scale: Tensor
     shift: Tensor
 

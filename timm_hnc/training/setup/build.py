@@ -29,7 +29,7 @@ from timm_hnc.runtime.process import one_process_first, sum_of_processes
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import CheckpointInterval
-from timm_hnc.training.setup.image_sizes import image_sizes
+from timm_hnc.training.setup.image_sizes import training_sizes
 from timm_hnc.training.setup.model_checks import check_image_size, check_naflex_maps, try_image_sizes
 from timm_hnc.training.setup.models import create_model
 from timm_hnc.training.setup.objective.criterion import timm_criterion_kwargs
@@ -271,13 +271,13 @@ def _distil(
 ) -> Callable[..., Any]:
     """What makes timm's distillation task of a student and a criterion."""
     name = options.distillation.kd_model_name or ''
-    sizes = image_sizes(data_config['input_size'], options.sizes.train_img_sizes)
+    sizes = training_sizes(data_config['input_size'], options.sizes.train_img_sizes)
     teacher = create_teacher(name, '--kd-model-name', num_classes, sizes, train_set, options.device, accelerator)
     return partial(
         create_distillation,
         options.distillation,
         teacher,
-        data_config,
+        {**data_config, 'input_size': sizes[0]},
         device=accelerator.device,
         dtype=options.device.weight_dtype,
         verbose=accelerator.is_main_process,

@@ -13,7 +13,12 @@ ImageSize = tuple[int, int, int]
 
 def image_sizes(input_size: ImageSize, train_sizes: Sequence[int] | None) -> list[ImageSize]:
     """(channels, height, width) of all images of a run."""
-    return [input_size, *((input_size[0], side, side) for side in train_sizes or ())]
+    return [input_size, *training_sizes(input_size, train_sizes)] if train_sizes else [input_size]
+
+
+def training_sizes(input_size: ImageSize, train_sizes: Sequence[int] | None) -> list[ImageSize]:
+    """(channels, height, width) of the images that a run trains on."""
+    return [(input_size[0], side, side) for side in train_sizes] if train_sizes else [input_size]
 
 
 @torch.no_grad()

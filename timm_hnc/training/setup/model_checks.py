@@ -9,8 +9,9 @@ from timm_hnc.cam.heads.naflex_head import has_naflex_maps
 from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
 from timm_hnc.cam.model import cell_size, drops_patches
 from timm_hnc.errors import UsageError
+from timm_hnc.losses.factory import MAP_LOSSES
 from timm_hnc.losses.plain_classifier import check_classifier
-from timm_hnc.training.setup.image_sizes import image_sizes, try_images
+from timm_hnc.training.setup.image_sizes import image_sizes, training_sizes, try_images
 from timm_hnc.training.setup.models import cam_model_without_weights
 from timm_hnc.training.setup.objective.losses import loss_of
 from timm_hnc.training.setup.options import TrainOptions
@@ -60,11 +61,13 @@ def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, i
     for pixels in (*input_size[1:], *others):
         if int(pixels * low) >= int(pixels * high):  # timm draws a whole number of pixels from this range
             raise UsageError(f'--cutmix-minmax {low:g} {high:g}: leaves no whole number to draw of {pixels} pixels.')
-    if options.hnc.hnc in ('kd', 'var') and side == cell == min((max(input_size[1:]), *others)):
+    least = min(max(size[1:]) for size in training_sizes(input_size, others))
+    flat = [f'--map-loss {name}' for name in options.map_losses.weights if MAP_LOSSES[name].needs_several_cells]
+    flat += [f'--hnc {options.hnc.hnc}'] if options.hnc.hnc in ('kd', 'var') else []
+    if flat and least == cell:
         raise UsageError(
-            f"--hnc {options.hnc.hnc}: the maps that '{options.model.model}' has of images of {side} pixels are a "
-            'single cell, and flat as they are: see --img-size, or --model-kwargs output_stride=8 of networks that '
-            'take it.'
+            f"{flat[0]}: the maps that '{options.model.model}' has of images of {least} pixels are a single cell, and "
+            'flat as they are: see --img-size, or --model-kwargs output_stride=8 of networks that take it.'
         )
     if options.needs_class_maps and side < cell:
         raise UsageError(

@@ -75,10 +75,20 @@ def check_model_name(name: str, flag: str = '--model') -> None:
         raise UsageError(f"{flag} '{name}' is no model of timm's." + (f' Near: {", ".join(near)}.' if near else ''))
 
 
+_FLAGS = {
+    **{'pretrained_cfg_overlay': '--pretrained-cfg-overlay', 'num_classes': '--num-classes', 'global_pool': '--gp'},
+    **{'drop_rate': '--drop', 'drop_path_rate': '--drop-path', 'drop_block_rate': '--drop-block'},
+    **{'bn_momentum': '--bn-momentum', 'bn_eps': '--bn-eps'},
+}
+
+
 def _arguments(options: ModelOptions, input: InputOptions) -> dict[str, Any]:
     overlay: dict[str, Any] = {}
     if options.pretrained_path:
         overlay = dict(file=options.pretrained_path, num_classes=-1)  # -1: adapt the head
+    taken = next((name for name in input.model_kwargs if name in _FLAGS), None)
+    if taken:
+        raise UsageError(f'--model-kwargs {taken}: has a flag of its own, {_FLAGS[taken]}.')
     return dict(
         pretrained_cfg_overlay=overlay | (options.pretrained_cfg_overlay or {}),
         num_classes=input.num_classes,

@@ -82,6 +82,8 @@ def _check_data_in_memory(options: 'TrainOptions') -> None:
         raise UsageError(
             f'{flag_of(used[0])}: not together with --data-in-memory, which makes padded crops and flips only.'
         )
+    if options.mixup.active and options.mixup.mixup_mode == 'half':
+        raise UsageError('--mixup-mode half: not together with --data-in-memory, where it would be batch.')
     if options.data.is_streamed:
         raise UsageError(f'--data-in-memory: {options.data.dataset} is streamed.')
 
@@ -160,10 +162,13 @@ def _check_objects(options: 'TrainOptions') -> None:
 
 
 def _check_two_views(options: 'TrainOptions') -> None:
-    """Refuse losses on mirror images beside augmented splits, which are views already."""
-    for name in options.map_losses.weights:
-        if MAP_LOSSES[name].needs == 'two_views' and options.augmentation.aug_splits:
-            raise UsageError(f'--map-loss {name}: not together with --aug-splits.')
+    """Refuse losses on mirror images beside splits, which are views already, each with batch norms of its own."""
+    of_two = [f'--map-loss {name}' for name in options.map_losses.weights if MAP_LOSSES[name].needs == 'two_views']
+    of_two += [f'--loss {options.loss.loss}'] if options.loss.needs == 'two_views' else []
+    splits = ['aug_splits'] if options.augmentation.aug_splits else []
+    splits += ['split_bn'] if options.model.split_bn else []
+    if of_two and splits:
+        raise UsageError(f'{of_two[0]}: not together with {flag_of(splits[0])}.')
 
 
 def _check_own(options: 'TrainOptions', kind: type[Loss]) -> None:

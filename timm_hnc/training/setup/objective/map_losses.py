@@ -7,12 +7,12 @@ from accelerate import Accelerator
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
-from timm_hnc.cam.heads.probe import UnsupportedHead, check_trainable
+from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.factory import MAP_LOSSES
 from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.losses.maps.teacher import TeacherLoss
-from timm_hnc.training.setup.image_sizes import ImageSize, image_sizes, try_images
+from timm_hnc.training.setup.image_sizes import ImageSize, training_sizes, try_images
 from timm_hnc.training.setup.objective.teachers import create_teacher
 from timm_hnc.training.setup.options import TrainOptions
 
@@ -41,12 +41,16 @@ def _create_teacher(
     options: TrainOptions, num_classes: int, input_size: ImageSize, train_set: Any, accelerator: Accelerator
 ) -> CamModel:
     name, flag = options.map_losses.map_teacher, '--map-teacher'
-    sizes = image_sizes(input_size, options.sizes.train_img_sizes)
+    sizes = training_sizes(input_size, options.sizes.train_img_sizes)
     model = create_teacher(name, flag, num_classes, sizes, train_set, options.device, accelerator)
     try:
         teacher = CamModel(model)
-        check_trainable(model, teacher.head)
     except UnsupportedHead as error:
         raise UsageError(f"{flag} '{name}': {error}") from error
+    if not teacher.head.trainable:  # a backward pass through its last block for every map
+        raise UsageError(
+            f"{flag} '{name}': its patch tokens do not enter the logits behind the last attention, its maps are for "
+            'pictures: choose a teacher whose maps are trainable (CamModel(teacher).kind).'
+        )
     try_images(f"{flag} '{name}'", teacher.class_maps, model, sizes)
     return teacher
