@@ -127,15 +127,19 @@ def test_counts_of_other_classes_than_the_models(images, tmp_path, values):
 
 def test_one_data_set_for_both_is_augmented_for_training_alone(images, tmp_path, monkeypatch):
     forget_run()
-    runs, build_run = [], run.build_run
-    monkeypatch.setattr(run, 'build_run', lambda *given: runs.append(build_run(*given)) or runs[0])
-    data = ImageFolder(str(images / 'train'))
+    transforms, build_run = [], run.build_run
+
+    def built(*given):
+        made = build_run(*given)
+        transforms.extend(str(each.dataset.transform) for each in (made.data.train_loader, made.data.eval_loader))
+        return made
+
+    monkeypatch.setattr(run, 'build_run', built)
+    data = ImageFolder(str(images / 'train'), transform=len)
     timm_hnc.train(new_model(), data, data, **OPTIONS, epochs=1, output=str(tmp_path))
-    trained, evaluated = (
-        str(loader.dataset.transform) for loader in (runs[0].data.train_loader, runs[0].data.eval_loader)
-    )
-    assert 'RandomResizedCrop' in trained
-    assert 'CenterCrop' in evaluated
+    assert data.transform is len, 'what reads the data set afterwards sees its own images'
+    assert 'RandomResizedCrop' in transforms[0]
+    assert 'CenterCrop' in transforms[1]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +167,11 @@ def test_an_evaluation_refuses_what_would_do_nothing(values, message):
         (ImageFolder, {'hnc_topk': 3}, '--hnc-topk 3: does nothing without --hnc'),
         (ImageFolder, {'hnc': 'mse', 'gp': 'max', 'batch_size': 0}, '--batch-size 0'),
         (ImageFolder, {'epochs': '1'}, "--epochs '1': expected an integer"),
+        (ImageFolder, {'hnc': None}, "--hnc 'None': expected one of none, mse"),
+        (ImageFolder, {'map_loss': {'separability': 0.5}}, "--map-loss {'separability': 0.5}: expected a list"),
+        (ImageFolder, {'map_loss': 'separability', 'mean': torch.tensor([0.5]), 'lr': -1.0}, '--lr -1'),
+        (ImageFolder, {'scale': ['a', 1]}, "--scale 'a': expected a number"),
+        (ImageFolder, {'loss_kwargs': ['gamma=1.5']}, r"--loss-kwargs \['gamma=1.5'\]: expected a mapping"),
         (ImageFolder, {'model_ema': 1}, '--model-ema 1: expected True or False'),
         (ImageFolder, {'hnc': True}, "--hnc 'True': expected one of none, mse, kd, var, logit"),
         (ImageFolder, {'label_noise': 'symmetric:0.9'}, '--label-noise symmetric:0.9: does nothing, the data sets are'),

@@ -50,6 +50,16 @@ def test_loaders_of_tensors_are_taken_as_they_are(tmp_path):
     assert figures['top1'] == pytest.approx(result['final']['top1'], abs=1e-4)
 
 
+def test_targets_and_images_that_the_loop_cannot_take(images):
+    forget_run()
+    data = ImageFolder(str(images / 'train'), target_transform=lambda index: [index])
+    with pytest.raises(UsageError, match=r"a target of the data is '\[0\]': expected a class index or, with task"):
+        timm_hnc.evaluate(new_model(), data, device='cpu')
+    bytes_ = DataLoader(TensorDataset(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4) % 3))
+    with pytest.raises(DataError, match='the loader gives images of uint8: expected normalised ones, of floats'):
+        timm_hnc.evaluate(new_model(), bytes_, device='cpu')
+
+
 def test_a_loader_of_a_list_is_evaluated():
     forget_run()
     generator = torch.Generator().manual_seed(0)

@@ -1,11 +1,13 @@
 """Train and evaluate from Python: the loop and the validation pass of the commands, on what a notebook has."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from timm_hnc.cam import CamModel
@@ -45,7 +47,8 @@ def train(
             none of timm's). It trains in place, and ends with its best weights where it has no moving average; with
             FSDP it stays in parts, and the run folder has the weights.
         train_set: data set of images and targets with a settable `transform`, as those of timm and torchvision, which
-            gets timm's augmentation; or a loader of normalised batches (B, C, H, W) and targets, (B,) or (B, n).
+            is timm's augmentation meanwhile; or a loader of normalised batches (B, C, H, W) and targets, (B,) or
+            (B, n).
         eval_set: the same for validation; None trains without.
         options: all options, with timm's defaults.
         **values: options by name, as the flags of train.py, in place of those.
@@ -78,7 +81,8 @@ def train(
     if eval_set is train_set and not isinstance(eval_set, DataLoader):
         eval_set = copy.copy(eval_set)  # each has a transform of its own
     try:
-        outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set, wrap))
+        with _with_their_transforms(train_set, eval_set):
+            outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set, wrap))
     finally:
         if hasattr(plain, 'set_distilled_training'):
             plain.set_distilled_training(False)  # as timm's distillation leaves it
@@ -126,7 +130,8 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
         options = replace(options, input=_input_of(told, options.input))
     if options.device.model_dtype:
         plain = copy.deepcopy(plain)  # whose own weights keep their digits
-    return measure(plain, data, options, Source(name_of(plain)), accelerator, wrap)
+    with _with_their_transforms(data):
+        return measure(plain, data, options, Source(name_of(plain)), accelerator, wrap)
 
 
 def _parts(model: nn.Module) -> tuple[Any, Callable[[Any], CamModel]]:
@@ -153,9 +158,35 @@ def _input_of(cam_model: CamModel, options: InputOptions) -> InputOptions:
 def _check_loaders(*data: Any) -> None:
     """Refuse data that the loop cannot take."""
     for each in data:
-        if each is None or isinstance(each, DataLoader) or hasattr(each, 'transform'):
+        if each is None or isinstance(each, DataLoader):
             continue
-        raise UsageError(
-            f"data of type '{type(each).__name__}': expected a data set with an attribute `transform`, which timm's "
-            'loader sets, or a torch DataLoader of normalised batches.'
-        )
+        if not hasattr(each, 'transform'):
+            raise UsageError(
+                f"data of type '{type(each).__name__}': expected a data set with an attribute `transform`, which "
+                "timm's loader sets, or a torch DataLoader of normalised batches."
+            )
+        target = _first_target(each)
+        if not isinstance(target, (int, Tensor, np.ndarray, np.generic)):
+            raise UsageError(
+                f'a target of the data is {str(target)[:60]!r}: expected a class index or, with '
+                "task='multilabel', a tensor of a value a class."
+            )
+
+
+def _first_target(data: Any) -> Any:
+    """The target of the first sample; 0 where that cannot be looked at."""
+    try:
+        return data[0][1]
+    except Exception:  # of somebody's data set, and the loader will tell
+        return 0
+
+
+@contextmanager
+def _with_their_transforms(*data: Any) -> Iterator[None]:
+    """Data sets have their own transforms again afterwards."""
+    kept = [(each, each.transform) for each in data if hasattr(each, 'transform')]
+    try:
+        yield
+    finally:
+        for each, transform in kept:
+            each.transform = transform

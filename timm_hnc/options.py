@@ -1,13 +1,13 @@
 """Options: frozen dataclasses, each beside what it drives. An option has one name: as field, as flag, and in YAML."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from math import inf, isfinite
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from timm_hnc.errors import UsageError
@@ -125,15 +125,22 @@ def _hints_of(group: type) -> dict[str, Any]:
 
 
 def _of_its_type(name: str, value: Any, hint: Any) -> Any:
-    """A value as its option has it, paths as text; lists, mappings and None pass as they are.
+    """A value as its option has it, paths as text, and a list of the one value that is given for a list.
 
     Raises:
         UsageError: it is of another type, or none of the choices.
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return None
+    lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is Sequence]
+    if lists:
+        return _list_of(name, value, lists[0])
+    if any(get_origin(kind) is dict for kind in kinds) and not isinstance(value, Mapping):
+        raise UsageError(f'{flag_of(name)} {value!r}: expected a mapping of names to values.')
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     types = [kind for kind in kinds if kind in _KINDS]
-    if value is None or not (choices or types):
+    if not (choices or types):
         return value
     if isinstance(value, PathLike) and str in types:
         return fspath(value)
@@ -143,6 +150,14 @@ def _of_its_type(name: str, value: Any, hint: Any) -> Any:
     if types and fitting is None:
         raise UsageError(f'{flag_of(name)} {value!r}: expected {" or ".join(_WORDS[kind] for kind in types)}.')
     return fitting(value) if fitting and type(value) not in _KINDS else value  # numbers of numpy
+
+
+def _list_of(name: str, value: Any, kind: Any) -> Sequence[Any]:
+    if isinstance(value, Mapping) or value is None:
+        raise UsageError(f'{flag_of(name)} {value!r}: expected a list.')
+    values = value.tolist() if hasattr(value, 'tolist') else value  # of arrays and tensors
+    values = values if isinstance(values, (list, tuple)) else [values]
+    return type(values)(_of_its_type(name, each, kind) for each in values)
 
 
 def _fits(value: Any, kind: type) -> bool:

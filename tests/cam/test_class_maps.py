@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -143,3 +145,24 @@ def test_contrast_explains_the_difference_of_two_logits():
     difference = class_maps.logits.gather(1, first) - class_maps.logits.gather(1, others)
     torch.testing.assert_close(found.mean((2, 3)), difference)
     torch.testing.assert_close(class_maps.contrast(2, [0, 1])[0], found[0])
+
+
+@pytest.mark.parametrize('part', ['weight', 'bias'])
+def test_maps_are_not_made_with_a_classifier_that_was_trained_meanwhile(part):
+    class_maps = make()
+    with torch.no_grad():
+        kept = copy.deepcopy(ClassMaps(class_maps.positions, class_maps.weight, class_maps.bias, class_maps.grid))
+    expected = kept.maps([1])
+    getattr(class_maps, part).sum().backward()
+    torch.optim.SGD([getattr(class_maps, part)], lr=0.1).step()
+    with pytest.raises(ValueError, match=r'weights have changed .* before optimizer\.step\(\)'):
+        class_maps.maps([1])
+    torch.testing.assert_close(kept.maps([1]), expected)
+
+
+def test_maps_of_a_pass_without_gradients_have_none_afterwards():
+    class_maps = make()
+    with torch.no_grad():
+        frozen = ClassMaps(class_maps.positions.detach(), class_maps.weight, class_maps.bias, class_maps.grid)
+    assert not frozen.maps([1]).requires_grad
+    np.testing.assert_allclose(frozen.maps().numpy(), class_maps.maps().detach().numpy())

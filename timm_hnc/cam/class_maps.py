@@ -1,5 +1,6 @@
 """The factors of "a logit is the mean over positions of a class's scores"."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils import _pytree as pytree
 from timm_hnc.cam.classes import Classes, class_indices
 from timm_hnc.cam.negatives import topk_negatives, topk_positives
 from timm_hnc.cam.selected import selected_scores
+from timm_hnc.cam.transforms import in_transform
 
 
 @dataclass(eq=False)
@@ -51,6 +53,7 @@ class ClassMaps:
             )
         if len(weight) != 2 or weight[1] != positions[2]:
             raise ValueError(f'weight of shape {tuple(weight)}: expected (classes, {positions[2]}), as positions have.')
+        self._made_with = self._versions()
         if self.logits is None:
             self.logits = torch.nn.functional.linear(self.mean(self.positions.transpose(1, 2)), self.weight, self.bias)
 
@@ -77,12 +80,9 @@ class ClassMaps:
         Raises:
             IndexError: a class is not among the n (of a tensor checked where that costs no synchronisation with a GPU).
             TypeError: the classes are no tensor, no list of numbers and no number.
-            ValueError: a tensor is no (B, k) integers.
+            ValueError: a tensor is no (B, k) integers, or the classifier was trained since these maps were made.
         """
-        if torch.compiler.is_compiling() or not self.logits.is_inference():
-            return self.scores(classes).unflatten(-1, self.grid)
-        with torch.no_grad():  # of a pass in inference mode nothing is kept for a backward pass
-            return self.scores(classes).unflatten(-1, self.grid)
+        return self.scores(classes).unflatten(-1, self.grid)
 
     def check_gradient(self) -> None:
         """Refuse a loss on maps that are for pictures and evaluation.
@@ -97,6 +97,28 @@ class ClassMaps:
 
     def scores(self, classes: Classes | None = None) -> Tensor:
         """The maps of `maps` with their positions in a row, (B, k, L)."""
+        if torch.compiler.is_compiling():
+            return self._scores(classes)
+        if any(self._made_with.get(key, version) != version for key, version in self._versions().items()):
+            raise ValueError(
+                "the classifier's weights have changed since these class maps were made: ask for maps before "
+                'optimizer.step(), or make them anew.'
+            )
+        with torch.no_grad() if self._has_no_gradient() else nullcontext():
+            return self._scores(classes)
+
+    def _versions(self) -> dict[int, int]:
+        """How often weight and bias were written into, by their ids."""
+        if torch.compiler.is_compiling() or in_transform():
+            return {}
+        found = [each for each in (self.weight, self.bias) if each is not None and not each.is_inference()]
+        return {id(each): each._version for each in found}
+
+    def _has_no_gradient(self) -> bool:
+        """Whether these are the maps of a pass without gradients, though the classifier could have one."""
+        return not (self.logits.requires_grad or self.positions.requires_grad or in_transform())
+
+    def _scores(self, classes: Classes | None) -> Tensor:
         if classes is not None:
             classes = class_indices(classes, self.positions.shape[0], self.num_classes, self.positions.device)
         if classes is None:

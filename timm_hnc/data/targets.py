@@ -17,6 +17,9 @@ def batch_of(loaded: Any) -> tuple[Any, Tensor]:
     if not (isinstance(loaded, (list, tuple)) and len(loaded) == 2 and isinstance(loaded[1], Tensor)):
         raise DataError(f'the loader gives a {_kind(loaded)} a batch: expected (images, targets), two tensors.')
     images, target = loaded
+    if isinstance(images, Tensor) and not images.is_floating_point():
+        kind = str(images.dtype).removeprefix('torch.')
+        raise DataError(f'the loader gives images of {kind}: expected normalised ones, of floats.')
     if not target.is_floating_point():
         target = target.float() if target.ndim == 2 else target.long()
     return images, target
