@@ -179,3 +179,13 @@ def test_positions_are_made_once_when_they_are_asked_for():
     assert copy.copy(class_maps).grid == class_maps.grid
     with pytest.raises(AttributeError, match="'HiddenMaps' has no attribute 'other'"):
         _ = class_maps.other
+
+
+def test_hidden_layers_that_were_trained_meanwhile_make_no_maps():
+    model, images = class_maps_of('mobilenetv3')
+    maps = model.class_maps(images)
+    with torch.no_grad():
+        next(layer for layer in maps.hidden.layers if isinstance(layer, Dense)).weight.mul_(2)
+    for classes in ([1], None):  # back through the layers, and forward
+        with pytest.raises(ValueError, match='weights have changed since these class maps were made'):
+            maps.maps(classes)

@@ -137,7 +137,8 @@ REFUSED = [
     ('--attack-restarts 2', '--attack-restarts 2: does nothing without --attack fgsm or --attack pgd.'),
     ('--valid-labels v.txt --cam-metrics', '--cam-metrics: not together with --valid-labels'),
     ('--valid-labels v.txt --cam-boxes', '--cam-boxes: not together with --valid-labels'),
-    ('--crop-pct 0', '--crop-pct 0.0: expected more than 0'),
+    ('--crop-pct 0', '--crop-pct 0.0: expected 0.1 or more and 2 or less'),
+    ('--crop-pct 87', '--crop-pct 87.0: expected'),
     ('--task multilabel --valid-labels v.txt', '--valid-labels v.txt: for --task classification only'),
 ]
 

@@ -400,7 +400,7 @@ def test_another_number_of_classes_than_the_run_s_has_exit_code_1(fails, run, im
     assert (code, 'has 3 classes' in line) == (1, True)
 
 
-def test_classes_in_another_order_have_exit_code_1(fails, run, images, tmp_path, capsys):
+def test_classes_in_another_order_have_exit_code_1(fails, run, images, tmp_path, capsys, caplog):
     names = sorted(path.name for path in (images / 'train').iterdir())
     (tmp_path / 'map.txt').write_text('\n'.join([names[0], names[2], names[1]]))
     code, line = fails('--checkpoint', run, images, '--class-map', tmp_path / 'map.txt')
@@ -408,6 +408,9 @@ def test_classes_in_another_order_have_exit_code_1(fails, run, images, tmp_path,
     assert f"class '{names[2]}' is number 1 in the data but 2 in the model: give the --class-map that" in line
     # names that are their own indices are none
     check_classes_of_model(['0', '2', '2', '3'], SimpleNamespace(class_to_idx={'2': 1, '3': 0}))
+    assert 'none in common' not in caplog.text
+    check_classes_of_model(['ant', 'bee'], SimpleNamespace(class_to_idx={'cat': 0, 'dog': 1}))
+    assert "classes such as 'cat', the model such as 'ant', and none in common by name" in caplog.text
     (tmp_path / 'map.txt').write_text('\n'.join(names))
     assert validate(capsys, '--checkpoint', run, images, '--class-map', tmp_path / 'map.txt', *HERE)
 

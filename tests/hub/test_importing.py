@@ -88,6 +88,7 @@ def test_what_is_refused(model, tmp_path, capsys):
         ((path, '--model', 'resnet_none', *out), 2, "--model 'resnet_none' is no model of timm's"),
         ((path, '--model', 'test_vit', *out), 1, "a.pth' is not of a 'test_vit'"),
         ((path, '--model', 'test_resnet', *out), 1, "a.pth' is not of a 'test_resnet': "),
+        ((path, '--model', 'test_resnet', *out), 1, 'See --num-classes.'),
         ((path, '--model', 'test_resnet', '--num-classes', 3, '--out', tmp_path / 'there'), 2, 'exists already'),
         ((tmp_path / 'evil.pth', '--model', 'test_resnet', *out), 1, 'cannot be read without executing code'),
         ((tmp_path / 'text.pth', '--model', 'test_resnet', *out), 1, 'cannot be read without executing code'),
@@ -139,6 +140,16 @@ def test_a_network_of_ours_has_its_own_images(tmp_path, capsys):
         config = json.loads((run / 'model_best' / 'config.json').read_text())['pretrained_cfg']
         assert (config['input_size'], config['crop_pct']) == ([3, 32, 32], 1.0)
         assert (tuple(config['mean']), tuple(config['std'])) == (mean, own.std)
+
+
+@pytest.mark.parametrize('flags', [[], ['--use-ema']])
+def test_an_average_is_taken_where_it_is_asked_for(flags, model, tmp_path, capsys):
+    average = {name: tensor / 2 for name, tensor in model.state_dict().items()}
+    torch.save({'state_dict': model.state_dict(), 'state_dict_ema': average}, tmp_path / 'a.pth')
+    argv = ['import', tmp_path / 'a.pth', '--model', 'test_resnet', '--num-classes', '3', '--out', tmp_path / 'run']
+    assert refused(capsys, *argv, *flags)[0] == 0
+    loaded = timm.create_model(f'local-dir:{tmp_path / "run" / "model_best"}', pretrained=True)
+    assert torch.equal(loaded.fc.weight, average['fc.weight'] if flags else model.fc.weight)
 
 
 def test_options_of_an_import(model, tmp_path, capsys):

@@ -272,6 +272,9 @@ def test_a_folder_without_config(worker, tmp_path):
     done = worker('cams', ROOT / 'benchmarks/results/quickstart_cams.png', '--model', f'local-dir:{tmp_path}')
     assert done.code == 1
     assert f"error: '{tmp_path}' holds no config.json" in done.err
+    save_pretrained(timm.create_model('test_resnet'), tmp_path / 'model_best')
+    done = worker('cams', ROOT / 'benchmarks/results/quickstart_cams.png', '--model', f'local-dir:{tmp_path}')
+    assert f"holds no config.json: did you mean 'local-dir:{tmp_path / 'model_best'}'?" in done.err
 
 
 @pytest.mark.parametrize(

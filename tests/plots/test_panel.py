@@ -222,5 +222,7 @@ def test_names_of_classes_are_as_many_as_classes_or_their_numbers():
     assert draw_cams(model, *batch, None).tobytes() == draw_cams(model, *batch, ['0', '1', '2', '3']).tobytes()
     with pytest.raises(ValueError, match='2 class names for 4 classes'):
         draw_cams(model, *batch, ['a', 'b'])
+    with pytest.raises(ValueError, match='2 images for 1 inputs'):
+        draw_cams(model, batch[0], torch.rand(2, 3, 64, 64), batch[2], None)
     with pytest.raises(TypeError, match='the model is a ResNet: wrap it'):
         draw_cams(model.model, *batch, None)

@@ -178,8 +178,11 @@ def test_counts_of_other_classes_are_told_before_the_data_is_looked_for(fails, t
     assert line == f'--class-stats {stats}: 4 values for --num-classes 3.'
 
 
-def test_no_data_named(fails):
-    assert fails() == (2, 'no data: pass --data-dir DIR, or --dataset NAME.')
+def test_no_data_named(fails, tmp_path):
+    message = 'no data: pass --data-dir DIR, or --dataset NAME'
+    assert fails() == (2, f'{message}.')
+    of_a_run = f', or the options of a run: -c {tmp_path}/args.yaml --resume {tmp_path}.'
+    assert fails('--resume', tmp_path) == (2, message + of_a_run)
 
 
 def test_missing_and_empty_data(fails, images, tmp_path, parquet):

@@ -108,15 +108,22 @@ class ClassMaps:
             return self._scores(classes)
 
     def _versions(self) -> dict[int, int]:
-        """How often weight and bias were written into, by their ids."""
+        """How often the classifier's weights were written into, by their ids."""
         if torch.compiler.is_compiling() or in_transform():
             return {}
-        found = [each for each in (self.weight, self.bias) if each is not None and not each.is_inference()]
+        found = [each for each in self._weights() if each is not None and not each.is_inference()]
         return {id(each): each._version for each in found}
+
+    def _weights(self) -> list[Tensor | None]:
+        return [self.weight, self.bias]
+
+    def _features(self) -> Tensor:
+        """What the model made of the images, (B, L, ...)."""
+        return self.positions
 
     def _has_no_gradient(self) -> bool:
         """Whether these are the maps of a pass without gradients, though the classifier could have one."""
-        return not (self.logits.requires_grad or self.positions.requires_grad or in_transform())
+        return not (self.logits.requires_grad or self._features().requires_grad or in_transform())
 
     def _scores(self, classes: Classes | None) -> Tensor:
         if classes is not None:

@@ -151,8 +151,6 @@ class HiddenLayers:
 class HiddenMaps(ClassMaps):
     """`ClassMaps` behind hidden layers, whose `positions` go through them when they are asked for.
 
-    The layers' weights are those of the moment at which maps are asked for: ask before an optimizer changes them.
-
     Args:
         hidden: what the positions are made of; other positions that are given are taken in their place.
     """
@@ -165,6 +163,7 @@ class HiddenMaps(ClassMaps):
             del self.positions  # made by __getattr__
         if given or self.logits is None:
             super().__post_init__()
+        self._made_with = self._versions()
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(logits of shape {tuple(self.logits.shape)}, grid={self.grid})'
@@ -174,14 +173,20 @@ class HiddenMaps(ClassMaps):
             return self.hidden.outer
         raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'.")
 
-    def scores(self, classes: Classes | None = None) -> Tensor:
-        """See `ClassMaps.scores`."""
+    def _weights(self) -> list[Tensor | None]:
+        return [*super()._weights(), *(layer.weight for layer in self.hidden.layers if isinstance(layer, Dense))]
+
+    def _features(self) -> Tensor:
+        found: Tensor = vars(self).get('positions', self.hidden.positions)
+        return found
+
+    def _scores(self, classes: Classes | None) -> Tensor:
         if 'positions' in vars(self):
-            return super().scores(classes)
+            return super()._scores(classes)
         inner = self.hidden.positions
         if classes is not None:
             classes = class_indices(classes, inner.shape[0], self.num_classes, inner.device)
         if classes is None or not self.hidden.is_cheaper_back(classes.shape[1]):
-            return super().scores(classes)
+            return super()._scores(classes)
         scores = self.hidden.scores(functional.embedding(classes, self.weight))
         return scores if self.bias is None else scores + self.bias[classes].to(scores.dtype)[..., None]

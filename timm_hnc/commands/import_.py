@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('file', type=Path, metavar='FILE', help='checkpoint file')
     add('--model', required=True, metavar='NAME', help="timm's name of the architecture")
     add('--num-classes', type=int, metavar='N', help="number of classes, the model's own if left out")
+    add('--use-ema', action='store_true', help='take the moving average of the weights, of a file that has one')
     add('--out', type=Path, metavar='DIR', help='run folder to make; output/imported/<name of the file>')
     add('--hnc', choices=('none', 'mse', 'kd'), default='none', help='what it was trained with')
     add('--hnc-weight', type=float, metavar='X', help='weight of HNC')
@@ -47,5 +48,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = None if args.img_size is None else (3, args.img_size, args.img_size)
     named = {name: getattr(args, name) for name in ('crop_pct', 'interpolation', 'mean', 'std')} | {'input_size': size}
     data_config = {name: value for name, value in named.items() if value is not None}
-    import_checkpoint(args.file, args.model, folder, args.num_classes, hnc, data_config)
+    import_checkpoint(args.file, args.model, folder, args.num_classes, hnc, data_config, args.use_ema)
     print(folder)  # noqa: T201  # the result of the command

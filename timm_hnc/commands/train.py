@@ -4,6 +4,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from timm_hnc.commands.command_line import command_words, print_result, run_command
 from timm_hnc.commands.options.train_options import parse_train_options
@@ -16,7 +17,9 @@ _logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says."""
     options, explicit, others = parse_train_options(argv)
-    options.data.check_named()
+    resume = options.run.resume
+    is_run = resume and Path(resume).is_dir()
+    options.data.check_named(f', or the options of a run: -c {resume}/args.yaml --resume {resume}' if is_run else '')
     if options.loader.workers:
         spare_fork_server()
     outcome = train_run(options, explicit, recorded=others)

@@ -1,11 +1,14 @@
 """Names of classes, and the numbers that their images come with."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.targets import ClassIndex, LabelSet
 from timm_hnc.errors import DataError
+
+_logger = logging.getLogger(__name__)
 
 
 def class_to_idx(dataset: Any) -> dict[str, int]:
@@ -51,7 +54,7 @@ def check_same_classes(train: Any, evaluation: Any) -> None:
 
 
 def check_classes_of_model(names: Sequence[str], dataset: Any) -> None:
-    """Refuse data in which a class that the model knows by its name has another index than in the model.
+    """Refuse data in which a class that the model knows by its name has another index; warn where it knows none.
 
     A name that is its own index is none: it stands where the training data had no name.
 
@@ -59,7 +62,13 @@ def check_classes_of_model(names: Sequence[str], dataset: Any) -> None:
         DataError: with a class that differs.
     """
     known = {name: index for index, name in enumerate(names) if name != str(index)}
-    for name, index in class_to_idx(dataset).items():
+    found = class_to_idx(dataset)
+    if known and found and known.keys().isdisjoint(map(str, found)):
+        _logger.warning(
+            f"The data has classes such as '{next(iter(found))}', the model such as '{next(iter(known))}', and none in "
+            'common by name: figures mean something only if they are the same classes in the same order.'
+        )
+    for name, index in found.items():
         if known.get(str(name), index) != index:
             raise DataError(
                 f"class '{name}' is number {index} in the data but {known[str(name)]} in the model: "

@@ -48,7 +48,7 @@ class InputOptions:
     def __post_init__(self) -> None:
         check_range(self, 'img_size', 'in_chans', 'input_size', 'num_classes', low=1)
         check_choice(self, 'interpolation', ('', *INTERPOLATIONS))
-        check_range(self, 'crop_pct', above=0)
+        check_range(self, 'crop_pct', low=0.1, high=2)  # timm's own are 0.8 to 1.15
         check_choice(self, 'crop_mode', (None, '', 'squash', 'border', 'center'))
         check_range(self, 'mean', 'std')
         channels = self._channels()

@@ -43,10 +43,10 @@ class DataOptions:
         """Whether the data set is read from front to back, not by index."""
         return self.dataset.lower().startswith(('hfids/', 'wds/', 'tfds/'))
 
-    def check_named(self) -> None:
-        """Refuse options that name no data."""
+    def check_named(self, way_out: str = '') -> None:
+        """Refuse options that name no data; `way_out` is what else would."""
         if not (self.data_dir or self.dataset):
-            raise UsageError('no data: pass --data-dir DIR, or --dataset NAME.')
+            raise UsageError(f'no data: pass --data-dir DIR, or --dataset NAME{way_out}.')
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def load_model(source: Source, options: SourceOptions, input: InputOptions) -> A
         raise UsageError(f"timm cannot make '{source.model}' with these options: {first_lines(error)}") from error
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         where = source.checkpoint or source.model
-        raise DataError(f"weights '{where}' do not load into '{source.name}': {first_lines(error)}") from error
+        way_out = ' See --num-classes.' if 'size mismatch' in str(error) else ''
+        raise DataError(f"weights '{where}' do not load into '{source.name}': {first_lines(error)}{way_out}") from error
     if options.reparam:
         model = reparameterize_model(model)
     _logger.info(f'{source.model}: {sum(p.numel() for p in model.parameters()):,} parameters.')

@@ -37,6 +37,7 @@ def import_checkpoint(
     num_classes: int | None,
     hnc: dict[str, Any] | None,
     data_config: dict[str, Any],
+    use_ema: bool = False,
 ) -> None:
     """Make a run folder of a checkpoint, that validates and publishes like one of train.py.
 
@@ -51,6 +52,7 @@ def import_checkpoint(
         hnc: what the config's `hnc` block says of its training.
         data_config: what is known of its images, such as their input_size; the rest is as in PyTorch's ImageNet
             example, or as this package's CIFAR networks say.
+        use_ema: take `state_dict_ema` or `model_ema` where the file has one.
 
     Raises:
         UsageError: the folder exists, there is no such architecture, or it takes no images of that size.
@@ -60,12 +62,13 @@ def import_checkpoint(
         raise UsageError(f"--model '{model_name}' is no model of timm's.")
     if folder.exists():
         raise UsageError(f"run folder '{folder}' exists already: choose another --out.")
-    state = _read(file)
+    state = _read(file, use_ema)
     model = _create(model_name, num_classes)
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise DataError(f"checkpoint '{file}' is not of a '{model_name}': {first_lines(error)}") from error
+        way_out = ' See --num-classes.' if 'size mismatch' in str(error) else ''
+        raise DataError(f"checkpoint '{file}' is not of a '{model_name}': {first_lines(error)}{way_out}") from error
     # what timm knows of its own weights of this architecture does not hold for these
     kept = {name: value for name, value in model.pretrained_cfg.items() if name not in _OF_OTHERS}
     usual = {name: kept[name] for name in _IMAGENET_EXAMPLE} if model_name.startswith('cifar_') else _IMAGENET_EXAMPLE
@@ -90,12 +93,12 @@ def import_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path, use_ema: bool) -> Any:
     if not file.is_file():
         what = 'is a folder, expected a file' if file.is_dir() else 'does not exist'
         raise DataError(f"checkpoint '{file}' {what}.")
     try:
-        return load_state_dict(str(file), use_ema=False, weights_only=True)
+        return load_state_dict(str(file), use_ema=use_ema, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler meets
         raise DataError(
             f"checkpoint '{file}' cannot be read without executing code: {first_lines(error, 160)}"

@@ -63,7 +63,7 @@ def draw_cams(
 
     Raises:
         TypeError: the model is no CamModel.
-        ValueError: there are more or fewer names than classes.
+        ValueError: there are more or fewer names than classes, or images than inputs.
     """
     if not isinstance(model, CamModel):
         raise TypeError(f'the model is a {type(model).__name__}: wrap it, draw_cams(CamModel(model), ...).')
@@ -71,7 +71,10 @@ def draw_cams(
         class_names = [str(index) for index in range(model.num_classes)]
     if len(class_names) != model.num_classes:
         raise ValueError(f'{len(class_names)} class names for {model.num_classes} classes.')
+    images = list(images)
     with torch.no_grad():
         class_maps = model.class_maps(inputs)
+        if len(images) != len(class_maps.logits):
+            raise ValueError(f'{len(images)} images for {len(class_maps.logits)} inputs.')
         rows = panel_rows(class_maps, images, target, class_names, multi_label)
     return draw_panel(rows, title)

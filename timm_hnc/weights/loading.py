@@ -16,7 +16,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.weights.hub_errors import explain, is_of_the_hub
-from timm_hnc.weights.saving import check_weights_file
+from timm_hnc.weights.saving import check_weights_file, find_weights
 
 # names that weights come with, the second as older versions of timm write it
 WITH_WEIGHTS = ('hf-hub:', 'hf_hub:', 'local-dir:')
@@ -125,7 +125,9 @@ def _read_config(source: str, where: str) -> Any:
     if source == 'local-dir':
         path = Path(where) / 'config.json'
         if not path.is_file():
-            raise DataError(f"'{where}' holds no config.json.")
+            inside = find_weights(path.parent)
+            way_out = f": did you mean 'local-dir:{inside}'?" if inside else '.'
+            raise DataError(f"'{where}' holds no config.json{way_out}")
         check_weights_file(path.parent)
     else:
         try:

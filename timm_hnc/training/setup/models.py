@@ -16,6 +16,7 @@ from timm_hnc.cam import CamModel
 from timm_hnc.data.inputs import InputOptions, model_arguments
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.options import check_range
+from timm_hnc.weights.hub_errors import is_of_the_hub
 from timm_hnc.weights.loading import reading
 from timm_hnc.weights.saving import WEIGHTS, find_weights
 
@@ -135,7 +136,8 @@ def create_model(options: ModelOptions, input: InputOptions, splits: int = 0) ->
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         if options.initial_checkpoint and 'size mismatch' in str(error):
             _check_classes(options, input)
-        source = options.initial_checkpoint or options.pretrained_path or options.model
+        of_file = options.initial_checkpoint or options.pretrained_path
+        source = of_file if of_file and not is_of_the_hub(error) else options.model
         raise DataError(f"weights '{source}' do not load into '{options.model}': {first_lines(error)}") from error
     _initialise_head(model, options)
     if options.grad_checkpointing:
