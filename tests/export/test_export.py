@@ -251,7 +251,7 @@ def test_wrong_use(tmp_path, capsys, monkeypatch):
         (['test_resnet', '--maps', 'best'], 2, '--maps best: expected topK'),
         (['test_resnet', '--maps', 'top0'], 2, '--maps top0: expected topK'),
         (['test_resnet', '--maps', 'top8', '--num-classes', '7'], 2, '--maps top8: the model has 7 classes'),
-        (['test_resnet', '--maps', 'all', '--contrast'], 2, '--contrast: needs the maps of two classes or more'),
+        (['test_resnet', '--maps', 'all', '--contrast'], 2, '--contrast: needs --maps topK with a K of 2 or more'),
         (['test_resnet', '--format', 'tflite'], 2, '--format tflite: expected one of pt2, onnx'),
         (['test_resnet', '--out', str(tmp_path / 'weights.pth')], 2, 'expected the name of a file that ends in .onnx'),
         (['test_resnet', '--num-classes', '-3'], 2, '--num-classes -3: expected 1 or more.'),

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -53,7 +54,9 @@ def _draw(args: argparse.Namespace) -> Rows:
         local = args.model if (args.model or '').startswith('local-dir:') else None
         subjects.append(subject_of(model, checkpoint or local, caption, args.task, names))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk, args.contrast)
-    panel = draw_panel([row for _, row in drawn], args.title, labelled=False, contrast=args.contrast)
+    # whose row it is: the run's name is there where there are several
+    rows = [row if row.caption or len(photos) == 1 else replace(row, caption=photo.name) for photo, row in drawn]
+    panel = draw_panel(rows, args.title, labelled=False, contrast=args.contrast)
     save_picture(panel, args.out)
     return [value for photo, row in drawn for value in map_values(photo, row)]
 

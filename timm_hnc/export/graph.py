@@ -30,7 +30,7 @@ class Outputs:
         if self.maps not in ('all', 'none') and not re.fullmatch(r'top[1-9]\d*', self.maps):
             raise UsageError(f'--maps {self.maps}: expected topK (such as top5), all or none.')
         if self.contrast and (self.topk or 0) < 2:
-            raise UsageError(f'--contrast: needs the maps of two classes or more, got --maps {self.maps}.')
+            raise UsageError(f'--contrast: needs --maps topK with a K of 2 or more, got --maps {self.maps}.')
 
     @classmethod
     def of_most(cls, num_classes: int, contrast: bool = False) -> 'Outputs':

@@ -19,6 +19,8 @@ def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamMod
         name = f'local-dir:{folder}'
     elif Path(model).is_dir():
         raise DataError(f"'{model}' is neither a run folder nor a folder of weights.")
+    elif Path(model).is_file():
+        raise DataError(f"'{model}' is a file: `timm-hnc import` makes a run folder of a checkpoint.")
     if pretrained and not name.startswith(WITH_WEIGHTS):
         arguments['pretrained'] = True
     try:

@@ -143,7 +143,9 @@ def refuse(
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(key.replace('-', '_'), known, n=1, cutoff=0.5)
+    key = key.replace('-', '_')
+    nearest = sorted((name for name in known if len(name) > 2 and key.startswith(name)), key=len, reverse=True)
+    nearest += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f", did you mean '{nearest[0]}'?" if nearest else ', and no option has a similar name.'
 
 
