@@ -162,6 +162,36 @@ def options(backend, mode, dynamic=None, fullgraph=False):
     return {'backend': backend, 'mode': mode, 'dynamic': dynamic, 'fullgraph': fullgraph}
 
 
+@pytest.mark.parametrize(
+    ('name', 'value', 'message'),
+    [
+        ('MIXED_PRECISION', 'fp8', 'accelerate launch asks for the precision fp8: expected no, fp16 or bf16'),
+        ('GRADIENT_ACCUMULATION_STEPS', 'auto', 'ACCELERATE_GRADIENT_ACCUMULATION_STEPS=auto: expected a whole'),
+        ('GRADIENT_ACCUMULATION_STEPS', '0', 'ACCELERATE_GRADIENT_ACCUMULATION_STEPS=0: expected a whole'),
+        ('USE_MEGATRON_LM', 'true', 'Accelerate: Megatron'),
+    ],
+)
+def test_what_a_launcher_cannot_have(monkeypatch, name, value, message):
+    monkeypatch.setenv(f'ACCELERATE_{name}', value)
+    forget_run()
+    with pytest.raises(UsageError, match=message):
+        accelerator()
+
+
+def test_parts_of_a_model_are_refused(monkeypatch):
+    parts = SimpleNamespace(distributed_type=None, parallelism_config=SimpleNamespace(tp_size=2, cp_size=1))
+    monkeypatch.setattr('timm_hnc.training.setup.environment.accelerator_of', lambda *args, **kwargs: parts)
+    with pytest.raises(UsageError, match=r'accelerate launch asks for --parallelism_config_tp_size: launch train\.py'):
+        accelerator()
+
+
+def test_a_launcher_may_ask_for_the_cpu(monkeypatch):
+    monkeypatch.setattr('torch.accelerator.is_available', lambda *args: True)
+    assert not DeviceOptions().on_cpu
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    assert DeviceOptions().on_cpu
+
+
 def test_compilation_comes_from_either(monkeypatch):
     assert compilation() == (None, None, None)
     expected = ('eager', None, options('eager', None))
@@ -184,6 +214,9 @@ def test_modes_and_wishes_of_the_launcher(monkeypatch):
     monkeypatch.setenv('ACCELERATE_DYNAMO_MODE', 'reduce-overhead')
     for argv in ([], ['--torchcompile'], ['--torchcompile-mode', 'reduce-overhead']):
         assert compilation(*argv)[:2] == ('inductor', 'reduce-overhead')
+    monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'NO')
+    assert compilation('--torchcompile')[:2] == ('inductor', 'reduce-overhead')
+    monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'INDUCTOR')
     monkeypatch.setenv('ACCELERATE_DYNAMO_USE_FULLGRAPH', 'True')
     monkeypatch.setenv('ACCELERATE_DYNAMO_USE_DYNAMIC', 'True')
     assert compilation()[2] == options('inductor', 'reduce-overhead', dynamic=True, fullgraph=True)

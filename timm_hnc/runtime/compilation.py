@@ -15,8 +15,9 @@ from timm_hnc.errors import UsageError
 def agreed_compilation(backend: str | None, mode: str | None) -> tuple[str | None, str | None]:
     """Backend and mode that command line and launcher ask for together."""
     launcher = (os.environ.get('ACCELERATE_DYNAMO_BACKEND') or 'no').lower()
-    if launcher == 'no':
-        return backend, mode
+    launcher = '' if launcher == 'no' else launcher
+    if not (backend or launcher):
+        return None, mode
     launcher_mode = os.environ.get('ACCELERATE_DYNAMO_MODE') or None
     launcher_mode = None if launcher_mode == 'default' else launcher_mode  # which it exports unasked
     _check_agreement('--torchcompile', backend, launcher)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from timm_hnc.cam.number_types import widest
 from timm_hnc.errors import UsageError
@@ -52,7 +53,8 @@ class DeviceOptions:
     @property
     def on_cpu(self) -> bool:
         """Whether the CPU is asked for, or there is nothing else."""
-        return self.device.startswith('cpu') or not torch.accelerator.is_available()
+        asked = self.device.startswith('cpu') or parse_flag_from_env('ACCELERATE_USE_CPU')
+        return asked or not torch.accelerator.is_available()
 
     @property
     def weight_dtype(self) -> torch.dtype | None:
@@ -142,6 +144,8 @@ def _as_the_accelerator_can(options: DeviceOptions) -> DeviceOptions:
 def _agreed_precision(options: DeviceOptions, explicit: frozenset[str]) -> str:
     # the launcher exports `no` unasked, which therefore contradicts nothing
     launcher = os.environ.get('ACCELERATE_MIXED_PRECISION') or 'no'
+    if launcher not in ('no', *_ACCELERATE_NAMES.values()):
+        raise UsageError(f'accelerate launch asks for the precision {launcher}: expected no, fp16 or bf16.')
     precision = options.precision
     if launcher != 'no' and precision not in ('no', launcher):
         if 'amp_dtype' in explicit:

@@ -36,7 +36,7 @@ def accelerator_of(options: DeviceOptions, **arguments: Any) -> Accelerator:
     renew_state(options)
     try:
         return Accelerator(mixed_precision=options.precision, cpu=options.on_cpu, **arguments)
-    except ValueError as error:
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:  # of a launcher's wish that cannot be met
         raise UsageError(f'Accelerate: {first_lines(error)}') from error
 
 
@@ -96,12 +96,18 @@ def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
     )
 
 
-def end_training(accelerator: Accelerator) -> None:
+def end_training(accelerator: Accelerator, leave_group: bool = False) -> None:
     """Accelerate's own, once gloo's threads have let go of their tensors.
+
+    With `leave_group` trackers alone end: whoever called goes on with the group of processes.
 
     Freeing one takes the interpreter's lock, which torch keeps while it waits for those threads to end: a process was
     seen to hang there (torch 2.7).
     """
+    if leave_group:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        return
     if accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
         time.sleep(0.1)
     accelerator.end_training()

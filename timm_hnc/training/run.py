@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from timm.models import safe_model_name
 
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
@@ -83,7 +83,12 @@ def train_run(
     [folder] = broadcast_object_list([_run_folder(options)])
     with run_lock(folder, accelerator):
         checkpoint = _checkpoint(options.run.resume, folder)
-        accelerator.wait_for_everyone()
+        found = gather_object([checkpoint and checkpoint.name])
+        if len(set(found)) > 1:
+            raise DataError(
+                f"--resume {options.run.resume}: some processes find a checkpoint of '{folder}' that others do not: "
+                'machines that train together need one folder for all (--output).'
+            )
         return _train(options, provided, recorded, accelerator, folder, checkpoint)
 
 
@@ -102,13 +107,13 @@ def _train(
     checkpoints = CheckpointFolder(folder, options.run.checkpoint_hist, decreasing, progress)
     run = build_run(options, accelerator, checkpoints, provided)
     try:
-        return _go_on(run, recorded, checkpoint)
+        return _go_on(run, recorded, checkpoint, leave_group=provided.model is not None)
     finally:
         run.data.skipped.stop()
 
 
-def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None) -> Outcome:
-    """Restore the run, and train it to its end."""
+def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None, leave_group: bool) -> Outcome:
+    """Restore the run, and train it to its end; a command ends the group of processes with it."""
     options, accelerator, folder = run.options, run.accelerator, run.folder
     is_main = accelerator.is_main_process
     if checkpoint:
@@ -135,12 +140,12 @@ def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None) -> Ou
             try:
                 result = fit(run, publisher)
             except RunStopped as stopped:
-                end_training(accelerator)
+                end_training(accelerator, leave_group)
                 return Outcome(folder, is_main, stopped=stopped)
             except BaseException:
                 _end_trackers(accelerator)
                 raise
-        end_training(accelerator)
+        end_training(accelerator, leave_group)
     if is_main:
         publisher.publish('Add model')
     return Outcome(folder, is_main, result)

@@ -22,6 +22,7 @@ from timm_hnc.runtime.process import accelerator_of, set_up_process
 from timm_hnc.training.outputs.results import TrackingOptions
 from timm_hnc.training.sharding import check_sharding
 
+_REFUSED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
 _logger = logging.getLogger(__name__)
 
 
@@ -75,10 +76,14 @@ def create_accelerator(device: DeviceOptions, processes: ProcessOptions, trackin
         project_config=ProjectConfiguration(logging_dir='.'),  # `start_trackers` puts the run folder there
         step_scheduler_with_optimizer=False,
     )
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    refused = [each.value for each in _REFUSED if accelerator.distributed_type == each]
+    parallel = getattr(accelerator, 'parallelism_config', None)
+    sizes = ('tp_size', 'cp_size', 'sp_size')  # of parts of the model or of an image, not of the batch
+    refused += [f'--parallelism_config_{name}' for name in sizes if (getattr(parallel, name, None) or 1) > 1]
+    if refused:
         raise UsageError(
-            f'accelerate launch asks for {accelerator.distributed_type.value}: launch train.py with --multi_gpu, or '
-            'with --use_fsdp --fsdp_version 2.'
+            f'accelerate launch asks for {refused[0]}: launch train.py with --multi_gpu, or with --use_fsdp '
+            '--fsdp_version 2.'
         )
     check_sharding(accelerator)
     set_up_process(accelerator, device.fast_norm)

@@ -248,7 +248,10 @@ def _following(values: Mapping[str, Any]) -> dict[str, Any]:
 def agreed_options(options: TrainOptions, explicit: frozenset[str]) -> TrainOptions:
     """The options with what the launcher asks for, on a device that is there."""
     import_device_modules(options.processes)
-    batches, launcher = options.batches, int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS') or 1)
+    batches, asked = options.batches, os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS') or '1'
+    launcher = int(asked) if asked.isdecimal() else 0
+    if launcher < 1:
+        raise UsageError(f'ACCELERATE_GRADIENT_ACCUMULATION_STEPS={asked}: expected a whole number, 1 or more.')
     if launcher not in (1, batches.grad_accum_steps):
         if 'grad_accum_steps' in explicit:
             raise UsageError(
