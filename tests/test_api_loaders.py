@@ -53,8 +53,9 @@ def test_loaders_of_tensors_are_taken_as_they_are(tmp_path):
 def test_targets_and_images_that_the_loop_cannot_take(images):
     forget_run()
     data = ImageFolder(str(images / 'train'), target_transform=lambda index: [index])
-    with pytest.raises(UsageError, match=r"a target of the data is '\[0\]': expected a class index or, with task"):
-        timm_hnc.evaluate(new_model(), data, device='cpu')
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r'a target is a list: expected a class index or, with --task multilabel'):
+            timm_hnc.evaluate(new_model(), data, device='cpu', workers=workers)
     bytes_ = DataLoader(TensorDataset(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4) % 3))
     with pytest.raises(DataError, match='the loader gives images of uint8: expected normalised ones, of floats'):
         timm_hnc.evaluate(new_model(), bytes_, device='cpu')

@@ -131,14 +131,14 @@ def _of_its_type(name: str, value: Any, hint: Any) -> Any:
         UsageError: it is of another type, or none of the choices.
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if value is None and NoneType in kinds:
-        return None
     lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is Sequence]
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if value is None and (NoneType in kinds or not choices):
+        return () if lists and NoneType not in kinds else None
     if lists:
         return _list_of(name, value, lists[0])
     if any(get_origin(kind) is dict for kind in kinds) and not isinstance(value, Mapping):
         raise UsageError(f'{flag_of(name)} {value!r}: expected a mapping of names to values.')
-    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     types = [kind for kind in kinds if kind in _KINDS]
     if not (choices or types):
         return value
@@ -153,11 +153,12 @@ def _of_its_type(name: str, value: Any, hint: Any) -> Any:
 
 
 def _list_of(name: str, value: Any, kind: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping) or value is None:
+    if isinstance(value, Mapping):
         raise UsageError(f'{flag_of(name)} {value!r}: expected a list.')
     values = value.tolist() if hasattr(value, 'tolist') else value  # of arrays and tensors
-    values = values if isinstance(values, (list, tuple)) else [values]
-    return type(values)(_of_its_type(name, each, kind) for each in values)
+    values = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+    found = [_of_its_type(name, each, kind) for each in values]
+    return tuple(found) if isinstance(values, tuple) else found
 
 
 def _fits(value: Any, kind: type) -> bool:

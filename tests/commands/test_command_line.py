@@ -110,7 +110,7 @@ def test_config_values_are_converted_like_those_of_the_command_line(parser, tmp_
     ('text', 'fragments'),
     [
         ('epoch: 1', ["'epoch'", "did you mean 'epochs'"]),
-        ('milestones_of_lr: 1', ["'milestones_of_lr'", "did you mean 'milestones'"]),
+        ('ordering_scheme: 1', ["'ordering_scheme'", "did you mean 'order'"]),
         ('input-size: [3, 8, 8]', ["'input-size'", "did you mean 'input_size'"]),
         ('zzzzzz: 1', ["'zzzzzz'", 'no option has a similar name']),
         ('help: true', ["'help'"]),

@@ -410,7 +410,7 @@ def test_classes_in_another_order_have_exit_code_1(fails, run, images, tmp_path,
     check_classes_of_model(['0', '2', '2', '3'], SimpleNamespace(class_to_idx={'2': 1, '3': 0}))
     assert 'none in common' not in caplog.text
     check_classes_of_model(['ant', 'bee'], SimpleNamespace(class_to_idx={'cat': 0, 'dog': 1}))
-    assert "classes such as 'cat', the model such as 'ant', and none in common by name" in caplog.text
+    assert "classes such as 'cat', the weights such as 'ant', and none in common by name" in caplog.text
     (tmp_path / 'map.txt').write_text('\n'.join(names))
     assert validate(capsys, '--checkpoint', run, images, '--class-map', tmp_path / 'map.txt', *HERE)
 

@@ -182,6 +182,7 @@ def test_no_data_named(fails, tmp_path):
     message = 'no data: pass --data-dir DIR, or --dataset NAME'
     assert fails() == (2, f'{message}.')
     of_a_run = f', or the options of a run: -c {tmp_path}/args.yaml --resume {tmp_path}.'
+    (tmp_path / 'args.yaml').touch()
     assert fails('--resume', tmp_path) == (2, message + of_a_run)
 
 

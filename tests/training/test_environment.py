@@ -228,8 +228,11 @@ def test_blocks_are_compiled_where_the_launcher_asks_for_regions(monkeypatch):
     args = accelerator()[1]
     blocks = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     model = nn.ModuleDict({'blocks': blocks, 'head': nn.Linear(2, 2)})
-    assert Compilation(args.torchcompile)(model) is model, 'a copy would not see what changes in it'
+    compilation = Compilation(args.torchcompile)
+    assert compilation(model) is model, 'a copy would not see what changes in it'
     assert all(block._compiled_call_impl for block in blocks)
+    compilation.undo()
+    assert not any(block._compiled_call_impl for block in blocks)
 
 
 def test_compilers_that_contradict_each_other_or_that_there_are_not(monkeypatch):

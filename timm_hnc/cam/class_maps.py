@@ -1,7 +1,7 @@
 """The factors of "a logit is the mean over positions of a class's scores"."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class ClassMaps:
         weight: (n, D) of the last linear layer, n classes.
         bias: (n,) or None.
         grid: (h, w).
-        logits: (B, n), the model's own output with its own gradient; computed from the factors if None.
+        logits: (B, n), the model's own output with its own gradient; computed from the factors if None. Where neither
+            they nor the positions have a gradient, the maps have none.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -43,6 +44,7 @@ class ClassMaps:
     logits: Tensor = None  # type: ignore[assignment]  # always a tensor once constructed
 
     trainable = True  # gradients flow through the maps
+    _made_with: tuple[int, ...] = field(default=(), init=False, repr=False)  # versions of the weights
 
     def __post_init__(self) -> None:
         positions, weight, (height, width) = self.positions.shape, self.weight.shape, self.grid
@@ -99,20 +101,28 @@ class ClassMaps:
         """The maps of `maps` with their positions in a row, (B, k, L)."""
         if torch.compiler.is_compiling():
             return self._scores(classes)
-        if any(self._made_with.get(key, version) != version for key, version in self._versions().items()):
+        self._check_unchanged()
+        with torch.no_grad() if self._has_no_gradient() else nullcontext():
+            return self._scores(classes)
+
+    def _check_unchanged(self) -> None:
+        """Refuse maps of weights that an optimizer has changed since."""
+        if self._made_with and self._made_with != self._versions():
             raise ValueError(
                 "the classifier's weights have changed since these class maps were made: ask for maps before "
                 'optimizer.step(), or make them anew.'
             )
-        with torch.no_grad() if self._has_no_gradient() else nullcontext():
-            return self._scores(classes)
 
-    def _versions(self) -> dict[int, int]:
-        """How often the classifier's weights were written into, by their ids."""
-        if torch.compiler.is_compiling() or in_transform():
-            return {}
-        found = [each for each in self._weights() if each is not None and not each.is_inference()]
-        return {id(each): each._version for each in found}
+    def _versions(self) -> tuple[int, ...]:
+        """How often the classifier's weights were written into; nothing where that cannot be told."""
+        weights = [each for each in self._weights() if each is not None]
+        if torch.compiler.is_compiling() or in_transform() or any(each.is_inference() for each in weights):
+            return ()
+        return tuple(each._version for each in weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has weights of its own."""
+        return {name: value for name, value in vars(self).items() if name != '_made_with'}
 
     def _weights(self) -> list[Tensor | None]:
         return [self.weight, self.bias]
@@ -182,7 +192,7 @@ def register_as_output(kind: type[ClassMaps], *tensors: str) -> None:
     """
 
     def parts(maps: ClassMaps) -> tuple[list[Any], dict[str, Any]]:
-        values = vars(maps)
+        values = maps.__getstate__()  # the tensors may come back as others
         return [values[name] for name in tensors], {name: values[name] for name in values if name not in tensors}
 
     def together(found: Any, others: Any) -> ClassMaps:

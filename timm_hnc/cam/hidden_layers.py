@@ -174,7 +174,11 @@ class HiddenMaps(ClassMaps):
         raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'.")
 
     def _weights(self) -> list[Tensor | None]:
-        return [*super()._weights(), *(layer.weight for layer in self.hidden.layers if isinstance(layer, Dense))]
+        found = super()._weights()
+        for layer in self.hidden.layers:
+            found += [layer.weight, layer.bias] if isinstance(layer, Dense) else []
+            found += [layer.shift] if isinstance(layer, Scale) else []
+        return found
 
     def _features(self) -> Tensor:
         found: Tensor = vars(self).get('positions', self.hidden.positions)

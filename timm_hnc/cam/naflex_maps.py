@@ -92,6 +92,7 @@ class NaFlexMaps(ClassMaps):
         """
         if self.coordinates is None:
             raise ValueError('patches were dropped: no map is whole. Put the model into evaluation mode.')
+        self._check_unchanged()
         valid = self.valid[index]
         rows, columns = self.coordinates[index, valid].unbind(-1)
         height, width = int(rows.max()) + 1, int(columns.max()) + 1

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says."""
     options, explicit, others = parse_train_options(argv)
     resume = options.run.resume
-    is_run = resume and Path(resume).is_dir()
+    is_run = resume and (Path(resume) / 'args.yaml').is_file()
     options.data.check_named(f', or the options of a run: -c {resume}/args.yaml --resume {resume}' if is_run else '')
     if options.loader.workers:
         spare_fork_server()

@@ -65,8 +65,8 @@ def check_classes_of_model(names: Sequence[str], dataset: Any) -> None:
     found = class_to_idx(dataset)
     if known and found and known.keys().isdisjoint(map(str, found)):
         _logger.warning(
-            f"The data has classes such as '{next(iter(found))}', the model such as '{next(iter(known))}', and none in "
-            'common by name: figures mean something only if they are the same classes in the same order.'
+            f"The data has classes such as '{next(iter(found))}', the weights such as '{next(iter(known))}', and none "
+            'in common by name: they should be the same classes in the same order.'
         )
     for name, index in found.items():
         if known.get(str(name), index) != index:

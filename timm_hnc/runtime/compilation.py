@@ -60,6 +60,7 @@ class Compilation:
         self.options: dict[str, Any] | None = None
         self._compile: Callable[..., Any] = torch.compile
         self._compiled: dict[nn.Module, nn.Module] = {}
+        self._in_place: list[nn.Module] = []
         if backend:
             launcher = TorchDynamoPlugin(backend='no')
             self.options = {'backend': backend, 'mode': mode}
@@ -73,5 +74,12 @@ class Compilation:
         if self.options is None:
             return module
         if module not in self._compiled:
+            plain = [each for each in module.modules() if each._compiled_call_impl is None]
             self._compiled[module] = self._compile(module, **self.options)
+            self._in_place += [each for each in plain if each._compiled_call_impl is not None]
         return self._compiled[module]
+
+    def undo(self) -> None:
+        """Leave modules as they were that are compiled in place."""
+        for module in self._in_place:
+            module._compiled_call_impl = None

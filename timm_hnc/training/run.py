@@ -110,6 +110,7 @@ def _train(
         return _go_on(run, recorded, checkpoint, leave_group=provided.model is not None)
     finally:
         run.data.skipped.stop()
+        run.compiled.undo()
 
 
 def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None, leave_group: bool) -> Outcome:

@@ -144,7 +144,8 @@ def refuse(
 
 def _nearest(key: str, known: Iterable[str]) -> str:
     key = key.replace('-', '_')
-    nearest = sorted((name for name in known if len(name) > 2 and key.startswith(name)), key=len, reverse=True)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    nearest += sorted((name for name in known if len(name) > 2 and key.startswith(name)), key=len, reverse=True)
     nearest += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f", did you mean '{nearest[0]}'?" if nearest else ', and no option has a similar name.'
 

@@ -33,6 +33,13 @@ def read(loader: Iterable[Any]) -> Iterator[Any]:
             if batch is None:
                 return
             yield batch
+    except AttributeError as error:
+        if not str(error).rstrip().endswith("has no attribute 'ndim'"):  # which timm asks the first target for
+            raise
+        kind = str(error).rsplit("'", 4)[1]
+        raise DataError(
+            f'a target is a {kind}: expected a class index or, with --task multilabel, a tensor of a value a class.'
+        ) from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
         # kinds of RuntimeError are those of devices, and our own
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:

@@ -61,12 +61,13 @@ def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, i
     for pixels in (*input_size[1:], *others):
         if int(pixels * low) >= int(pixels * high):  # timm draws a whole number of pixels from this range
             raise UsageError(f'--cutmix-minmax {low:g} {high:g}: leaves no whole number to draw of {pixels} pixels.')
-    least = min(max(size[1:]) for size in training_sizes(input_size, others))
-    flat = [f'--map-loss {name}' for name in options.map_losses.weights if MAP_LOSSES[name].needs_several_cells]
-    flat += [f'--hnc {options.hnc.hnc}'] if options.hnc.hnc in ('kd', 'var') else []
-    if flat and least == cell:
+    sides = [max(size[1:]) for size in training_sizes(input_size, others)]
+    of_several = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_several_cells]
+    flat = [f'--map-loss {name}' for name in of_several if max(sides) == cell]
+    flat += [f'--hnc {options.hnc.hnc}'] if options.hnc.hnc in ('kd', 'var') and min(sides) == cell else []
+    if flat:
         raise UsageError(
-            f"{flat[0]}: the maps that '{options.model.model}' has of images of {least} pixels are a single cell, and "
+            f"{flat[0]}: the maps that '{options.model.model}' has of images of {cell} pixels are a single cell, and "
             'flat as they are: see --img-size, or --model-kwargs output_stride=8 of networks that take it.'
         )
     if options.needs_class_maps and side < cell:
