@@ -41,7 +41,7 @@ def test_a_run_with_boxes_goes_on_exactly(argv):
 
 
 def test_two_processes_have_the_gradients_of_one(birds, tmp_path):
-    model = '--model test_efficientnet_gn --num-classes 3 --img-size 32 --workers 0 --device cpu --lr 0.01'
+    model = '--model test_efficientnet_gn --num-classes 3 --img-size 64 --workers 0 --device cpu --lr 0.01'
     command = [*shlex.split(f'{model} --warmup-epochs 0 --map-loss energy outside'), *birds]
     found = {}
     for processes, batch_size in ((0, 6), (2, 3)):
