@@ -157,13 +157,12 @@ def _input_of(cam_model: CamModel, options: InputOptions) -> InputOptions:
 def _check_loaders(*data: Any) -> None:
     """Refuse data that the loop cannot take."""
     for each in data:
-        if each is None or isinstance(each, DataLoader):
+        if each is None or isinstance(each, DataLoader) or hasattr(each, 'transform'):
             continue
-        if not hasattr(each, 'transform'):
-            raise UsageError(
-                f"data of type '{type(each).__name__}': expected a data set with an attribute `transform`, which "
-                "timm's loader sets, or a torch DataLoader of normalised batches."
-            )
+        raise UsageError(
+            f"data of type '{type(each).__name__}': expected a data set with an attribute `transform`, which timm's "
+            'loader sets, or a torch DataLoader of normalised batches.'
+        )
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def create_accelerator(device: DeviceOptions, processes: ProcessOptions, trackin
         project_config=ProjectConfiguration(logging_dir='.'),  # `start_trackers` puts the run folder there
         step_scheduler_with_optimizer=False,
     )
-    refused = [each.value for each in _REFUSED if accelerator.distributed_type == each]
+    refused = [accelerator.distributed_type.value] if accelerator.distributed_type in _REFUSED else []
     parallel = getattr(accelerator, 'parallelism_config', None)
     sizes = ('tp_size', 'cp_size', 'sp_size')  # of parts of the model or of an image, not of the batch
     refused += [f'--parallelism_config_{name}' for name in sizes if (getattr(parallel, name, None) or 1) > 1]
