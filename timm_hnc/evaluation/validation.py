@@ -100,6 +100,7 @@ def measure(
             loader.dataset.skipped_images = skipped  # travels to the loader's workers
         metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
         count = sum_of_processes(torch.tensor(metrics.pop('skipped_images')), accelerator)
+    compiled.undo()
     return {
         'model': source.name,
         **metrics,
