@@ -10,7 +10,6 @@ import torch
 from accelerate.utils import broadcast, gather_object
 from timm import utils
 
-from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
 from timm_hnc.report.page import write_report
@@ -108,16 +107,13 @@ def _check_objects(run: Run) -> None:
     guided, flag = run.data.guided, run.options.map_losses.needs_objects
     if guided is None:
         return
-    kind = guided.source.kind
     counts = torch.tensor([guided.guided_images.value, guided.odd_images.value])
     found, odd = sum_of_processes(counts, run.accelerator).tolist()
     if not found:
-        why = f', {odd} are odd ({guided.source.odd})' if odd else ''
-        raise DataError(
-            f'{flag}: no training image has {kind} of its class{why}: see --{kind}-dir, --{kind}-key and --boxes-share.'
-        )
+        raise guided.without_objects(flag, odd)
     if odd:
-        _logger.warning(f'{flag}: the {kind} of {odd} images are odd ({guided.source.odd}) and are left out.')
+        kind, what = guided.source.kind, guided.source.odd
+        _logger.warning(f'{flag}: the {kind} of {odd} images are odd ({what}) and are left out.')
 
 
 def _title(run: Run, checkpoint: str) -> str:

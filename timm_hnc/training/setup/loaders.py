@@ -59,14 +59,12 @@ def with_masks(dataset: Any, options: TrainOptions, num_classes: int, grid: tupl
     chosen, multi_label = options.map_losses, options.task.multi_label
     if isinstance(dataset, DataLoader):
         raise UsageError(f'{chosen.needs_objects}: a DataLoader was provided, give its data set instead.')
-    source = _objects(innermost(dataset), chosen, multi_label)
+    source = _objects(innermost(dataset), chosen)
     slots = Slots(num_classes if multi_label else 0, min(num_classes, MOST_PRESENT) if multi_label else 1, grid)
     return GuidedDataset(dataset, source, slots, chosen.boxes_share, options.loader.seed)
 
 
-def _objects(dataset: Any, chosen: MapLossOptions, multi_label: bool) -> ObjectSource:
-    if chosen.masks_flag and multi_label:
-        raise UsageError(f'{chosen.masks_flag}: for one class an image; of several, give boxes.')
+def _objects(dataset: Any, chosen: MapLossOptions) -> ObjectSource:
     reader = getattr(dataset, 'reader', None)
     if chosen.masks_dir:
         return Masks(MaskFolder(reader, chosen.masks_dir), chosen.masks_grey)

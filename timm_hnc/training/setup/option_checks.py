@@ -150,6 +150,9 @@ def _check_objects(options: 'TrainOptions') -> None:
         return
     if options.data.is_streamed:
         raise UsageError(f'{flag}: {options.data.dataset} is streamed, its images have no boxes.')
+    masks = options.map_losses.masks_flag
+    if masks and options.task.multi_label:
+        raise UsageError(f'{masks}: for one class an image; of several, give boxes.')
     others = {
         '--aa': options.augmentation.aa,
         '--aug-splits': options.augmentation.aug_splits,
