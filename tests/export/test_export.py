@@ -256,6 +256,7 @@ def test_wrong_use(tmp_path, capsys, monkeypatch):
         (['test_resnet', '--out', str(tmp_path / 'weights.pth')], 2, 'expected the name of a file that ends in .onnx'),
         (['test_resnet', '--num-classes', '-3'], 2, '--num-classes -3: expected 1 or more.'),
         (['test_nothing'], 2, "'test_nothing' cannot be made: Unknown model"),
+        ([str(tmp_path / 'gone')], 1, "gone' does not exist: expected a run folder, hf-hub:USER/NAME"),
         ([str(tmp_path / 'empty')], 1, "empty' is neither a run folder nor a folder of weights"),
     ):
         assert run_command(main, ['export', *argv]) == code, argv

@@ -311,8 +311,10 @@ def test_teachers_that_do_not_go_with_the_run(argv, capsys, tmp_path):
         f"--kd-model-name '{name}': it has 4 classes, the model 3: choose one of the same classes.",
     )
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {tmp_path / "gone"}'))
-    expected = f"--kd-model-name '{tmp_path / 'gone'}' is no folder with weights, and no model of timm's."
-    assert (code, line) == (1, expected)
+    expected = f"--kd-model-name '{tmp_path / 'gone'}' is no folder with weights: expected a run folder, hf-hub:USER/"
+    assert (code, line.startswith(expected)) == (1, True)
+    code, line = failure(capsys, 'train', *argv('run', '--kd-model-name no_such_model'), '--data-dir', tmp_path / 'no')
+    assert (code, line) == (2, "--kd-model-name 'no_such_model' is no model of timm's."), 'before the data'
     name = saved('test_vit', num_classes=3, img_size=32, dynamic_img_size=False)
     code, line = failure(capsys, 'train', *argv('run', f'--kd-model-name {name} --train-img-sizes 32 48'))
     assert (code, line.startswith(f"--kd-model-name '{name}': images of 3 x 48 x 48 do not pass: ")) == (

@@ -1,6 +1,7 @@
 """timm-hnc export: write a model with its class maps as one file, for ONNX Runtime or torch.export."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from timm_hnc.export.export import Exported, cost_of_maps, export_model
 from timm_hnc.export.files import check_format
 from timm_hnc.export.graph import Outputs
 from timm_hnc.weights.opening import short_name
+
+_logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = named_model(args.model, args, args.pretrained)
     if args.maps is None:
         outputs = Outputs.of_most(model.num_classes, args.contrast)
+    _logger.info(f'Writing {path}, and comparing what it says with the model ...')
     with ended_like_ctrl_c():  # what is half written goes
         exported = export_model(model, path, args.format, outputs, args.preprocess)
     timing = cost_of_maps(model, exported, args.preprocess) if outputs.maps != 'none' else None

@@ -58,12 +58,10 @@ def import_checkpoint(
         UsageError: the folder exists, there is no such architecture, or it takes no images of that size.
         DataError: the file cannot be read, or is of another architecture.
     """
-    if not is_model(model_name):
-        raise UsageError(f"--model '{model_name}' is no model of timm's.")
     if folder.exists():
         raise UsageError(f"run folder '{folder}' exists already: choose another --out.")
-    state = _read(file, use_ema)
     model = _create(model_name, num_classes)
+    state = _read(file, use_ema)
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -106,6 +104,8 @@ def _read(file: Path, use_ema: bool) -> Any:
 
 
 def _create(model_name: str, num_classes: int | None) -> Any:
+    if not is_model(model_name):
+        raise UsageError(f"--model '{model_name}' is no model of timm's.")
     try:
         return timm.create_model(model_name, num_classes=num_classes)
     except (RuntimeError, ValueError, TypeError) as error:

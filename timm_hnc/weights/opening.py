@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from timm.models import parse_model_name
-
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, create_model
 from timm_hnc.weights.saving import find_weights
+
+A_MODEL = "a run folder, hf-hub:USER/NAME, local-dir:FOLDER or a name of timm's"
 
 
 def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamModel:
@@ -21,6 +21,8 @@ def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamMod
         raise DataError(f"'{model}' is neither a run folder nor a folder of weights.")
     elif Path(model).is_file():
         raise DataError(f"'{model}' is a file: `timm-hnc import` makes a run folder of a checkpoint.")
+    elif '/' in model and not model.startswith(WITH_WEIGHTS):
+        raise DataError(f"'{model}' does not exist: expected {A_MODEL}.")
     if pretrained and not name.startswith(WITH_WEIGHTS):
         arguments['pretrained'] = True
     try:
@@ -40,4 +42,4 @@ def short_name(model: str) -> str:
     if path.is_dir():
         path = path.resolve() if not path.name else path
         return path.absolute().parent.name if path.name in ('model_best', 'last', 'model') else path.absolute().name
-    return parse_model_name(model)[1].rpartition('/')[2].partition('@')[0]
+    return model.rpartition(':')[2].rpartition('/')[2].partition('@')[0]

@@ -36,7 +36,7 @@ from timm_hnc.training.setup.objective.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.objective.distillation import check_student, create_distillation
 from timm_hnc.training.setup.objective.losses import create_run_loss
 from timm_hnc.training.setup.objective.map_losses import create_map_losses, grid_of
-from timm_hnc.training.setup.objective.teachers import create_teacher
+from timm_hnc.training.setup.objective.teachers import create_teacher, source_of_teacher
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
 from timm_hnc.training.setup.options import TrainOptions
 from timm_hnc.training.setup.provided import Provided
@@ -176,6 +176,10 @@ def build_run(
 ) -> Run:
     """Make model, data, losses, optimizer and schedule."""
     provided = provided or Provided()
+    teachers = {'--kd-model-name': options.distillation.kd_model_name, '--map-teacher': options.map_losses.map_teacher}
+    for flag, name in teachers.items():
+        if name:
+            source_of_teacher(name, flag)  # before data and weights are read
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
     patches = options.naflex.patches(model)

@@ -15,7 +15,24 @@ from timm_hnc.runtime.process import one_process_first
 from timm_hnc.training.setup.image_sizes import ImageSize, try_images
 from timm_hnc.training.setup.models import check_model_name
 from timm_hnc.weights.loading import WITH_WEIGHTS, reading
+from timm_hnc.weights.opening import A_MODEL
 from timm_hnc.weights.saving import find_weights
+
+
+def source_of_teacher(name: str, flag: str) -> str:
+    """What timm makes a teacher of, where there is such a model.
+
+    Raises:
+        DataError: there is no such folder.
+        UsageError: there is no model of that name.
+    """
+    folder = find_weights(Path(name)) if Path(name).is_dir() else None
+    if folder is not None:
+        return f'local-dir:{folder}'
+    if '/' in name and not name.startswith(WITH_WEIGHTS):
+        raise DataError(f"{flag} '{name}' is no folder with weights: expected {A_MODEL}.")
+    check_model_name(name, flag)
+    return name
 
 
 def create_teacher(
@@ -29,12 +46,7 @@ def create_teacher(
 ) -> Any:
     """A timm model with its weights, in evaluation mode and without gradients; its classes are those of the data."""
     what = f"{flag} '{name}'"
-    folder = find_weights(Path(name)) if Path(name).is_dir() else None
-    if folder is None and '/' in name and not name.startswith(WITH_WEIGHTS):
-        raise DataError(f"{what} is no folder with weights, and no model of timm's.")
-    if folder is None:
-        check_model_name(name, flag)
-    source = f'local-dir:{folder}' if folder else name
+    source = source_of_teacher(name, flag)
     try:
         with one_process_first(accelerator), reading(source):
             teacher: Any = timm.create_model(source, pretrained=True)
