@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import threading
 
@@ -231,7 +232,14 @@ def test_a_card_loads_the_branch_that_it_is_on_and_says_how_the_maps_were_flatte
     assert "'hf-hub:alice/branched'" not in card
     hnc = {'variant': 'mse', 'weight': 0.5, 'topk': 9, 'alpha': 2.0, 'reduction': 'mean'}
     config = {'architecture': 'test_resnet', 'num_classes': 3, 'hnc': hnc}
-    assert '(`mse`, weight 0.5, top 9 negatives, mean over them, alpha 2)' in render_card(CardFacts('alice/a', config))
+    card = render_card(CardFacts('alice/a', config))
+    assert '(`mse`, weight 0.5, top 9 negatives, mean over them, alpha 2)' in card
+    assert '- Criterion: not recorded\n' in card
+
+
+def test_a_card_says_what_a_classifier_is_whose_loss_changed_the_scores():
+    config = {'architecture': 'test_resnet', 'num_classes': 3, 'hnc': {'variant': 'none', 'criterion': 'aam'}}
+    assert re.search(r'^- Criterion: aam; .*other probabilities', render_card(CardFacts('alice/a', config)), re.M)
 
 
 def test_a_folder_of_parquet_files_is_no_data_set_of_the_hub(server, worker, run, tmp_path):

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader
 
 from timm_hnc.files.run_parts import Part
 from timm_hnc.hub.portable import data_name, is_hub_name
+from timm_hnc.losses.factory import LOSSES
 from timm_hnc.report.figure_table import figure_table
 
 # names of figures as the Hub's leaderboards and metric pages have them, in percent
@@ -63,6 +64,7 @@ def render_card(facts: CardFacts) -> str:
         mode={1: 'L', 3: 'RGB'}.get(size[0]),
         several_labels=facts.options.get('task') == 'multilabel',
         criterion=hnc.get('criterion'),
+        note=getattr(LOSSES.get(hnc.get('criterion') or ''), 'export_note', ''),
         hnc=_hnc_text(hnc),
         map_losses=', '.join(facts.options.get('map_loss') or []),
         teacher=facts.options.get('map_teacher'),
