@@ -115,9 +115,25 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # every reader's library has errors of its own
         reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if not prefix and kwargs.get('class_map'):
+            reason += f'; of classes that --class-map {kwargs["class_map"]} names'
         raise DataError(f"data set '{name or root}', split '{split}', cannot be read: {reason}") from error
     _check_columns(dataset, name)
+    if not prefix and kwargs.get('class_map'):
+        _tell_of_folders(dataset, kwargs['class_map'])
     return dataset
+
+
+def _tell_of_folders(dataset: Any, class_map: str) -> None:
+    """Warn of folders whose images timm leaves out: no class of the map has their name."""
+    root, samples = Path(dataset.reader.root), getattr(dataset.reader, 'samples', None)
+    if not root.is_dir() or not isinstance(samples, list):  # of tar files
+        return
+    read = {Path(path).relative_to(root).parts[0] for path, *_ in samples}
+    left_out = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name not in read)
+    if left_out:
+        names = ', '.join(left_out[:5]) + (' ...' if left_out[5:] else '')
+        _logger.warning(f"--class-map {class_map}: has no class for {names}; these folders of '{root}' are left out.")
 
 
 def _check_columns(dataset: Any, name: str) -> None:
