@@ -1,6 +1,7 @@
 """Figures of class maps against loops in NumPy, and through validate.py in one process and in two."""
 
 import csv
+import json
 import math
 
 import numpy as np
@@ -91,6 +92,7 @@ def run(images, tmp_path_factory):
 def test_two_processes_give_the_figures_of_one(run, tmp_path, capsys):
     options = ['--checkpoint', run, *HERE, '--cam-metrics', '--cam-topk', 2, '--cam-classes-file']
     one = validate(capsys, *options, tmp_path / 'one.csv')
+    assert validate(capsys, *options, tmp_path / 'one.json') == one
     plain = validate(capsys, '--checkpoint', run, *HERE)
     assert {name: one[name] for name in plain} == plain
     two = result_of(run_script(ROOT / 'validate.py', *options, tmp_path / 'two.csv', processes=2))
@@ -100,6 +102,8 @@ def test_two_processes_give_the_figures_of_one(run, tmp_path, capsys):
     assert {name: two[name] for name in cam} == pytest.approx({name: one[name] for name in cam}, rel=1e-4)
     rows = [list(csv.DictReader((tmp_path / f'{name}.csv').open())) for name in ('one', 'two')]
     assert [row['class'] for row in rows[0]] == ['blue', 'green', 'red']
+    as_json = json.loads((tmp_path / 'one.json').read_text())
+    assert [{name: str(value) for name, value in row.items()} for row in as_json] == rows[0]
     # 25 validation images, two absent classes each
     assert [sum(int(row['negative_maps']) for row in table) for table in rows] == [50, 50]
 

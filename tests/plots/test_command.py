@@ -1,4 +1,4 @@
-"""python -m timm_hnc.plots: pictures of photographs, losses and runs, and what it refuses."""
+"""timm-hnc cams, curves, losses: pictures of photographs, losses and runs, and what it refuses."""
 
 import csv
 import io

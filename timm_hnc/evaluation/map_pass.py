@@ -16,7 +16,7 @@ from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
 from timm_hnc.evaluation.evaluate import Autocast
-from timm_hnc.files.tables import write_csv
+from timm_hnc.files.tables import write_csv, write_json
 from timm_hnc.metrics.deletion import CURVES, curve_areas
 from timm_hnc.metrics.map_quality import MapQuality
 from timm_hnc.options import check_output_file, check_range, refuse_alone
@@ -35,7 +35,7 @@ class MapOptions:
         boxes_dir: folder of ImageNet's XML files, for a folder of images.
         boxes_key: column of objects, with bbox and category.
         boxes_format: corners, or a corner, width and height.
-        cam_classes_file: CSV of these figures, a row a class.
+        cam_classes_file: these figures with a row a class, as CSV, or JSON where its name ends in .json.
     """
 
     cam_metrics: bool = False
@@ -204,7 +204,7 @@ class QualityPass:
         if self.classes_file and accelerator.is_main_process:
             rows = self.quality.per_class(self.class_names)
             try:
-                write_csv(self.classes_file, rows)
+                (write_json if self.classes_file.endswith('.json') else write_csv)(self.classes_file, rows)
             except OSError as error:
                 raise UsageError(f"--cam-classes-file '{self.classes_file}' cannot be written: {error}") from error
         return self.quality.compute() | {'topk': self.quality.topk}
