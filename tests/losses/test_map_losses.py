@@ -17,7 +17,7 @@ from timm_hnc.losses.maps.base import MOST_PRESENT
 from timm_hnc.losses.maps.consistency import ConsistencyLoss
 from timm_hnc.losses.maps.separability import SeparabilityLoss
 from timm_hnc.losses.maps.teacher import TeacherLoss
-from timm_hnc.tasks import ClassMapTask
+from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask
 
 # none, one, two and all classes present
 SETS = torch.tensor([[0.0] * 5, [0, 1, 0, 0, 0], [1, 0, 0, 0.4, 0], [1] * 5], dtype=torch.float64)
@@ -334,13 +334,59 @@ def test_a_task_gives_masks_to_the_losses_that_need_them():
     torch.testing.assert_close(found['energy'], expected, rtol=1e-9, atol=0)
 
 
+# --- all of them ---
+
+
+def loss_of(name, *moved):
+    if name != 'teacher':
+        return MAP_LOSSES[name]()
+    return TeacherLoss(teacher_of(output_stride=8).to(*moved), MEAN, STD)  # no part of a task, which moves
+
+
+def masks_of(count):
+    classes = torch.tensor([[2], [0], [5], [-1]])[:count]
+    return ObjectMasks(classes, torch.rand(4, 1, 3, 2, generator=torch.Generator().manual_seed(1)).double()[:count])
+
+
+each = pytest.mark.parametrize(('name', 'labels'), [(name, labels) for name in MAP_LOSSES for labels in TARGETS])
+
+
+def task_of(name, labels, dtype=torch.float64):
+    kind = ClassMapTask if labels == 'one label' else ClassMapMultiLabelTask
+    return kind(model_of(), map_losses={name: (loss_of(name, dtype), 2.0)}, verbose=False).eval().to(dtype)
+
+
+@each
+def test_bfloat16_is_near_float32(name, labels):
+    task, images, target, masks = task_of(name, labels, torch.float32), IMAGES.float(), TARGETS[labels], masks_of(4)
+    expected = task(images, target, masks)[name]
+    with torch.autocast('cpu', torch.bfloat16):
+        found = task(images, target, masks)
+    assert found[name].dtype == torch.float32
+    torch.testing.assert_close(found[name], expected.float(), rtol=0.05, atol=0.01)
+    found['loss'].backward()
+    assert all(p.grad.isfinite().all() for p in task.parameters() if p.grad is not None)
+
+
+@each
+def test_halves_accumulate_to_the_whole(name, labels):
+    task, target, masks = task_of(name, labels), TARGETS[labels], masks_of(4)
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    whole = torch.autograd.grad(task(IMAGES, target, masks)['loss'], parameters)
+    halves = []
+    for half in (slice(0, 2), slice(2, 4)):
+        part = ObjectMasks(masks.classes[half], masks.cover[half])
+        halves.append(torch.autograd.grad(task(IMAGES[half], target[half], part)['loss'] / 2, parameters))
+    scale = max(gradient.abs().max() for gradient in whole)
+    for gradient, first, second in zip(whole, *halves, strict=True):
+        torch.testing.assert_close(first + second, gradient, rtol=1e-9, atol=1e-10 * scale)
+
+
 def test_no_loss_reads_a_number_from_the_device():
     """Tensors without data refuse to be read; tests/test_tasks.py says so of HNC."""
-    teacher = teacher_of(output_stride=8).to('meta')
-    losses = {name: kind(teacher, MEAN, STD) if name == 'teacher' else kind() for name, kind in MAP_LOSSES.items()}
-    weighted = {name: (loss, 1.0) for name, loss in losses.items()}
-    task = ClassMapTask(model_of().to('meta'), cross_entropy, map_losses=weighted, verbose=False).train()
-    masks = ObjectMasks(torch.tensor([[2], [0], [5], [-1]], device='meta'), torch.rand(4, 1, 3, 2, device='meta'))
+    weighted = {name: (loss_of(name, 'meta'), 1.0) for name in MAP_LOSSES}
+    task = ClassMapTask(model_of(), cross_entropy, map_losses=weighted, verbose=False).to('meta').train()
+    masks = ObjectMasks(*(part.to('meta') for part in masks_of(4)))
     result = task(IMAGES.to('meta'), TARGETS['one label'].to('meta'), masks)
     result['loss'].backward()
     assert set(result) == {'loss', 'output', 'criterion', *MAP_LOSSES}
