@@ -20,7 +20,8 @@ from timm_hnc import CamModel, save_pretrained
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.console import main
 from timm_hnc.errors import DataError
-from timm_hnc.plots.curves import curve_panels, curve_rows, draw_curves, read_run, told_apart
+from timm_hnc.files.run_curves import read_run
+from timm_hnc.plots.curves import curve_panels, curve_rows, draw_curves, label_of, told_apart
 from timm_hnc.plots.figures import new_figure
 from timm_hnc.plots.loss_figure import example_maps, values_and_gradients
 from timm_hnc.plots.panel import draw_panel
@@ -313,7 +314,7 @@ def test_curves(tmp_path):
     picture = curves_of(runs)
     without = curves_of(runs[:2])
     assert picture.width > without.width, 'the panel of the weights'
-    assert read_run(runs[1]).label == 'a (mse, 0.001)'
+    assert label_of(read_run(runs[1])) == 'a (mse, 0.001)'
     other = write_run(tmp_path, 'c', 'mse', 0.1, epochs=4)
     assert curves_of([runs[0], runs[1], other]).width == without.width, 'another training is no point of the curve'
     buffer = io.BytesIO()

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
-from timm_hnc.plots.curves import curve_rows, draw_curves, read_run
+from timm_hnc.files.run_curves import read_run
+from timm_hnc.plots.curves import curve_rows, draw_curves
 from timm_hnc.report.run_files import reading_runs
 
 

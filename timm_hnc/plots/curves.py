@@ -1,20 +1,18 @@
 """Training curves of runs, and their accuracy by the weight of HNC (Fig. 4 of the paper)."""
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from PIL import Image
 
-from timm_hnc.errors import DataError
-from timm_hnc.files.run_options import NOT_COMPARED, read_options
+from timm_hnc.files.run_curves import RunCurves
+from timm_hnc.files.run_options import NOT_COMPARED
 from timm_hnc.plots.figures import as_image, as_label, new_figure, style_of
 
 Panel = Callable[[Any], None]  # draws on an axis of matplotlib
@@ -26,7 +24,6 @@ PANELS = {
     'validation mAP, %': 'eval_map',
     'validation loss': 'eval_loss',
 }
-ACCURACIES = ('eval_top1', 'eval_map')
 # settings of HNC beside its weight, and how a legend calls them: runs that differ in them stand on lines of their own
 SETTINGS = {
     'hnc_topk': 'k',
@@ -36,50 +33,6 @@ SETTINGS = {
 }
 # options in which runs may differ that show what the weight of HNC does: any other is another training
 _MAY_DIFFER = NOT_COMPARED | {'hnc', 'hnc_weight', 'seed', 'workers', *SETTINGS}
-
-
-@dataclass(frozen=True)
-class RunCurves:
-    """What a run folder tells of its training."""
-
-    name: str
-    options: dict[str, Any]
-    rows: list[dict[str, float]]
-
-    @property
-    def label(self) -> str:
-        """Name and loss, for a legend."""
-        hnc, weight = self.options.get('hnc', 'none'), self.options.get('hnc_weight')
-        name = as_label(self.name)
-        if hnc == 'none':
-            return name
-        return f'{name} ({hnc}, {weight if isinstance(weight, str) else format(weight, "g")})'
-
-    @property
-    def accuracy(self) -> float | None:
-        """Top-1 or mAP of the last epoch, in percent; None where there is none, or training came to no finite one."""
-        last = self.rows[-1]
-        return next((last[column] for column in ACCURACIES if math.isfinite(last.get(column, math.nan))), None)
-
-
-def read_run(folder: Path) -> RunCurves:
-    """Read args.yaml and summary.csv of a run folder.
-
-    Raises:
-        DataError: it is no run folder, has no complete epoch, or was not written by train.py.
-    """
-    options = read_options(folder)
-    try:
-        with (folder / 'summary.csv').open(newline='') as file:
-            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    except FileNotFoundError as error:
-        raise DataError(f"'{folder}' has no summary.csv: no epoch is complete, or it was imported.") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"'{folder}' is no run folder of train.py: {error}") from error
-    if not rows or 'epoch' not in rows[0] or 'train_loss' not in rows[0]:
-        raise DataError(f"'{folder}' has no complete epoch, or is of another version: its summary.csv has no figures.")
-    name = folder.resolve().name.encode('utf-8', 'replace').decode()  # any bytes can be a folder's name
-    return RunCurves(name, options, rows)
 
 
 def told_apart(runs: Sequence[RunCurves]) -> list[RunCurves]:
@@ -95,11 +48,20 @@ def told_apart(runs: Sequence[RunCurves]) -> list[RunCurves]:
     return found
 
 
+def label_of(run: RunCurves) -> str:
+    """Name and loss of a run, for a legend."""
+    hnc, weight = run.options.get('hnc', 'none'), run.options.get('hnc_weight')
+    name = as_label(run.name)
+    if hnc == 'none':
+        return name
+    return f'{name} ({hnc}, {weight if isinstance(weight, str) else format(weight, "g")})'
+
+
 def draw_curves(runs: Sequence[RunCurves]) -> Image.Image:
     """A panel a figure with a line a run; with runs of several weights of HNC also accuracy by weight."""
     runs = told_apart(runs)
     panels = curve_panels(runs)
-    longest = 0.6 + 0.1 * max(len(run.label) for run in runs)  # inches of the legend's widest column
+    longest = 0.6 + 0.1 * max(len(label_of(run)) for run in runs)  # inches of the legend's widest column
     width = max(4.6 * len(panels), longest)
     columns = max(1, min(3, len(runs), int(width / longest)))
     figure = new_figure(width, 4.2 + 0.22 * math.ceil(len(runs) / columns))
@@ -136,7 +98,7 @@ def _draw_lines(axis: Any, runs: Sequence[RunCurves], column: str, title: str) -
     for number, run in enumerate(runs):
         points = [(row['epoch'] + 1, row[column]) for row in run.rows if column in row]
         if points:
-            axis.plot(*zip(*points, strict=True), label=run.label, marker='.', markersize=5, **style_of(number))
+            axis.plot(*zip(*points, strict=True), label=label_of(run), marker='.', markersize=5, **style_of(number))
     axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     label(axis, 'epoch', title)
 

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import TemplateError
 
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.files.run_curves import RunCurves, read_run
 from timm_hnc.files.run_parts import Part, read_parts
-from timm_hnc.plots.curves import RunCurves, read_run, told_apart
+from timm_hnc.plots.curves import told_apart
 from timm_hnc.report.examples import Example, read_examples
 
 _logger = logging.getLogger(__name__)
