@@ -191,14 +191,20 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 def test_a_class_map_names_the_classes(folder, tmp_path, caplog):
     (tmp_path / 'map.txt').write_text('red\nblue\n')
+    for empty in ('.cache', 'yellow'):
+        (folder / 'train' / empty).mkdir()
     dataset = create_dataset('', str(folder), 'train', num_classes=2, class_map=str(tmp_path / 'map.txt'))
     assert class_to_idx(dataset) == {'red': 0, 'blue': 1}
     assert len(dataset) == TRAIN_COUNTS[0] + TRAIN_COUNTS[2]
     assert isinstance(dataset.target_transform, ClassIndex)
     assert f'map.txt: has no class for {CLASSES[1]}; these folders of ' in caplog.text
+    for empty in ('.cache', 'yellow'):
+        (folder / 'train' / empty).rmdir()
     (tmp_path / 'map.txt').write_text('yellow\n')
     with pytest.raises(DataError, match=r'Found 0 images .*; of classes that --class-map .*map\.txt names'):
         create_dataset('', str(folder), 'train', num_classes=2, class_map=str(tmp_path / 'map.txt'))
+    with pytest.raises(DataError, match=r'Cannot locate specified class map file \(nowhere\.txt\)$'):
+        create_dataset('', str(folder), 'train', num_classes=2, class_map='nowhere.txt')
 
 
 def test_batches_of_several_labels_are_dense(tmp_path, cache):

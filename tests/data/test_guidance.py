@@ -1,7 +1,6 @@
 """Masks of objects that follow their images through the training transforms."""
 
 import random
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -253,27 +252,6 @@ def test_odd_boxes_are_counted_and_left_out():
     classes = [dataset.slots.split(dataset[index][1][None])[1].item() for index in range(6)]
     assert classes == [1, -1, -1, -1, -1, -1]
     assert (dataset.odd_images.value, dataset.guided_images.value) == (4, 1)
-
-
-def test_images_without_objects_are_told_before_training(monkeypatch, caplog):
-    drawn = Drawn(seed=1, count=6)
-    drawn.boxes[1] = [[5, 5, 5, 9]]
-    drawn.box_labels = [[0]] * 6
-    dataset = GuidedDataset(Read(drawn), boxes_of(Read(drawn)), Slots(0, 1, (2, 2)))
-    dataset.transform = transform = create_transform(16, is_training=False, use_prefetcher=True)
-    message = '--map-loss energy: no training image has boxes of its class, 1 are odd (no size, or outside the image)'
-    with pytest.raises(DataError, match=re.escape(message)):
-        dataset.look_for_objects('--map-loss energy')
-    assert (dataset.odd_images.value, dataset.guided_images.value, dataset.transform) == (0, 0, transform)
-    assert dataset[0][0].shape == (3, 16, 16)
-    monkeypatch.setattr('timm_hnc.data.objects.guided._LOOKED_AT', 5)
-    dataset.look_for_objects('--map-loss energy')
-    assert 'none of 5 training images has boxes of its class' in caplog.text
-    caplog.clear()
-    drawn.box_labels[4] = [1]
-    dataset = GuidedDataset(Read(drawn), boxes_of(Read(drawn)), Slots(0, 1, (2, 2)))
-    dataset.look_for_objects('--map-loss energy')
-    assert (caplog.text, dataset.guided_images.value) == ('', 0)
 
 
 def test_boxes_are_those_of_the_image_that_was_read(tmp_path):

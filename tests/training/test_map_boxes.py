@@ -11,6 +11,7 @@ from PIL import Image
 from running import SMALL, arguments, failure, run_differences, run_script, summary, train
 
 from timm_hnc.losses.factory import MAP_LOSSES
+from timm_hnc.training import fit
 
 HERE = Path(__file__).parent
 NOT_TAUGHT = [name for name in MAP_LOSSES if name != 'teacher']
@@ -115,7 +116,7 @@ def test_a_run_with_masks_goes_on_exactly(argv, masked, memory):
         assert (0 < row['train_energy'] < 1, 0 < row['train_target-maps'] < 1) == (True, True)
 
 
-def test_masks_that_do_nothing_or_cannot_be_used(argv, masked, images, capsys, tmp_path):
+def test_masks_that_do_nothing_or_cannot_be_used(argv, masked, images, capsys, tmp_path, monkeypatch):
     folder = tmp_path / 'masks'
     for flags, message in (
         (['--masks-key', 'mask'], '--masks-key mask: does nothing without a --map-loss that needs boxes.'),
@@ -137,7 +138,11 @@ def test_masks_that_do_nothing_or_cannot_be_used(argv, masked, images, capsys, t
         assert (code, line) == (2, message)
     for path in folder.rglob('*.png'):
         Image.new('RGB', (32, 32)).save(path)
+    looks = []
+    monkeypatch.setattr(fit, '_ENOUGH_IMAGES', 16)
+    monkeypatch.setattr(fit, '_synchronise_batch_norm', lambda *_: looks.append('the epoch is over'))
     code, line = failure(capsys, 'train', *argv('run', '--map-loss', 'outside', *masked))
+    assert looks == [], 'after 16 images'
     assert (code, line.startswith('--map-loss outside: no training image has masks of its class, ')) == (1, True), line
     assert line.endswith(
         'are odd (another size than the image, colours, or damaged): see --masks-dir, --masks-key and --boxes-share.'

@@ -1,6 +1,7 @@
 """Data sets by name: timm's and ours, checked before the first batch."""
 
 import logging
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +116,7 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # every reader's library has errors of its own
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        if not prefix and kwargs.get('class_map'):
+        if kwargs.get('class_map') and reason.startswith('Found 0 images'):
             reason += f'; of classes that --class-map {kwargs["class_map"]} names'
         raise DataError(f"data set '{name or root}', split '{split}', cannot be read: {reason}") from error
     _check_columns(dataset, name)
@@ -125,15 +126,22 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
 
 
 def _tell_of_folders(dataset: Any, class_map: str) -> None:
-    """Warn of folders whose images timm leaves out: no class of the map has their name."""
+    """Warn of folders in the split's own whose images timm leaves out: no class of the map has their name."""
     root, samples = Path(dataset.reader.root), getattr(dataset.reader, 'samples', None)
     if not root.is_dir() or not isinstance(samples, list):  # of tar files
         return
-    read = {Path(path).relative_to(root).parts[0] for path, *_ in samples}
-    left_out = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name not in read)
+    folders = {os.path.dirname(path) for path, *_ in samples}  # of over a million images in seconds
+    read = {part for folder in folders for part in Path(folder).relative_to(root).parts[:1]}
+    others = sorted(path for path in root.iterdir() if path.is_dir() and path.name not in read)
+    left_out = [path.name for path in others if _has_images(path)]
     if left_out:
         names = ', '.join(left_out[:5]) + (' ...' if left_out[5:] else '')
         _logger.warning(f"--class-map {class_map}: has no class for {names}; these folders of '{root}' are left out.")
+
+
+def _has_images(folder: Path) -> bool:
+    names = (name for _, _, files in os.walk(folder, followlinks=True) for name in files)
+    return any(timm.data.is_img_extension(os.path.splitext(name)[1].lower()) for name in names)
 
 
 def _check_columns(dataset: Any, name: str) -> None:

@@ -204,7 +204,7 @@ class QualityPass:
         if self.classes_file and accelerator.is_main_process:
             rows = self.quality.per_class(self.class_names)
             try:
-                (write_json if self.classes_file.endswith('.json') else write_csv)(self.classes_file, rows)
+                (write_json if self.classes_file.lower().endswith('.json') else write_csv)(self.classes_file, rows)
             except OSError as error:
                 raise UsageError(f"--cam-classes-file '{self.classes_file}' cannot be written: {error}") from error
         return self.quality.compute() | {'topk': self.quality.topk}

@@ -1,6 +1,7 @@
 """The training run from first epoch to result.json."""
 
 import logging
+import math
 import time
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from accelerate.utils import broadcast, gather_object
 from timm import utils
 
+from timm_hnc.errors import DataError
 from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
 from timm_hnc.report.page import write_report
@@ -25,6 +27,7 @@ from timm_hnc.training.signals import RunStopped
 from timm_hnc.training.update_flags import Notice
 
 _logger = logging.getLogger(__name__)
+_ENOUGH_IMAGES = 5000
 
 
 def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
@@ -39,10 +42,11 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
     hub_every, published = run.options.hub.hub_every, run.start_epoch
     for epoch in range(run.start_epoch, run.num_epochs):
         is_first = epoch == run.start_epoch and not run.start_update
-        train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch))
+        first_look = _first_look(run) if is_first else 0
+        train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch, first_look))
         _synchronise_batch_norm(run, run.model)
         if is_first:
-            _check_objects(run)
+            _tell_of_odd_objects(run, _check_objects(run))
         done = epoch + 1
         milestone = done in (run.options.run.save_epochs or ())
         if done % run.options.run.val_interval and done != run.num_epochs and not milestone:
@@ -102,18 +106,33 @@ def _add_row(run: Run, epoch: int, train: dict[str, float], evaluation: dict[str
         add_row(run.folder / 'summary.csv', {'epoch': epoch, **figures})
 
 
-def _check_objects(run: Run) -> None:
-    """Refuse to go on where a loss needs boxes or masks and no image has one; say how many could not be used."""
+def _first_look(run: Run) -> int:
+    """The update after which enough images were read to say whether any has boxes or masks of its class."""
+    batches = run.options.batches
+    images = batches.batch_size * batches.grad_accum_steps * run.accelerator.num_processes
+    return math.ceil(_ENOUGH_IMAGES / images / run.options.map_losses.boxes_share)
+
+
+def _check_objects(run: Run) -> int:
+    """Refuse to go on where a loss needs boxes or masks and no image had one so far; how many could not be used."""
     guided, flag = run.data.guided, run.options.map_losses.needs_objects
     if guided is None:
-        return
+        return 0
+    kind = guided.source.kind
     counts = torch.tensor([guided.guided_images.value, guided.odd_images.value])
     found, odd = sum_of_processes(counts, run.accelerator).tolist()
     if not found:
-        raise guided.without_objects(flag, odd)
-    if odd:
-        kind, what = guided.source.kind, guided.source.odd
-        _logger.warning(f'{flag}: the {kind} of {odd} images are odd ({what}) and are left out.')
+        why = f', {odd} are odd ({guided.source.odd})' if odd else ''
+        raise DataError(
+            f'{flag}: no training image has {kind} of its class{why}: see --{kind}-dir, --{kind}-key and --boxes-share.'
+        )
+    return odd
+
+
+def _tell_of_odd_objects(run: Run, odd: int) -> None:
+    if odd and run.data.guided is not None:
+        flag, source = run.options.map_losses.needs_objects, run.data.guided.source
+        _logger.warning(f'{flag}: the {source.kind} of {odd} images are odd ({source.odd}) and are left out.')
 
 
 def _title(run: Run, checkpoint: str) -> str:
@@ -150,8 +169,10 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
     )
 
 
-def _after_update(run: Run, epoch: int, update: int, notice: Notice | None) -> None:
-    """A checkpoint inside an epoch, where one is due or a signal asks to stop."""
+def _after_update(run: Run, epoch: int, first_look: int, update: int, notice: Notice | None) -> None:
+    """A checkpoint inside an epoch, where one is due or a signal asks to stop; and the first look at objects."""
+    if update == first_look:
+        _check_objects(run)
     number = notice.signal if notice else 0
     if number or run.clock.after(update) or (notice and notice.due):
         settle(run, epoch)

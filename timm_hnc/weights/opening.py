@@ -21,7 +21,7 @@ def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamMod
         raise DataError(f"'{model}' is neither a run folder nor a folder of weights.")
     elif Path(model).is_file():
         raise DataError(f"'{model}' is a file: `timm-hnc import` makes a run folder of a checkpoint.")
-    elif '/' in model and not model.startswith(WITH_WEIGHTS):
+    elif '/' in model and ':' not in model:
         raise DataError(f"'{model}' does not exist: expected {A_MODEL}.")
     if pretrained and not name.startswith(WITH_WEIGHTS):
         arguments['pretrained'] = True
@@ -42,4 +42,4 @@ def short_name(model: str) -> str:
     if path.is_dir():
         path = path.resolve() if not path.name else path
         return path.absolute().parent.name if path.name in ('model_best', 'last', 'model') else path.absolute().name
-    return model.rpartition(':')[2].rpartition('/')[2].partition('@')[0]
+    return (model.partition(':')[2] or model).rpartition('/')[2].partition('@')[0]

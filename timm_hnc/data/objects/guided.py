@@ -3,7 +3,6 @@
 Every step of the transform that moves pixels is done to the objects as well: timm's crops and flips move both alike.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -21,7 +20,6 @@ from timm_hnc.data.objects.in_memory import KeptMasks
 from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures, covers_of
 from timm_hnc.data.objects.slots import Slots
 from timm_hnc.data.objects.sources import ObjectSource
-from timm_hnc.data.samples import evenly_spread
 from timm_hnc.errors import DataError
 
 # steps of training transforms that leave pixels where they are
@@ -31,8 +29,6 @@ _IN_PLACE = (
     *(MaybePILToTensor, MaybeToTensor, ToNumpy, RandomErasing),
 )
 _CHOICE = -7
-_LOOKED_AT = 1000
-_logger = logging.getLogger(__name__)
 
 
 class GuidedDataset(WrappedDataset):
@@ -86,45 +82,6 @@ class GuidedDataset(WrappedDataset):
         joined, guided = slots.join(targets, covers_of(objects, slots.grid))
         _count(self.guided_images, guided)
         return list(zip(images, joined, strict=True))
-
-    def look_for_objects(self, flag: str) -> None:
-        """See that images have objects of their classes, before they train; `flag` asks for them.
-
-        Raises:
-            DataError: every image was looked at, and none has any.
-        """
-        counts, kept = (self.odd_images, self.guided_images), (self._transform, self.dataset.transform)
-        before = [count.value for count in counts]
-        indices = evenly_spread(len(self), _LOOKED_AT)
-        self.transform = transforms.Compose([])
-        try:
-            found = any(self._shows_object(index) for index in indices)
-            odd = self.odd_images.value - before[0]
-        finally:
-            self._transform, self.dataset.transform = kept
-            for count, value in zip(counts, before, strict=True):
-                count.value = value
-        if found:
-            return
-        if len(indices) == len(self):
-            raise self.without_objects(flag, odd)
-        _logger.warning(
-            f'{flag}: none of {len(indices)} training images has {self.source.kind} of its class; where no other has, '
-            'the run ends after its first epoch.'
-        )
-
-    def without_objects(self, flag: str, odd: int) -> DataError:
-        """The error of a training set in which no image has an object of its class, `odd` images odd ones."""
-        kind = self.source.kind
-        why = f', {odd} are odd ({self.source.odd})' if odd else ''
-        return DataError(
-            f'{flag}: no training image has {kind} of its class{why}: see --{kind}-dir, --{kind}-key and --boxes-share.'
-        )
-
-    def _shows_object(self, index: int) -> bool:
-        before = self.guided_images.value
-        self[index]
-        return bool(self.guided_images.value > before)
 
     @contextmanager
     def of_pixels(self) -> Iterator[KeptMasks]:

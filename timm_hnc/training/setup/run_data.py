@@ -87,10 +87,8 @@ def create_run_data(
         mixup = create_mixup(options, num_classes, on_device=isinstance(train_set, DataLoader))
     if train_set is None:
         train_set = open_train_dataset(options, channels, num_classes)
-    guided = None
-    if grid is not None:
-        train_set = guided = with_masks(train_set, options, num_classes, grid)
-        guided.look_for_objects(options.map_losses.needs_objects)
+    guided = with_masks(train_set, options, num_classes, grid) if grid is not None else None
+    train_set = train_set if guided is None else guided
     train_loader, seeded = _create_train_loader(
         train_set, options, config, mixup, patches, num_classes, skipped, accelerator
     )

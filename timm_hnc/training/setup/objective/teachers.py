@@ -14,7 +14,7 @@ from timm_hnc.runtime.device import DeviceOptions
 from timm_hnc.runtime.process import one_process_first
 from timm_hnc.training.setup.image_sizes import ImageSize, try_images
 from timm_hnc.training.setup.models import check_model_name
-from timm_hnc.weights.loading import WITH_WEIGHTS, reading
+from timm_hnc.weights.loading import reading
 from timm_hnc.weights.opening import A_MODEL
 from timm_hnc.weights.saving import find_weights
 
@@ -29,7 +29,7 @@ def source_of_teacher(name: str, flag: str) -> str:
     folder = find_weights(Path(name)) if Path(name).is_dir() else None
     if folder is not None:
         return f'local-dir:{folder}'
-    if '/' in name and not name.startswith(WITH_WEIGHTS):
+    if '/' in name and ':' not in name:
         raise DataError(f"{flag} '{name}' is no folder with weights: expected {A_MODEL}.")
     check_model_name(name, flag)
     return name
