@@ -16,7 +16,7 @@ from timm_hnc.evaluation.evaluate import batches, create_evaluator, evaluate
 from timm_hnc.evaluation.map_pass import OnBatch
 from timm_hnc.report.page import write_report
 from timm_hnc.runtime.process import sum_of_processes
-from timm_hnc.training.epoch import learning_rate, settle, train_one_epoch
+from timm_hnc.training.epoch import OnUpdate, learning_rate, settle, train_one_epoch
 from timm_hnc.training.outputs.pictures import CamPictures
 from timm_hnc.training.outputs.publishing import Publisher
 from timm_hnc.training.outputs.report_findings import Findings
@@ -42,8 +42,7 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
     hub_every, published = run.options.hub.hub_every, run.start_epoch
     for epoch in range(run.start_epoch, run.num_epochs):
         is_first = epoch == run.start_epoch and not run.start_update
-        first_look = _first_look(run) if is_first else 0
-        train_metrics = train_one_epoch(run, epoch, partial(_after_update, run, epoch, first_look))
+        train_metrics = train_one_epoch(run, epoch, _on_update(run, epoch, is_first))
         _synchronise_batch_norm(run, run.model)
         if is_first:
             _tell_of_odd_objects(run, _check_objects(run))
@@ -106,11 +105,18 @@ def _add_row(run: Run, epoch: int, train: dict[str, float], evaluation: dict[str
         add_row(run.folder / 'summary.csv', {'epoch': epoch, **figures})
 
 
-def _first_look(run: Run) -> int:
-    """The update after which enough images were read to say whether any has boxes or masks of its class."""
+def _on_update(run: Run, epoch: int, is_first: bool) -> OnUpdate:
+    """What follows an update; in the first epoch also a look at objects, once enough images were read."""
     batches = run.options.batches
     images = batches.batch_size * batches.grad_accum_steps * run.accelerator.num_processes
-    return math.ceil(_ENOUGH_IMAGES / images / run.options.map_losses.boxes_share)
+    enough = math.ceil(_ENOUGH_IMAGES / images / run.options.map_losses.boxes_share)
+
+    def on_update(update: int, notice: Notice | None) -> None:
+        if is_first and update == enough:
+            _check_objects(run)
+        _after_update(run, epoch, update, notice)
+
+    return on_update
 
 
 def _check_objects(run: Run) -> int:
@@ -169,10 +175,8 @@ def evaluate_run(run: Run, model: Any, on_batch: OnBatch | None = None) -> dict[
     )
 
 
-def _after_update(run: Run, epoch: int, first_look: int, update: int, notice: Notice | None) -> None:
-    """A checkpoint inside an epoch, where one is due or a signal asks to stop; and the first look at objects."""
-    if update == first_look:
-        _check_objects(run)
+def _after_update(run: Run, epoch: int, update: int, notice: Notice | None) -> None:
+    """A checkpoint inside an epoch, where one is due or a signal asks to stop."""
     number = notice.signal if notice else 0
     if number or run.clock.after(update) or (notice and notice.due):
         settle(run, epoch)
