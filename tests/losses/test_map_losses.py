@@ -343,11 +343,10 @@ def loss_of(name, *moved):
     return TeacherLoss(teacher_of(output_stride=8).to(*moved), MEAN, STD)  # no part of a task, which moves
 
 
-def masks_of(count):
-    classes = torch.tensor([[2], [0], [5], [-1]])[:count]
-    return ObjectMasks(classes, torch.rand(4, 1, 3, 2, generator=torch.Generator().manual_seed(1)).double()[:count])
-
-
+OBJECTS = ObjectMasks(
+    torch.tensor([[2], [0], [5], [-1]]),
+    torch.rand(4, 1, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+)
 each = pytest.mark.parametrize(('name', 'labels'), [(name, labels) for name in MAP_LOSSES for labels in TARGETS])
 
 
@@ -358,7 +357,7 @@ def task_of(name, labels, dtype=torch.float64):
 
 @each
 def test_bfloat16_is_near_float32(name, labels):
-    task, images, target, masks = task_of(name, labels, torch.float32), IMAGES.float(), TARGETS[labels], masks_of(4)
+    task, images, target, masks = task_of(name, labels, torch.float32), IMAGES.float(), TARGETS[labels], OBJECTS
     expected = task(images, target, masks)[name]
     with torch.autocast('cpu', torch.bfloat16):
         found = task(images, target, masks)
@@ -370,7 +369,7 @@ def test_bfloat16_is_near_float32(name, labels):
 
 @each
 def test_halves_accumulate_to_the_whole(name, labels):
-    task, target, masks = task_of(name, labels), TARGETS[labels], masks_of(4)
+    task, target, masks = task_of(name, labels), TARGETS[labels], OBJECTS
     parameters = [p for p in task.parameters() if p.requires_grad]
     whole = torch.autograd.grad(task(IMAGES, target, masks)['loss'], parameters)
     halves = []
@@ -386,7 +385,7 @@ def test_no_loss_reads_a_number_from_the_device():
     """Tensors without data refuse to be read; tests/test_tasks.py says so of HNC."""
     weighted = {name: (loss_of(name, 'meta'), 1.0) for name in MAP_LOSSES}
     task = ClassMapTask(model_of(), cross_entropy, map_losses=weighted, verbose=False).to('meta').train()
-    masks = ObjectMasks(*(part.to('meta') for part in masks_of(4)))
+    masks = ObjectMasks(*(part.to('meta') for part in OBJECTS))
     result = task(IMAGES.to('meta'), TARGETS['one label'].to('meta'), masks)
     result['loss'].backward()
     assert set(result) == {'loss', 'output', 'criterion', *MAP_LOSSES}

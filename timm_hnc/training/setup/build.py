@@ -176,10 +176,7 @@ def build_run(
 ) -> Run:
     """Make model, data, losses, optimizer and schedule."""
     provided = provided or Provided()
-    teachers = {'--kd-model-name': options.distillation.kd_model_name, '--map-teacher': options.map_losses.map_teacher}
-    for flag, name in teachers.items():
-        if name:
-            source_of_teacher(name, flag)  # before data and weights are read
+    _check_teachers(options)
     seed_process(options.loader.seed, accelerator.process_index)
     model, data_config = _create_model(options, provided.model, accelerator)
     patches = options.naflex.patches(model)
@@ -235,6 +232,14 @@ def build_run(
     run.num_epochs = min(num_epochs, options.schedule.stop_epoch or num_epochs)
     _check_epochs(options, run.num_epochs)
     return run
+
+
+def _check_teachers(options: TrainOptions) -> None:
+    """Refuse teachers that are not there, before data and weights are read."""
+    teachers = {'--kd-model-name': options.distillation.kd_model_name, '--map-teacher': options.map_losses.map_teacher}
+    for flag, name in teachers.items():
+        if name:
+            source_of_teacher(name, flag)
 
 
 def _check_epochs(options: TrainOptions, num_epochs: int) -> None:
