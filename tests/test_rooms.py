@@ -7,7 +7,7 @@ import pytest
 from running import ROOT
 
 FLOORS = (
-    ('errors', 'version', 'progress', 'alarm'),
+    ('errors', 'version', 'progress', 'alarm', 'launcher'),
     ('options', 'files'),
     ('cam', 'models'),
     ('losses', 'data', 'distillation', 'runtime'),

@@ -11,6 +11,7 @@ from typing import Any
 
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.tables import without_nan
+from timm_hnc.launcher import is_first_process, process_count
 
 _OTHER_ENDED = ('Connection closed by peer', 'Connection reset by peer')  # gloo's
 
@@ -33,8 +34,7 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     except KeyboardInterrupt:
         message, code = 'interrupted', 130
     except RuntimeError as error:
-        alone = int(os.environ.get('WORLD_SIZE') or 1) == 1
-        if alone or not any(words in str(error) for words in _OTHER_ENDED):
+        if process_count() == 1 or not any(words in str(error) for words in _OTHER_ENDED):
             raise
         message, code = f'error: another process of the run ended ({first_lines(error)}).', 1
     if is_first_process() or code == 1:
@@ -56,11 +56,6 @@ def ended_like_ctrl_c() -> Iterator[None]:
     finally:
         for number in replaced:
             signal.signal(number, before[number])
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that speaks for all, before there is an Accelerator to ask."""
-    return (os.environ.get('RANK') or '0') == '0'
 
 
 def print_result(result: Any) -> None:

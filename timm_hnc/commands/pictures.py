@@ -9,7 +9,7 @@ from PIL import Image
 
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.errors import UsageError
-from timm_hnc.files.tables import write_csv, write_json
+from timm_hnc.files.tables import write_table
 
 Rows = list[dict[str, Any]]
 
@@ -42,10 +42,9 @@ def picture_command(
             if Path(file).suffix not in ('.csv', '.json'):
                 raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
         rows = draw(args)
-        flat = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in rows]
         for file in args.values:
             try:
-                write_csv(file, flat) if file.endswith('.csv') else write_json(file, rows)
+                write_table(file, rows)
             except OSError as error:
                 raise UsageError(f"--values '{file}' cannot be written: {error}") from error
         print(args.out)  # noqa: T201  # the result of the command

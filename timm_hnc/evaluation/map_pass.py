@@ -16,7 +16,7 @@ from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.box_pass import BoxPass
 from timm_hnc.evaluation.evaluate import Autocast
-from timm_hnc.files.tables import write_csv, write_json
+from timm_hnc.files.tables import write_table
 from timm_hnc.metrics.deletion import CURVES, curve_areas
 from timm_hnc.metrics.map_quality import MapQuality
 from timm_hnc.options import check_output_file, check_range, refuse_alone
@@ -204,7 +204,7 @@ class QualityPass:
         if self.classes_file and accelerator.is_main_process:
             rows = self.quality.per_class(self.class_names)
             try:
-                (write_json if self.classes_file.lower().endswith('.json') else write_csv)(self.classes_file, rows)
+                write_table(self.classes_file, rows)
             except OSError as error:
                 raise UsageError(f"--cam-classes-file '{self.classes_file}' cannot be written: {error}") from error
         return self.quality.compute() | {'topk': self.quality.topk}

@@ -21,6 +21,14 @@ def write_json(path: str | Path, content: Any) -> None:
     Path(path).write_text(json.dumps(without_nan(content), indent=2) + '\n')
 
 
+def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as JSON where the name of the file ends so, or else as CSV, which leaves out values that are lists."""
+    if Path(path).suffix.lower() == '.json':
+        write_json(path, rows)
+    else:
+        write_csv(path, [{name: value for name, value in row.items() if not isinstance(value, list)} for row in rows])
+
+
 def without_nan(content: Any) -> Any:
     """The same with null for numbers that are not finite: JSON has none of those."""
     if isinstance(content, Mapping):

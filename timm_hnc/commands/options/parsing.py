@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
-from timm_hnc.commands.command_line import is_first_process
 from timm_hnc.errors import UsageError
 from timm_hnc.files.run_options import load_yaml
+from timm_hnc.launcher import is_first_process
 
 _logger = logging.getLogger(__name__)
 _OFF = {'color_jitter': 0.0, 'smoothing': 0.0}  # what timm's train.py takes for null

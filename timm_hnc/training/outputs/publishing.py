@@ -1,7 +1,6 @@
 """Publishing a run to the Hub, which never costs the run."""
 
 import logging
-import os
 import shlex
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.run_options import OF_THE_HUB
 from timm_hnc.hub.bundle import check_baseline
 from timm_hnc.hub.publish import bundled_run, check_name_and_token, check_token, publish_folder
+from timm_hnc.launcher import is_first_process
 from timm_hnc.options import check_range, refuse_alone
 from timm_hnc.weights.hub_errors import without_tokens
 
@@ -58,7 +58,7 @@ def check_publishing(options: HubOptions) -> None:
     check_name_and_token(options.push_to_hub)
     if options.baseline:
         check_baseline(Path(options.baseline))
-    if (os.environ.get('RANK') or '0') == '0':
+    if is_first_process():
         check_token(options.push_to_hub)
 
 

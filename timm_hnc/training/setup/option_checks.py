@@ -1,6 +1,5 @@
 """What groups of options ask of each other, checked before any data or weights are read."""
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +8,7 @@ from timm.task import ClassificationEvaluator
 
 from timm_hnc.data.naflex import KEPT_SHAPE
 from timm_hnc.errors import UsageError
+from timm_hnc.launcher import process_count
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
@@ -35,11 +35,6 @@ def check_options(options: 'TrainOptions') -> None:
     _check_objects(options)
     _check_naflex(options)
     _check_run(options)
-
-
-def _world_size() -> int:
-    """Number of processes, as the launcher tells it."""
-    return int(os.environ.get('WORLD_SIZE') or 1)
 
 
 def _check_label_noise(options: 'TrainOptions') -> None:
@@ -110,9 +105,9 @@ def _check_mixing(options: 'TrainOptions') -> None:
     if train_sizes is not None and splits:
         raise UsageError(f'--aug-splits {splits}: not together with --train-img-sizes.')
     repeats = augmentation.aug_repeats
-    if repeats and _world_size() == 1:
+    if repeats and process_count() == 1:
         raise UsageError(f'--aug-repeats {repeats:g}: for several processes only (accelerate launch, torchrun).')
-    if model.sync_bn and model.split_bn and _world_size() > 1:
+    if model.sync_bn and model.split_bn and process_count() > 1:
         raise UsageError('--split-bn: not together with --sync-bn.')
 
 
