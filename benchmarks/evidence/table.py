@@ -79,14 +79,18 @@ def paired(values: Mapping[int, float], base: Mapping[int, float]) -> tuple[floa
         >>> paired({0: 2.0, 1: 4.0}, {0: 1.0, 1: 2.0})[::3]
         (1.5, 2)
     """
-    seeds = sorted(set(values) & set(base))
-    if len(seeds) < 2:
+    ours, theirs = _in_pairs(values, base)
+    if len(ours) < 2:
         return None
-    ours, theirs = [values[seed] for seed in seeds], [base[seed] for seed in seeds]
     differences = [one - other for one, other in zip(ours, theirs, strict=True)]
     mean = statistics.mean(differences)
     interval = ttest_rel(ours, theirs).confidence_interval(0.95) if len(set(differences)) > 1 else (mean, mean)
-    return mean, *map(float, interval), sum(each > 0 for each in differences), len(seeds)
+    return mean, *map(float, interval), sum(each > 0 for each in differences), len(ours)
+
+
+def _in_pairs(values: Mapping[int, float], base: Mapping[int, float]) -> tuple[list[float], list[float]]:
+    seeds = sorted(set(values) & set(base))
+    return [values[seed] for seed in seeds], [base[seed] for seed in seeds]
 
 
 def results(regime: Regime, folder: Path) -> list[Result]:
@@ -161,6 +165,31 @@ def _line(cells: Sequence[str]) -> str:
     return f'| {" | ".join(cells)} |'
 
 
+def p_values(regime: Regime, found: Sequence[Result]) -> list[tuple[float, str]]:
+    """Student's p of the difference of accuracy of every row with two pairs or more, with what it is of.
+
+    A regime of boxes has none: its rows differ from the first one in more than a loss.
+    """
+    base = next(result for result in found if result.row.key == BASELINE)
+    tests = []
+    for result in found:
+        ours, theirs = _in_pairs(accuracies(result), accuracies(base))
+        if result is not base and not regime.boxes and len(ours) > 1:
+            tests.append((float(ttest_rel(ours, theirs).pvalue), f'{result.row.label} in {regime.key}'))
+    return [(p, of) for p, of in tests if math.isfinite(p)]
+
+
+def all_together(tests: Sequence[tuple[float, str]]) -> str:
+    """What remains of the differences when they are looked at as one family (Holm, 1979)."""
+    (least, of), count = min(tests), len(tests)
+    apart = sum(p < 0.05 for p, _ in tests)
+    return (
+        f'## All differences together\n\nDifferences of accuracy above, boxes aside: {count}. {apart} have a 95 % '
+        f'interval without 0; if nothing had an effect, about {count / 20:.1f} would be expected. The least p is '
+        f"{least:.4f} ({of}), {min(1.0, count * least):.2f} with Holm's correction for all of them.\n"
+    )
+
+
 def choices(regime: Regime, folder: Path) -> str:
     """What every setting reached on held-out training images."""
     chosen = read_choices(folder)
@@ -226,14 +255,15 @@ def write(out: Path, kept: Path | None) -> str:
     if kept and kept.resolve() != out.resolve():
         for key, regime in REGIMES.items():
             keep(regime, out / key, kept)
-    parts = []
+    parts, tests = [], []
     for key, regime in REGIMES.items():
         found = results(regime, (kept or out) / key)
         if any(result.runs for result in found):
             parts += [markdown(regime, found), choices(regime, (kept or out) / key)]
+            tests += p_values(regime, found)
     if not parts:
         return ''
-    text = '\n'.join([_LEGEND, *parts])
+    text = '\n'.join([_LEGEND, *parts, *([all_together(tests)] if tests else [])])
     if kept:
         (kept / 'evidence.md').write_text(text)
         _write_csv(kept, kept / 'evidence.csv')

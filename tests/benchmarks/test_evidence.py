@@ -252,6 +252,9 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     assert 'Not run:' not in text
     assert lines[3][4].startswith('+1.50 (-4.85 to +7.85')
     assert '- HNC mse: 0.2, k 10 60.00' in text
+    together = text.rpartition('## All differences together')[2]
+    assert 'boxes aside: 1. 0 have' in together
+    assert 'The least p is 0.2048 (HNC mse in' in together, "Student's t is 3 with one degree of freedom"
     kept = tmp_path / 'kept' / REGIME.key
     assert not (kept / 'runs' / 'mse-0.2-k10-seed12').exists()
     assert (kept / 'runs' / 'mse-0.2-k10-seed11' / 'args.yaml').read_text() == 'seed: 11\n'
