@@ -53,7 +53,7 @@ def _valid_labels(path: str, num_classes: int) -> list[int]:
     """The class indices of a text file, one a line."""
     expected = f'expected class indices from 0 to {num_classes - 1}, one a line'
     try:
-        classes = [int(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        classes = [int(line) for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
     except OSError as error:
         raise DataError(f'--valid-labels {path} cannot be read: {error}') from error
     except ValueError as error:

@@ -57,9 +57,10 @@ def find_sources(options: SourceOptions, model_given: bool) -> list[Source]:
         return _of_checkpoint(options, model_given)
     if Path(options.model).is_file():
         try:
-            names = [line.strip() for line in Path(options.model).read_text().splitlines() if line.strip()]
+            text = Path(options.model).read_text(encoding='utf-8-sig')
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--model '{options.model}' is no text file of names; weights: --checkpoint.") from error
+        names = [line.strip() for line in text.splitlines() if line.strip()]
     elif _is_one_model(options.model):
         names = [options.model]
     elif options.model == 'all':

@@ -41,7 +41,7 @@ def read_run(folder: Path) -> RunCurves:
     """
     options = read_options(folder)
     try:
-        with (folder / 'summary.csv').open(newline='') as file:
+        with (folder / 'summary.csv').open(newline='', encoding='utf-8') as file:
             rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     except FileNotFoundError as error:
         raise DataError(f"'{folder}' has no summary.csv: no epoch is complete, or it was imported.") from error

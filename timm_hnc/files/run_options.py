@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.loader import SafeLoader
 
 from timm_hnc.errors import DataError
 
-# libyaml's are ten times as fast, but not in every build of PyYAML
+# libyaml's is ten times as fast, but not in every build of PyYAML
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
-_DUMPER = getattr(yaml, 'CSafeDumper', yaml.SafeDumper)
 
 OF_THE_HUB = ('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
 # options by which runs are not told apart
@@ -17,7 +17,7 @@ NOT_COMPARED = frozenset(
     {
         # they change neither weights nor figures
         *('config', 'output', 'experiment', 'resume', 'stop_epoch', 'allow_world_size_change'),
-        *('dataset_download', 'dataset_trust_remote_code', 'worker_timeout', 'pin_mem'),
+        *('dataset_download', 'dataset_trust_remote_code', 'worker_timeout', 'pin_mem', 'validation_batch_size'),
         *('checkpoint_hist', 'checkpoint_interval', 'recovery_interval', 'save_epochs'),
         *('log_interval', 'save_images', 'cam_images', 'no_report', 'synchronize_step', 'device_modules'),
         *('log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id'),
@@ -34,12 +34,15 @@ NOT_COMPARED = frozenset(
 
 def load_yaml(text: str) -> Any:
     """What a YAML text of plain values says."""
-    return yaml.load(text, _LOADER)
+    try:
+        return yaml.load(text, _LOADER)
+    except yaml.YAMLError:  # libyaml's has no word for the bytes of a name that is no UTF-8
+        return yaml.load(text, SafeLoader)
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
     """A YAML text of plain values, a line each, sorted by name."""
-    return yaml.dump(values, Dumper=_DUMPER, default_flow_style=False)
+    return yaml.safe_dump(values, default_flow_style=False)
 
 
 def find_run(path: Path) -> Path | None:

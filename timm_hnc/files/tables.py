@@ -1,24 +1,28 @@
 """Rows of figures as CSV and JSON files."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from timm_hnc.files.whole import write_whole
+
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows under the names that any of them has; numbers in full."""
-    with open(path, 'w', newline='') as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON that people can read."""
-    Path(path).write_text(json.dumps(without_nan(content), indent=2) + '\n')
+    write_whole(path, json.dumps(without_nan(content), indent=2) + '\n')
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:

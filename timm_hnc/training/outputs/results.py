@@ -48,12 +48,10 @@ def add_row(path: Path, row: dict[str, float]) -> None:
     """Add an epoch to summary.csv; cells are empty where a resume has figures that the run had not before, or less."""
     rows: list[dict[str, Any]] = []
     if path.exists():
-        with path.open(newline='') as file:
+        with path.open(newline='', encoding='utf-8') as file:
             rows += csv.DictReader(file)
-    longer = path.with_name(f'.{path.name}.new')
     with writing(path):
-        write_csv(longer, [*rows, row])
-        os.replace(longer, path)
+        write_csv(path, [*rows, row])
 
 
 @dataclass(frozen=True)
@@ -115,15 +113,13 @@ def remove_results(folder: Path) -> None:
 
 def figures_of(folder: Path, epoch: int, data: str = 'eval') -> dict[str, float]:
     """Figures of an epoch on the validation ('eval') or training data ('train') in summary.csv; empty without any."""
-    with (folder / 'summary.csv').open(newline='') as file:
+    with (folder / 'summary.csv').open(newline='', encoding='utf-8') as file:
         row = next((row for row in csv.DictReader(file) if int(row['epoch']) == epoch), {})
     figures = {name.partition('_')[2]: value for name, value in row.items() if name.startswith(f'{data}_')}
     return {name: float(value) for name, value in figures.items() if value}
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write result.json, whole or not at all."""
-    unfinished = folder / '.result.json.new'
+    """Write result.json."""
     with writing(folder / 'result.json'):
-        write_json(unfinished, result)
-        os.replace(unfinished, folder / 'result.json')
+        write_json(folder / 'result.json', result)
