@@ -47,6 +47,14 @@ def test_the_best_are_kept_and_the_last(folder, decreasing, metrics, best, kept)
     assert not (folder / 'model_best').readlink().is_absolute()
 
 
+def test_what_others_put_beside_checkpoints_stays(folder):
+    checkpoints = CheckpointFolder(folder, 1, False, Progress('net'))
+    for name in ('mine', 'epoch-0-best', '.epoch-0.unfinished', 'recovery-0-7'):
+        (folder / 'checkpoints' / name).mkdir(parents=True)
+    checkpoints.save('epoch-0', write(''), 1.0)
+    assert names(folder) == {'epoch-0', 'mine', 'epoch-0-best'}
+
+
 def test_a_process_that_does_not_write_ranks_alike(folder):
     writer, other = (CheckpointFolder(folder, 2, False, Progress('net')) for _ in range(2))
     for epoch, metric in enumerate([1.0, 3.0, 2.0]):

@@ -100,6 +100,7 @@ def fails(tmp_path, capsys):
         ('--epochs 0', '--epochs 0: expected 1 or more.'),
         ('--device cudaa:7', "--device 'cudaa:7': expected a device of torch's, such as cpu, cuda or cuda:1."),
         ('--device cuda:x --data-dir nowhere', "--device 'cuda:x': expected a device of torch's"),
+        ('--model test_vit --model-kwargs --gp=', 'images of 3 x 32 x 32 do not pass: the output is 1 x 5 x 3, not a'),
         ('--sync-bn', '--sync-bn: PyTorch synchronises batch statistics on accelerators only'),
     ],
 )

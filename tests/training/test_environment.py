@@ -45,6 +45,8 @@ def accelerator(*argv):
         ('bf16', ['--amp'], 'bf16'),
         ('bf16', ['--amp', '--amp-dtype', 'bfloat16'], 'bf16'),
         ('no', ['--model-dtype', 'bfloat16'], 'no'),
+        ('bf16', ['--model-dtype', ''], 'bf16'),
+        ('no', ['--amp', '--amp-dtype', 'bfloat16', '--model-dtype', ''], 'bf16'),
     ],
 )
 def test_precision_comes_from_either(monkeypatch, caplog, launcher, argv, precision):

@@ -28,6 +28,7 @@ from running import (
 
 from timm_hnc.files.manifest import write_manifest
 from timm_hnc.training.averages import Averages
+from timm_hnc.training.outputs import state
 
 AUGMENTED = ['--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--mixup', 0.3, '--drop', 0.1, '--lr', 0.05]
 
@@ -94,6 +95,52 @@ def test_a_checkpoint_of_the_run_can_be_gone_back_to(options):
     train(*options('run', '--epochs', 3, '--lr', 0.05, '--resume', folder / 'checkpoints' / 'epoch-0'))
     assert (folder / 'summary.csv').read_text() == rows
     assert differences(training_state(folder), weights) == []
+
+
+def test_a_run_that_went_back_and_was_killed_goes_on_from_there(options, at_update, monkeypatch, caplog):
+    folder = train(*options('run', '--epochs', 3, '--lr', 0.05))
+    argv = options('run', '--epochs', 3, '--lr', 0.01)
+    interrupted(at_update, monkeypatch, [*argv, '--resume', folder / 'checkpoints' / 'epoch-0'], 1, 3)
+    train(*argv, '--resume', 'auto')
+    assert caplog.text.count("checkpoints/epoch-0' with epoch 1, update 0.") == 2
+    assert [row['epoch'] for row in summary(folder)] == [0, 1, 2]
+
+
+def test_copies_of_checkpoints_stay(options):
+    folder = train(*options('run', '--checkpoint-hist', 1))
+    for name in ('mine', 'epoch-0-mine'):
+        shutil.copytree(folder / 'checkpoints' / 'epoch-0', folder / 'checkpoints' / name)
+    train(*options('run', '--epochs', 4, '--stop-epoch', 3, '--checkpoint-hist', 1, '--resume', 'auto'))
+    kept = {(folder / link).resolve().relative_to(folder.resolve()).parts[1] for link in ('last', 'model_best')}
+    assert checkpoints(folder) == kept | {'mine', 'epoch-0-mine'}
+
+
+def test_the_best_weights_are_those_that_were_saved(options, capsys):
+    folder = train(*options('run', '--epochs', 2, '--stop-epoch', 1))
+    claim(folder / 'last', **{'epoch-0': 101.0})
+    path = folder / 'model_best' / 'model.safetensors'
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 64]) + content[-8:])
+    other = shutil.copytree(folder / 'checkpoints' / 'epoch-0', folder / 'checkpoints' / 'copy')
+    write_manifest(other)
+    code, message = failure(capsys, 'train', *options('run', '--epochs', 2, '--resume', other))
+    assert code == 1
+    assert "model.safetensors' is damaged: it is not what was written. Remove '" in message
+    shutil.rmtree(folder / 'checkpoints' / 'epoch-0')
+    train(*options('run', '--epochs', 2, '--resume', 'auto'))
+    assert result(folder)['best_checkpoint'] == 'epoch-1'
+
+
+def test_an_epoch_that_begins_anew_begins_with_the_first_rate(options, at_update, monkeypatch):
+    rates = []
+    argv = ['--epochs', 2, '--lr', 0.05, '--sched-on-updates', '--use-multi-epochs-loader', '--recovery-interval', 3]
+    interrupted(at_update, monkeypatch, options('part', *argv), 0, 5)
+    original = state.start_schedule
+    note = lambda run: original(run) or rates.append([group['lr'] for group in run.optimizer.param_groups])  # noqa: E731
+    for name in ('part', 'fresh'):
+        with mock.patch('timm_hnc.training.run.start_schedule', note):
+            train(*options(name, *argv, '--resume', 'auto'))
+    assert rates[0] == rates[1]
 
 
 def test_a_run_goes_on_in_another_folder(options):

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -58,6 +59,7 @@ class Progress:
 
 
 _logger = logging.getLogger(__name__)
+_OWN_NAME = re.compile(r'epoch-\d+|recovery-\d+-\d+|\..*\.(unfinished|replaced)')
 
 
 class CheckpointFolder:
@@ -89,7 +91,7 @@ class CheckpointFolder:
         """
         self.progress.ranking = self._sorted(list(metrics.items()))
         if write and self.progress.ranking:
-            self._point_at_best()
+            self.point_at_best()
 
     def save(
         self,
@@ -128,9 +130,9 @@ class CheckpointFolder:
             unfinished.rename(final)
             sync(checkpoints)
             shutil.rmtree(replaced, ignore_errors=True)
-            _swap_link(self.folder / 'last', Path('checkpoints') / name)
+            self.point_at_last(name)
             if self.progress.ranking:
-                self._point_at_best()
+                self.point_at_best()
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
             reason = first_lines(error)
             raise DataError(f"checkpoint '{final}' cannot be written ({reason}); earlier ones are whole.") from error
@@ -149,14 +151,19 @@ class CheckpointFolder:
         # the sort is stable: of equal metrics the earlier one stays in front; NaN is worse than any number
         return sorted(ranking, key=lambda entry: (math.isnan(entry[1]), entry[1] if self.decreasing else -entry[1]))
 
-    def _point_at_best(self) -> None:
+    def point_at_last(self, name: str) -> None:
+        """Let the run go on from this checkpoint unless somebody says another."""
+        _swap_link(self.folder / 'last', Path('checkpoints') / name)
+
+    def point_at_best(self) -> None:
+        """Let `model_best` be the best of the checkpoints that are ranked."""
         _swap_link(self.folder / 'model_best', Path('checkpoints') / self.progress.ranking[0][0] / 'model')
 
     def _drop(self, last: str) -> None:
         best = (self.folder / 'model_best').resolve().parent.name  # not ranked any more where the metric is another
         kept = {last, best, *self.progress.milestones, *(name for name, _ in self.progress.ranking)}
         for checkpoint in (self.folder / 'checkpoints').iterdir():
-            if checkpoint.name not in kept:
+            if checkpoint.name not in kept and _OWN_NAME.fullmatch(checkpoint.name):  # copies of theirs stay
                 shutil.rmtree(checkpoint, ignore_errors=True)
 
 

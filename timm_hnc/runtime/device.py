@@ -44,7 +44,7 @@ class DeviceOptions:
     def __post_init__(self) -> None:
         check_choice(self, 'amp_dtype', ('float16', 'bfloat16'))
         check_choice(self, 'model_dtype', (None, '', 'float32', 'float16', 'bfloat16', 'float64'))
-        if self.amp and self.model_dtype not in (None, '', 'float32'):
+        if self.amp and self.weight_dtype not in (None, torch.float32):
             raise UsageError(
                 f'--model-dtype {self.model_dtype}: --amp needs a float32 model; leave out one of the two.'
             )
@@ -155,6 +155,6 @@ def _agreed_precision(options: DeviceOptions, explicit: frozenset[str]) -> str:
             )
         precision = launcher  # --amp alone asks for mixed precision, not for a type
     precision = launcher if precision == 'no' else precision
-    if precision != 'no' and options.model_dtype not in (None, 'float32'):
+    if precision != 'no' and options.weight_dtype not in (None, torch.float32):
         raise UsageError(f'--model-dtype {options.model_dtype} contradicts mixed precision ({precision}): drop one.')
     return precision

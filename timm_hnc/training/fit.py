@@ -25,6 +25,7 @@ from timm_hnc.training.outputs.state import save_run
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.signals import RunStopped
 from timm_hnc.training.update_flags import Notice
+from timm_hnc.weights.saving import WEIGHTS, check_weights_file
 
 _logger = logging.getLogger(__name__)
 _ENOUGH_IMAGES = 5000
@@ -195,13 +196,30 @@ def _log_epoch(run: Run, epoch: int, metric: float) -> None:
         _logger.info(f'Weight of HNC: {weight.value:.4g}, {state}{unusable}.')
 
 
-def _load_best(run: Run, model: Any) -> None:
-    """The best weights as they were saved, from the one process that sees the run folder to all."""
+def load_best(run: Run) -> Any:
+    """The evaluated model with the best weights as they were saved; what trained in place has them as well.
+
+    The one process that sees the run folder reads them for all.
+
+    Raises:
+        DataError: they are not what was saved.
+    """
+    model = run.evaluated_model
     if run.accelerator.is_main_process:
-        weights = safetensors.torch.load_file(run.folder / 'model_best' / 'model.safetensors')
+        run.checkpoints.point_at_best()  # another one, where somebody has removed it
+        folder = run.folder / 'model_best'
+        try:
+            check_weights_file(folder)
+        except DataError as error:
+            checkpoint = folder.resolve().parent
+            raise DataError(f"{error} Remove '{checkpoint}' and go on with --resume auto, without it.") from error
+        weights = safetensors.torch.load_file(folder / WEIGHTS)
         model.load_state_dict(weights, strict=not run.options.model.split_bn)
     for tensor in model.state_dict().values() if run.distributed else ():
         tensor.copy_(broadcast(tensor))
+    if model is run.export_copy and run.averaged_model is run.model:
+        run.model.load_state_dict(model.state_dict())
+    return model
 
 
 def _evaluate_best(run: Run, model: Any) -> tuple[dict[str, float] | None, Findings | None]:
@@ -221,15 +239,12 @@ def _show_best(run: Run, pictures: CamPictures) -> tuple[dict[str, float] | None
     """
     if not run.checkpoints.progress.ranking:
         return None, run.count_skipped_images()
-    model = run.evaluated_model
-    _load_best(run, model)
+    model = load_best(run)
     final, findings = _evaluate_best(run, model)
     skipped_images = run.count_skipped_images()
     if findings is not None and final is not None:
         findings.write(final)
     pictures.draw('best', model, _title(run, run.checkpoints.progress.ranking[0][0]))
-    if model is run.export_copy and run.averaged_model is run.model:
-        run.model.load_state_dict(model.state_dict())  # what trained in place ends as what was saved
     return final, skipped_images
 
 

@@ -18,13 +18,15 @@ from timm.models import safe_model_name
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder, Progress, find_checkpoint, read_progress, run_folder_of
 from timm_hnc.checkpoints.run_lock import run_lock
 from timm_hnc.data.loading.loader_errors import watched_workers
+from timm_hnc.data.loading.skipped_images import counting_skipped
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.files.run_options import dump_yaml
 from timm_hnc.files.run_parts import write_parts
+from timm_hnc.files.whole import write_whole
 from timm_hnc.options import flattened
 from timm_hnc.report.run_files import read_result
 from timm_hnc.runtime.process import end_training
-from timm_hnc.training.fit import fit
+from timm_hnc.training.fit import fit, load_best
 from timm_hnc.training.outputs.changed_options import begin_part, rank_anew
 from timm_hnc.training.outputs.publishing import Publisher, check_publishing
 from timm_hnc.training.outputs.results import start_trackers
@@ -105,12 +107,10 @@ def _train(
     progress = read_progress(checkpoint, name) if checkpoint else Progress(name)
     decreasing = options.run.eval_metric == 'loss' or not options.splits.val_split
     checkpoints = CheckpointFolder(folder, options.run.checkpoint_hist, decreasing, progress)
-    run = build_run(options, accelerator, checkpoints, provided)
-    try:
-        return _go_on(run, recorded, checkpoint, leave_group=provided.model is not None)
-    finally:
-        run.data.skipped.stop()
-        run.compiled.undo()
+    with counting_skipped() as skipped:
+        run = build_run(options, accelerator, checkpoints, provided, skipped)
+        with run.compiled:
+            return _go_on(run, recorded, checkpoint, leave_group=provided.model is not None)
 
 
 def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None, leave_group: bool) -> Outcome:
@@ -127,6 +127,8 @@ def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None, leave
         epochs = f'{count} of {count} epochs'
         _logger.info(f"Run '{folder}' is complete, {epochs}: its files stay as they are.")
         result = read_result(folder) if is_main else {}
+        if leave_group and run.checkpoints.progress.ranking:
+            load_best(run)  # into the model that was provided
     else:
         _check_something_is_left(run)
         if checkpoint is not None:
@@ -134,6 +136,8 @@ def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None, leave
         begin_part(run, checkpoint)
         if is_main:
             own = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()
+            if checkpoint is not None and own:
+                run.checkpoints.point_at_last(checkpoint.name)  # an earlier one, perhaps: later ones are left behind
             _write_options(run, recorded, own)
         accelerator.wait_for_everyone()
         start_trackers(accelerator, folder, options.tracking, flattened(run.options))
@@ -169,6 +173,9 @@ def _run_folder(options: TrainOptions) -> Path:
     folder that it names.
     """
     output, experiment, resume = options.run.output, options.run.experiment, options.run.resume
+    for flag, name in (('--output', output), ('--experiment', experiment), ('--resume', resume)):
+        if any('\udc80' <= letter <= '\udcff' for letter in name):
+            raise UsageError(f"{flag} '{name}': expected a name in UTF-8, weights are saved under no other.")
     default = f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(options.model.model)}'
     root = Path(output or 'output/train')
     named = root / (experiment or default)
@@ -233,7 +240,7 @@ def _write_options(run: Run, recorded: Mapping[str, Any], resumed_here: bool) ->
     if resumed_here:
         values |= {'no_resume_opt': False, 'resume': 'auto' if run.options.run.resume == 'auto' else ''}
     try:
-        (run.folder / 'args.yaml').write_text(dump_yaml(values))
+        write_whole(run.folder / 'args.yaml', dump_yaml(values))
         write_parts(run.folder, run.checkpoints.progress.parts)
     except OSError as error:
         raise DataError(f"run folder '{run.folder}' cannot be written: {error}. See --output.") from error

@@ -79,8 +79,9 @@ def check_place(run: Run, checkpoint: Path) -> None:
     part = Part(changed=_differences(before, {name: now[name] for name in _OF_THE_ORDER}))
     if not part.changed:
         return
-    ends = [each.parent for each in run_folder_of(checkpoint).glob('checkpoints/epoch-*/state.json')]
-    ends.sort(key=lambda end: int(end.name.removeprefix('epoch-')))
+    folders = [each.parent for each in run_folder_of(checkpoint).glob('checkpoints/epoch-*/state.json')]
+    ends = [folder for folder in folders if folder.name.removeprefix('epoch-').isdecimal()]
+    ends.sort(key=lambda end: epoch_of(end.name))
     other = f", or go on from an epoch's end with --resume {ends[-1]}" if ends else ''
     raise DataError(
         f"checkpoint '{checkpoint}' stands inside epoch {progress.completed_epochs}, which would go on with other "

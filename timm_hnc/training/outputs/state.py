@@ -171,10 +171,11 @@ def start_schedule(run: Run) -> None:
     resumed, chosen = run.start_epoch > 0 or run.start_update > 0, run.options.schedule.start_epoch
     if chosen is not None:
         run.start_epoch, run.start_update, run.averages = chosen, 0, Averages()
-    if run.scheduler is None or not (resumed or run.start_epoch > 0):
+    if run.scheduler is None:
         return
     if _has_history(run):
-        if not resumed or chosen == 0 or run.options.run.no_resume_opt:
+        goes_on = resumed and chosen != 0 and not run.options.run.no_resume_opt
+        if not goes_on and (resumed or run.start_epoch > 0):
             _begin_history_anew(run)
         return  # or the optimizer's state has the rate
     num_updates = run.start_epoch * run.updates_per_epoch + run.start_update
@@ -182,7 +183,7 @@ def start_schedule(run: Run) -> None:
         run.scheduler.step_update(num_updates)
     elif run.start_epoch:
         run.scheduler.step(run.start_epoch)
-    else:  # a new scheduler's rate, from which its step(0) may differ
+    else:  # a new scheduler's rate, from which its step(0) may differ, and that of a checkpoint inside the epoch
         for group, rate in zip(run.optimizer.param_groups, run.first_rates, strict=True):
             group['lr'] = rate
 

@@ -19,6 +19,7 @@ from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.checkpoints.checkpoints import CheckpointFolder
 from timm_hnc.data.inputs import input_config
 from timm_hnc.data.loading.seeded_batches import seed_process
+from timm_hnc.data.loading.skipped_images import SkippedImages
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.auto_weight import AutoWeight
 from timm_hnc.losses.base import Loss
@@ -172,9 +173,13 @@ class Run:
 
 
 def build_run(
-    options: TrainOptions, accelerator: Accelerator, checkpoints: CheckpointFolder, provided: Provided | None = None
+    options: TrainOptions,
+    accelerator: Accelerator,
+    checkpoints: CheckpointFolder,
+    provided: Provided | None = None,
+    skipped: SkippedImages | None = None,
 ) -> Run:
-    """Make model, data, losses, optimizer and schedule."""
+    """Make model, data, losses, optimizer and schedule; `skipped` counts images that cannot be decoded."""
     provided = provided or Provided()
     _check_teachers(options)
     seed_process(options.loader.seed, accelerator.process_index)
@@ -187,7 +192,8 @@ def build_run(
     needs_grid = options.map_losses.needs_objects
     grid = grid_of(provided.wrap(model), data_config['input_size']) if needs_grid else None
     data = create_run_data(
-        options, provided.train_set, provided.eval_set, data_config, num_classes, grid, patches, accelerator
+        *(options, provided.train_set, provided.eval_set, data_config, num_classes, grid, patches, accelerator),
+        skipped or SkippedImages(),
     )
     options = _resolved(options, num_classes, data.train_loader, accelerator.num_processes)
     loss = create_run_loss(options.loss, options.task, options.mixup.active, model, num_classes, data.train_set)

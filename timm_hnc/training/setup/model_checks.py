@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.naflex_head import has_naflex_maps
@@ -81,6 +83,12 @@ def try_image_sizes(options: TrainOptions, model: Any, input_size: tuple[int, in
     """Refuse images of a size that the model does not take, before any are read."""
     if options.naflex.naflex_loader:
         return
+
+    def logits(images: Tensor) -> None:
+        found = model(images)
+        if isinstance(found, Tensor) and found.ndim != 2:
+            raise ValueError(f'the output is {" x ".join(map(str, found.shape))}, not a logit a class: see --gp.')
+
     with evaluating(model):
         sizes = image_sizes(input_size, options.sizes.train_img_sizes)
-        try_images(f"--model '{options.model.model}'", model, model, sizes)
+        try_images(f"--model '{options.model.model}'", logits, model, sizes)

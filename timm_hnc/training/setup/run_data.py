@@ -72,13 +72,14 @@ def create_run_data(
     grid: tuple[int, int] | None,
     patches: Patches | None,
     accelerator: Accelerator,
+    skipped: SkippedImages,
 ) -> RunData:
     """Open the data sets that are not provided but None, and make the loaders; `config` is that of `RunData`.
 
     With a `grid`, that of the class maps, the training images come with the masks of their objects. With `patches` the
     loaders make NaFlex batches.
     """
-    skipped, channels = SkippedImages(), config['input_size'][0]
+    channels = config['input_size'][0]
     for provided in (train_set, eval_set):
         if provided is not None:
             check_provided(provided, num_classes, options.task.multi_label)
