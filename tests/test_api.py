@@ -1,5 +1,8 @@
 """timm_hnc.train and timm_hnc.evaluate: the same loop and the same figures as the commands."""
 
+import copy
+import logging
+import pickle
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -9,9 +12,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from api_runs import HNC, OPTIONS, loader_of, new_model, weights
 from data_fixtures import images
 from running import NARROW, SMALL, clean_process, equal_tensors, forget_run, summary, train, validate
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
 
@@ -95,6 +100,41 @@ def test_a_loss_that_makes_its_own_scores_ends_with_the_best_weights_too(images,
     assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
     found = timm_hnc.evaluate(model, data, workers=0, device='cpu', img_size=32)
     assert found['top1'] == pytest.approx(result['final']['top1'], abs=1e-4)
+
+
+def test_a_run_that_is_complete_gives_the_model_its_best_weights(images, tmp_path):
+    data = ImageFolder(str(images / 'train'))
+    values = {**OPTIONS, 'epochs': 3, 'warmup_epochs': 0, 'output': str(tmp_path), 'experiment': 'a'}
+    # the rate grows, so that the last weights are not the best
+    values |= {'eval_metric': 'loss', 'lr': 0.02, 'sched': 'step', 'decay_rate': 8.0, 'decay_epochs': 1}
+    for _ in range(2):  # the second time nothing is left to train
+        forget_run()
+        model = new_model()
+        timm_hnc.train(model, data, data, **values, resume='auto')
+        assert equal_tensors(model.state_dict(), weights(tmp_path / 'a'))
+    assert (tmp_path / 'a' / 'model_best').resolve() != (tmp_path / 'a' / 'last' / 'model').resolve()
+
+
+def test_loops_of_the_callers_own_go_on_beside_it(images, tmp_path):
+    """An Accelerator that has stopped between two updates, a data set that is copied, and failures without end."""
+    forget_run()
+    theirs = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    network = theirs.prepare(nn.Linear(2, 2))
+    with theirs.accumulate(network):
+        pass
+    assert not theirs.sync_gradients
+    model, data = new_model(), ImageFolder(str(images / 'train'))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    timm_hnc.train(model, data, data, **OPTIONS, epochs=1, lr=0.1, warmup_epochs=0, output=str(tmp_path))
+    trained = [name for name, _ in model.named_parameters() if not torch.equal(model.state_dict()[name], before[name])]
+    assert len(trained) == len(list(model.parameters()))
+    assert (theirs.sync_gradients, theirs.gradient_accumulation_steps) == (False, 4)
+    timm_hnc.evaluate(model, data, workers=0, device='cpu', img_size=32)
+    assert len(pickle.loads(pickle.dumps(copy.deepcopy(data)))) == len(data)
+    filters = len(logging.getLogger('timm.data.dataset').filters)
+    with pytest.raises(UsageError, match='opt'):
+        timm_hnc.train(model, data, data, **OPTIONS, opt_kwargs={'foo': 1}, output=str(tmp_path))
+    assert len(logging.getLogger('timm.data.dataset').filters) == filters
 
 
 def test_without_validation_data_the_training_loss_ranks(images, tmp_path):

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from typing import Any
 
+from accelerate.state import GradientState
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -80,7 +81,7 @@ def train(
     if eval_set is train_set and not isinstance(eval_set, DataLoader):
         eval_set = copy.copy(eval_set)  # each has a transform of its own
     try:
-        with _with_their_transforms(train_set, eval_set):
+        with _as_they_were(train_set, eval_set):
             outcome = train_run(options, frozenset(values), Provided(plain, train_set, eval_set, wrap))
     finally:
         if hasattr(plain, 'set_distilled_training'):
@@ -129,7 +130,7 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
         options = replace(options, input=_input_of(told, options.input))
     if options.device.model_dtype:
         plain = copy.deepcopy(plain)  # whose own weights keep their digits
-    with _with_their_transforms(data):
+    with _as_they_were(data):
         return measure(plain, data, options, Source(name_of(plain)), accelerator, wrap)
 
 
@@ -166,12 +167,17 @@ def _check_loaders(*data: Any) -> None:
 
 
 @contextmanager
-def _with_their_transforms(*data: Any) -> Iterator[None]:
-    """Data sets have their own transforms again afterwards."""
+def _as_they_were(*data: Any) -> Iterator[None]:
+    """Data sets have their own transforms again afterwards, and Accelerate its count of accumulated batches."""
     kept = [(each, each.transform) for each in data if hasattr(each, 'transform')]
+    accumulation = vars(GradientState())
+    accumulated = dict(accumulation)
     try:
         yield
     finally:
+        accumulation.update(accumulated)
+        for each in data:
+            getattr(each, '__dict__', {}).pop('skipped_images', None)  # it can be neither copied nor pickled
         for each, transform in kept:
             with suppress(Exception):  # of somebody's data set that takes no such transform; the run is done
                 each.transform = transform

@@ -93,14 +93,13 @@ def measure(
     if data is not None:
         check_provided(data, num_classes, options.task.multi_label)
     provided = is_loader(data, accelerator.num_processes)
-    with counting_skipped() as skipped:
+    with compiled, counting_skipped() as skipped:
         if not provided:
             loader = _create_loader(data, options, data_config, num_classes, patches, accelerator)
             check_classes_of_model(names, loader.dataset)
             loader.dataset.skipped_images = skipped  # travels to the loader's workers
         metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
         count = sum_of_processes(torch.tensor(metrics.pop('skipped_images')), accelerator)
-    compiled.undo()
     return {
         'model': source.name,
         **metrics,

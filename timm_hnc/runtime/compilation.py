@@ -79,6 +79,12 @@ class Compilation:
             self._in_place += [each for each in plain if each._compiled_call_impl is not None]
         return self._compiled[module]
 
+    def __enter__(self) -> 'Compilation':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.undo()
+
     def undo(self) -> None:
         """Leave modules as they were that are compiled in place."""
         for module in self._in_place:

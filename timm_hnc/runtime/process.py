@@ -35,9 +35,11 @@ def accelerator_of(options: DeviceOptions, **arguments: Any) -> Accelerator:
     """
     renew_state(options)
     try:
-        return Accelerator(mixed_precision=options.precision, cpu=options.on_cpu, **arguments)
+        accelerator = Accelerator(mixed_precision=options.precision, cpu=options.on_cpu, **arguments)
     except (ValueError, KeyError, ImportError, RuntimeError) as error:  # of a launcher's wish that cannot be met
         raise UsageError(f'Accelerate: {first_lines(error)}') from error
+    accelerator.sync_gradients = True  # somebody's loop may have ended between two updates: optimizers would do nothing
+    return accelerator
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
+from weakref import WeakSet
 
 from timm_hnc.alarm import alarm
-from timm_hnc.data.loading.worker_signals import end_workers
+from timm_hnc.data.loading.worker_signals import children, end_workers
 from timm_hnc.errors import DataError
 
 _GRACE = 5  # seconds
+_WORKERS: WeakSet[BaseProcess] = WeakSet()  # of the loaders that were read here
 
 
 def read(loader: Iterable[Any]) -> Iterator[Any]:
@@ -25,11 +28,15 @@ def read(loader: Iterable[Any]) -> Iterator[Any]:
     # timm's prefetching loader waits for two batches before it yields the first
     seconds = 2 * timeout + _GRACE if timeout else 0
     late = RuntimeError(f'DataLoader has waited {seconds:g} seconds for a process that does not go on.')
+    others, begun = children(), False
     try:
         iterator = iter(loader)
         while True:
             with alarm(seconds, late):
                 batch = next(iterator, None)
+            if not begun:
+                _WORKERS.update(children() - others)
+                begun = True
             if batch is None:
                 return
             yield batch
@@ -44,6 +51,8 @@ def read(loader: Iterable[Any]) -> Iterator[Any]:
         # kinds of RuntimeError are those of devices, and our own
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
+        if not begun:
+            _WORKERS.update(children() - others)
         raise _data_error(error) from error
 
 
@@ -73,7 +82,7 @@ def _data_error(error: Exception) -> DataError:
     # the last line is the message, where a worker has put its traceback in front
     message = (str(error).strip() or repr(error)).splitlines()[-1]
     if message.startswith('DataLoader'):
-        end_workers()
+        end_workers(_WORKERS)
         message += ' See --workers, --worker-timeout and the memory that is free.'
     return DataError(f'the data cannot be read: {message}')
 

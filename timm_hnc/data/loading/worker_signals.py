@@ -5,11 +5,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -30,24 +31,38 @@ def outlive_signals(loader: Any) -> None:
         return
     inner.worker_init_fn = partial(_begin, inner.worker_init_fn)
     _spare_tracker()
-    Finalize(None, end_workers, (_GRACE,), exitpriority=0)  # at the end of this process
+    Finalize(None, _end_daemons, (_GRACE,), exitpriority=0)  # at the end of this process, as Python does
 
 
-def end_workers(grace: float = 0) -> None:
-    """End all loading processes, those too that would not end when they are asked to, for which Python would wait.
+def children() -> set[BaseProcess]:
+    """Processes of this one that end with it, as those of loaders do; of others as well."""
+    return {process for process in multiprocessing.active_children() if process.daemon}
+
+
+def end_workers(workers: Iterable[BaseProcess], grace: float = 0) -> None:
+    """End loading processes, those too that would not end when they are asked to, for which Python would wait.
 
     Args:
+        workers: those to end.
         grace: seconds that they have to end by themselves.
     """
-    if threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD'):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their end
-    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    workers = list(workers)
+    is_main = threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD')
+    # torch's handler would raise at their end
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
     for process in workers:
         process.terminate()
     end = time.monotonic() + grace
     for process in workers:
         process.join(max(0, end - time.monotonic()))
         process.kill()
+        process.join()
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _end_daemons(grace: float) -> None:
+    end_workers(children(), grace)
 
 
 def spare_fork_server() -> None:
