@@ -72,23 +72,20 @@ class _Noted:
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self.noted_model = model
         self.features: Any = None
         self.logits: tuple[Tensor, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        return getattr(self.noted_model, name)
 
     def forward_features(self, x: Tensor) -> Any:
-        self.features = self._model.forward_features(x)
+        self.features = self.noted_model.forward_features(x)
         return self.features
 
     def forward_head(self, features: Any) -> Tensor:
-        found = self._model.forward_head(features)
+        found = self.noted_model.forward_head(features)
         if isinstance(found, Tensor):
             return found
-        self.logits = tuple(found)
-        total = self.logits[0]
-        for each in self.logits[1:]:
-            total = total + each
-        return total / len(self.logits)
+        self.logits = first, *others = tuple(found)
+        return sum(others, first) / len(self.logits)

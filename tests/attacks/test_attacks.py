@@ -35,6 +35,12 @@ def test_images_are_those_of_torchattacks(classifier, how):
     torch.testing.assert_close(attack(classifier, images(), LABELS, how), REFERENCE[how.name], rtol=0, atol=1e-7)
 
 
+def test_images_that_were_made_in_inference_mode(classifier):
+    with torch.inference_mode():
+        found = attack(classifier, images(), LABELS.clone(), Attack('fgsm', EPS), scale=1)
+    torch.testing.assert_close(found, REFERENCE['fgsm'], rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize('scale', [1.0, torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)], ids=['pixel', 'normalized'])
 @pytest.mark.parametrize('how', [Attack('fgsm', 0.1), Attack('pgd', 0.1), Attack('pgd', 0.1, restarts=3)])
 def test_promises(classifier, how, scale):

@@ -55,6 +55,12 @@ def test_averages_by_hand():
     assert weight.unusable == 0
 
 
+def test_it_goes_to_where_the_model_is():
+    weight = AutoWeight()
+    weight.update(torch.ones((), device='meta'), torch.ones((), device='meta'))
+    assert {weight.norms.device.type, weight.unusable.device.type} == {'meta'}
+
+
 def test_averages_stay_in_float64():
     """A half type would round steps of 2 % away."""
     weight = AutoWeight(1.0)

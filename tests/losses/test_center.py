@@ -29,6 +29,20 @@ def test_value_and_gradients_by_the_formula():
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_images_that_cross_entropy_leaves_out_move_no_center():
+    positions, weight, bias = draw_factors()
+    labels, kept = torch.full_like(LABELS, -100), torch.arange(len(LABELS)) % 2 == 0
+    labels[kept] = LABELS[kept]
+    losses = [make(0.7), make(0.7)]
+    values = [
+        losses[0](class_maps(positions, weight, bias), labels),
+        losses[1](class_maps(positions[kept], weight, bias), LABELS[kept]),
+    ]
+    torch.testing.assert_close(*values, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(v, loss.centers)[0] for v, loss in zip(values, losses, strict=True)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize('weight', [0.0, 0.003, 5.0])
 @pytest.mark.parametrize('alpha', [0.5, 1.0])
 def test_centers_follow_equation_4(weight, alpha):

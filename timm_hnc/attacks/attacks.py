@@ -177,10 +177,12 @@ def attack(
     """
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(f'images with values from {images.min():g} to {images.max():g}: expected [0, 1].')
-    if isinstance(scale, float) and attack.eps * scale > 1:
+    if not isinstance(scale, Tensor) and attack.eps * scale > 1:
         raise ValueError(f'eps = {attack.eps:g}: expected 0 to 1, images have values in [0, 1].')
     reach = attack.eps * torch.as_tensor(scale, device=images.device, dtype=images.dtype)
     with _attacked(model):
+        # tensors that were made in inference mode cannot have gradients, their copies can
+        images, target = (each.clone() if each.is_inference() else each for each in (images, target))
         if attack.name == 'fgsm':
             return _step(model, images, images, target, loss, reach, reach)
         return _pgd(model, images, target, attack, loss, reach, generator)

@@ -192,8 +192,7 @@ class _Attacked:
             if generator is None:
                 generator = torch.Generator(input.device).manual_seed(self.threat.seed)
             with torch.inference_mode(False):
-                # tensors that were made in inference mode cannot have gradients, their copies can
-                target, images = target.clone(), self.classifier.restore(at_least_float32(input.clone()))
+                images = self.classifier.restore(at_least_float32(input))
                 found = attack(self.followed, images, target, self.attack, self._loss(), scale, generator)
                 self.seen += len(images)
                 if self.attack.eps:

@@ -10,6 +10,8 @@ from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.number_types import at_least_float32
 from timm_hnc.losses.base import Loss, Needs, at_least, features
 
+_IGNORED = -100  # the label of images that cross-entropy leaves out
+
 
 class CenterLoss(Loss):
     r"""Cross-entropy + :math:`\lambda / 2` times the mean squared distance of features to the center of their class.
@@ -40,14 +42,16 @@ class CenterLoss(Loss):
 
     def forward(self, class_maps: ClassMaps, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
-        vectors = features(class_maps)
-        centers = self.centers.to(vectors.dtype)[target]
-        distance = (vectors - centers.detach()).square().sum(1).mean() / 2
+        vectors, known = features(class_maps), target != _IGNORED
+        centers = self.centers.to(vectors.dtype)[target.where(known, 0)]
+        squares = (vectors - centers.detach()).square().sum(1)
+        distance = squares.where(known, 0).sum() / known.sum().clamp(min=1) / 2
         criterion = functional.cross_entropy(at_least_float32(class_maps.logits), target)
         return criterion + self.weight * distance + self._center_update(vectors.detach(), centers, target)
 
     def _center_update(self, vectors: Tensor, centers: Tensor, target: Tensor) -> Tensor:
         """Nothing in value, the paper's update of the centers as its gradient."""
         count = (target[:, None] == target[None]).sum(1)
-        pull = ((vectors - centers).square().sum(1) / (2 * (1 + count))).sum()
+        pulls = (vectors - centers).square().sum(1) / (2 * (1 + count))
+        pull = pulls.where(target != _IGNORED, 0).sum()
         return pull - pull.detach()

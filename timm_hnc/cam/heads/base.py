@@ -126,7 +126,8 @@ class Head:
     def _check_exchanged(self, model: TimmModel, logits: Tensor, factors: tuple[Any, ...]) -> None:
         """Refuse a head in which something was exchanged, unless it does the same."""
         exchanged = [name for name, before in self.modules if _forward_at(model, name) is not before]
-        if forward_of(model, 'forward_head') is not self.forward_head:
+        inner: Any = getattr(model, 'noted_model', model)  # to note what it makes exchanges nothing
+        if forward_of(inner, 'forward_head') is not self.forward_head:
             exchanged.append('forward_head()')
         if not exchanged or logits.is_meta or in_transform():
             return

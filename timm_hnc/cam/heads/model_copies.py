@@ -33,15 +33,38 @@ def exact_numbers() -> Iterator[None]:
     One that was cast without a gradient would be used again in a training step, which then leaves the weight without
     its gradient (seen with torch 2.6, 2.7 and 2.8).
     """
-    precision, kept = torch.get_float32_matmul_precision(), torch.is_autocast_cache_enabled()
-    torch.set_float32_matmul_precision('highest')
+    kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
+        with _full_precision():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    try:
+        precision, _ = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # somebody has set the newer `fp32_precision`, and torch refuses to mix the two
+        backends: Any = torch.backends
+        cudnn, mkldnn = backends.cudnn, backends.mkldnn
+        parts = [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
+        before = [part.fp32_precision for part in parts]
+        try:
+            for part in parts:
+                part.fp32_precision = 'ieee'
+            yield
+        finally:
+            for part, value in zip(parts, before, strict=True):
+                part.fp32_precision = value
+        return
+    try:
+        torch.set_float32_matmul_precision('highest')
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        torch.set_autocast_cache_enabled(kept)
 
 
 def meta_copy(model: TimmModel) -> TimmModel:

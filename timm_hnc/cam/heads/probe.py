@@ -67,7 +67,8 @@ class Features:
 def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[int, int] | None = None) -> MapHead:
     """Find out how a model's logits come of positions.
 
-    Nothing of the model is changed, no image is needed, and a timm model on the meta device will do.
+    Nothing of the model is changed, no image is needed, and a timm model on the meta device will do. Hooks of the model
+    are called with what is tried out, as they may be part of what it does.
 
     Args:
         model: of timm, or any other image classifier.
@@ -83,7 +84,8 @@ def probe_head(model: TimmModel, place: Place | None = None, image_size: tuple[i
         if hasattr(model, '_orig_mod'):
             raise Refused('it is compiled, and its modules show nothing', 'wrap the model, and compile the wrapper')
         # a head may draw; and what the caller has switched on or off changes nothing of what is found
-        with exact_numbers(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        drawn_on = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
+        with exact_numbers(), torch.random.fork_rng(devices=drawn_on), torch.inference_mode(False):
             if place is None and is_of_timm(model):
                 return _find(model)
             head = find_hooked_head(model, place, image_size)
