@@ -89,6 +89,7 @@ def test_missing_data_is_refused(folder, tmp_path, parquet, cache):
 def test_a_folder_without_the_split_is_refused_instead_of_taken_whole(folder, tmp_path):
     shutil.copytree(folder / 'train', tmp_path / 'train')
     refused(DataError, "no folder for the split 'validation' but has train", root=tmp_path, split='validation')
+    refused(UsageError, "'hfd/set': expected a name that begins with torch", 'hfd/set', tmp_path, split='validation')
     assert len(create_dataset('', str(tmp_path), 'train', 3)) == 59
     assert len(create_dataset('', f'{tmp_path}/', '', 3)) == 59  # no split: whatever is there
     whole = create_dataset('', str(tmp_path / 'train'), 'validation', 3)

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.noise import LabelNoise, NoisyLabels
 
 NUM_CLASSES, PER_CLASS = 20, 500
@@ -49,6 +51,17 @@ def test_labels_depend_on_seed_and_index_alone():
     assert [image for image, _ in forwards] == list(range(200))
     other = NoisyLabels(dataset.dataset, noise, 10, seed=4)
     assert [label for _, label in forwards] != [other[index][1] for index in range(200)]
+
+
+def test_an_image_in_the_place_of_a_damaged_one_keeps_its_own_wrong_label(tmp_path):
+    for name in ('a/0', 'a/1', 'b/0', 'b/1'):
+        (tmp_path / f'{name}.png').parent.mkdir(exist_ok=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / f'{name}.png')
+    (tmp_path / 'a' / '1.png').write_bytes(b'damaged')
+    for seed in range(8):
+        dataset = NoisyLabels(create_dataset('', str(tmp_path), '', 2), LabelNoise('symmetric', 0.9), 2, seed)
+        labels = [dataset[index][1] for index in range(4)]
+        assert labels == [dataset.label(index, label) for index, label in ((0, 0), (2, 1), (2, 1), (3, 1))]
 
 
 def test_no_noise_and_nothing_but_noise():

@@ -106,7 +106,7 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
     if package and find_spec(package) is None:
         install = 'tensorflow tensorflow-datasets' if prefix == 'tfds' else '"timm_hnc[data]"'
         raise UsageError(f'--dataset {name} needs the package {package}: pip install {install}.')
-    if prefix and not root and prefix not in _PREFIXES:
+    if prefix and prefix not in _PREFIXES:
         raise UsageError(f"--dataset '{name}': expected a name that begins with {', '.join(_PREFIXES)} or hnc.")
     if prefix in ('torch', 'wds') and not root:
         raise UsageError(f'--dataset {name}: pass --data-dir DIR, the folder of the data set.')

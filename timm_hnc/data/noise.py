@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset
+from timm_hnc.data.loading.wrapped_dataset import RememberingReader, WrappedDataset, innermost
 
 KINDS = ('symmetric', 'asymmetric')
 
@@ -57,10 +57,14 @@ class NoisyLabels(WrappedDataset):
         self.noise = noise
         self.num_classes = num_classes
         self.seed = seed
+        read = innermost(dataset)
+        self._reader = None
+        if hasattr(read, 'reader'):
+            self._reader = read.reader = RememberingReader(read.reader)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = self.dataset[index]
-        return image, self.label(int(index), label)
+        return image, self.label(int(index if self._reader is None else self._reader.last), label)
 
     def label(self, index: int, label: int) -> int:
         """What becomes of the true label of a sample."""

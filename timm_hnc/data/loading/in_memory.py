@@ -4,10 +4,10 @@ Training images lie on the device as bytes, and the CIFAR augmentation (padded c
 once. Order and random numbers follow from seed, epoch and batch, as they do in the ordinary loader.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -182,10 +182,8 @@ def _decode(dataset: Dataset[Any], kept: KeptTargets, like: DataLoader[Any], dev
 def _check_memory(needed: float, device: torch.device) -> None:
     if device.type == 'cuda':
         free = torch.cuda.mem_get_info(device)[0]
-    elif 'SC_AVPHYS_PAGES' in os.sysconf_names:  # not on macOS
-        free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     else:
-        return
+        free = psutil.virtual_memory().available
     if needed > _MOST_OF_MEMORY * free:
         raise DataError(
             f'--data-in-memory: the images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}.'

@@ -29,6 +29,16 @@ class WrappedReader(Wrapper):
         self.unchecked = reader
 
 
+class RememberingReader(WrappedReader):
+    """Knows which sample was read last: where an image cannot be decoded, timm takes the next one."""
+
+    last = -1
+
+    def __getitem__(self, index: int) -> Any:
+        self.last = index
+        return self.unchecked[index]
+
+
 def innermost(dataset: Any) -> Any:
     """The data set inside all that is wrapped around it."""
     while hasattr(dataset, 'dataset'):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from timm_hnc.data.loading.seeded_batches import mixed
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, WrappedReader, innermost
+from timm_hnc.data.loading.wrapped_dataset import RememberingReader, WrappedDataset, innermost
 from timm_hnc.data.objects.in_memory import KeptMasks
 from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures, covers_of
 from timm_hnc.data.objects.slots import Slots
@@ -51,7 +51,7 @@ class GuidedDataset(WrappedDataset):
         # locks of this kind travel to forked and spawned workers alike
         self.odd_images, self.guided_images = (get_context('spawn').Value('q', 0) for _ in range(2))
         read = innermost(dataset)
-        self._reader = read.reader = _Remembering(read.reader)
+        self._reader = read.reader = RememberingReader(read.reader)
         self._transform: Any = None
         self._of_pixels = False
         self._objects: MovedBoxes | MovedPictures = MovedPictures({})  # of the sample that is being read
@@ -115,13 +115,3 @@ class GuidedDataset(WrappedDataset):
 def _count(value: Any, more: int = 1) -> None:
     with value.get_lock():
         value.value += more
-
-
-class _Remembering(WrappedReader):
-    """Knows which sample was read last: where an image cannot be decoded, timm takes the next one."""
-
-    last = -1
-
-    def __getitem__(self, index: int) -> Any:
-        self.last = index
-        return self.unchecked[index]
