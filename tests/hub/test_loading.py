@@ -195,7 +195,7 @@ def test_doors_that_are_closed(server, worker, good, images):
             assert 'Traceback' not in done.err
 
 
-@pytest.mark.parametrize('how', [503, 'cut'])
+@pytest.mark.parametrize('how', [503, 403, 'cut'])
 def test_a_hub_that_is_down(server, worker, good, how):
     server.put_repo(f'alice/down-{how}', good)
     server.fail('HEAD', f'alice/down-{how}', how, times=None)

@@ -87,6 +87,12 @@ def test_a_space_of_a_naflex_run_sees_photographs_in_their_own_shape(tmp_path, m
     assert (subject.patches.max_seq_len, subject.patches.size) == (64, model.model.get_patch_size())
 
 
+def test_photographs_are_converted_as_the_run_was_trained(tmp_path):
+    write_space(tmp_path, 'alice/hues', True, mode='HSV')
+    assert 'multi_label' not in (tmp_path / 'app.py').read_text()
+    assert 'mode = "HSV"\n' in (tmp_path / 'app.py').read_text()
+
+
 def test_code_that_is_gone_leaves_the_space(server, worker, run):
     own = {'notes.txt': b'of the owner', 'args.yaml': b'of the owner'}
     assert worker('push', run, 'alice/renewed', '--space').code == 0

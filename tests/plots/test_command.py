@@ -238,6 +238,10 @@ def test_kinds_of_photos(tmp_path):
     assert np.array_equal(grey, np.stack([ramp] * 3, -1))
     deep = photo_of(tmp_path, Image.fromarray(ramp.astype(np.uint16) * 257), 'deep.png')
     assert np.array_equal(deep, grey)
+    holed = ramp.astype(np.float32)
+    holed[0, 0] = np.nan
+    floats = photo_of(tmp_path, Image.fromarray(holed), 'float.tif')
+    assert abs(floats[1:, 1:].astype(int) - grey[1:, 1:] * (255 / ramp.max())).max() <= 1
     palette = photo_of(tmp_path, colour.quantize(64), 'palette.png')
     assert abs(palette - expected).mean() < 8
     seen = colour.convert('RGBA')

@@ -122,7 +122,7 @@ def test_figures_of_validate_come_into_the_report(runs, capsys, tmp_path):
     run = shutil.copytree(runs[0], tmp_path / 'run', symlinks=True)
     argv = ['--checkpoint', run, '--workers', '0', '--device', 'cpu', '--cam-curves', '3']
     attack = ['--attack', 'fgsm', 'pgd', '--attack-eps', '0.05', '0.1', '--attack-space', 'normalized']
-    file = ['--results-file', run / 'validation.json', '--results-format', 'json']
+    file = ['--results-file', run / 'validation.json']
     found = validate(capsys, *argv, *attack, *file)
     assert (found['attack_space'], found['attack_loss']) == ('normalized', 'ce')
     files = read_run_files(run)
@@ -152,6 +152,14 @@ def test_figures_of_other_images_stay_out(runs, tmp_path, caplog):
         assert (files.figures.get('cam_negative_peak') == 99) == used
         assert any(row['eps'] == 0.5 for row in files.robustness) == used
         assert ("validation.json' is left out: top1 is" in caplog.text) != used
+
+
+def test_figures_that_cannot_be_read_stay_out(runs, tmp_path, caplog):
+    run = shutil.copytree(runs[0], tmp_path / 'run', symlinks=True)
+    figures = read_run_files(run).figures
+    (run / 'validation.json').write_text('top1,top5\n1,2\n')
+    assert read_run_files(run).figures == figures
+    assert "validation.json' cannot be read: Expecting value" in caplog.text
 
 
 def test_attacks_on_different_losses_are_told_apart(runs, tmp_path, without_curves):

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from timm_hnc import CamModel, create_model
 from timm_hnc.errors import UsageError
+from timm_hnc.weights.opening import short_names
 from timm_hnc.weights.saving import export_state_dict, save_pretrained
 
 
@@ -125,3 +126,16 @@ def test_a_folder_that_cannot_be_written_is_an_os_error(model, tmp_path):
     (tmp_path / 'file').write_text('in the way')
     with pytest.raises(OSError, match='file'):
         save_pretrained(model, tmp_path / 'file')
+
+
+def test_short_names_tell_models_apart(tmp_path):
+    for run in ('a/run', 'b/run', 'b/other'):
+        (tmp_path / run / 'model_best').mkdir(parents=True)
+    runs = [f'{tmp_path}/{name}' for name in ('a/run', 'b/other/model_best/')]
+    assert short_names(runs) == ['run', 'other']
+    assert short_names([f'local-dir:{run}/model_best/' for run in ('a', tmp_path / 'b' / 'run')]) == [
+        'model_best',
+        'run',
+    ]
+    assert short_names([runs[0], f'{tmp_path}/b/run']) == [runs[0], f'{tmp_path}/b/run']
+    assert short_names(['hf-hub:user/name@refs/pr/1', 'resnet18']) == ['name', 'resnet18']

@@ -16,6 +16,7 @@ from timm_hnc.plots.photo_cams import map_values, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.progress import progress
 from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, reading
+from timm_hnc.weights.opening import short_names
 from timm_hnc.weights.saving import check_architecture, find_weights
 
 _logger = logging.getLogger(__name__)
@@ -48,11 +49,12 @@ def _draw(args: argparse.Namespace) -> Rows:
     names = _read_names(args.class_names) if args.class_names else None
     checkpoints = _find_checkpoints(args)
     subjects = []
-    for checkpoint, folder in checkpoints:
+    captions = short_names([checkpoint or args.model or '' for checkpoint, _ in checkpoints])
+    for (checkpoint, folder), caption in zip(checkpoints, captions, strict=True):
         model = _load(args, checkpoint, folder)
-        caption = _caption(checkpoint or args.model) if len(checkpoints) > 1 else ''
         local = args.model if (args.model or '').startswith('local-dir:') else None
-        subjects.append(subject_of(model, checkpoint or local, caption, args.task, names))
+        named = caption if len(checkpoints) > 1 else ''
+        subjects.append(subject_of(model, checkpoint or local, named, args.task, names))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk, args.contrast)
     # whose row it is: the run's name is there where there are several
     rows = [row if row.caption or len(photos) == 1 else replace(row, caption=photo.name) for photo, row in drawn]
@@ -66,7 +68,7 @@ main = picture_command(build_parser, _draw)
 
 def _read_names(path: str) -> list[str]:
     try:
-        names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--class-names '{path}' cannot be read: {error}") from error
     if not names:
@@ -120,9 +122,3 @@ def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None)
     if options.get('pretrained') and name.startswith(WITH_WEIGHTS):
         check_classes(model, checkpoint or name)
     return CamModel(model).eval()
-
-
-def _caption(checkpoint: str) -> str:
-    """A run's name, also for the weights in it."""
-    path = Path(checkpoint).absolute()
-    return path.parent.name if path.name in ('model_best', 'last') else path.name

@@ -1,6 +1,7 @@
 """timm-hnc demo: a page on this machine to try a model on, or to compare two."""
 
 import argparse
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from timm_hnc.demo.samples import Sample, spread_over
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.files.run_options import options_of_run
 from timm_hnc.plots.photo_cams import Subject
-from timm_hnc.weights.opening import short_name
+from timm_hnc.weights.opening import short_names
+
+_logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,14 +49,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.port is not None and not 1 <= args.port <= 65535:
         raise UsageError(f'--port {args.port}: expected 1 to 65535.')
     _check_address(args.host, args.port or 0)
-    subjects = [_subject(model, args) for model in args.models]
+    subjects = [_subject(*each, args) for each in zip(args.models, short_names(args.models), strict=True)]
     samples: list[Sample] = []
     note = ''
     try:
         for model, subject in zip(args.models, subjects, strict=True) if args.images else ():
             samples = samples or _samples(model, subject, args.images)
     except (DataError, UsageError) as error:
-        note = f'No validation images to pick from: {error}'
+        _logger.warning(f'No validation images to pick from: {error}')
+        note = 'No validation images to pick from; why, is in the log.'  # an error may name folders of this machine
     with ended_like_ctrl_c(), TemporaryDirectory(prefix='timm-hnc-demo-') as folder:  # uploads go with the page
         os.environ['GRADIO_TEMP_DIR'] = folder  # pages that share one delete each other's files
         os.environ['NO_PROXY'] = ','.join(filter(None, [os.environ.get('NO_PROXY'), 'localhost,127.0.0.1', args.host]))
@@ -78,9 +82,9 @@ def _check_address(host: str, port: int) -> None:
         raise UsageError(f'{where}: the page cannot be served there: {error}') from error
 
 
-def _subject(model: str, args: argparse.Namespace) -> Subject:
+def _subject(model: str, caption: str, args: argparse.Namespace) -> Subject:
     made = named_model(model, args, pretrained=not args.no_pretrained)
-    return subject_of(made, model, short_name(model), args.task)
+    return subject_of(made, model, caption, args.task)
 
 
 def _samples(model: str, subject: Subject, count: int) -> list[Sample]:

@@ -58,4 +58,5 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--out '{path}' cannot be written: {error}") from error
+        size = f'{picture.width} x {picture.height} pixels'  # JPEG takes 65,500 a side, WebP 16,383
+        raise UsageError(f"--out '{path}' cannot be written ({size}): {error}") from error

@@ -40,5 +40,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     if space:
         trained = read_options(run)
         multi_label, naflex = trained.get('task') == 'multilabel', NaFlexOptions.of_run(trained)
-        shared = {name: options[name] for name in ('private', 'revision')}
+        shared = {name: options[name] for name in ('private', 'revision')} | {'mode': trained.get('input_img_mode')}
         print(push_space(repo_id, multi_label=multi_label, naflex=naflex, **shared))  # noqa: T201  # the result of the command

@@ -85,7 +85,7 @@ def _validate_all(options: ValidateOptions, sources: list[Source], accelerator: 
 
 def _write_results(path: str, results: Any, format: str) -> None:
     try:
-        if format == 'json':
+        if format == 'json' or path.lower().endswith('.json'):
             write_json(path, results)
         else:
             write_csv(path, results if isinstance(results, list) else [results])

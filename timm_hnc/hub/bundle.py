@@ -64,7 +64,7 @@ def bundle_run(
 ) -> None:
     """Write what a run folder has to show: its best weights, card, options, epochs, result and a CAM panel.
 
-    Of paths in options and command line only the last part stays.
+    Of paths in options and command line that lead elsewhere only the last part stays.
 
     Args:
         run: run folder.

@@ -61,7 +61,7 @@ def render_card(facts: CardFacts) -> str:
         ours=facts.config['architecture'].startswith('cifar_'),
         num_classes=facts.config['num_classes'],
         size=size,
-        mode={1: 'L', 3: 'RGB'}.get(size[0]),
+        mode=facts.options.get('input_img_mode') or {1: 'L', 3: 'RGB'}.get(size[0]),
         several_labels=facts.options.get('task') == 'multilabel',
         criterion=hnc.get('criterion'),
         note=getattr(LOSSES.get(hnc.get('criterion') or ''), 'export_note', ''),

@@ -52,7 +52,7 @@ def data_name(options: Mapping[str, Any]) -> str:
     name = str(options.get('dataset') or options.get('data_dir') or options.get('data') or '')
     if is_hub_name(name):
         return name.partition('/')[2]
-    return name.rstrip('/').rsplit('/', 1)[-1]
+    return re.split(r'[/\\]', name.rstrip('/\\'))[-1]
 
 
 def is_hub_name(dataset: Any) -> bool:

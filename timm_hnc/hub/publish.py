@@ -214,4 +214,4 @@ def publish_folder(
     except DataError:
         raise
     except Exception as error:  # of the client and of its HTTP library
-        raise DataError(f'not published: {explain(error, name)}') from error
+        raise DataError(f'not published: {explain(error, name, writing=True)}') from error

@@ -21,24 +21,32 @@ def push_space(
     *,
     multi_label: bool = False,
     naflex: NaFlexOptions | None = None,
+    mode: str | None = None,
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
     """Publish the page as a Space that has the name of a published model, whose weights it loads when it starts.
 
+    `mode` is that of `Subject`.
+
     Raises:
         DataError: the Hub refuses or fails; the Space is as it was, or has the whole commit.
     """
     with TemporaryDirectory() as folder:
-        write_space(Path(folder), repo_id, multi_label, naflex, revision)
+        write_space(Path(folder), repo_id, multi_label, naflex, revision, mode)
         return publish_folder(
             Path(folder), repo_id, private=private, commit_message='Add page', token=token, repo_type='space'
         )
 
 
 def write_space(
-    folder: Path, repo_id: str, multi_label: bool, naflex: NaFlexOptions | None = None, revision: str | None = None
+    folder: Path,
+    repo_id: str,
+    multi_label: bool,
+    naflex: NaFlexOptions | None = None,
+    revision: str | None = None,
+    mode: str | None = None,
 ) -> None:
     """Write what a Space is made of: README.md, app.py, requirements.txt, and this package, which no index has."""
     templates = Environment(loader=PackageLoader('timm_hnc.hub'), trim_blocks=True, keep_trailing_newline=True)
@@ -49,6 +57,7 @@ def write_space(
         'multi_label': multi_label,
         'naflex': repr(naflex) if naflex and naflex.naflex_loader else '',
         'gradio': _gradio_version(),
+        'mode': mode,
     }
     for template, name in (('space.md', 'README.md'), ('space_app.txt', 'app.py')):
         (folder / name).write_text(templates.get_template(template).render(facts), encoding='utf-8')

@@ -90,8 +90,8 @@ def load_photo(path: Path) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith('I') or image.mode == 'F':
         # 16 and 32 bits: Pillow would cut them off at 255
-        values = np.asarray(image, dtype=np.float64)
-        highest = 65535.0 if image.mode.startswith('I') else max(values.max(), 1e-12)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        highest = max(values.max(), 65535.0 if image.mode.startswith('I') else 1e-12)
         image = Image.fromarray((values / highest * 255).clip(0, 255).round().astype(np.uint8))
     if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
         image = image.convert('RGBA')

@@ -108,7 +108,11 @@ def _figures(folder: Path, validation: dict[str, Any]) -> dict[str, float]:
 
 def _read_validation(folder: Path) -> dict[str, Any]:
     """What validate.py wrote into a run folder; empty where its figures are not those of the run's end."""
-    validation = _read(folder / VALIDATION, dict) or {}
+    try:
+        validation = _read(folder / VALIDATION, dict) or {}
+    except DataError as error:
+        _logger.warning(f'{error} It is left out.')
+        return {}
     final = numbers(read_result(folder).get('final') or {})
     for name in ('top1', 'map'):
         found = numbers(validation).get(name)

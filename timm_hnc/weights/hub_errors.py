@@ -27,7 +27,7 @@ _TOKEN = re.compile(r'hf_\w+|Bearer \S+')
 _logger = logging.getLogger(__name__)
 
 
-def explain(error: BaseException, name: str) -> str:
+def explain(error: BaseException, name: str, writing: bool = False) -> str:
     """One line on an error of the Hub's client for that repository, without tokens and addresses of requests."""
     chain = list(_chain(error))
     status = _status(chain)
@@ -39,7 +39,7 @@ def explain(error: BaseException, name: str) -> str:
         return f"'{name}' has no such revision (branch, tag or commit)."
     if status == 401 and not _has(chain, RepositoryNotFoundError):
         return f"the Hub does not know the token (401) that was sent for '{name}': hf auth login, or see HF_TOKEN."
-    if status == 403:
+    if status == 403 and writing:
         return f"the token has no right to write to '{name}' (403): check the namespace, and that the token may write."
     if _has(chain, RepositoryNotFoundError):
         return f"repository '{name}' does not exist, or is private and not yours: log in (hf auth login, or HF_TOKEN)."
@@ -82,7 +82,7 @@ def try_again(work: Callable[[], T], name: str) -> T:
         except Exception as error:
             if not may_pass(error):
                 raise
-            _logger.warning(f'{explain(error, name)} Trying again in {wait:g} s.')
+            _logger.warning(f'{explain(error, name, writing=True)} Trying again in {wait:g} s.')
             time.sleep(wait)
     return work()
 

@@ -1,5 +1,6 @@
 """A model by what a user calls it: a run folder, a folder of weights, or a name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,16 @@ def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamMod
     return made
 
 
+def short_names(models: Sequence[str]) -> list[str]:
+    """Short names of models that stand beside each other; as they are given where those would be equal."""
+    names = [short_name(model) for model in models]
+    return names if len(set(names)) == len(names) else list(models)
+
+
 def short_name(model: str) -> str:
     """The last part of a folder's or a model's name, for files and captions."""
-    path = Path(model)
-    if path.is_dir():
-        path = path.resolve() if not path.name else path
-        return path.absolute().parent.name if path.name in ('model_best', 'last', 'model') else path.absolute().name
-    return (model.partition(':')[2] or model).rpartition('/')[2].partition('@')[0]
+    path = Path(model.removeprefix('local-dir:'))
+    if path.exists():
+        path = path.resolve() if not path.name else path.absolute()
+        return path.parent.name if path.name in ('model_best', 'last', 'model') else path.name
+    return (model.partition(':')[2] or model).partition('@')[0].rpartition('/')[2]

@@ -74,7 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     labels = {name: {'metavar': 'FILE'} for name in ('real_labels', 'valid_labels')}
     add = add_flags(parser, 'results', LabelOptions, labels).add_argument
     add('--results-file', type=str, default='', metavar='FILE', help='where the results are written')
-    add('--results-format', type=str, default='csv', metavar='FORMAT', help='csv or json')
+    add(
+        '--results-format',
+        type=str,
+        default='csv',
+        metavar='FORMAT',
+        help='csv or json; always json where the name ends so',
+    )
     add, hidden = parser.add_argument_group('not supported').add_argument, argparse.SUPPRESS
     add('--aot-autograd', action='store_true', help=hidden)
     add('--num-gpu', type=int, default=1, help=hidden)
