@@ -133,9 +133,7 @@ def test_short_names_tell_models_apart(tmp_path):
         (tmp_path / run / 'model_best').mkdir(parents=True)
     runs = [f'{tmp_path}/{name}' for name in ('a/run', 'b/other/model_best/')]
     assert short_names(runs) == ['run', 'other']
-    assert short_names([f'local-dir:{run}/model_best/' for run in ('a', tmp_path / 'b' / 'run')]) == [
-        'model_best',
-        'run',
-    ]
+    weights = [f'local-dir:{tmp_path}/{name}/model_best/' for name in ('a/run', 'b/other')]
+    assert short_names(weights) == ['run', 'other']
     assert short_names([runs[0], f'{tmp_path}/b/run']) == [runs[0], f'{tmp_path}/b/run']
     assert short_names(['hf-hub:user/name@refs/pr/1', 'resnet18']) == ['name', 'resnet18']
