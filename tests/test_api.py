@@ -128,8 +128,8 @@ def test_loops_of_the_callers_own_go_on_beside_it(images, tmp_path):
     timm_hnc.train(model, data, data, **OPTIONS, epochs=1, lr=0.1, warmup_epochs=0, output=str(tmp_path))
     trained = [name for name, _ in model.named_parameters() if not torch.equal(model.state_dict()[name], before[name])]
     assert len(trained) == len(list(model.parameters()))
-    assert (theirs.sync_gradients, theirs.gradient_accumulation_steps) == (False, 4)
     timm_hnc.evaluate(model, data, workers=0, device='cpu', img_size=32)
+    assert (theirs.sync_gradients, theirs.gradient_accumulation_steps) == (False, 4)
     assert len(pickle.loads(pickle.dumps(copy.deepcopy(data)))) == len(data)
     filters = len(logging.getLogger('timm.data.dataset').filters)
     with pytest.raises(UsageError, match='opt'):

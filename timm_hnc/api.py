@@ -124,13 +124,13 @@ def evaluate(model: nn.Module, data: Any, options: ValidateOptions | None = None
             {'batch_size', *_OF_IMAGES, *_OF_NAFLEX},
             'the DataLoader that is provided makes the batches.',
         )
-    accelerator = evaluation_accelerator(options.device)
     if isinstance(told, CamModel):
         options.naflex.patches(plain)  # which refuses them
         options = replace(options, input=_input_of(told, options.input))
     if options.device.model_dtype:
         plain = copy.deepcopy(plain)  # whose own weights keep their digits
     with _as_they_were(data):
+        accelerator = evaluation_accelerator(options.device)
         return measure(plain, data, options, Source(name_of(plain)), accelerator, wrap)
 
 

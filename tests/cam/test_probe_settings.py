@@ -1,7 +1,5 @@
 """What the probing of a head switches off meanwhile, and puts back."""
 
-import operator
-
 import pytest
 import torch
 from running import run_script
@@ -25,27 +23,45 @@ def settings():
     return matmul, cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark, torch.is_autocast_cache_enabled()
 
 
-@pytest.mark.parametrize('part', ['cuda.matmul', 'cudnn.conv', 'mkldnn.matmul'])
-def test_torchs_newer_settings_of_precision(part, tmp_path):
-    """With those, torch refuses to read the older ones."""
-    if not hasattr(operator.attrgetter(part)(torch.backends), 'fp32_precision'):
-        pytest.skip('torch 2.9 has them')
-    path = tmp_path / 'wrap.py'
-    path.write_text(f"""
-import operator, timm, torch
-part = operator.attrgetter('{part}')(torch.backends)
-part.fp32_precision = 'tf32' if part.fp32_precision != 'tf32' else 'ieee'
-before = part.fp32_precision
-try:
-    torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-except RuntimeError:
-    pass
-else:
-    raise SystemExit('torch reads both')
+SETTINGS = """
+import operator
+
+import timm
+import torch
 from timm_hnc import CamModel
-assert CamModel(timm.create_model('test_resnet')).kind
-assert part.fp32_precision == before
-""")
+
+parts = ['cuda.matmul', 'cudnn.conv', 'cudnn.rnn', 'mkldnn.matmul', 'mkldnn.conv', 'mkldnn.rnn']
+
+def state():
+    found = [operator.attrgetter(f'{part}.fp32_precision')(torch.backends) for part in parts]
+    try:
+        return found, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # torch refuses to read these where those were set
+        return found
+
+def probe():
+    before = state()
+    assert CamModel(timm.create_model('test_resnet')).kind
+    assert state() == before, (state(), before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, 'fp32_precision'), reason='torch 2.9 has them')
+@pytest.mark.parametrize(
+    'setting',
+    [
+        'pass',
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+        "torch.backends.mkldnn.conv.fp32_precision = 'tf32'",
+        "torch.backends.fp32_precision = 'tf32'",
+    ],
+)
+def test_torchs_newer_settings_of_precision(setting, tmp_path):
+    path = tmp_path / 'wrap.py'
+    path.write_text(f'{SETTINGS}\n{setting}\nprobe()\n')
     done = run_script(path)
     assert done.returncode == 0, done.stderr
 

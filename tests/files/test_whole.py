@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import resource
+import stat
 from contextlib import contextmanager
 
 import pytest
@@ -36,14 +38,25 @@ def test_what_was_there_stays_where_a_write_fails(tmp_path):
     assert path.read_text() == 'lr: 2\n' * 100
 
 
-def test_links_and_what_is_no_file_stay_what_they_are(tmp_path):
+def test_a_file_that_only_its_owner_reads_stays_so(tmp_path):
+    path = tmp_path / 'args.yaml'
+    path.touch(mode=0o600)
+    write_whole(path, 'lr: 2')
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ('lr: 2', 0o600)
+
+
+def test_tables_go_through_links_and_pipes(tmp_path):
     (tmp_path / 'there').mkdir()
     link = tmp_path / 'link.json'
     link.symlink_to('there/result.json')
     write_json(link, {'top1': float('nan')})
     assert link.is_symlink()
     assert (tmp_path / 'there' / 'result.json').read_text() == '{\n  "top1": null\n}\n'
-    write_whole('/dev/null', 'text')
+    reading, writing = os.pipe()
+    write_table(f'/dev/fd/{writing}', [{'b': 2}])
+    os.close(writing)
+    with open(reading) as pipe:
+        assert pipe.read() == 'b\n2\n'
 
 
 def test_names_that_are_no_utf8(tmp_path):

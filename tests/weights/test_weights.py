@@ -135,5 +135,5 @@ def test_short_names_tell_models_apart(tmp_path):
     assert short_names(runs) == ['run', 'other']
     weights = [f'local-dir:{tmp_path}/{name}/model_best/' for name in ('a/run', 'b/other')]
     assert short_names(weights) == ['run', 'other']
-    assert short_names([runs[0], f'{tmp_path}/b/run']) == [runs[0], f'{tmp_path}/b/run']
+    assert short_names([runs[0], f'{tmp_path}/b/run']) == ['run (1)', 'run (2)']
     assert short_names(['hf-hub:user/name@refs/pr/1', 'resnet18']) == ['name', 'resnet18']

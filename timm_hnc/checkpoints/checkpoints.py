@@ -157,7 +157,9 @@ class CheckpointFolder:
 
     def point_at_best(self) -> None:
         """Let `model_best` be the best of the checkpoints that are ranked."""
-        _swap_link(self.folder / 'model_best', Path('checkpoints') / self.progress.ranking[0][0] / 'model')
+        link, target = self.folder / 'model_best', Path('checkpoints') / self.progress.ranking[0][0] / 'model'
+        if not link.is_symlink() or link.readlink() != target:
+            _swap_link(link, target)
 
     def _drop(self, last: str) -> None:
         best = (self.folder / 'model_best').resolve().parent.name  # not ranked any more where the metric is another

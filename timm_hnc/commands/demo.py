@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             samples = samples or _samples(model, subject, args.images)
     except (DataError, UsageError) as error:
         _logger.warning(f'No validation images to pick from: {error}')
-        note = 'No validation images to pick from; why, is in the log.'  # an error may name folders of this machine
+        note = 'No validation images to pick from: the log says why.'  # an error may name folders of this machine
     with ended_like_ctrl_c(), TemporaryDirectory(prefix='timm-hnc-demo-') as folder:  # uploads go with the page
         os.environ['GRADIO_TEMP_DIR'] = folder  # pages that share one delete each other's files
         os.environ['NO_PROXY'] = ','.join(filter(None, [os.environ.get('NO_PROXY'), 'localhost,127.0.0.1', args.host]))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from timm_hnc.data.loading.wrapped_dataset import RememberingReader, WrappedDataset, innermost
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, remembering
 
 KINDS = ('symmetric', 'asymmetric')
 
@@ -57,10 +57,7 @@ class NoisyLabels(WrappedDataset):
         self.noise = noise
         self.num_classes = num_classes
         self.seed = seed
-        read = innermost(dataset)
-        self._reader = None
-        if hasattr(read, 'reader'):
-            self._reader = read.reader = RememberingReader(read.reader)
+        self._reader = remembering(dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = self.dataset[index]

@@ -9,7 +9,7 @@ from yaml.loader import SafeLoader
 from timm_hnc.errors import DataError
 
 # libyaml's is ten times as fast, but not in every build of PyYAML
-_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+_LOADER = getattr(yaml, 'CSafeLoader', SafeLoader)
 
 OF_THE_HUB = ('push_to_hub', 'hub_every', 'hub_private', 'hub_revision', 'hub_licence', 'baseline')
 # options by which runs are not told apart

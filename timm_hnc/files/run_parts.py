@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from timm_hnc.errors import DataError
-from timm_hnc.files.tables import write_json
+from timm_hnc.files.tables import json_text
+from timm_hnc.files.whole import write_whole
 
 PARTS = 'parts.json'
 
@@ -54,7 +55,7 @@ def _text(value: Any) -> str:
 def write_parts(folder: Path, parts: Sequence[Part]) -> None:
     """Write parts.json of a run folder; a run whose options stayed has none."""
     if len(parts) > 1:
-        write_json(folder / PARTS, [asdict(part) for part in parts])
+        write_whole(folder / PARTS, json_text([asdict(part) for part in parts]))
     else:
         (folder / PARTS).unlink(missing_ok=True)
 

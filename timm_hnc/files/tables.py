@@ -8,21 +8,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from timm_hnc.files.whole import write_whole
+from timm_hnc.files.whole import write_text
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows under the names that any of them has; numbers in full."""
+    write_text(path, csv_text(rows))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `write_csv` writes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue())
+    return text.getvalue()
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON that people can read."""
-    write_whole(path, json.dumps(without_nan(content), indent=2) + '\n')
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(without_nan(content), indent=2) + '\n'
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:

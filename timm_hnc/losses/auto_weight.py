@@ -79,7 +79,7 @@ class AutoWeight(nn.Module):
     def update(self, criterion_norm: Tensor, hnc_norm: Tensor) -> None:
         """Take the norms of a training batch, each () and of this process; no number is read from the device."""
         if self.norms.device != hnc_norm.device:
-            self.to(hnc_norm.device)  # nobody has said where the model is
+            self.to(hnc_norm.device)  # in a loop of one's own that moves the model alone
         squares = torch.stack([criterion_norm, hnc_norm]).to(self.norms.dtype).square()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(squares)

@@ -10,7 +10,7 @@ import torch
 from jinja2 import Environment, PackageLoader
 
 from timm_hnc.errors import UsageError
-from timm_hnc.files.whole import write_whole
+from timm_hnc.files.whole import write_text
 from timm_hnc.plots.curves import Panel, curve_panels, label, told_apart
 from timm_hnc.plots.figures import as_image, as_label, new_figure, shortened, style_of
 from timm_hnc.plots.lettering import format_ends, format_probability
@@ -58,7 +58,7 @@ def write_report(folders: Sequence[Path], path: Path) -> list[RunFiles]:
         page = render_report(runs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, page)
+        write_text(path, page)
     except OSError as error:
         raise UsageError(f"report '{path}' cannot be written: {error}") from error
     return runs

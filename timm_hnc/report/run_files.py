@@ -111,7 +111,7 @@ def _read_validation(folder: Path) -> dict[str, Any]:
     try:
         validation = _read(folder / VALIDATION, dict) or {}
     except DataError as error:
-        _logger.warning(f'{error} It is left out.')
+        _logger.warning(f'{error}: left out.')
         return {}
     final = numbers(read_result(folder).get('final') or {})
     for name in ('top1', 'map'):

@@ -8,7 +8,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from timm import utils
 
 from timm_hnc.errors import DataError
@@ -204,15 +204,13 @@ def load_best(run: Run) -> Any:
     Raises:
         DataError: they are not what was saved.
     """
-    model = run.evaluated_model
+    model, folder = run.evaluated_model, run.folder / 'model_best'
+    [problem] = broadcast_object_list([_problem_of_best(run) if run.accelerator.is_main_process else None])
+    if problem:
+        raise DataError(
+            f"{problem.rstrip('.')}. Remove '{folder.resolve().parent}' and go on with --resume auto, without it."
+        )
     if run.accelerator.is_main_process:
-        run.checkpoints.point_at_best()  # another one, where somebody has removed it
-        folder = run.folder / 'model_best'
-        try:
-            check_weights_file(folder)
-        except DataError as error:
-            checkpoint = folder.resolve().parent
-            raise DataError(f"{error} Remove '{checkpoint}' and go on with --resume auto, without it.") from error
         weights = safetensors.torch.load_file(folder / WEIGHTS)
         model.load_state_dict(weights, strict=not run.options.model.split_bn)
     for tensor in model.state_dict().values() if run.distributed else ():
@@ -220,6 +218,16 @@ def load_best(run: Run) -> Any:
     if model is run.export_copy and run.averaged_model is run.model:
         run.model.load_state_dict(model.state_dict())
     return model
+
+
+def _problem_of_best(run: Run) -> str:
+    """What is wrong with the best weights, '' where nothing is."""
+    try:
+        run.checkpoints.point_at_best()  # another one, where somebody has removed it
+        check_weights_file(run.folder / 'model_best')
+    except (OSError, DataError) as error:
+        return str(error)
+    return ''
 
 
 def _evaluate_best(run: Run, model: Any) -> tuple[dict[str, float] | None, Findings | None]:

@@ -135,10 +135,7 @@ def _go_on(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None, leave
             rank_anew(run, checkpoint)
         begin_part(run, checkpoint)
         if is_main:
-            own = checkpoint is not None and run_folder_of(checkpoint) == folder.resolve()
-            if checkpoint is not None and own:
-                run.checkpoints.point_at_last(checkpoint.name)  # an earlier one, perhaps: later ones are left behind
-            _write_options(run, recorded, own)
+            _write_options(run, recorded, checkpoint)
         accelerator.wait_for_everyone()
         start_trackers(accelerator, folder, options.tracking, flattened(run.options))
         with run.stop:
@@ -174,7 +171,7 @@ def _run_folder(options: TrainOptions) -> Path:
     """
     output, experiment, resume = options.run.output, options.run.experiment, options.run.resume
     for flag, name in (('--output', output), ('--experiment', experiment), ('--resume', resume)):
-        if any('\udc80' <= letter <= '\udcff' for letter in name):
+        if any('\udc80' <= letter <= '\udcff' for letter in name or ''):
             raise UsageError(f"{flag} '{name}': expected a name in UTF-8, weights are saved under no other.")
     default = f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(options.model.model)}'
     root = Path(output or 'output/train')
@@ -234,12 +231,15 @@ def _check_something_is_left(run: Run) -> None:
         )
 
 
-def _write_options(run: Run, recorded: Mapping[str, Any], resumed_here: bool) -> None:
-    """What repeats the run, or goes on with it: where an attempt at it began is no part of that."""
+def _write_options(run: Run, recorded: Mapping[str, Any], checkpoint: Path | None) -> None:
+    """What repeats the run, or goes on with it from a checkpoint: where an attempt at it began is no part of that."""
     values = {**recorded, **flattened(run.options), 'start_epoch': None}
-    if resumed_here:
+    folder = run.folder.resolve()
+    if checkpoint is not None and run_folder_of(checkpoint) == folder:
         values |= {'no_resume_opt': False, 'resume': 'auto' if run.options.run.resume == 'auto' else ''}
     try:
+        if checkpoint is not None and checkpoint.parent == folder / 'checkpoints':
+            run.checkpoints.point_at_last(checkpoint.name)  # it may be an earlier one: later ones are left behind
         write_whole(run.folder / 'args.yaml', dump_yaml(values))
         write_parts(run.folder, run.checkpoints.progress.parts)
     except OSError as error:

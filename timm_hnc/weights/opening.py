@@ -38,9 +38,10 @@ def open_model(model: str, pretrained: bool = False, **arguments: Any) -> CamMod
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """Short names of models that stand beside each other; as they are given where those would be equal."""
+    """Short names of models that stand beside each other; numbered where they would be equal."""
     names = [short_name(model) for model in models]
-    return names if len(set(names)) == len(names) else list(models)
+    numbered = (f'{name} ({number})' for number, name in enumerate(names, 1))
+    return names if len(set(names)) == len(names) else list(numbered)
 
 
 def short_name(model: str) -> str:

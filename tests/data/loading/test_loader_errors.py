@@ -77,10 +77,11 @@ def test_processes_of_others_live_on():
     others = worker_signals.children()
     handler = signal.getsignal(signal.SIGCHLD)
     try:
-        with pytest.raises(DataError, match='DataLoader worker'):
+        with pytest.raises(DataError, match='DataLoader worker'), reading.watched_workers():
             for _ in reading.read(DataLoader(Deadly(), batch_size=1, num_workers=1)):
                 pass
-        assert worker_signals.children() == others
+        assert other.is_alive()
+        assert worker_signals.children() <= others
         assert signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL or handler is signal.SIG_DFL
     finally:
         other.kill()

@@ -44,27 +44,43 @@ def exact_numbers() -> Iterator[None]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
+    parts = _parts_of_their_own()
+    before = [part.fp32_precision for part in parts]
+    precision = _older_precision()
     try:
-        precision, _ = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # somebody has set the newer `fp32_precision`, and torch refuses to mix the two
-        backends: Any = torch.backends
-        cudnn, mkldnn = backends.cudnn, backends.mkldnn
-        parts = [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
-        before = [part.fp32_precision for part in parts]
-        try:
-            for part in parts:
-                part.fp32_precision = 'ieee'
+        for part in parts if precision is None else parts[-2:]:  # of the others the older settings are
+            part.fp32_precision = 'ieee'
+        if precision is None:
             yield
-        finally:
-            for part, value in zip(parts, before, strict=True):
-                part.fp32_precision = value
-        return
-    try:
-        torch.set_float32_matmul_precision('highest')
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            yield
+        else:
+            torch.set_float32_matmul_precision('highest')
+            with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+                yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = 'none'  # what is set for all is in force then
+            if part.fp32_precision != value:
+                part.fp32_precision = value
+
+
+def _parts_of_their_own() -> list[Any]:
+    """What has a precision of its own; torch 2.7 and 2.8 have none."""
+    backends: Any = torch.backends
+    if not hasattr(backends, 'fp32_precision'):
+        return []
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    return [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+
+
+def _older_precision() -> str | None:
+    """torch.get_float32_matmul_precision(); None where torch refuses to mix it with what somebody has set."""
+    try:
+        _ = torch.backends.cudnn.allow_tf32
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def meta_copy(model: TimmModel) -> TimmModel:

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from timm_hnc.alarm import alarm
-from timm_hnc.data.loading.worker_signals import children, end_workers
+from timm_hnc.data.loading.worker_signals import children, end_workers, workers_of
 from timm_hnc.errors import DataError
 
 _GRACE = 5  # seconds
@@ -28,14 +28,15 @@ def read(loader: Iterable[Any]) -> Iterator[Any]:
     # timm's prefetching loader waits for two batches before it yields the first
     seconds = 2 * timeout + _GRACE if timeout else 0
     late = RuntimeError(f'DataLoader has waited {seconds:g} seconds for a process that does not go on.')
-    others, begun = children(), False
+    others, begun, own = children(), False, workers_of(loader)
     try:
         iterator = iter(loader)
         while True:
             with alarm(seconds, late):
                 batch = next(iterator, None)
             if not begun:
-                _WORKERS.update(children() - others)
+                own = children() - others | workers_of(loader)
+                _WORKERS.update(own)
                 begun = True
             if batch is None:
                 return
@@ -51,9 +52,7 @@ def read(loader: Iterable[Any]) -> Iterator[Any]:
         # kinds of RuntimeError are those of devices, and our own
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
-        if not begun:
-            _WORKERS.update(children() - others)
-        raise _data_error(error) from error
+        raise _data_error(error, own if begun else children() - others | own) from error
 
 
 @contextmanager
@@ -63,12 +62,13 @@ def watched_workers() -> Iterator[None]:
     Raises:
         DataError: a loading process died.
     """
+    others = set(_WORKERS)
     try:
         yield
     except RuntimeError as error:
         if not is_of_a_worker(error):
             raise
-        raise _data_error(error) from error
+        raise _data_error(error, set(_WORKERS) - others) from error
 
 
 def is_of_a_worker(error: Exception) -> bool:
@@ -76,13 +76,13 @@ def is_of_a_worker(error: Exception) -> bool:
     return type(error) is RuntimeError and str(error).startswith('DataLoader worker')
 
 
-def _data_error(error: Exception) -> DataError:
+def _data_error(error: Exception, workers: set[BaseProcess]) -> DataError:
     if _is_of_handing_over(error):
         error = RuntimeError('DataLoader worker ended while it handed a batch over.')
     # the last line is the message, where a worker has put its traceback in front
     message = (str(error).strip() or repr(error)).splitlines()[-1]
     if message.startswith('DataLoader'):
-        end_workers(_WORKERS)
+        end_workers(workers)
         message += ' See --workers, --worker-timeout and the memory that is free.'
     return DataError(f'the data cannot be read: {message}')
 

@@ -34,6 +34,13 @@ def outlive_signals(loader: Any) -> None:
     Finalize(None, _end_daemons, (_GRACE,), exitpriority=0)  # at the end of this process, as Python does
 
 
+def workers_of(loader: Any) -> set[BaseProcess]:
+    """Processes that a loader of torch's or timm's keeps from epoch to epoch, once they were started."""
+    inner = getattr(loader, 'loader', loader)
+    iterators = [getattr(inner, name, None) for name in ('_iterator', 'iterator')]
+    return {process for iterator in iterators for process in getattr(iterator, '_workers', ())}
+
+
 def children() -> set[BaseProcess]:
     """Processes of this one that end with it, as those of loaders do; of others as well."""
     return {process for process in multiprocessing.active_children() if process.daemon}
@@ -43,22 +50,25 @@ def end_workers(workers: Iterable[BaseProcess], grace: float = 0) -> None:
     """End loading processes, those too that would not end when they are asked to, for which Python would wait.
 
     Args:
-        workers: those to end.
+        workers: those to end; what is no child of this process any more is passed over.
         grace: seconds that they have to end by themselves.
     """
-    workers = list(workers)
+    workers = children().intersection(workers)
     is_main = threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD')
     # torch's handler would raise at their end
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
-    for process in workers:
-        process.terminate()
-    end = time.monotonic() + grace
-    for process in workers:
-        process.join(max(0, end - time.monotonic()))
-        process.kill()
-        process.join()
-    if before is not None:
-        signal.signal(signal.SIGCHLD, before)
+    try:
+        for process in workers:
+            process.terminate()
+        end = time.monotonic() + grace
+        for process in workers:
+            process.join(max(0, end - time.monotonic()))
+            process.kill()
+        for process in workers:
+            process.join(_GRACE)  # one that waits for a disk does not end even so
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _end_daemons(grace: float) -> None:

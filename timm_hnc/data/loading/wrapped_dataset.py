@@ -46,6 +46,15 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
+def remembering(dataset: Any) -> RememberingReader | None:
+    """Let the reader of a data set remember what it read, and return it; None where there is none."""
+    read = innermost(dataset)
+    if not hasattr(read, 'reader'):
+        return None
+    read.reader = RememberingReader(read.reader)
+    return read.reader
+
+
 def unwrapped_reader(dataset: Any) -> Any:
     """Timm's own reader of a data set that nothing is wrapped around; None where there is none."""
     reader: Any = getattr(dataset, 'reader', None)

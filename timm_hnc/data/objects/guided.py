@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from timm_hnc.data.loading.seeded_batches import mixed
-from timm_hnc.data.loading.wrapped_dataset import RememberingReader, WrappedDataset, innermost
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, remembering
 from timm_hnc.data.objects.in_memory import KeptMasks
 from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures, covers_of
 from timm_hnc.data.objects.slots import Slots
@@ -50,8 +50,7 @@ class GuidedDataset(WrappedDataset):
         self.source, self.slots, self.share, self.seed = source, slots, share, seed
         # locks of this kind travel to forked and spawned workers alike
         self.odd_images, self.guided_images = (get_context('spawn').Value('q', 0) for _ in range(2))
-        read = innermost(dataset)
-        self._reader = read.reader = RememberingReader(read.reader)
+        self._reader: Any = remembering(dataset)
         self._transform: Any = None
         self._of_pixels = False
         self._objects: MovedBoxes | MovedPictures = MovedPictures({})  # of the sample that is being read

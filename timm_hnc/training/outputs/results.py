@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from timm.utils import trim_summary
 
 from timm_hnc.errors import DataError
-from timm_hnc.files.tables import write_csv, write_json
+from timm_hnc.files.tables import csv_text, json_text
+from timm_hnc.files.whole import write_whole
 from timm_hnc.report.run_files import VALIDATION
 from timm_hnc.version import __version__
 
@@ -51,7 +52,7 @@ def add_row(path: Path, row: dict[str, float]) -> None:
         with path.open(newline='', encoding='utf-8') as file:
             rows += csv.DictReader(file)
     with writing(path):
-        write_csv(path, [*rows, row])
+        write_whole(path, csv_text([*rows, row]))
 
 
 @dataclass(frozen=True)
@@ -122,4 +123,4 @@ def figures_of(folder: Path, epoch: int, data: str = 'eval') -> dict[str, float]
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Write result.json."""
     with writing(folder / 'result.json'):
-        write_json(folder / 'result.json', result)
+        write_whole(folder / 'result.json', json_text(result))
