@@ -228,16 +228,22 @@ def build_run(
     )
     if loss is not None and loss.changes_scores:
         run.export_copy = with_plain_classifier(run.averaged_model, loss)
+    _set_schedule(run)
+    return run
+
+
+def _set_schedule(run: Run) -> None:
+    """Give a run its scheduler, the rates that it begins with, and how many epochs there are."""
+    options = run.options
     run.scheduler, num_epochs = create_scheduler_v2(
         # prepare() gave the optimizer new parameter groups; timm's scheduler must see those
-        optimizer.optimizer,
+        run.optimizer.optimizer,
         **options.schedule.arguments(options.loader.seed, decreasing_metric=run.eval_metric == 'loss'),
         updates_per_epoch=run.updates_per_epoch,
     )
     run.first_rates = [group['lr'] for group in run.optimizer.param_groups]
     run.num_epochs = min(num_epochs, options.schedule.stop_epoch or num_epochs)
     _check_epochs(options, run.num_epochs)
-    return run
 
 
 def _check_teachers(options: TrainOptions) -> None:
