@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Run a script whose mixed precision is bfloat16 on a CPU that has none (AVX2, no AVX-512), at float32's speed.
+"""Run a script whose mixed precision is bfloat16 on a CPU, without the convolutions that are slow in it.
 
-torch computes bfloat16 convolutions there with code that takes about ten times as long as float32. Here they are
-computed in float32 of values that are rounded to bfloat16, and their results rounded: what a CPU with bfloat16
+Without AVX-512 torch computes all of them with code that takes about ten times as long as float32, with it the
+backward pass of depthwise ones whose stride is 2 or whose kernel is 5x5. Here they (all; with AVX-512 those in groups)
+are computed in float32 of values that are rounded to bfloat16, and their results rounded: what a CPU with bfloat16
 computes, but for the order in which products are added up. All else is torch's own.
 
     python benchmarks/bfloat16.py train.py -c hparams/cifar100_fast.yaml --data-dir DIR
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 _torchs = torch.conv2d
+
+# which convolutions are torch's own: those of the whole input, where bfloat16 is fast
+UNGROUPED_ARE_FAST = torch.backends.cpu.get_cpu_capability() == 'AVX512'
 
 
 class _Conv2d(torch.autograd.Function):
@@ -58,7 +62,8 @@ def conv2d(
     # class maps that follow a head see torch's own function alone
     followed = torch._C._len_torch_function_stack() > 0
     usual = input.device.type == 'cpu' and input.ndim == 4 and input.dtype != torch.float64 and not followed
-    if not (chosen and usual) or isinstance(padding, str):
+    fast = UNGROUPED_ARE_FAST and groups == 1
+    if fast or not (chosen and usual) or isinstance(padding, str):
         return _torchs(input, weight, bias, stride, padding, dilation, groups)
     how = [[value, value] if isinstance(value, int) else list(value) for value in (stride, padding, dilation)]
     tensors = (None if each is None else each.bfloat16() for each in (input, weight, bias))

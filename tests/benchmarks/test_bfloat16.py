@@ -6,7 +6,8 @@ from running import run_script
 from scripts import FOLDER, load_script
 from torch.nn import functional
 
-conv2d = load_script('bfloat16').conv2d
+bfloat16 = load_script('bfloat16')
+conv2d = bfloat16.conv2d
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
@@ -14,7 +15,8 @@ conv2d = load_script('bfloat16').conv2d
     ('groups', 'bias', 'how'),
     [(1, True, {'stride': 2, 'padding': 1}), (8, False, {'padding': (1, 0)}), (1, False, {'dilation': 2})],
 )
-def test_the_exact_result_is_rounded_once(groups, bias, how, layout):
+def test_the_exact_result_is_rounded_once(groups, bias, how, layout, monkeypatch):
+    monkeypatch.setattr(bfloat16, 'UNGROUPED_ARE_FAST', False)
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 8, 9, 7), (16, 8 // groups, 3, 3), *([(16,)] if bias else [])]
     drawn = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
@@ -33,6 +35,16 @@ def test_the_exact_result_is_rounded_once(groups, bias, how, layout):
         torch.testing.assert_close(ours.double(), true, rtol=2**-8, atol=1e-5 * true.abs().max().item())
 
 
+@pytest.mark.parametrize('fast', [False, True])
+@pytest.mark.parametrize('groups', [1, 4])
+def test_convolutions_that_are_fast_stay_torchs(fast, groups, monkeypatch):
+    monkeypatch.setattr(bfloat16, 'UNGROUPED_ARE_FAST', fast)
+    weight = torch.randn(4, 4 // groups, 3, 3, requires_grad=True)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        output = conv2d(torch.randn(1, 4, 8, 8), weight, groups=groups)
+    assert ('_Conv2dBackward' in type(output.grad_fn).__name__) == (groups > 1 or not fast)
+
+
 def test_without_autocast_it_is_torchs():
     images, weight = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
     assert torch.equal(conv2d(images, weight, padding='same'), functional.conv2d(images, weight, padding='same'))
@@ -43,7 +55,7 @@ def test_a_script_runs_with_it(tmp_path):
     script.write_text(
         'import sys, torch\n'
         'with torch.autocast("cpu", dtype=torch.bfloat16):\n'
-        '    out = torch.nn.Conv2d(3, 4, 3)(torch.randn(1, 3, 8, 8))\n'
+        '    out = torch.nn.Conv2d(4, 4, 3, groups=4)(torch.randn(1, 4, 8, 8))\n'
         'print(sys.argv[1:], out.dtype, type(out.grad_fn).__name__)\n'
     )
     done = run_script(FOLDER / 'bfloat16.py', script, '--a', 'b', imported='torch')
