@@ -215,9 +215,10 @@ def test_masks_of_several_labels_lie_in_slots():
     slots = Slots(targets=5, slots=2, grid=(1, 2))
     masks = {label: torch.full((1, 2), label / 10) for label in (1, 3, 4)}
     targets = torch.tensor([[0, 1.0, 1, 1, 1], [1, 0, 0, 0, 0]])
-    joined, guided = slots.join(targets, [masks, masks])
-    assert guided == 1
-    assert not slots.join(targets[:1], [{5: masks[1], 99: masks[1]}])[1], 'of classes that the model has not'
+    joined, *counts = slots.join(targets, [masks, masks])
+    assert counts == [1, 1]
+    assert slots.join(targets[:1], [{5: masks[1], 99: masks[1]}])[1:] == (0, 1), 'of classes that the model has not'
+    assert slots.join(targets[:1], [{}])[1:] == (0, 0)
     target, classes, cover = slots.split(joined)
     assert target.tolist() == [[0, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
     assert classes.tolist() == [[1, 3], [-1, -1]], 'of classes without boxes there are none'
@@ -241,17 +242,17 @@ def test_a_share_of_the_images_is_chosen_by_the_seed():
 
 
 def test_odd_boxes_are_counted_and_left_out():
-    drawn = Drawn(seed=1, count=6)
+    drawn = Drawn(seed=1, count=7)
     drawn.boxes[1] = [[5, 5, 5, 9]]
     drawn.boxes[2] = [[-9, 0, 5, 9]]
     drawn.boxes[3] = [[0, 0, 999, 9]]
     drawn.boxes[4] = [[0, 0, float('nan'), 9]]
-    drawn.box_labels[5] = [-1]
+    drawn.box_labels[5:] = [[-1], [0]]
     dataset = GuidedDataset(Read(drawn), boxes_of(Read(drawn)), Slots(0, 1, (2, 2)))
     dataset.transform = create_transform(16, is_training=False, use_prefetcher=True)
-    classes = [dataset.slots.split(dataset[index][1][None])[1].item() for index in range(6)]
-    assert classes == [1, -1, -1, -1, -1, -1]
-    assert (dataset.odd_images.value, dataset.guided_images.value) == (4, 1)
+    classes = [dataset.slots.split(dataset[index][1][None])[1].item() for index in range(7)]
+    assert classes == [1, -1, -1, -1, -1, -1, -1]
+    assert (dataset.odd_images.value, dataset.strange_images.value, dataset.guided_images.value) == (4, 1, 1)
 
 
 def test_boxes_are_those_of_the_image_that_was_read(tmp_path):

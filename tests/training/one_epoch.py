@@ -39,7 +39,7 @@ def batches(accelerator, multi_label: bool, image: list[int], slots: Slots | Non
             target = torch.randint(0, 2, (size, 3), generator=generator).double()
         if slots is not None:
             cover = torch.rand(size, *slots.grid, generator=generator)
-            target, _ = slots.join(target, [{int(label): mask} for label, mask in zip(target, cover, strict=True)])
+            target, *_ = slots.join(target, [{int(label): mask} for label, mask in zip(target, cover, strict=True)])
         whole.append((input, target))
     share = size // accelerator.num_processes
     part = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)

@@ -91,6 +91,26 @@ def test_data_without_boxes_and_options_that_do_nothing(argv, images, capsys, tm
     assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
+def test_boxes_that_cannot_be_used_are_told_of(argv, images, tmp_path, capsys):
+    names = sorted(Path(images, 'train').rglob('*.png'))
+    classes = sorted({path.parent.name for path in names})
+    (tmp_path / 'boxes').mkdir()
+    for number, path in enumerate(names[:6]):  # three of their own class, two of another, one without size
+        name = classes[classes.index(path.parent.name) - (number in (3, 4))]
+        edges = {'xmin': 0, 'ymin': 0, 'xmax': 0 if number == 5 else 9, 'ymax': 9}
+        corners = ''.join(f'<{edge}>{value}</{edge}>' for edge, value in edges.items())
+        text = f'<annotation><object><name>{name}</name><bndbox>{corners}</bndbox></object></annotation>'
+        (tmp_path / 'boxes' / path.with_suffix('.xml').name).write_text(text)
+    options = ['--map-loss', 'energy', '--boxes-dir', tmp_path / 'boxes', '--epochs', 1]
+    train(*argv('run', '--dataset', '', '--data-dir', images, *options))
+    printed = capsys.readouterr()
+    told = [line for line in (printed.out + printed.err).splitlines() if 'the boxes of' in line]
+    assert told == [
+        'WARNING: --map-loss energy: the boxes of 1 images are odd (no size, or outside the image) and are left out.',
+        'WARNING: --map-loss energy: the boxes of 2 images are of other classes alone and are left out.',
+    ]
+
+
 @pytest.fixture
 def masked(images, tmp_path):
     """A folder of images, and masks for all of them but one."""

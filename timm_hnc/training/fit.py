@@ -46,7 +46,7 @@ def fit(run: Run, publisher: Publisher) -> dict[str, Any]:
         train_metrics = train_one_epoch(run, epoch, _on_update(run, epoch, is_first))
         _synchronise_batch_norm(run, run.model)
         if is_first:
-            _tell_of_odd_objects(run, _check_objects(run))
+            _tell_of_unused_objects(run, *_check_objects(run))
         done = epoch + 1
         milestone = done in (run.options.run.save_epochs or ())
         if done % run.options.run.val_interval and done != run.num_epochs and not milestone:
@@ -120,26 +120,33 @@ def _on_update(run: Run, epoch: int, is_first: bool) -> OnUpdate:
     return on_update
 
 
-def _check_objects(run: Run) -> int:
-    """Refuse to go on where a loss needs boxes or masks and no image had one so far; how many could not be used."""
+def _check_objects(run: Run) -> tuple[int, int]:
+    """Refuse to go on where a loss needs boxes or masks and no image had one of its class so far.
+
+    How many images had odd ones, and how many only those of other classes.
+    """
     guided, flag = run.data.guided, run.options.map_losses.needs_objects
     if guided is None:
-        return 0
+        return 0, 0
     kind = guided.source.kind
-    counts = torch.tensor([guided.guided_images.value, guided.odd_images.value])
-    found, odd = sum_of_processes(counts, run.accelerator).tolist()
+    counts = torch.tensor([guided.guided_images.value, guided.odd_images.value, guided.strange_images.value])
+    found, odd, strange = sum_of_processes(counts, run.accelerator).tolist()
     if not found:
         why = f', {odd} are odd ({guided.source.odd})' if odd else ''
+        why += f', {strange} have {kind} of other classes alone' if strange else ''
         raise DataError(
             f'{flag}: no training image has {kind} of its class{why}: see --{kind}-dir, --{kind}-key and --boxes-share.'
         )
-    return odd
+    return odd, strange
 
 
-def _tell_of_odd_objects(run: Run, odd: int) -> None:
-    if odd and run.data.guided is not None:
-        flag, source = run.options.map_losses.needs_objects, run.data.guided.source
-        _logger.warning(f'{flag}: the {source.kind} of {odd} images are odd ({source.odd}) and are left out.')
+def _tell_of_unused_objects(run: Run, odd: int, strange: int) -> None:
+    if run.data.guided is None:
+        return
+    flag, source = run.options.map_losses.needs_objects, run.data.guided.source
+    for images, how in ((odd, f'odd ({source.odd})'), (strange, 'of other classes alone')):
+        if images:
+            _logger.warning(f'{flag}: the {source.kind} of {images} images are {how} and are left out.')
 
 
 def _title(run: Run, checkpoint: str) -> str:

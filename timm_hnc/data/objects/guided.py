@@ -34,8 +34,9 @@ _CHOICE = -7
 class GuidedDataset(WrappedDataset):
     """A training set whose targets carry the masks of their objects.
 
-    `odd_images` and `guided_images` count how often an image's objects could not be used, and how often an image came
-    with a mask of its class, in this process and those that load for it.
+    In this process and those that load for it, `odd_images` counts how often an image's objects could not be used,
+    `strange_images` how often all were of classes that the image does not have, and `guided_images` how often an image
+    came with a mask of its class.
 
     Args:
         dataset: of `create_dataset`, possibly wrapped.
@@ -49,7 +50,9 @@ class GuidedDataset(WrappedDataset):
         super().__init__(dataset)
         self.source, self.slots, self.share, self.seed = source, slots, share, seed
         # locks of this kind travel to forked and spawned workers alike
-        self.odd_images, self.guided_images = (get_context('spawn').Value('q', 0) for _ in range(2))
+        self.odd_images, self.strange_images, self.guided_images = (
+            get_context('spawn').Value('q', 0) for _ in range(3)
+        )
         self._reader: Any = remembering(dataset)
         self._transform: Any = None
         self._of_pixels = False
@@ -78,8 +81,9 @@ class GuidedDataset(WrappedDataset):
             objects.append(self._objects)
             self._objects = MovedPictures({})
         slots = self.slots._replace(grid=tuple(images[0].shape[-2:])) if self._of_pixels else self.slots
-        joined, guided = slots.join(targets, covers_of(objects, slots.grid))
+        joined, guided, strange = slots.join(targets, covers_of(objects, slots.grid))
         _count(self.guided_images, guided)
+        _count(self.strange_images, strange)
         return list(zip(images, joined, strict=True))
 
     @contextmanager

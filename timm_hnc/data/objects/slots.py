@@ -25,13 +25,16 @@ class Slots(NamedTuple):
     slots: int
     grid: tuple[int, int]
 
-    def join(self, targets: Sequence[Any], masks: Sequence[Covers]) -> tuple[Tensor, int]:
-        """The targets of B samples with the (h, w) masks of their classes, a vector each; and how many have any."""
+    def join(self, targets: Sequence[Any], masks: Sequence[Covers]) -> tuple[Tensor, int, int]:
+        """The targets of B samples with the (h, w) masks of their classes, a vector each.
+
+        And how many samples have masks of their classes, and how many only of others.
+        """
         length, cells = self.targets or 1, self.grid[0] * self.grid[1]
         joined = np.zeros((len(targets), length + self.slots * (1 + cells)), dtype=np.float32)
         joined[:, :length] = torch.stack([torch.as_tensor(target) for target in targets]).reshape(-1, length)
         joined[:, length :: 1 + cells] = -1
-        guided = 0
+        guided = strange = 0
         for row, target, covered in zip(joined, targets, masks, strict=True):
             if ANY_CLASS in covered:
                 covered = {int(target): covered[ANY_CLASS]}
@@ -40,11 +43,12 @@ class Slots(NamedTuple):
             else:
                 present = [label for label in covered if label == target]
             guided += bool(present)
+            strange += bool(covered) and not present
             for slot, label in enumerate(present[: self.slots]):
                 start = length + slot * (1 + cells)
                 row[start] = label
                 row[start + 1 : start + 1 + cells] = covered[label].reshape(-1)
-        return torch.from_numpy(joined), guided
+        return torch.from_numpy(joined), guided, strange
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A batch of such vectors as targets, (B, P) classes, and (B, P, h, w) masks."""
