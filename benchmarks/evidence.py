@@ -40,6 +40,7 @@ from tables.runs import data_flags
 
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.files.whole import write_whole
 from timm_hnc.plots.figures import as_image
 
 
@@ -69,6 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Do what is missing of a regime; the exit code: 1 if a run failed, the others go on."""
+    if args.kept and not args.kept.is_dir():
+        raise UsageError(f"--kept '{args.kept}': no such folder.")
     regime = REGIMES[args.regime]
     rows = _rows(regime, args.rows)
     stage = Stage(regime, args.out / regime.key, args.data_dir, _flags(regime, args), extra)
@@ -111,10 +114,7 @@ def table(args: argparse.Namespace) -> int:
 def figures(args: argparse.Namespace) -> int:
     """Write figures.json of a run; the exit code."""
     found = run_figures(args.run, REGIMES[args.regime], args.data_dir)
-    path = args.run / 'figures.json'
-    unfinished = path.with_suffix('.unfinished')
-    unfinished.write_text(f'{json.dumps(found, indent=2)}\n')
-    unfinished.replace(path)
+    write_whole(args.run / 'figures.json', f'{json.dumps(found, indent=2)}\n')
     return 0
 
 

@@ -13,14 +13,17 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from accelerate.state import PartialState
 from api_runs import HNC, OPTIONS, loader_of, new_model, weights
 from data_fixtures import images
 from running import NARROW, SMALL, clean_process, equal_tensors, forget_run, summary, train, validate
+from timm.layers import is_fast_norm, set_fast_norm
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
 
 import timm_hnc
+from timm_hnc import api
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.training import run
 
@@ -135,6 +138,24 @@ def test_loops_of_the_callers_own_go_on_beside_it(images, tmp_path):
     with pytest.raises(UsageError, match='opt'):
         timm_hnc.train(model, data, data, **OPTIONS, opt_kwargs={'foo': 1}, output=str(tmp_path))
     assert len(logging.getLogger('timm.data.dataset').filters) == filters
+
+
+def test_a_callers_device_and_arithmetic(images, monkeypatch):
+    """Of a PartialState alone, as Accelerate's progress bar makes one, the device is not taken; settings stay."""
+    forget_run()
+    PartialState().device = torch.device('meta')
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    monkeypatch.setattr(api, 'measure', lambda *_: set_settings(True))
+
+    def set_settings(value):
+        matmul.allow_tf32 = cudnn.benchmark = value
+        set_fast_norm(value)
+        return {'device': PartialState().device.type}
+
+    set_settings(False)
+    found = timm_hnc.evaluate(new_model(), ImageFolder(str(images / 'train')), workers=0, device='cpu')
+    assert found == {'device': 'cpu'}
+    assert (matmul.allow_tf32, cudnn.benchmark, is_fast_norm()) == (False, False, False)
 
 
 def test_without_validation_data_the_training_loss_ranks(images, tmp_path):

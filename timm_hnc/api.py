@@ -21,7 +21,7 @@ from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import measure
 from timm_hnc.options import flattened, grouped
 from timm_hnc.runtime.device import agreed_device
-from timm_hnc.runtime.process import evaluation_accelerator
+from timm_hnc.runtime.process import arithmetic_kept, evaluation_accelerator
 from timm_hnc.training.run import train_run
 from timm_hnc.training.setup.options import TrainOptions, train_options
 from timm_hnc.training.setup.provided import (
@@ -87,7 +87,7 @@ def train(
         if hasattr(plain, 'set_distilled_training'):
             plain.set_distilled_training(False)  # as timm's distillation leaves it
     if outcome.stopped is not None:
-        raise KeyboardInterrupt(f"{outcome.stopped} It is saved in '{outcome.folder}': go on with resume='auto'.")
+        raise KeyboardInterrupt(f"{outcome.stopped} It is saved: go on with resume='{outcome.folder}'.")
     return {**(outcome.result or {}), 'folder': str(outcome.folder)}
 
 
@@ -168,12 +168,13 @@ def _check_loaders(*data: Any) -> None:
 
 @contextmanager
 def _as_they_were(*data: Any) -> Iterator[None]:
-    """Data sets have their own transforms again afterwards, and Accelerate its count of accumulated batches."""
+    """Data sets have their own transforms again afterwards, torch its arithmetic, Accelerate its count of batches."""
     kept = [(each, each.transform) for each in data if hasattr(each, 'transform')]
     accumulation = vars(GradientState())
     accumulated = dict(accumulation)
     try:
-        yield
+        with arithmetic_kept():
+            yield
     finally:
         accumulation.update(accumulated)
         for each in data:

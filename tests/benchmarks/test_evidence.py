@@ -216,6 +216,13 @@ def test_a_teacher_that_was_kept_without_weights_is_refused(tmp_path):
         load_script('evidence').main([*argv, '--seeds', '4'])
 
 
+def test_a_folder_of_kept_runs_that_is_not_there_is_refused(tmp_path):
+    argv = ['run', 'voc-short', '--data-dir', 'x', '--out', str(tmp_path / 'out'), '--kept', str(tmp_path / 'typo')]
+    with pytest.raises(UsageError, match="typo': no such folder"):
+        load_script('evidence').main(argv)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_differences_of_pairs():
     """Student's t with one degree of freedom has its 97.5 % point at 12.706 (printed tables)."""
     mean, low, high, better, seeds = paired({0: 2.0, 1: 4.0, 2: 9.0}, {0: 1.0, 1: 2.0, 7: 0.0})

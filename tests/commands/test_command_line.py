@@ -21,6 +21,7 @@ from timm_hnc.commands.options.parsing import (
     refuse,
 )
 from timm_hnc.errors import DataError, UsageError
+from timm_hnc.launcher import command_line
 from timm_hnc.options import check_choice, check_range
 
 
@@ -54,6 +55,20 @@ def test_what_nohup_ignores_stays_ignored(ignored_by_none):
     with ended_like_ctrl_c():
         os.kill(os.getpid(), signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    ('argv', 'typed'),
+    [
+        (['/usr/bin/timm-hnc', 'train', '-b', '8'], ['timm-hnc', 'train', '-b', '8']),
+        (['timm_hnc/__main__.py', 'train', '-b', '8'], ['python', '-m', 'timm_hnc', 'train', '-b', '8']),
+        (['timm_hnc/__main__.py'], ['python', '-m', 'timm_hnc']),
+        (['a/train.py', '-b', '8'], ['train.py', '-b', '8']),
+    ],
+)
+def test_what_was_typed(argv, typed, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', argv)
+    assert command_line() == typed
 
 
 @pytest.fixture

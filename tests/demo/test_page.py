@@ -49,7 +49,10 @@ def page(runs, browser):
     port = free_port()
     address = f'http://127.0.0.1:{port}/'
     command = Path(__file__).with_name('watched_command.py'), 'demo'
-    process = start_script(*command, *runs, '--port', port, '--images', 6)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv('http_proxy', 'http://127.0.0.1:9')  # nobody is there
+        environment.setenv('no_proxy', 'example.com')
+        process = start_script(*command, *runs, '--port', port, '--images', 6, '--device', 'cpu')
     until(lambda: process.poll() is not None or status_of(address) == 200)
     yield address
     [uploads] = {Path(path).parents[1] for path in gallery_files(address)}

@@ -158,7 +158,7 @@ def test_options_of_an_import(model, tmp_path, capsys):
     for argv, message in (
         (['test_resnet.nope'], "--model 'test_resnet.nope' cannot be made: Invalid pretrained tag"),
         (['test_resnet', '--hnc-weight', '1'], '--hnc-weight 1.0: does nothing without --hnc.'),
-        (['test_resnet', '--crop-pct', '2'], '--crop-pct 2.0: expected'),
+        (['test_resnet', '--crop-pct', '2.1'], '--crop-pct 2.1: expected 0.1 or more and 2 or less.'),
         (['test_resnet', '--img-size', '0'], '--img-size 0: expected 1 or more.'),
         (['test_resnet', '--std', '1', '0', '1'], '--std 0.0: expected more than 0.'),
         (['test_resnet', '--hnc', 'mse', '--hnc-weight', 'nan'], '--hnc-weight nan: expected a finite number'),
@@ -169,7 +169,7 @@ def test_options_of_an_import(model, tmp_path, capsys):
         assert code == 2
         assert message in error
     assert not (tmp_path / 'run').exists()
-    argv = ['test_resnet', '--hnc', 'kd', '--img-size', '64', '--crop-pct', '1', '--interpolation', 'bicubic']
+    argv = ['test_resnet', '--hnc', 'kd', '--img-size', '64', '--crop-pct', '1.15', '--interpolation', 'bicubic']
     assert refused(capsys, *start, *argv)[0] == 0
     config = json.loads((tmp_path / 'run' / 'model_best' / 'config.json').read_text())['pretrained_cfg']
-    assert (config['input_size'], config['crop_pct'], config['interpolation']) == ([3, 64, 64], 1.0, 'bicubic')
+    assert (config['input_size'], config['crop_pct'], config['interpolation']) == ([3, 64, 64], 1.15, 'bicubic')

@@ -143,8 +143,11 @@ def test_repositories_that_cannot_be_loaded(server, worker, good, images, tmp_pa
             without | {'pytorch_model.bin': pickle_that_runs(proof)},
             "the weights of 'hf-hub:alice/evil-pickle' do not load",
         ),
-        'no-weights': (without, 'alice/no-weights'),
-        'no-config': ({'model.safetensors': good['model.safetensors']}, 'alice/no-config'),
+        'no-weights': (without, "'alice/no-weights' is no repository of a timm model: it lacks a file"),
+        'no-config': (
+            {'model.safetensors': good['model.safetensors']},
+            "'alice/no-config' is no repository of a timm model: it lacks a file",
+        ),
         'no-json': (good | {'config.json': b'{'}, "the config.json of 'alice/no-json' cannot be read"),
         'no-dict': (good | {'config.json': b'[1]'}, 'is not of a timm model: it has no architecture'),
         'unknown': (

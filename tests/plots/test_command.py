@@ -165,7 +165,21 @@ def test_wrong_use(weights, photos, tmp_path, capsys):
         (['cams', photo, '--against', folder], 2, 'no model: pass --checkpoint RUN, or --model NAME'),
         (['cams', photo, '--model', 'resnet_none', '--pretrained'], 1, "'resnet_none' cannot be loaded"),
         (['cams', photo, '--model', 'test_vit', '--num-classes', 0], 2, '--num-classes 0: expected 1 or more'),
-        (['cams', photo, *checkpoint, '--out', tmp_path / 'a.what'], 2, 'a.what'),
+        (
+            ['cams', photo, *checkpoint, '--out', tmp_path / 'a.what'],
+            2,
+            "a.what': expected a name that ends as a picture",
+        ),
+        (
+            ['cams', photo, *checkpoint, '--out', tmp_path / 'a.psd'],
+            2,
+            "a.psd': expected a name that ends as a picture",
+        ),
+        (['cams', photo, *checkpoint, '--use-ema'], 2, '--use-ema: does nothing without a weights file.'),
+        (['cams', photo, *checkpoint, '--device', 'cuda:9'], 2, '--device cuda:9: this machine has cpu'),
+        (['cams', f'{"a" * 300}.png', *checkpoint], 1, 'aaa.png'),
+        (['cams', photo, '--checkpoint', 'a' * 300], 1, f"--checkpoint '{'a' * 300}'"),
+        (['demo', weights[0], '--host', '.'], 2, '--host .: the page cannot be served there'),
         (['curves', tmp_path / 'empty'], 1, "empty' is no run folder of train.py"),
     ):
         found, line = fails(capsys, *argv)
@@ -180,16 +194,17 @@ def test_model_may_repeat_the_architecture_of_a_run_and_names_that_of_a_file(wei
     torch.save(other.state_dict(), tmp_path / 'other.pth')
 
     def logits(*argv):
-        out = ['--out', tmp_path / 'c.png', '--values', tmp_path / 'c.json']
+        out = ['--out', tmp_path / 'c.png', '--values', tmp_path / 'new' / 'c.json']
         main([str(word) for word in ('cams', photos / 'a.png', *argv, *out)])
-        rows = json.loads((tmp_path / 'c.json').read_text())
+        rows = json.loads((tmp_path / 'new' / 'c.json').read_text())
         found = {}
         for row in rows:
             found.setdefault(row['model'], {})[row['class']] = row['mean']
         return found
 
     [alone] = logits('--checkpoint', weights[0]).values()
-    assert logits('--checkpoint', weights[0], '--model', 'test_resnet') == {'': alone}
+    for name in ('test_resnet', 'test_resnet.r160_in1k'):
+        assert logits('--checkpoint', weights[0], '--model', name) == {'': alone}
     file = ['--checkpoint', tmp_path / 'other.pth', '--model', 'test_efficientnet', '--num-classes', 3]
     both = logits('--against', weights[0], *file)
     assert both['run-0'] == alone
@@ -198,6 +213,12 @@ def test_model_may_repeat_the_architecture_of_a_run_and_names_that_of_a_file(wei
         [expected] = other(transform(load_photo(photos / 'a.png'))[None]).tolist()
     named = dict(zip('012', expected, strict=True))
     assert both['other.pth'] == pytest.approx(named, abs=1e-5)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in other.state_dict().items()}
+    torch.save({'state_dict': other.state_dict(), 'state_dict_ema': zeros}, tmp_path / 'both.pth')
+    file[1] = tmp_path / 'both.pth'
+    [raw], [averaged] = logits(*file).values(), logits(*file, '--use-ema').values()
+    assert raw == pytest.approx(named, abs=1e-5), 'as validate.py does'
+    assert set(averaged.values()) == {0}
     against = logits('--against', weights[0], '--model', 'test_resnet', '--num-classes', 3)
     assert against['run-0'] == alone
     assert set(against) == {'run-0', 'test_resnet'}

@@ -6,9 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import timm
+from timm.models import load_checkpoint
 
 from timm_hnc.cam import CamModel
-from timm_hnc.commands.options.named_model import add_architecture_flags, named_options, subject_of
+from timm_hnc.commands.options.named_model import (
+    add_architecture_flags,
+    add_device_flag,
+    device_of,
+    named_options,
+    subject_of,
+)
 from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
@@ -29,8 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
     add('photos', nargs='+', metavar='PHOTO', help='image files, and folders of them')
     add('--model', metavar='NAME', help="timm's name of the model; a run folder knows its own")
     add_architecture_flags(parser)
+    add_device_flag(parser)
     add('--pretrained', action='store_true', help='load the published weights')
     add('--checkpoint', metavar='PATH', help='run folder, its model_best, or a weights file')
+    add('--use-ema', action='store_true', help='take the moving average of the weights, of a file that has one')
     add('--against', metavar='PATH', help='a second checkpoint, drawn above each row of the first')
     add('--class-names', metavar='FILE', help='text file, a name a line')
     add('--topk', type=int, default=MAX_NEGATIVES, metavar='K', help='classes behind the first')
@@ -45,7 +54,7 @@ def _draw(args: argparse.Namespace) -> Rows:
         raise UsageError(f'--topk {args.topk}: expected 0 to {MAX_NEGATIVES}.')
     if args.contrast and not args.topk:
         raise UsageError('--contrast: needs --topk of 1 or more, the classes that the first is compared with.')
-    photos = find_photos(args.photos)
+    device, photos = device_of(args), find_photos(args.photos)
     names = _read_names(args.class_names) if args.class_names else None
     checkpoints = _find_checkpoints(args)
     subjects = []
@@ -54,7 +63,7 @@ def _draw(args: argparse.Namespace) -> Rows:
         model = _load(args, checkpoint, folder)
         local = args.model if (args.model or '').startswith('local-dir:') else None
         named = caption if len(checkpoints) > 1 else ''
-        subjects.append(subject_of(model, checkpoint or local, named, args.task, names))
+        subjects.append(subject_of(model, checkpoint or local, named, args.task, device, names))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk, args.contrast)
     # whose row it is: the run's name is there where there are several
     rows = [row if row.caption or len(photos) == 1 else replace(row, caption=photo.name) for photo, row in drawn]
@@ -85,14 +94,19 @@ def _find_checkpoints(args: argparse.Namespace) -> list[tuple[str | None, Path |
     for flag, checkpoint in (('--against', args.against), ('--checkpoint', args.checkpoint)):
         if checkpoint is None:
             continue
-        if not Path(checkpoint).exists():
-            raise DataError(f"{flag} '{checkpoint}' does not exist.")
-        folder = find_weights(Path(checkpoint))
-        if folder is None and Path(checkpoint).is_dir():
-            raise DataError(f"{flag} '{checkpoint}' is neither a run folder nor its model_best.")
+        try:
+            if not Path(checkpoint).exists():
+                raise DataError(f"{flag} '{checkpoint}' does not exist.")
+            folder = find_weights(Path(checkpoint))
+            if folder is None and Path(checkpoint).is_dir():
+                raise DataError(f"{flag} '{checkpoint}' is neither a run folder nor its model_best.")
+        except OSError as error:
+            raise DataError(f"{flag} '{checkpoint}' cannot be read: {first_lines(error)}") from error
         found.append((checkpoint, folder))
     if args.checkpoint is None:
         found.append((None, None))
+    if args.use_ema and not any(checkpoint and folder is None for checkpoint, folder in found):
+        raise UsageError('--use-ema: does nothing without a weights file.')
     named = [(checkpoint, folder) for checkpoint, folder in found if folder is not None]
     for checkpoint, folder in named if len(named) == len(found) else ():
         check_architecture(folder, f"--model {args.model}: '{checkpoint}'", args.model)
@@ -106,15 +120,15 @@ def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None)
         name, options['pretrained'] = f'local-dir:{folder}', True
     elif name is None:
         raise UsageError('no model: pass --checkpoint RUN, or --model NAME with --pretrained or --checkpoint FILE.')
-    elif checkpoint:
-        options['checkpoint_path'] = checkpoint
-    else:
+    elif not checkpoint:
         options['pretrained'] = args.pretrained or name.startswith(WITH_WEIGHTS)
         if not options['pretrained']:
             _logger.warning(f"'{name}' has random weights: see --pretrained and --checkpoint.")
     try:
         with reading(name):
             model = timm.create_model(name, **options)
+        if checkpoint and folder is None:
+            load_checkpoint(model, checkpoint, args.use_ema)
     except DataError:
         raise
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own

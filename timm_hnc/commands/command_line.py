@@ -11,7 +11,7 @@ from typing import Any
 
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.tables import without_nan
-from timm_hnc.launcher import is_first_process, process_count
+from timm_hnc.launcher import command_words, is_first_process, process_count
 
 _OTHER_ENDED = ('Connection closed by peer', 'Connection reset by peer')  # gloo's
 
@@ -61,13 +61,6 @@ def ended_like_ctrl_c() -> Iterator[None]:
 def print_result(result: Any) -> None:
     """Print figures behind --result, as timm's scripts do, for programs that read them."""
     sys.stdout.write(f'--result\n{json.dumps(without_nan(result), indent=4)}\n')
-
-
-def command_words(script: str) -> list[str]:
-    """What a user types to run the command that runs now: a subcommand of timm-hnc, or the script."""
-    name = Path(sys.argv[0]).name
-    console = {'timm-hnc': ['timm-hnc'], '__main__.py': ['python', '-m', 'timm_hnc']}.get(name)
-    return [*console, *sys.argv[1:2]] if console else [script]
 
 
 def one_line(error: BaseException) -> str:

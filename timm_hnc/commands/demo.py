@@ -8,8 +8,17 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 
+import torch
+
 from timm_hnc.commands.command_line import ended_like_ctrl_c
-from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model, subject_of
+from timm_hnc.commands.options.named_model import (
+    NAMED,
+    add_architecture_flags,
+    add_device_flag,
+    device_of,
+    named_model,
+    subject_of,
+)
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.data.loading.loaders import open_eval_dataset
@@ -29,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('models', nargs='+', metavar='MODEL', help=f'one or two: {NAMED}')
     add('--no-pretrained', action='store_true', help="random weights for timm's names")
     add_architecture_flags(parser)
+    add_device_flag(parser)
     add('--task', choices=('classification', 'multilabel'), help='softmax or sigmoid; a run knows its own')
     add('--images', type=int, default=24, metavar='N', help="of the first run's validation images to pick from")
     add('--host', default='127.0.0.1', metavar='ADDRESS', help='the address to listen on: this machine alone')
@@ -49,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.port is not None and not 1 <= args.port <= 65535:
         raise UsageError(f'--port {args.port}: expected 1 to 65535.')
     _check_address(args.host, args.port or 0)
-    subjects = [_subject(*each, args) for each in zip(args.models, short_names(args.models), strict=True)]
+    device = device_of(args)
+    subjects = [_subject(*each, args, device) for each in zip(args.models, short_names(args.models), strict=True)]
     samples: list[Sample] = []
     note = ''
     try:
@@ -60,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         note = 'No validation images to pick from: the log says why.'  # an error may name folders of this machine
     with ended_like_ctrl_c(), TemporaryDirectory(prefix='timm-hnc-demo-') as folder:  # uploads go with the page
         os.environ['GRADIO_TEMP_DIR'] = folder  # pages that share one delete each other's files
-        os.environ['NO_PROXY'] = ','.join(filter(None, [os.environ.get('NO_PROXY'), 'localhost,127.0.0.1', args.host]))
+        known = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')  # clients look at the first one first
+        direct = ','.join(filter(None, [known, 'localhost,127.0.0.1', args.host]))
+        os.environ.update(NO_PROXY=direct, no_proxy=direct)
         _serve(subjects, samples, note, args)
 
 
@@ -77,14 +90,14 @@ def _check_address(host: str, port: int) -> None:
     try:
         [(family, *_, address), *_] = socket.getaddrinfo(host, port or None, type=socket.SOCK_STREAM)
         socket.create_server(address[:2], family=family).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         where = f'--host {host}' + (f', --port {port}' if port else '')
         raise UsageError(f'{where}: the page cannot be served there: {error}') from error
 
 
-def _subject(model: str, caption: str, args: argparse.Namespace) -> Subject:
+def _subject(model: str, caption: str, args: argparse.Namespace, device: torch.device) -> Subject:
     made = named_model(model, args, pretrained=not args.no_pretrained)
-    return subject_of(made, model, caption, args.task)
+    return subject_of(made, model, caption, args.task, device)
 
 
 def _samples(model: str, subject: Subject, count: int) -> list[Sample]:

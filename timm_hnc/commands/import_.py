@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.data.inputs import CROP_PCT
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError
 from timm_hnc.hub.importing import import_checkpoint
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.hnc == 'none' and getattr(args, name) is not None:
             raise UsageError(f'{given(name, getattr(args, name))}: does nothing without --hnc.')
     check_range(args, 'img_size', 'num_classes', 'hnc_topk', low=1)
-    check_range(args, 'crop_pct', low=0.01, high=1)
+    check_range(args, 'crop_pct', **CROP_PCT)
     check_range(args, 'hnc_weight', low=0)
     check_range(args, 'mean')
     check_range(args, 'std', above=0)

@@ -41,15 +41,23 @@ def picture_command(
         for file in args.values:
             if Path(file).suffix not in ('.csv', '.json'):
                 raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
+        _check_format(args.out)
         rows = draw(args)
         for file in args.values:
             try:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
                 write_table(file, rows)
             except OSError as error:
                 raise UsageError(f"--values '{file}' cannot be written: {error}") from error
         print(args.out)  # noqa: T201  # the result of the command
 
     return main
+
+
+def _check_format(path: Path) -> None:
+    Image.init()
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise UsageError(f"--out '{path}': expected a name that ends as a picture's, such as .png, .jpg or .webp.")
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

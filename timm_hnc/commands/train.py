@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm_hnc.commands.command_line import command_words, print_result, run_command
+from timm_hnc.commands.command_line import print_result, run_command
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.data.loading.worker_signals import spare_fork_server
+from timm_hnc.launcher import command_words
 from timm_hnc.training.run import Outcome, train_run
 
 _logger = logging.getLogger(__name__)

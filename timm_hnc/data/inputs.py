@@ -14,6 +14,8 @@ from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.options import check_choice, check_range, flag_of
 
+CROP_PCT = {'low': 0.1, 'high': 2}  # timm's own are 0.8 to 1.15
+
 
 @dataclass(frozen=True)
 class InputOptions:
@@ -48,7 +50,7 @@ class InputOptions:
     def __post_init__(self) -> None:
         check_range(self, 'img_size', 'in_chans', 'input_size', 'num_classes', low=1)
         check_choice(self, 'interpolation', ('', *INTERPOLATIONS))
-        check_range(self, 'crop_pct', low=0.1, high=2)  # timm's own are 0.8 to 1.15
+        check_range(self, 'crop_pct', **CROP_PCT)
         check_choice(self, 'crop_mode', (None, '', 'squash', 'border', 'center'))
         check_range(self, 'mean', 'std')
         channels = self._channels()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from timm_hnc.errors import DataError
+from timm_hnc.errors import DataError, first_lines
 
 _logger = logging.getLogger(__name__)
 
@@ -21,13 +21,17 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
     """Files as they are named, and the images of folders (not of folders in them) in the order of their names.
 
     Raises:
-        DataError: a path does not exist, or a folder has no images.
+        DataError: a path does not exist or cannot be read, or a folder has no images.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.exists():
-            raise DataError(f"photo '{path}' does not exist.")
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        try:
+            if not path.exists():
+                raise DataError(f"photo '{path}' does not exist.")
+            inside = sorted(path.iterdir()) if path.is_dir() else None
+        except OSError as error:
+            raise DataError(f"photo '{path}' cannot be read: {first_lines(error)}") from error
+        files = [path] if inside is None else [file for file in inside if file.suffix.lower() in SUFFIXES]
         if not files:
             raise DataError(f"folder '{path}' has no images ({', '.join(SUFFIXES)}).")
         found += files

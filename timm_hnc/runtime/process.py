@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, is_initialized
+from accelerate.state import AcceleratorState, PartialState, is_initialized
 from timm import utils
-from timm.layers import set_fast_norm
+from timm.layers import is_fast_norm, set_fast_norm
 from torch import Tensor
 
 from timm_hnc.cam.number_types import widest
@@ -71,13 +71,13 @@ def sum_of_processes(own: Tensor, accelerator: Accelerator) -> Tensor:
 def renew_state(options: DeviceOptions) -> None:
     """Let Accelerate choose device and precision anew where an earlier call in this process chose others.
 
-    It keeps them for the life of the process: it refuses another precision, and passes over another device.
+    It keeps them for the life of the process: it refuses another precision, and passes over another device, that of a
+    PartialState alone (its progress bar makes one) as well.
     """
-    if not is_initialized():
+    if not PartialState._shared_state:
         return
-    state = AcceleratorState()
-    other_device = (state.device.type == 'cpu') != options.on_cpu
-    if other_device or state.mixed_precision != options.precision:
+    other_device = (PartialState().device.type == 'cpu') != options.on_cpu
+    if other_device or (is_initialized() and AcceleratorState().mixed_precision != options.precision):
         AcceleratorState._reset_state(reset_partial_state=other_device)
 
 
@@ -96,6 +96,18 @@ def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
     _logger.info(
         f'{accelerator.num_processes} process(es) on {accelerator.device}, precision: {accelerator.mixed_precision}.'
     )
+
+
+@contextmanager
+def arithmetic_kept() -> Iterator[None]:
+    """What `set_up_process` sets inside is afterwards as it was."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32, benchmark, fast_norm = matmul.allow_tf32, cudnn.benchmark, is_fast_norm()
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.benchmark = tf32, benchmark
+        set_fast_norm(fast_norm)
 
 
 def end_training(accelerator: Accelerator, leave_group: bool = False) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -47,6 +48,8 @@ def explain(error: BaseException, name: str, writing: bool = False) -> str:
         return f"no space left on disk for '{name}': see HF_HOME for where the cache lies."
     if _has(chain, OfflineModeIsEnabled):
         return f"'{name}' is not in the cache, and HF_HUB_OFFLINE is set."
+    if status == 404 and not writing and _has(chain, EntryNotFoundError):
+        return f"'{name}' is no repository of a timm model: it lacks a file that all of them have."
     if status:
         said = next((text for each in chain if (text := getattr(each, 'server_message', None))), '')
         return f"the Hub failed for '{name}' (status {status}{': ' if said else ''}{without_tokens(said.strip('. '))})."

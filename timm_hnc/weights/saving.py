@@ -8,6 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from timm.layers import SplitBatchNorm2d
+from timm.models import split_model_name_tag
 from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.model import names_by_index
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.manifest import MANIFEST, check_manifest
+from timm_hnc.files.run_options import options_of_run
 from timm_hnc.files.tables import write_json
 
 WEIGHTS = 'model.safetensors'
@@ -72,7 +74,9 @@ def find_weights(path: Path) -> Path | None:
 
 
 def check_architecture(folder: Path, what: str, model: str | None) -> str:
-    """The architecture that config.json names; a name given beside the weights may repeat it, and not contradict it.
+    """The architecture that config.json names; a name given beside the weights may not contradict it.
+
+    It may repeat it, with a tag of timm's behind it, or be the name that the run was trained by.
 
     Raises:
         DataError: the architectures differ, or config.json cannot be read.
@@ -81,7 +85,8 @@ def check_architecture(folder: Path, what: str, model: str | None) -> str:
         found = json.loads((folder / 'config.json').read_text())['architecture']
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"'{folder}/config.json' cannot be read: {first_lines(error)}") from error
-    if model is not None and model.rpartition(':')[2] != found:
+    named = (found, options_of_run(str(folder)).get('model'))
+    if model is not None and model not in named and split_model_name_tag(model.rpartition(':')[2])[0] != found:
         raise DataError(f"{what} is of the architecture '{found}', not '{model}': leave --model out.")
     return found
 

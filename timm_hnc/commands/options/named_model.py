@@ -11,6 +11,7 @@ from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.files.run_options import options_of_run
 from timm_hnc.plots.photo_cams import Subject, names_of
+from timm_hnc.runtime.device import DeviceOptions, agreed_device
 from timm_hnc.weights.opening import open_model
 
 NAMED = "run folder, folder of weights, or a name: timm's, hf-hub: or local-dir:"
@@ -24,12 +25,31 @@ def add_architecture_flags(parser: argparse.ArgumentParser) -> None:
     add('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='model arguments')
 
 
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Where the model is, which `device_of` takes."""
+    parser.add_argument('--device', default=DeviceOptions.device, help='cpu keeps the model off an accelerator')
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device that --device names, the accelerator, if there is one, where it does not.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    on_cpu = agreed_device(DeviceOptions(device=args.device), frozenset()).on_cpu
+    return torch.device('cpu') if on_cpu else torch.accelerator.current_accelerator() or torch.device('cpu')
+
+
 def subject_of(
-    model: CamModel, name: str | None, caption: str, task: str | None, names: list[str] | None = None
+    model: CamModel,
+    name: str | None,
+    caption: str,
+    task: str | None,
+    device: torch.device,
+    names: list[str] | None = None,
 ) -> Subject:
-    """A model on the accelerator, if there is one, that draws photographs as the run that `name` is was trained on."""
+    """A model that draws photographs on the device, as the run that `name` is was trained on."""
     run = options_of_run(name)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
     patches = NaFlexOptions.of_run(run).patches(model.model)
     multi_label = (task or run.get('task')) == 'multilabel'
     names, mode = names_of(model.model, names), run.get('input_img_mode')

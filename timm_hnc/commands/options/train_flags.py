@@ -5,11 +5,11 @@ from typing import Any
 
 from timm.loss import LOSS_TYPES
 
-from timm_hnc.commands.command_line import command_words
 from timm_hnc.commands.options.flags import Arguments, add_flags
 from timm_hnc.commands.options.parsing import HelpFormatter
 from timm_hnc.commands.options.shared import add_data_flags, add_device_flags, add_input_flags, add_loader_flags
 from timm_hnc.data.naflex import TrainNaFlexOptions
+from timm_hnc.launcher import command_words
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.training.outputs.publishing import HubOptions
 from timm_hnc.training.outputs.results import TrackingOptions

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from timm_hnc.attacks.attacks import ATTACKS
-from timm_hnc.commands.command_line import command_words
 from timm_hnc.commands.options.flags import add_flags, split_values
 from timm_hnc.commands.options.parsing import HelpFormatter, parse_options, refuse
 from timm_hnc.commands.options.shared import (
@@ -25,6 +24,7 @@ from timm_hnc.evaluation.options import EvaluationOptions, ValidateOptions
 from timm_hnc.evaluation.robustness import AttackOptions
 from timm_hnc.evaluation.sources import SourceOptions
 from timm_hnc.files.run_options import find_run, read_options
+from timm_hnc.launcher import command_words
 from timm_hnc.options import grouped
 
 REFUSED = {

@@ -5,7 +5,6 @@ import os
 import platform
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from timm.utils import trim_summary
 from timm_hnc.errors import DataError
 from timm_hnc.files.tables import csv_text, json_text
 from timm_hnc.files.whole import write_whole
+from timm_hnc.launcher import command_line
 from timm_hnc.report.run_files import VALIDATION
 from timm_hnc.version import __version__
 
@@ -98,7 +98,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
         'num_processes': accelerator.num_processes,
         'precision': accelerator.mixed_precision,
-        'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        'command': shlex.join(command_line()),
     }
 
 
