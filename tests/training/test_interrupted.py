@@ -23,6 +23,7 @@ from running import (
 
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.train import main
+from timm_hnc.training import checkpoint_interval
 
 AUGMENTED = ['--aa', 'rand-m5-mstd0.5-inc1', '--reprob', 0.3, '--drop', 0.1, '--lr', 0.05]
 
@@ -175,6 +176,14 @@ def test_a_signal_saves_and_says_how_to_go_on(
     if number == signal.SIGTERM:
         train(*line.split('train.py ')[1].split())
         assert run_differences(folder, undisturbed) == []
+
+
+def test_minutes_are_counted_from_the_last_checkpoint(monkeypatch):
+    moments = iter([1000.0, 1119.0, 1120.0, 1120.0, 1121.0, 1239.0, 1240.0, 1240.0])
+    monkeypatch.setattr(checkpoint_interval.time, 'monotonic', lambda: next(moments))
+    interval = checkpoint_interval.CheckpointInterval('2m')
+    assert [interval.passed() for _ in range(5)] == [False, True, False, False, True]
+    assert not any(interval.after(update) for update in range(1, 20))
 
 
 def test_minutes_between_checkpoints(options, monkeypatch, at_update):

@@ -88,11 +88,12 @@ def test_auto_starts_anew_where_there_is_no_run_yet(options):
     assert [row['epoch'] for row in summary(folder)] == [0, 1]
 
 
-def test_a_checkpoint_of_the_run_can_be_gone_back_to(options):
+def test_a_checkpoint_of_the_run_can_be_gone_back_to(options, caplog):
     folder = train(*options('run', '--epochs', 3, '--lr', 0.05))
     rows = (folder / 'summary.csv').read_text()
     weights = training_state(folder)
     train(*options('run', '--epochs', 3, '--lr', 0.05, '--resume', folder / 'checkpoints' / 'epoch-0'))
+    assert "epoch-0' with epoch 1, update 0." in caplog.text
     assert (folder / 'summary.csv').read_text() == rows
     assert differences(training_state(folder), weights) == []
 
@@ -198,11 +199,12 @@ def test_no_resume_opt_starts_with_a_fresh_optimizer(options, tmp_path):
     assert equal_tensors(training_state(copy)['model'], training_state(folder)['model'])
 
 
-def test_start_epoch_overrides_where_a_checkpoint_stopped(options):
+def test_start_epoch_overrides_where_a_checkpoint_stopped(options, caplog):
     folder = train(*options('run', '--epochs', 4, '--lr', 0.05, '--sched', 'step', '--decay-epochs', 1))
     rates = [row['lr'] for row in summary(folder)]
     argv = options('run', '--epochs', 4, '--lr', 0.05, '--sched', 'step', '--decay-epochs', 1)
     train(*argv, '--resume', 'auto', '--start-epoch', 2)
+    assert 'is complete' not in caplog.text
     assert [row['epoch'] for row in summary(folder)] == [0, 1, 2, 3]
     assert [row['lr'] for row in summary(folder)] == rates
     fresh = train(*options('fresh', '--epochs', 4, '--start-epoch', 3))
@@ -210,11 +212,12 @@ def test_start_epoch_overrides_where_a_checkpoint_stopped(options):
 
 
 @pytest.mark.parametrize('schedule', ['cosine --sched-on-updates', 'cosine', 'plateau', 'plateau --warmup-epochs 0'])
-def test_a_run_that_begins_anew_has_the_first_rate_again(options, schedule):
+def test_a_run_that_begins_anew_has_the_first_rate_again(options, schedule, caplog):
     argv = options('run', '--epochs', 2, '--lr', 0.05, '--warmup-epochs', 1, '--sched', *schedule.split())
     folder = train(*argv)
     rate = summary(folder)[0]['lr']
     train(*argv, '--resume', 'auto', '--start-epoch', 0)
+    assert 'is complete' not in caplog.text
     assert summary(folder)[0]['lr'] == rate
 
 
