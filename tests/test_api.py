@@ -156,6 +156,13 @@ def test_a_callers_device_and_arithmetic(images, monkeypatch):
     found = timm_hnc.evaluate(new_model(), ImageFolder(str(images / 'train')), workers=0, device='cpu')
     assert found == {'device': 'cpu'}
     assert (matmul.allow_tf32, cudnn.benchmark, is_fast_norm()) == (False, False, False)
+    if hasattr(matmul, 'fp32_precision'):
+        matmul.fp32_precision = 'tf32'  # of which `allow_tf32` does not want to know
+        try:
+            timm_hnc.evaluate(new_model(), ImageFolder(str(images / 'train')), workers=0, device='cpu')
+            assert matmul.fp32_precision == 'tf32'
+        finally:
+            set_settings(False)
 
 
 def test_without_validation_data_the_training_loss_ranks(images, tmp_path):

@@ -102,11 +102,17 @@ def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
 def arithmetic_kept() -> Iterator[None]:
     """What `set_up_process` sets inside is afterwards as it was."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    tf32, benchmark, fast_norm = matmul.allow_tf32, cudnn.benchmark, is_fast_norm()
+    benchmark, fast_norm = cudnn.benchmark, is_fast_norm()
+    try:
+        name, precision = 'allow_tf32', matmul.allow_tf32
+    except RuntimeError:  # torch's newer setting was used, and refuses to be read by the older
+        name, precision = 'fp32_precision', matmul.fp32_precision
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.benchmark = tf32, benchmark
+        if getattr(matmul, name) != precision:
+            setattr(matmul, name, precision)
+        cudnn.benchmark = benchmark
         set_fast_norm(fast_norm)
 
 
