@@ -175,6 +175,7 @@ def test_wrong_use(weights, photos, tmp_path, capsys):
             2,
             "a.psd': expected a name that ends as a picture",
         ),
+        (['losses', '--out', tmp_path / 'a.psd'], 2, "a.psd': expected a name that ends as a"),
         (['cams', photo, *checkpoint, '--use-ema'], 2, '--use-ema: does nothing without a weights file.'),
         (['cams', photo, *checkpoint, '--device', 'cuda:9'], 2, '--device cuda:9: this machine has cpu'),
         (['cams', f'{"a" * 300}.png', *checkpoint], 1, 'aaa.png'),

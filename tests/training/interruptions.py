@@ -7,28 +7,30 @@ import timm_hnc.training.fit
 
 
 @pytest.fixture
-def at_update(monkeypatch):
-    """Do something after an update of an epoch."""
+def at_update():
+    """Do something after an update of an epoch, until `at_update.undo()`."""
     original = timm_hnc.training.fit._after_update
+    with pytest.MonkeyPatch.context() as patch:  # its own: what else is patched stays
 
-    def install(epoch, update, action):
-        def after(run, now_epoch, now_update, notice):
-            if (now_epoch, now_update) == (epoch, update):
-                action()
-            original(run, now_epoch, now_update, notice)
+        def install(epoch, update, action):
+            def after(run, now_epoch, now_update, notice):
+                if (now_epoch, now_update) == (epoch, update):
+                    action()
+                original(run, now_epoch, now_update, notice)
 
-        monkeypatch.setattr(timm_hnc.training.fit, '_after_update', after)
+            patch.setattr(timm_hnc.training.fit, '_after_update', after)
 
-    return install
+        install.undo = patch.undo
+        yield install
 
 
 def interrupt():
     raise KeyboardInterrupt
 
 
-def interrupted(at_update, monkeypatch, argv, epoch, update, action=interrupt):
+def interrupted(at_update, argv, epoch, update, action=interrupt):
     """Run until an update of an epoch, which is not made, as after SIGKILL."""
     at_update(epoch, update, action)
     with pytest.raises(KeyboardInterrupt):
         train(*argv)
-    monkeypatch.undo()
+    at_update.undo()

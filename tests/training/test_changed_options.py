@@ -122,11 +122,11 @@ def test_the_best_by_another_metric_is_found_where_nothing_is_left_to_train(opti
     assert (folder / 'model_best').resolve().parent.name == best == result(folder)['best_checkpoint']
 
 
-def test_the_best_stays_until_another_is_found(options, at_update, monkeypatch):
+def test_the_best_stays_until_another_is_found(options, at_update):
     folder = train(*options('run', '--epochs', 2, '--val-split', ''))
     (folder / 'summary.csv').unlink()
     argv = options('run', '--epochs', 3, '--resume', 'auto', '--recovery-interval', 3)
-    interrupted(at_update, monkeypatch, argv, 2, 4)
+    interrupted(at_update, argv, 2, 4)
     assert (folder / 'model_best' / 'model.safetensors').is_file()
     train(*argv)
     assert result(folder)['best_checkpoint'] == 'epoch-2'

@@ -58,41 +58,41 @@ def undisturbed(images, tmp_path_factory):
         'adahessian-tanh',
     ],
 )
-def test_killed_twice_inside_epochs_is_not_killed(options, monkeypatch, at_update, extra):
+def test_killed_twice_inside_epochs_is_not_killed(options, at_update, extra):
     argv = [*AUGMENTED, *extra.split(), '--epochs', 2, '--checkpoint-interval', 2]
     whole = train(*options('whole', *argv))
     parts = options('parts', *argv)
     last = 4 if 'accum' in extra else 7
-    interrupted(at_update, monkeypatch, parts, 0, last)
-    interrupted(at_update, monkeypatch, [*parts, '--resume', 'auto'], 1, 3)
+    interrupted(at_update, parts, 0, last)
+    interrupted(at_update, [*parts, '--resume', 'auto'], 1, 3)
     folder = train(*parts, '--resume', 'auto')
     assert run_differences(folder, whole) == []
     assert result(folder)['final'] == result(whole)['final']
     assert checkpoints(folder) == {'epoch-0', 'epoch-1'}
 
 
-def test_data_in_memory_goes_on_exactly(options, monkeypatch, at_update):
+def test_data_in_memory_goes_on_exactly(options, at_update):
     argv = ['--data-in-memory', '--train-crop-mode', 'pad', '--color-jitter', 0, '--reprob', 0.3, '--mixup', 0.3]
     argv += ['--epochs', 2, '--checkpoint-interval', 2, '--lr', 0.05, '--hnc', 'mse']
     whole = train(*options('whole', *argv))
-    interrupted(at_update, monkeypatch, options('parts', *argv), 1, 3)
+    interrupted(at_update, options('parts', *argv), 1, 3)
     folder = train(*options('parts', *argv, '--resume', 'auto', '--workers', 1))
     assert run_differences(folder, whole) == []
     assert result(folder)['final'] == result(whole)['final']
 
 
-def test_a_weight_that_is_measured_anew_inside_an_epoch_settles_with_the_next(options, monkeypatch, at_update, caplog):
+def test_a_weight_that_is_measured_anew_inside_an_epoch_settles_with_the_next(options, at_update, caplog):
     argv = ['--epochs', 3, '--checkpoint-interval', 1, '--warmup-epochs', 0, '--hnc-weight', 'auto', '--hnc']
-    interrupted(at_update, monkeypatch, options('run', *argv, 'mse'), 1, 3)
-    interrupted(at_update, monkeypatch, options('run', *argv, 'kd', '--resume', 'auto'), 1, 6)
+    interrupted(at_update, options('run', *argv, 'mse'), 1, 3)
+    interrupted(at_update, options('run', *argv, 'kd', '--resume', 'auto'), 1, 6)
     train(*options('run', *argv, 'kd', '--resume', 'auto'))
     assert re.findall(r'Weight of HNC: \S+, (\w+)', caplog.text) == ['settled', 'following', 'settled']
     assert caplog.text.count('is measured anew: --hnc mse -> kd.') == 1
 
 
-def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, monkeypatch, at_update):
+def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, at_update):
     argv = options('run', '--epochs', 2, '--recovery-interval', 3)
-    interrupted(at_update, monkeypatch, argv, 1, 5)
+    interrupted(at_update, argv, 1, 5)
     folder = argv[argv.index('--output') + 1] / 'run'
     assert (folder / 'last').readlink().name == 'recovery-1-3'
     assert checkpoints(folder) == {'epoch-0', 'recovery-1-3'}
@@ -104,10 +104,10 @@ def test_a_checkpoint_inside_an_epoch_says_where_it_stands(options, monkeypatch,
     assert checkpoints(folder) == {'epoch-0', 'epoch-1'}
 
 
-def test_streams_begin_their_epoch_anew_and_say_so(shards, tmp_path, monkeypatch, at_update, caplog):
+def test_streams_begin_their_epoch_anew_and_say_so(shards, tmp_path, at_update, caplog):
     argv = ['--dataset', 'wds/x', '--data-dir', shards, *SMALL, '--checkpoint-interval', 2]
     argv += ['--output', tmp_path, '--experiment', 'run', '--epochs', 2]
-    interrupted(at_update, monkeypatch, argv, 1, 4)
+    interrupted(at_update, argv, 1, 4)
     folder = train(*argv, '--resume', 'auto')
     assert 'Epoch 1 begins anew: this data cannot be read from its middle.' in caplog.text
     assert [row['epoch'] for row in summary(folder)] == [0, 1]
@@ -121,11 +121,9 @@ def test_streams_begin_their_epoch_anew_and_say_so(shards, tmp_path, monkeypatch
         ('another class', 'classes 3 -> 4'),
     ],
 )
-def test_other_images_inside_an_epoch_are_refused(
-    images, options, tmp_path, monkeypatch, at_update, capsys, caplog, change, what
-):
+def test_other_images_inside_an_epoch_are_refused(images, options, tmp_path, at_update, capsys, caplog, change, what):
     argv = options('run', '--epochs', 3, '--checkpoint-interval', 2, '--num-classes', 4)
-    interrupted(at_update, monkeypatch, argv, 1, 5)
+    interrupted(at_update, argv, 1, 5)
     folder = tmp_path / 'run'
     before = contents(folder)
     again = [*argv, *(change.split() if change.startswith('-b') else [])]
@@ -157,9 +155,7 @@ def test_other_images_inside_an_epoch_are_refused(
     ('number', 'code', 'update'),  # inside an epoch, and at its end
     [(signal.SIGTERM, 0, 4), (signal.SIGINT, 130, 4), (signal.SIGUSR1, 0, 4), (signal.SIGTERM, 0, 7)],
 )
-def test_a_signal_saves_and_says_how_to_go_on(
-    options, undisturbed, monkeypatch, at_update, capsys, number, code, update
-):
+def test_a_signal_saves_and_says_how_to_go_on(options, undisturbed, at_update, capsys, number, code, update):
     before = signal.getsignal(number)
     argv = [str(word) for word in options('parts', *AUGMENTED, '--epochs', 3)]
     at_update(1, update - 1, lambda: os.kill(os.getpid(), number))
@@ -172,7 +168,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
         f'train.py -c {folder}/args.yaml --resume {folder}'
     )
     assert (folder / 'last').readlink().name == f'recovery-1-{update}'
-    monkeypatch.undo()
+    at_update.undo()
     if number == signal.SIGTERM:
         train(*line.split('train.py ')[1].split())
         assert run_differences(folder, undisturbed) == []
@@ -186,9 +182,9 @@ def test_minutes_are_counted_from_the_last_checkpoint(monkeypatch):
     assert not any(interval.after(update) for update in range(1, 20))
 
 
-def test_minutes_between_checkpoints(options, monkeypatch, at_update):
+def test_minutes_between_checkpoints(options, at_update):
     argv = options('run', '--epochs', 1, '--checkpoint-interval', '0.0001m')  # 6 ms
-    interrupted(at_update, monkeypatch, argv, 0, 4)
+    interrupted(at_update, argv, 0, 4)
     folder = argv[argv.index('--output') + 1] / 'run'
     assert (folder / 'last').readlink().name == 'recovery-0-3'
 

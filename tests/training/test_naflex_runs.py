@@ -156,15 +156,15 @@ def test_without_hnc_a_run_is_a_loop_over_timms_loader_and_task(options, shapes)
     assert len(sizes) > 1
 
 
-def test_killed_twice_inside_epochs_is_not_killed(options, monkeypatch, at_update):
+def test_killed_twice_inside_epochs_is_not_killed(options, at_update):
     extra = '--hnc mse --hnc-weight auto:0.2 --workers 1 --grad-accum-steps 2 --naflex-patch-sizes 4 8'
     kwargs = [f'{name}={value}' for name, value in {**TINY, 'enable_patch_interpolator': True}.items()]
     argv = [*AUGMENTED, *extra.split(), '-b', '8', '--checkpoint-interval', '1', '--mixup-off-epoch', '1']
     argv += ['--model-kwargs', *kwargs]
     whole = train(*options('whole', *argv))
     parts = options('parts', *argv)
-    interrupted(at_update, monkeypatch, parts, 0, 2)
-    interrupted(at_update, monkeypatch, [*parts, '--resume', 'auto'], 1, 2)
+    interrupted(at_update, parts, 0, 2)
+    interrupted(at_update, [*parts, '--resume', 'auto'], 1, 2)
     folder = train(*parts, '--resume', 'auto')
     assert run_differences(folder, whole) == []
 
@@ -288,9 +288,9 @@ def test_several_labels_are_mixed(shapes, tmp_path, multi_label):
     assert all(np.isfinite(row['train_hnc']) for row in rows)
 
 
-def test_inside_an_epoch_other_lengths_are_refused(options, monkeypatch, at_update, capsys):
+def test_inside_an_epoch_other_lengths_are_refused(options, at_update, capsys):
     argv = options('run', '--checkpoint-interval', '1')
-    interrupted(at_update, monkeypatch, argv, 0, 2)
+    interrupted(at_update, argv, 0, 2)
     code, message = failure(capsys, 'train', *argv, '--resume', 'auto', '--naflex-train-seq-lens', '8', '16')
     assert code == 1
     assert 'would go on with other images than were meant (patches an image 9 16 -> 8 16)' in message

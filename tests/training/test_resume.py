@@ -98,10 +98,10 @@ def test_a_checkpoint_of_the_run_can_be_gone_back_to(options, caplog):
     assert differences(training_state(folder), weights) == []
 
 
-def test_a_run_that_went_back_and_was_killed_goes_on_from_there(options, at_update, monkeypatch, caplog):
+def test_a_run_that_went_back_and_was_killed_goes_on_from_there(options, at_update, caplog):
     folder = train(*options('run', '--epochs', 3, '--lr', 0.05))
     argv = options('run', '--epochs', 3, '--lr', 0.01)
-    interrupted(at_update, monkeypatch, [*argv, '--resume', folder / 'checkpoints' / 'epoch-0'], 1, 3)
+    interrupted(at_update, [*argv, '--resume', folder / 'checkpoints' / 'epoch-0'], 1, 3)
     train(*argv, '--resume', 'auto')
     assert caplog.text.count("checkpoints/epoch-0' with epoch 1, update 0.") == 2
     assert [row['epoch'] for row in summary(folder)] == [0, 1, 2]
@@ -132,10 +132,10 @@ def test_the_best_weights_are_those_that_were_saved(options, capsys):
     assert result(folder)['best_checkpoint'] == 'epoch-1'
 
 
-def test_an_epoch_that_begins_anew_begins_with_the_first_rate(options, at_update, monkeypatch):
+def test_an_epoch_that_begins_anew_begins_with_the_first_rate(options, at_update):
     rates = []
     argv = ['--epochs', 2, '--lr', 0.05, '--sched-on-updates', '--use-multi-epochs-loader', '--recovery-interval', 3]
-    interrupted(at_update, monkeypatch, options('part', *argv), 0, 5)
+    interrupted(at_update, options('part', *argv), 0, 5)
     original = state.start_schedule
     note = lambda run: original(run) or rates.append([group['lr'] for group in run.optimizer.param_groups])  # noqa: E731
     for name in ('part', 'fresh'):
@@ -239,10 +239,10 @@ def test_what_lay_behind_a_start_epoch_is_not_gone_on_from(options, caplog):
     assert 'with epoch 2, update 0.' in caplog.text
 
 
-def test_a_run_that_is_killed_behind_a_start_epoch_goes_on_there(options, at_update, monkeypatch, caplog):
+def test_a_run_that_is_killed_behind_a_start_epoch_goes_on_there(options, at_update, caplog):
     folder = train(*options('run', '--epochs', 3))
     argv = options('run', '--epochs', 3, '--recovery-interval', 2, '--resume', 'auto')
-    interrupted(at_update, monkeypatch, [*argv, '--start-epoch', 0], 0, 3)
+    interrupted(at_update, [*argv, '--start-epoch', 0], 0, 3)
     assert (folder / 'model_best' / 'model.safetensors').is_file()
     train(*argv)
     assert 'with epoch 0, update' in caplog.text

@@ -16,7 +16,7 @@ from timm_hnc.commands.options.named_model import (
     named_options,
     subject_of,
 )
-from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
+from timm_hnc.commands.pictures import Rows, check_picture_file, picture_command, picture_parser, save_picture
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
 from timm_hnc.plots.photo_cams import map_values, photo_rows
@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _draw(args: argparse.Namespace) -> Rows:
+    check_picture_file(args.out)
     if not 0 <= args.topk <= MAX_NEGATIVES:
         raise UsageError(f'--topk {args.topk}: expected 0 to {MAX_NEGATIVES}.')
     if args.contrast and not args.topk:

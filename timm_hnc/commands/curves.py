@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
+from timm_hnc.commands.pictures import Rows, check_picture_file, picture_command, picture_parser, save_picture
 from timm_hnc.files.run_curves import read_run
 from timm_hnc.plots.curves import curve_rows, draw_curves
 from timm_hnc.report.run_files import reading_runs
@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _draw(args: argparse.Namespace) -> Rows:
+    check_picture_file(args.out)
     with reading_runs(args.runs):
         runs = [read_run(folder) for folder in args.runs]
         save_picture(draw_curves(runs), args.out)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from timm_hnc.commands.pictures import Rows, picture_command, picture_parser, save_picture
+from timm_hnc.commands.pictures import Rows, check_picture_file, picture_command, picture_parser, save_picture
 from timm_hnc.plots.loss_figure import draw_losses, loss_rows
 
 
@@ -12,6 +12,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _draw(args: argparse.Namespace) -> Rows:
+    check_picture_file(args.out)
     save_picture(draw_losses(), args.out)
     return loss_rows()
 

@@ -41,7 +41,6 @@ def picture_command(
         for file in args.values:
             if Path(file).suffix not in ('.csv', '.json'):
                 raise UsageError(f"--values '{file}': expected a name that ends in .csv or .json.")
-        _check_format(args.out)
         rows = draw(args)
         for file in args.values:
             try:
@@ -54,7 +53,8 @@ def picture_command(
     return main
 
 
-def _check_format(path: Path) -> None:
+def check_picture_file(path: Path) -> None:
+    """Refuse a name whose ending is no format that Pillow writes, before there is a picture."""
     Image.init()
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise UsageError(f"--out '{path}': expected a name that ends as a picture's, such as .png, .jpg or .webp.")
