@@ -262,10 +262,14 @@ def test_wrong_use(images, data, values, message):
     data = data(str(images / 'train')) if data is ImageFolder else data() if data is loader_of else data
     with pytest.raises(UsageError, match=message):
         timm_hnc.train(new_model(), data, **{**OPTIONS, **values})
+
+
+def test_options_that_cannot_be():
+    forget_run()
     with pytest.raises(UsageError, match="--val-split '': evaluates nothing, and validation data is given"):
         timm_hnc.train(new_model(), loader_of(images=24), loader_of(), val_split='')
     with pytest.raises(TypeError, match='no option of TrainOptions: epoch'):
-        timm_hnc.train(new_model(), data, epoch=3)
+        timm_hnc.train(new_model(), loader_of(), epoch=3)
 
 
 def test_classes_of_other_numbers(images, tmp_path):

@@ -28,11 +28,6 @@ def fails(tmp_path, capsys):
     ('argv', 'message'),
     [
         ('--hnc mse --hnc-topk 0', '--hnc-topk 0: expected 1 or more.'),
-        ('--hnc kd --hnc-weight -1', '--hnc-weight -1.0: expected 0 or more.'),
-        ('--hnc mse --hnc-weight nan', '--hnc-weight nan: expected a finite number, 0 or more.'),
-        ('--hnc mse --hnc-weight inf', '--hnc-weight inf: expected a finite number, 0 or more.'),
-        ('--hnc mse --hnc-alpha nan', '--hnc-alpha nan: expected a finite number.'),
-        ('--hnc-topk 5', '--hnc-topk 5: does nothing without --hnc.'),
         ('--label-noise symmetric:1.5', '--label-noise symmetric:1.5: label noise at rate 1.5: expected a probability'),
         (
             '--checkpoint-interval soon',
@@ -96,8 +91,6 @@ def fails(tmp_path, capsys):
         ),
         ('--dataset hnc/digits --num-classes 10 --train-split test', "no split 'test': use train or validation"),
         ('--aug-splits 3 --no-prefetcher', '--aug-splits 3: not together with --no-prefetcher'),
-        ('--batch-size 0', '--batch-size 0: expected 1 or more.'),
-        ('--epochs 0', '--epochs 0: expected 1 or more.'),
         ('--device cudaa:7', "--device 'cudaa:7': expected a device of torch's, such as cpu, cuda or cuda:1."),
         ('--device cuda:x --data-dir nowhere', "--device 'cuda:x': expected a device of torch's"),
         ('--model test_vit --model-kwargs --gp=', 'images of 3 x 32 x 32 do not pass: the output is 1 x 5 x 3, not a'),
@@ -199,18 +192,10 @@ def test_missing_and_empty_data(fails, images, tmp_path, parquet):
     assert code == 1
     assert "no folder for the split 'validation' but has train" in line
     code, line = fails('--dataset', f'hfds/{tmp_path / "nowhere"}', '--data-dir', tmp_path / 'cache')
-    assert code == 1
+    assert (code, f"data set 'hfds/{tmp_path / 'nowhere'}'" in line) == (1, True), line
     code, line = fails(*parquet, '--val-split', 'test')
     assert code == 1
     assert "split 'test'" in line
-
-
-def test_one_class(fails, images, tmp_path):
-    for split in ('train', 'validation'):
-        shutil.copytree(images / split / 'red', tmp_path / 'one' / split / 'red')
-    code, line = fails('--data-dir', tmp_path / 'one')
-    assert code == 1
-    assert 'images of one class only: a classifier needs at least two' in line
 
 
 def test_a_label_outside_the_range(fails, images, shards, tar_files):
@@ -307,8 +292,7 @@ def test_weights_of_another_architecture(fails, images, tmp_path):
 
 def test_weights_that_are_not_there(fails, images, monkeypatch, tmp_path):
     code, line = fails('--data-dir', images, '--model', f'local-dir:{tmp_path / "nowhere"}')
-    assert code in (1, 2)
-    assert 'nowhere' in line
+    assert (code, line) == (1, f"'{tmp_path / 'nowhere'}' holds no config.json.")
 
 
 def test_an_output_folder_that_cannot_be_written(fails, images, tmp_path):
@@ -323,9 +307,8 @@ def test_an_output_folder_that_cannot_be_written(fails, images, tmp_path):
     assert file.read_text() == 'in the way'
 
 
-@pytest.mark.parametrize('steps', [1, 3])
-def test_a_loss_that_is_not_finite_stops_the_run(fails, images, tmp_path, capsys, steps):
-    argv = ['--data-dir', images, '--lr', 1e29, '--warmup-epochs', 0, '--epochs', 3, '--grad-accum-steps', steps]
+def test_a_loss_that_is_not_finite_stops_the_run(fails, images, tmp_path, capsys):
+    argv = ['--data-dir', images, '--lr', 1e29, '--warmup-epochs', 0, '--epochs', 3, '--grad-accum-steps', 3]
     code, line = fails(*argv)
     assert code == 1
     assert ' is not finite in epoch 0, batch' in line
