@@ -85,8 +85,9 @@ def check_architecture(folder: Path, what: str, model: str | None) -> str:
         found = json.loads((folder / 'config.json').read_text())['architecture']
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"'{folder}/config.json' cannot be read: {first_lines(error)}") from error
-    named = (found, options_of_run(str(folder)).get('model'))
-    if model is not None and model not in named and split_model_name_tag(model.rpartition(':')[2])[0] != found:
+    if model is None or split_model_name_tag(model.rpartition(':')[2])[0] == found:
+        return found
+    if options_of_run(str(folder)).get('model') != model:
         raise DataError(f"{what} is of the architecture '{found}', not '{model}': leave --model out.")
     return found
 
