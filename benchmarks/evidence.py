@@ -29,10 +29,11 @@ from pathlib import Path
 
 from arguments import at_least
 from evidence.figures import run_figures
+from evidence.kept import take_up
 from evidence.plot import draw
 from evidence.regimes import REGIMES, Regime, Row
 from evidence.runs import Stage, due_runs
-from evidence.table import take_up, write
+from evidence.table import write
 from lite import MODEL, pretrained_lite
 from safetensors.torch import save_file
 from tables.execute import execute, told

@@ -18,7 +18,7 @@ from pathlib import Path
 import timm
 import torch
 from arguments import at_least
-from evidence.table import paired
+from evidence.results import paired
 from PIL import Image
 from tables.execute import execute, told
 from tables.plan import Cell

@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from evidence.regimes import BASELINE, REGIMES, Regime
-from evidence.table import Result, accuracies, paired, results
+from evidence.results import Result, accuracies, paired, results
 from timm_hnc.plots.figures import COLOURS, new_figure
 
 _INCHES = 0.22  # a row's height

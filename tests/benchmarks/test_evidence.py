@@ -1,6 +1,7 @@
 """benchmarks/evidence.py: what is chosen on which images, and its figures against those of validate.py."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -13,10 +14,12 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from evidence.boxes import Objects, covered
 from evidence.figures import _as_trained, run_figures
+from evidence.kept import take_up
 from evidence.plot import draw
 from evidence.regimes import BASELINE, REGIMES, Row
+from evidence.results import paired, results
 from evidence.runs import FIRST_SEED, Choice, Setting, Stage, add_choices, choose, due_runs, needed_trials, read_choices
-from evidence.table import _spread, choices, markdown, paired, results, take_up, write
+from evidence.table import _spread, choices, markdown, write
 from image_data import png, square
 from running import ROOT, SMALL, train, validate
 from scripts import load_script
@@ -253,11 +256,12 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     (tmp_path / 'none').mkdir()
     assert write(tmp_path / 'none', tmp_path / 'kept') == text, 'what is kept stays'
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:1] == '|']
-    assert lines[0][2:] == ['n', 'top-1', 'difference (95 %)', 'better', 'peak of negative maps']
-    assert lines[2] == ['cross-entropy', '', '2', '51.00 ± 1.41', '', '', '5.1 ± 0.1']
-    assert lines[3][:4] == ['HNC mse', '0.2, k 10', '2', '52.50 ± 2.12']
+    assert lines[0][2:] == ['n', 'top-1', 'peak of negative maps']
+    assert lines[2] == ['cross-entropy', '', '2', '51.00 ± 1.41', '5.1 ± 0.1']
+    assert lines[3] == ['HNC mse', '0.2, k 10', '2', '52.50 ± 2.12', '5.2 ± 0.2']
     assert 'Not run:' not in text
-    assert lines[3][4].startswith('+1.50 (-4.85 to +7.85')
+    assert lines[4] == ['', 'weight, k', 'top-1', 'more', 'peak of negative maps']
+    assert lines[6:] == [['HNC mse', '0.2, k 10', '+1.5 (-4.9 to +7.9)', '2 of 2', '+0.1 (-0.5 to +0.8)']]
     assert '- HNC mse: 0.2, k 10 60.00' in text
     together = text.rpartition('## All differences together')[2]
     assert 'boxes aside: 1. 0 have' in together
@@ -288,6 +292,34 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     assert read_choices(elsewhere.folder)['mse'].setting == Setting('0.2', 10)
     assert read_choices(elsewhere.folder)[BASELINE].held_out == {'': 50.0}
     assert write(tmp_path / 'none', None) == ''
+
+
+def tables_of(page):
+    """The cells of a page's tables of differences by regime and row, each with its heading."""
+    found, regime, headings = {}, None, []
+    for line in page.read_text().splitlines():
+        if anchor := re.match(r'## ([a-z]+-\w+)$|.*evidence\.md#([a-z]+-\w+)\)', line):
+            regime = anchor[1] or anchor[2]
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        if line[:1] != '|' or line.startswith('|---'):
+            headings = headings if line[:1] == '|' else []
+        elif not headings:
+            headings = cells
+        elif 'more' in headings:
+            found[regime, cells[0]] = dict(zip(headings[1:], cells[1:], strict=True))
+    return found
+
+
+def test_what_the_page_says_is_what_was_measured():
+    """The tables follow from the runs that are kept, and those of the page from them."""
+    kept = ROOT / 'benchmarks' / 'results' / 'evidence'
+    assert write(kept, None) == (kept / 'evidence.md').read_text()
+    measured, told = tables_of(kept / 'evidence.md'), tables_of(ROOT / 'docs' / 'evidence.md')
+    regimes = {regime for regime, _ in told}
+    assert regimes == {'voc-short', 'voc-long', 'cifar-5000', 'cifar-10000', 'cifar-noisy'}
+    assert set(told) == {(regime, row) for regime, row in measured if regime in regimes}
+    for row, cells in told.items():
+        assert cells.items() <= measured[row].items(), row
 
 
 def write_objects(root):
