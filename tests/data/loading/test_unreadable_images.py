@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from faulty_images import ERRORS, faulty
-from image_data import write_folder, write_parquet, write_tar
+from image_data import write_folder, write_parquet, write_shards, write_tar
 from PIL import Image, ImageDraw
 
 from timm_hnc.data.datasets import create_dataset
@@ -152,18 +152,26 @@ def test_rows_without_an_image_are_skipped_and_counted(tmp_path, empty):
 
 
 @pytest.fixture
-def with_a_faulty_image(faulty_format, tmp_path, monkeypatch):
-    """Writes every form of data set with its fifth image faulty."""
+def with_the_image(tmp_path, monkeypatch):
+    """Writes every form of data set with that content for its fifth image."""
     import image_data
 
-    content, original = faulty('NotImplementedError'), image_data.samples
+    original = image_data.samples
 
-    def samples(split, seed=0):
-        found = original(split, seed)
-        return [(name, label, content if number == 4 else png) for number, (name, label, png) in enumerate(found)]
+    def changed(content):
+        def samples(split, seed=0):
+            found = original(split, seed)
+            return [(name, label, content if number == 4 else png) for number, (name, label, png) in enumerate(found)]
 
-    monkeypatch.setattr(image_data, 'samples', samples)
-    return tmp_path
+        monkeypatch.setattr(image_data, 'samples', samples)
+        return tmp_path
+
+    return changed
+
+
+@pytest.fixture
+def with_a_faulty_image(faulty_format, with_the_image):
+    return with_the_image(faulty('NotImplementedError'))
 
 
 SKIPPING = {
@@ -196,6 +204,28 @@ def test_folders_of_torchvision_and_streams_end_in_one_line(with_a_faulty_image)
     Image.new('I;16', (32, 32), 4000).save(next((root / 'folder' / 'train' / 'red').glob('*.png')))
     with pytest.raises(DataError, match='the data cannot be read: It is grey with more than 8 bits a pixel'):
         list(read_loader(folder[index] for index in range(39, len(folder))))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'write'), [('hfids', lambda root: f'hfids/{write_parquet(root / "data")}'), ('wds', lambda _: 'wds/x')]
+)
+def test_grey_images_of_16_bits_in_streams_end_in_one_line(with_the_image, kind, write):
+    root = with_the_image(deep('PNG'))
+    where = write_shards(root / 'shards') if kind == 'wds' else root / 'cache'
+    stream = create_dataset(write(root), str(where), 'train', num_classes=3, num_samples=59, batch_size=8)
+    with pytest.raises(DataError, match='the data cannot be read: It is grey with more than 8 bits a pixel'):
+        list(read_loader(stream))
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_images_of_streams_are_of_the_mode_that_is_asked_for(with_the_image, mode):
+    root = with_the_image(READ['alpha'])
+    options = {'num_classes': 3, 'num_samples': 59, 'batch_size': 8, 'input_img_mode': mode}
+    for name, where in (
+        ('wds/x', write_shards(root / 'shards')),
+        (f'hfids/{write_parquet(root / "data")}', root / 'c'),
+    ):
+        assert {image.mode for image, _ in create_dataset(name, str(where), 'train', **options)} == {mode}
 
 
 def test_the_size_of_a_faulty_image_is_not_known(read, faulty_format, tmp_path):

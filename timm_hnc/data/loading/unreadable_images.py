@@ -27,7 +27,7 @@ def check_images(dataset: Any) -> None:
         dataset.reader = CheckedReader(dataset.reader, dataset.input_img_mode, dataset.load_bytes)
         dataset.load_bytes = True  # timm leaves decoding to what the reader gives
     elif hasattr(dataset, 'reader'):
-        dataset.reader = CheckedReader(dataset.reader)
+        dataset.reader = CheckedReader(dataset.reader, _take_mode(dataset.reader))
     elif callable(getattr(dataset, 'loader', None)):
         dataset.loader = partial(_load, dataset.loader)
 
@@ -68,7 +68,8 @@ class CheckedReader(WrappedReader):
 
     def __iter__(self) -> Iterator[Any]:
         with decoding(RuntimeError):  # a reader's own words
-            yield from self.unchecked
+            for image, *rest in self.unchecked:
+                yield (_of_8_bits(image).convert(self.mode) if self.mode else image), *rest
 
     def _sample(self, index: int) -> Any:
         try:
@@ -137,7 +138,18 @@ def _load(loader: Callable[[str], Any], path: str) -> Any:
 
 
 def _open(file: BinaryIO | str) -> Image.Image:
-    image = Image.open(file)
+    return _of_8_bits(Image.open(file))
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith(('F', 'I')):
         raise OSError('It is grey with more than 8 bits a pixel: convert it to 8 bits, or to RGB.')
     return image
+
+
+def _take_mode(reader: Any) -> str | None:
+    """The mode that a stream of Pillow's images converts them to, which it then leaves to us; None of other streams."""
+    if type(reader).__name__ not in ('ReaderWds', 'ReaderHfids'):
+        return None
+    mode, reader.input_img_mode = reader.input_img_mode, ''
+    return mode
