@@ -9,7 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from image_data import png, square, write_cub
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from running import NARROW, ROOT, SMALL, failure, forget_run, result_of, run_script, train, validate
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Subset
@@ -154,6 +154,22 @@ def test_boxes_of_xml_files(images, tmp_path, layout):
         found = source[index]
         assert found.boxes.tolist() == ([[2, 3, 12, 19]] if index % 2 == 0 else [])
         assert found.labels.tolist() == ([data.reader[index][1]] if index % 2 == 0 else [])
+
+
+def test_xml_files_as_those_of_imagenet_are(tmp_path):
+    """Of an image that was stored at twice the size; TensorFlow's process_bounding_boxes.py tells of such names."""
+    folder = tmp_path / 'train' / 'n02092002'
+    folder.mkdir(parents=True)
+    Image.new('RGB', (64, 32)).save(folder / 'n02092002_7.png')
+    named = ('Scottish_deerhound', 2, 3, 12, 14), ('n02092002', -4, 8, 40, 20), ('n02099601', 0, 0, 9, 9)
+    nothing = ('n02092002', 12, 3, 2, 14), ('n02092002', 33, 3, 40, 14)
+    size = '<size><width>32</width><height>16</height></size>'
+    text = f'<annotation>{size}{"".join(OBJECT.format(*each) for each in (*named, *nothing))}</annotation>'
+    (tmp_path / 'n02092002_7.xml').write_text(text)
+    source = BoxSource(create_dataset('', str(tmp_path), 'train', 1), folder=tmp_path)
+    found = source[0].inside(source.image_size(0), 0)
+    assert found.boxes.tolist() == [[4, 6, 24, 28], [0, 16, 64, 32]]
+    assert found.labels.tolist() == [0, 0]
 
 
 def write_annotations(images, folder, layout):

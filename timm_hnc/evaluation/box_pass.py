@@ -9,7 +9,7 @@ from torch import Tensor
 from timm_hnc.cam import ClassMaps
 from timm_hnc.data.input_geometry import InputGeometry
 from timm_hnc.data.loading.loaders import sample_order
-from timm_hnc.data.objects.boxes import BoxSource, check_inside
+from timm_hnc.data.objects.boxes import BoxSource
 from timm_hnc.errors import UsageError
 from timm_hnc.metrics.localization import Localization
 from timm_hnc.metrics.map_quality import present_classes
@@ -47,7 +47,7 @@ class BoxPass:
             image_size = self.source.image_size(index)
             if image_size is None:
                 continue  # timm has put the next image in its place
-            check_inside(found.boxes, image_size, index)
+            found = found.inside(image_size, index)
             frame = self.geometry.frame(image_size)
             if frame.size != tuple(inputs.shape[-2:]):
                 raise UsageError(

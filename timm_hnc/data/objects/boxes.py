@@ -1,5 +1,7 @@
 """Bounding boxes of a data set's objects, in pixels of the stored images."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,15 @@ import numpy as np
 import torch
 from timm.data.readers.targets import get_field
 from torch import Tensor
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from timm_hnc.data.loading.unreadable_images import CheckedReader
 from timm_hnc.data.loading.wrapped_dataset import innermost, stored_places
 from timm_hnc.data.sets.files import Box
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.options import given
+
+_WORDNET = re.compile(r'n\d{8}')  # ImageNet's names of classes
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,30 @@ class ImageBoxes:
     Args:
         boxes: (m, 4) x1, y1, x2, y2 in pixels.
         labels: (m,) class indices, -1 for a class that the data set's class map leaves out.
+        drawn_on: (width, height) that an XML file gives the image, 0 where it gives none; None of other boxes, whose
+            pixels are those of the stored image.
     """
 
     boxes: Tensor
     labels: Tensor
+    drawn_on: tuple[int, int] | None = None
+
+    def inside(self, image_size: tuple[int, int], index: int) -> 'ImageBoxes':
+        """They in the stored image of that (width, height).
+
+        Those of XML files are scaled to it, end at its edge, and are left out where nothing of them is in it.
+
+        Raises:
+            DataError: another ends beyond the image, by more than the pixel by which conventions differ.
+        """
+        if self.drawn_on is None:
+            wrong = self.boxes[(self.boxes[:, 2:] > torch.tensor(image_size) + 1).any(1)]
+            _refuse(wrong, index, f'ends outside the image of {image_size[0]} x {image_size[1]} pixels')
+            return self
+        scale = [here / there if there else 1.0 for here, there in zip(image_size, self.drawn_on, strict=True)]
+        boxes = clip_boxes_to_image(self.boxes * torch.tensor(scale * 2), image_size[::-1])
+        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return ImageBoxes(boxes[seen], self.labels[seen])
 
 
 def with_own_folder(folder: Path, reader: Any) -> list[Path]:
@@ -40,7 +64,8 @@ def with_own_folder(folder: Path, reader: Any) -> list[Path]:
 class XmlBoxes:
     """Boxes of images from XML files with the images' names, ImageNet's, which are PASCAL VOC's.
 
-    Objects of classes that the data set does not have are left out; an image without a file has no boxes.
+    Objects of classes that the data set does not have are left out; an image without a file has no boxes. In a folder
+    that a WordNet id names, an object with another name than one is of that class: many of ImageNet's dogs have theirs.
 
     Args:
         folder: with <image>.xml or <folder of the image>/<image>.xml, as ImageNet's annotations
@@ -60,24 +85,31 @@ class XmlBoxes:
         if not self.class_to_idx or not hasattr(reader, 'filename'):
             raise DataError('--boxes-dir: the data set has no names of files and classes, it wants a folder of images.')
 
-    def __call__(self, index: int) -> tuple[list[Box], list[int]]:
-        """Boxes (x1, y1, x2, y2) in pixels of the stored image, and the class index of each."""
+    def __call__(self, index: int) -> tuple[list[Box], list[int], tuple[int, int]]:
+        """Boxes (x1, y1, x2, y2), the class index of each, and the (width, height) of the image they were drawn on."""
         name = Path(self.reader.filename(index)).with_suffix('.xml')
         paths = (folder / each for folder in self.folders for each in (name.name, name))
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            return [], []
+            return [], [], (0, 0)
         try:
             boxes, labels = [], []
-            for item in ElementTree.parse(path).getroot().iter('object'):
-                label = self.class_to_idx.get((item.findtext('name') or '').strip())
+            root = ElementTree.parse(path).getroot()
+            width, height = (int(root.findtext(f'size/{side}') or 0) for side in ('width', 'height'))
+            for item in root.iter('object'):
+                label = self._label((item.findtext('name') or '').strip(), name.parent.name)
                 corners = tuple(float(item.findtext(f'bndbox/{edge}', '')) for edge in ('xmin', 'ymin', 'xmax', 'ymax'))
                 if label is not None:
                     boxes.append(corners)
                     labels.append(label)
         except (ElementTree.ParseError, ValueError, OSError) as error:
             raise DataError(f"'{path}' is damaged or no annotation of ImageNet's: {error}") from error
-        return boxes, labels  # type: ignore[return-value]  # four corners each
+        return boxes, labels, (width, height)  # type: ignore[return-value]  # four corners each
+
+    def _label(self, name: str, folder: str) -> int | None:
+        if name not in self.class_to_idx and _WORDNET.fullmatch(folder) and not _WORDNET.fullmatch(name):
+            name = folder
+        return self.class_to_idx.get(name)
 
 
 class BoxSource:
@@ -109,7 +141,7 @@ class BoxSource:
         self._sizes: Any = self.reader if hasattr(self.reader, 'image_size') else CheckedReader(self.reader)
         self.column, self.box_format = column, box_format
         self._columns: Any = None
-        self._read = self._of_column
+        self._read: Callable[[int], tuple[Any, Any, tuple[int, int] | None]] = self._of_column
         if folder or getattr(self.reader, 'boxes', None) is not None:
             self._read = XmlBoxes(folder, self.reader) if folder else self._of_reader
             for name, value, default in (('boxes_key', column, 'objects'), ('boxes_format', box_format, 'xyxy')):
@@ -124,14 +156,14 @@ class BoxSource:
                 )
 
     def __getitem__(self, index: int) -> ImageBoxes:
-        """Boxes of a sample, in pixels of the stored image.
+        """Boxes of a sample, before its image is looked at.
 
         Raises:
-            DataError: a box lies outside its image, has no size, or is none.
+            DataError: a box has no size, begins outside its image, or is none; XML files may hold the first two.
         """
         index = int(index if self.indices is None else self.indices[index])
         try:
-            boxes, labels = self._read(index)
+            boxes, labels, drawn_on = self._read(index)
             # of a few numbers, what takes NumPy a microsecond takes torch twenty
             corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
             classes = np.array(labels, dtype=np.int64)
@@ -146,38 +178,32 @@ class BoxSource:
             )
         if self._read == self._of_column and self.box_format != 'xyxy':
             corners = box_convert(torch.from_numpy(corners), self.box_format, 'xyxy').numpy()
-        wrong = corners[(corners[:, 2:] <= corners[:, :2]).any(1) | (corners < -1).any(1)]
-        _refuse(wrong, index, 'has no size or begins outside the image')
-        return ImageBoxes(torch.from_numpy(corners), torch.from_numpy(classes))
+        if drawn_on is None:
+            wrong = corners[(corners[:, 2:] <= corners[:, :2]).any(1) | (corners < -1).any(1)]
+            _refuse(wrong, index, 'has no size or begins outside the image')
+        return ImageBoxes(torch.from_numpy(corners), torch.from_numpy(classes), drawn_on)
 
-    def _of_reader(self, index: int) -> tuple[Any, Any]:
-        return self.reader.boxes[index], self.reader.box_labels[index]
+    def _of_reader(self, index: int) -> tuple[Any, Any, None]:
+        return self.reader.boxes[index], self.reader.box_labels[index], None
 
-    def _of_column(self, index: int) -> tuple[Any, Any]:
+    def _of_column(self, index: int) -> tuple[Any, Any, None]:
         if self._columns is None:
             self._columns = self.reader.dataset.select_columns([self.column])
         item = self._columns[index]
         if item[self.column] is None:  # as an image without a file of boxes
-            return [], []
+            return [], [], None
         boxes, categories = get_field(item, f'{self.column}/bbox'), get_field(item, f'{self.column}/category')
         if self.reader.remap_class:
             # by index or else by name, as timm's reader maps the target
             classes, names = self.reader.class_to_idx, self.reader._source_names
             categories = [classes.get(each, classes.get(names.get(each), -1)) for each in categories]
-        return boxes, categories
+        return boxes, categories, None
 
     def image_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of a stored image, None for one that cannot be decoded."""
         return self._sizes.image_size(int(index if self.indices is None else self.indices[index]))
 
 
-def check_inside(boxes: Tensor, image_size: tuple[int, int], index: int) -> None:
-    """Refuse boxes that end beyond their image, but for the pixel by which conventions differ."""
-    corners = boxes.numpy()
-    wrong = corners[(corners[:, 2:] > np.array(image_size) + 1).any(1)]
-    _refuse(wrong, index, f'ends outside the image of {image_size[0]} x {image_size[1]} pixels')
-
-
-def _refuse(wrong: 'np.ndarray[Any, Any]', index: int, what: str) -> None:
+def _refuse(wrong: 'Tensor | np.ndarray[Any, Any]', index: int, what: str) -> None:
     if len(wrong):
         raise DataError(f'sample {index} has the box {wrong.tolist()[0]}, which {what}: see --boxes-format.')

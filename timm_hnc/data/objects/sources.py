@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from timm_hnc.data.loading.unreadable_images import decoding
-from timm_hnc.data.objects.boxes import BoxSource, check_inside, with_own_folder
+from timm_hnc.data.objects.boxes import BoxSource, with_own_folder
 from timm_hnc.data.objects.moved import MovedBoxes, MovedPictures, Rectangles
 from timm_hnc.errors import DataError, UsageError
 
@@ -38,8 +38,10 @@ class Boxes:
         return MovedBoxes(self._kept.get(index) or self._checked(index, size), size)
 
     def _checked(self, index: int, size: tuple[int, int]) -> Rectangles:
-        found = self.source[index]
-        check_inside(found.boxes, size, index)
+        stored = self.source[index]
+        found = stored.inside(size, index)
+        if len(stored.boxes) and not len(found.boxes):
+            raise DataError(f'sample {index} has no box with an area in its image.')
         known = found.labels >= 0
         rectangles = Rectangles.of(found.boxes[known].tolist(), found.labels[known].tolist())
         if len(self._kept) < _KEPT:
