@@ -73,6 +73,12 @@ def test_a_holdout_is_drawn_with_the_seed_of_the_run(tmp_path, more, expected):
     assert (options.split, options.holdout, options.seed) == expected
 
 
+def test_another_seed_than_that_of_a_holdout_is_refused(tmp_path):
+    (tmp_path / 'args.yaml').write_text('{data_dir: /data, val_split: train, holdout: 0.1, seed: 7}')
+    with pytest.raises(UsageError, match="--seed: the run's held-out images are those of its own seed, 7"):
+        parse_validate_options(['--checkpoint', str(tmp_path), '--seed', '3'])
+
+
 @pytest.mark.parametrize(
     'place', ['', 'model_best', 'checkpoints/epoch-1', 'checkpoints/epoch-1/model/model.safetensors']
 )

@@ -98,6 +98,7 @@ def test_every_way_to_name_the_weights_gives_the_figures_of_the_run(run, weights
         ['--checkpoint', run],
         ['--checkpoint', run / 'model_best', '--data-dir', images],
         ['--checkpoint', run / 'model_best' / 'model.safetensors'],
+        ['--checkpoint', run / 'model_best' / 'model.safetensors', '--model', 'test_resnet', images],
         ['--checkpoint', run / 'checkpoints' / result(run)['best_checkpoint'], images],
         ['--checkpoint', weights / 'plain.pth', *MODEL, images],
         ['--checkpoint', weights / 'plain.safetensors', *MODEL, images],
@@ -253,7 +254,9 @@ def test_reassessed_labels(tmp_path, capsys):
         json.dumps([[(label + place % 2) % 6] for place, label in enumerate(predicted)])
     )
     _, part = split_off(predicted, 0.4, 42)
-    figures = validate(capsys, *argv, '--real-labels', tmp_path / 'half.json', '--holdout', 0.4)
+    figures = validate(
+        capsys, *argv, '--real-labels', tmp_path / 'half.json', '--holdout', 0.4, '--split', 'validation'
+    )
     assert figures['top1'] == pytest.approx(100 * (part.indices % 2 == 0).mean(), abs=1e-4)
     (tmp_path / 'few.json').write_text('[[0], [1]]')
     code, line = failure(capsys, 'validate', *argv, '--real-labels', tmp_path / 'few.json')
@@ -368,7 +371,12 @@ def test_wrong_usage_has_exit_code_2(fails, run, weights, images, tmp_path):
         (['--model', 'resnet5O', images], "--model 'resnet5O' is no model of timm's"),
         (['--model', 'nowhere:x', images], '--model'),
         (['--checkpoint', weights / 'plain.pth', '--model', 'resnet5O', images], 'needs its architecture'),
-        (['--checkpoint', weights / 'plain.pth', images], 'is a file of weights: name its architecture with --model.'),
+        (['--checkpoint', weights / 'plain.pth', images], 'a file of weights needs its architecture, see --model.'),
+        (['--checkpoint', weights, images], 'a folder of weights needs its architecture, see --model.'),
+        (
+            ['--model', 'test_resnet', '--holdout', 0.1, images],
+            '--holdout 0.1: is of training images, name their split',
+        ),
         (['--checkpoint', run, '--results-file', tmp_path / 'no' / 'r.csv'], 'its folder does not exist.'),
         (['--checkpoint', run, '--results-file', tmp_path], 'it is a folder, expected a file.'),
         (['--model', run / 'model_best' / 'model.safetensors'], 'is no text file of names; weights: --checkpoint.'),

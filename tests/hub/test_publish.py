@@ -168,6 +168,8 @@ def test_a_pull_request_is_opened_once(server, worker, run, published):
     done = worker('push', run, 'alice/net', '--create-pr')
     assert done.code == 0
     assert set(server.files('alice/net', 'refs/pr/2')) >= PARTS
+    done = worker('push', run, 'alice/net', '--create-pr', '--revision', 'next')
+    assert (done.code, '--revision: not together with --create-pr' in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ timm_hnc.push_to_hub(model, 'alice/reused', class_names={1: 'b', 0: 'a'})
         ("model, figures={'top1': '73'}", "figures: top1 is '73', expected a finite number"),
         ("model, figures={'top1': float('nan')}", 'figures: top1 is nan'),
         ('torch.nn.ReLU()', "the model is a ReLU, none of timm's"),
+        ("model, revision='next', create_pr=True", 'revision: not together with create_pr'),
     ],
 )
 def test_models_that_cannot_be_published(server, worker, arguments, message):
@@ -193,6 +194,8 @@ for name, options in {'max': {'global_pool': 'max'}, 'four': {'in_chans': 4}}.it
 """
     assert worker('python', code).code == 0
     without = ModelCard(server.files('alice/card-max')['README.md'].decode())
+    assert timm.create_model('test_resnet').pretrained_cfg['license'], "timm's, of weights that these are not"
+    assert 'license' not in json.loads(server.files('alice/card-max')['config.json'])['pretrained_cfg']
     assert 'class-activation-map' not in without.data.tags
     assert 'create_model' in without.text
     assert 'timm_hnc.create_model' not in without.text

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Publish the run, and print the address; the Space's on a line of its own."""
     options = vars(build_parser().parse_args(argv))
     run, repo_id, space = options.pop('run'), options.pop('repo_id'), options.pop('space')
+    if options['revision'] and options['create_pr']:
+        raise UsageError('--revision: not together with --create-pr, which is for the main branch.')
     if space and options['create_pr']:
         raise UsageError('--space: not together with --create-pr, whose weights are not published yet.')
     if space:

@@ -1,6 +1,6 @@
 """What validate.py is to evaluate: which models, with which weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from timm.models import is_model, list_models, parse_model_name
@@ -18,7 +18,7 @@ class SourceOptions:
 
     Args:
         model: model name.
-        pretrained: load the published weights.
+        pretrained: load the published weights, as without it where there is no --checkpoint.
         checkpoint: run folder, its model_best, or a weights file.
         use_ema: take a checkpoint's averaged weights, where it has them.
         reparam: fuse the branches of models that can be.
@@ -85,15 +85,10 @@ def _of_checkpoint(options: SourceOptions, model_given: bool) -> list[Source]:
     path = Path(options.checkpoint)
     if not path.exists():
         raise DataError(f"--checkpoint '{path}' does not exist.")
-    if path.is_file():
-        if not model_given:
-            if path.name == WEIGHTS and (path.parent / 'config.json').is_file():
-                return _of_checkpoint(replace(options, checkpoint=str(path.parent)), model_given)
-            raise UsageError(f"--checkpoint '{path}' is a file of weights: name its architecture with --model.")
-        if not is_model(options.model):
-            raise UsageError(f"--model '{options.model}' is no model of timm's: a weights file needs its architecture.")
+    if path.is_file() and not (path.name == WEIGHTS and (path.parent / 'config.json').is_file()):
+        _check_named(options.model, model_given, f"--checkpoint '{path}': a file of weights")
         return [Source(options.model, checkpoint=str(path))]
-    folder = find_weights(path)
+    folder = find_weights(path.parent if path.is_file() else path)
     if folder is not None:
         given = options.model if model_given else None
         name = check_architecture(folder, f"--checkpoint '{path}'", given)
@@ -101,4 +96,13 @@ def _of_checkpoint(options: SourceOptions, model_given: bool) -> list[Source]:
     files = sorted([*path.glob('*.pth.tar'), *path.glob('*.pth')], key=lambda file: natural_key(str(file)))
     if not files:
         raise DataError(f"--checkpoint '{path}' is neither a run folder nor its model_best, and holds no .pth files.")
+    _check_named(options.model, model_given, f"--checkpoint '{path}': a folder of weights")
     return [Source(options.model, checkpoint=str(file)) for file in files]
+
+
+def _check_named(model: str, model_given: bool, what: str) -> None:
+    """Refuse weights alone without the name of their architecture."""
+    if not model_given:
+        raise UsageError(f'{what} needs its architecture, see --model.')
+    if not is_model(model):
+        raise UsageError(f"{what} needs its architecture, --model '{model}' names none of timm's.")

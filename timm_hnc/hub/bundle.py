@@ -45,9 +45,10 @@ def bundle_model(
     save_pretrained(model, folder, class_names, data_config, hnc)
     check_weights(folder, model)
     config = json.loads((folder / 'config.json').read_text())
+    config['pretrained_cfg'].pop('license', None)  # timm's, of weights that these may not be
     if facts.licence:
         config['pretrained_cfg']['license'] = facts.licence
-        write_json(folder / 'config.json', config)
+    write_json(folder / 'config.json', config)
     facts = replace(facts, config=config, has_maps=has_maps(model))
     (folder / 'README.md').write_text(render_card(facts), encoding='utf-8')
 

@@ -44,7 +44,7 @@ def push_to_hub(
         repo_id: user/name; made if it is missing.
         private: make the repository private.
         revision: branch to commit to, made if it is missing.
-        create_pr: open a pull request instead.
+        create_pr: open a pull request to the main branch instead.
         commit_message: of the commit.
         token: of the Hub; that of HF_TOKEN or `hf auth login` if None.
         class_names: label names, one a class, in their order or by index.
@@ -63,6 +63,8 @@ def push_to_hub(
     Example:
         >>> timm_hnc.push_to_hub(cam_model, 'user/resnet18-hnc', class_names=names)
     """
+    if revision and create_pr:
+        raise UsageError('revision: not together with create_pr, which is for the main branch.')
     check_name_and_token(repo_id, token)
     with TemporaryDirectory() as folder:
         facts = CardFacts(repo_id, {}, licence, _checked(figures or {}), revision=revision)
@@ -207,7 +209,7 @@ def publish_folder(
         )
         if private and not try_again(lambda: api.repo_info(repo_id, repo_type=repo_type), name).private:
             raise DataError(f"not published: '{repo_id}' exists already and is public.")
-        if revision and not create_pr:
+        if revision:
             try_again(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), name)
         # an answer that was lost may have opened the pull request: a second attempt would open a second one
         return commit() if create_pr else try_again(commit, name)

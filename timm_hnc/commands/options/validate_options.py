@@ -106,6 +106,8 @@ def parse_validate_options(
     values, own = split_values(args, ValidateOptions)
     options = grouped(ValidateOptions, values)
     of_the_run = options_from_run(options.model.checkpoint, explicit)
+    if options.data.holdout and 'split' not in explicit | of_the_run.keys():
+        raise UsageError(f'--holdout {options.data.holdout:g}: is of training images, name their split: --split train.')
     return grouped(ValidateOptions, values | of_the_run) if of_the_run else options, explicit, own
 
 
@@ -144,5 +146,7 @@ def options_from_run(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any
         # another seed would hold out images that the run was trained on
         found |= {} if 'seed' in explicit else {'seed': run['seed']}
     elif run.get('holdout') and 'split' not in explicit:
+        if 'seed' in explicit:
+            raise UsageError(f"--seed: the run's held-out images are those of its own seed, {run['seed']}.")
         found |= {'holdout': run['holdout'], 'seed': run['seed']}
     return found
