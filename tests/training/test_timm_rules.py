@@ -202,6 +202,12 @@ def test_images_smaller_than_a_cell_of_the_maps_train_without_maps(images, tmp_p
         code, line = failure(capsys, 'train', *options, '--img-size', 32, '--experiment', 'one', *argv)
         assert (code, line.split(':')[0]) == (2, loss)
         assert 'images of 32 pixels are a single cell, and flat as they are: see --img-size' in line
+    argv = ['--img-size', 48, '--hnc', 'kd', '--model', 'test_convnext', '--experiment', 'one']
+    code, line = failure(capsys, 'train', *options, *argv)
+    assert (code, 'images of 48 pixels are a single cell' in line) == (2, True), 'whose maps round down'
+    argv = ['--img-size', 32, '--model-kwargs', 'output_stride=8', '--map-loss', 'teacher', '--map-teacher', folder]
+    code, line = failure(capsys, 'train', *options, '--model', 'resnet18', *argv, '--experiment', 'one')
+    assert (code, 'its maps of images of 32 pixels are a single cell, and say nothing' in line) == (2, True), line
     larger = train(*options, '--img-size', 32, '--train-img-sizes', 64, '--experiment', 'larger', '--hnc', 'kd')
     assert result(larger)['epochs'] == 1, 'images that are evaluated alone may be of one cell'
     code, line = failure(capsys, 'train', *options, '--experiment', 'hnc', '--hnc', 'mse')

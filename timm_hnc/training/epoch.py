@@ -23,7 +23,7 @@ from timm_hnc.tasks import ClassMapTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.nonfinite import REMEDY, bad_gradient, count_update, leave_out
 from timm_hnc.training.setup.build import Run
-from timm_hnc.training.setup.model_checks import check_image_size
+from timm_hnc.training.setup.model_checks import check_cells, check_image_size
 from timm_hnc.training.setup.optimizer import LOSS_GROUP
 from timm_hnc.training.sharding import operations_of_parts
 from timm_hnc.training.update_flags import Notice
@@ -203,7 +203,10 @@ def _check_first_batch(run: Run, input: Any, target: Tensor) -> None:
     if isinstance(task, ClassMapTask) and not run.options.mixup.active:
         task.look_at_targets(target)
     if isinstance(input, Tensor) and input.ndim == 4:
-        check_image_size(run.options, run.model, (input.shape[1], input.shape[2], input.shape[3]))
+        size = (input.shape[1], input.shape[2], input.shape[3])
+        check_image_size(run.options, run.model, size)
+        if size != tuple(run.data.config['input_size']) and run.whole is None:  # the others were looked at
+            check_cells(run.options, lambda: run.wrap(run.model), size)
 
 
 def _batch_scale(run: Run, batch_size: int) -> float:

@@ -30,13 +30,18 @@ from timm_hnc.runtime.process import one_process_first, sum_of_processes
 from timm_hnc.tasks import ClassMapMultiLabelTask, ClassMapTask, HNCMultiLabelTask, HNCTask
 from timm_hnc.training.averages import Averages
 from timm_hnc.training.checkpoint_interval import CheckpointInterval
-from timm_hnc.training.setup.image_sizes import training_sizes
-from timm_hnc.training.setup.model_checks import check_image_size, check_naflex_maps, try_image_sizes
+from timm_hnc.training.setup.image_sizes import grid_of, training_sizes
+from timm_hnc.training.setup.model_checks import (
+    check_cells,
+    check_image_size,
+    check_naflex_maps,
+    try_image_sizes,
+)
 from timm_hnc.training.setup.models import create_model
 from timm_hnc.training.setup.objective.criterion import timm_criterion_kwargs
 from timm_hnc.training.setup.objective.distillation import check_student, create_distillation
 from timm_hnc.training.setup.objective.losses import create_run_loss
-from timm_hnc.training.setup.objective.map_losses import create_map_losses, grid_of
+from timm_hnc.training.setup.objective.map_losses import create_map_losses
 from timm_hnc.training.setup.objective.teachers import create_teacher, source_of_teacher
 from timm_hnc.training.setup.optimizer import create_ema, create_optimizer, with_learning_rate
 from timm_hnc.training.setup.options import TrainOptions
@@ -186,6 +191,7 @@ def build_run(
     model, data_config = _create_model(options, provided.model, accelerator)
     patches = options.naflex.patches(model)
     check_naflex_maps(options, model)
+    check_cells(options, lambda: provided.wrap(model), data_config['input_size'])
     looked_at = options.distillation.on and options.needs_class_maps
     check_student(options.distillation, model, provided.wrap(model) if looked_at else None)
     num_classes = options.input.num_classes or model.num_classes

@@ -13,7 +13,14 @@ from timm_hnc.cam.model import cell_size, drops_patches
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.factory import MAP_LOSSES
 from timm_hnc.losses.plain_classifier import check_classifier
-from timm_hnc.training.setup.image_sizes import image_sizes, training_sizes, try_images
+from timm_hnc.training.setup.image_sizes import (
+    ImageSize,
+    image_sizes,
+    is_one_cell,
+    pixels,
+    training_sizes,
+    try_images,
+)
 from timm_hnc.training.setup.models import cam_model_without_weights
 from timm_hnc.training.setup.objective.losses import loss_of
 from timm_hnc.training.setup.options import TrainOptions
@@ -52,26 +59,14 @@ def check_naflex_maps(options: TrainOptions, model: Any) -> None:
         )
 
 
-def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
-    """Refuse images that are smaller than a cell of the maps that a loss needs, or no larger where it does nothing.
-
-    Images of which timm can draw no side for cutmix are refused as well.
-    """
+def check_image_size(options: TrainOptions, model: Any, input_size: ImageSize) -> None:
+    """Refuse images that are smaller than a cell of the maps that a loss needs, or of which timm draws no cutmix."""
     others, cell = options.sizes.train_img_sizes or (), cell_size(model)
     side = min(*input_size[1:], *others)
     low, high = options.mixup.cutmix_minmax or (0, 1)
-    for pixels in (*input_size[1:], *others):
-        if int(pixels * low) >= int(pixels * high):  # timm draws a whole number of pixels from this range
-            raise UsageError(f'--cutmix-minmax {low:g} {high:g}: leaves no whole number to draw of {pixels} pixels.')
-    sides = [max(size[1:]) for size in training_sizes(input_size, others)]
-    of_several = [name for name in options.map_losses.weights if MAP_LOSSES[name].needs_several_cells]
-    flat = [f'--map-loss {name}' for name in of_several if max(sides) == cell]
-    flat += [f'--hnc {options.hnc.hnc}'] if options.hnc.hnc in ('kd', 'var') and min(sides) == cell else []
-    if flat:
-        raise UsageError(
-            f"{flat[0]}: the maps that '{options.model.model}' has of images of {cell} pixels are a single cell, and "
-            'flat as they are: see --img-size, or --model-kwargs output_stride=8 of networks that take it.'
-        )
+    for edge in (*input_size[1:], *others):
+        if int(edge * low) >= int(edge * high):  # timm draws a whole number of pixels from this range
+            raise UsageError(f'--cutmix-minmax {low:g} {high:g}: leaves no whole number to draw of {edge} pixels.')
     if options.needs_class_maps and side < cell:
         raise UsageError(
             f'{options.loss_flag}: images of {side} pixels are smaller than one cell of the maps of '
@@ -79,7 +74,29 @@ def check_image_size(options: TrainOptions, model: Any, input_size: tuple[int, i
         )
 
 
-def try_image_sizes(options: TrainOptions, model: Any, input_size: tuple[int, int, int]) -> None:
+def check_cells(options: TrainOptions, wrap: Callable[[], CamModel], input_size: ImageSize) -> None:
+    """Refuse maps of a single cell where a loss does nothing to them: HNC at one of the sizes, others at all.
+
+    Args:
+        options: those in force.
+        wrap: makes the CamModel of the run's model.
+        input_size: (channels, height, width) of training images, where --train-img-sizes does not say others.
+    """
+    of_several = [f'--map-loss {name}' for name in options.map_losses.weights if MAP_LOSSES[name].needs_several_cells]
+    flattens = [f'--hnc {options.hnc.hnc}'] if options.hnc.hnc in ('kd', 'var') else []
+    if options.naflex.naflex_loader or not (of_several or flattens):
+        return
+    cam_model, sizes = wrap(), training_sizes(input_size, options.sizes.train_img_sizes)
+    small = [size for size in sizes if is_one_cell(cam_model, size)]
+    flat = [*(of_several if len(small) == len(sizes) else ()), *(flattens if small else ())]
+    if flat:
+        raise UsageError(
+            f"{flat[0]}: the maps that '{options.model.model}' has of images of {pixels(small[0])} are a single cell, "
+            'and flat as they are: see --img-size, or --model-kwargs output_stride=8 of networks that take it.'
+        )
+
+
+def try_image_sizes(options: TrainOptions, model: Any, input_size: ImageSize) -> None:
     """Refuse images of a size that the model does not take, before any are read."""
     if options.naflex.naflex_loader:
         return

@@ -2,17 +2,15 @@
 
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from timm_hnc.cam import CamModel
-from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.probe import UnsupportedHead
 from timm_hnc.errors import UsageError
 from timm_hnc.losses.factory import MAP_LOSSES
 from timm_hnc.losses.maps.base import MapLoss
 from timm_hnc.losses.maps.teacher import TeacherLoss
-from timm_hnc.training.setup.image_sizes import ImageSize, training_sizes, try_images
+from timm_hnc.training.setup.image_sizes import ImageSize, is_one_cell, pixels, training_sizes, try_images
 from timm_hnc.training.setup.objective.teachers import create_teacher
 from timm_hnc.training.setup.options import TrainOptions
 
@@ -31,12 +29,6 @@ def create_map_losses(
     return found
 
 
-def grid_of(cam_model: CamModel, input_size: tuple[int, int, int]) -> tuple[int, int]:
-    """(height, width) of the class maps of images of that size."""
-    with torch.no_grad(), evaluating(cam_model):
-        return cam_model.class_maps(next(cam_model.parameters()).new_zeros(1, *input_size)).grid
-
-
 def _create_teacher(
     options: TrainOptions, num_classes: int, input_size: ImageSize, train_set: Any, accelerator: Accelerator
 ) -> CamModel:
@@ -53,4 +45,9 @@ def _create_teacher(
             'pictures: choose a teacher whose maps are trainable (CamModel(teacher).kind).'
         )
     try_images(f"{flag} '{name}'", teacher.class_maps, model, sizes)
+    if all(is_one_cell(teacher, size) for size in sizes):
+        raise UsageError(
+            f"{flag} '{name}': its maps of images of {pixels(sizes[-1])} are a single cell, and say nothing of where "
+            'to look: see --img-size.'
+        )
     return teacher
