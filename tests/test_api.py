@@ -268,7 +268,7 @@ def test_options_that_cannot_be():
     forget_run()
     with pytest.raises(UsageError, match="--val-split '': evaluates nothing, and validation data is given"):
         timm_hnc.train(new_model(), loader_of(images=24), loader_of(), val_split='')
-    with pytest.raises(TypeError, match='no option of TrainOptions: epoch'):
+    with pytest.raises(TypeError, match="no option of TrainOptions: epoch, did you mean 'epochs'\\?"):
         timm_hnc.train(new_model(), loader_of(), epoch=3)
 
 

@@ -258,6 +258,15 @@ def test_a_loader_of_more_batches_than_it_says(tmp_path):
     assert math.isfinite(found['train']['loss'])
 
 
+def test_a_loader_that_does_not_know_its_length(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(3, 32, 32), 0
+
+    with pytest.raises(UsageError, match='does not know how many batches it has'):
+        timm_hnc.train(new_model(), DataLoader(Stream(), batch_size=8), None, **OPTIONS, output=str(tmp_path))
+
+
 def test_reassessed_labels_want_images_in_order_and_enough_classes(images, tmp_path):
     (tmp_path / 'real.json').write_text('[]')
     data = ImageFolder(str(images / 'validation'))

@@ -14,9 +14,11 @@ from timm.loss._loss_factory import MULTI_LABEL_LOSS_TYPES
 from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from timm_hnc import HNCLoss, HNCMultiLabelTask, HNCTask
+from timm_hnc import ClassMaps, HNCLoss, HNCMultiLabelTask, HNCTask
+from timm_hnc.losses.center import CenterLoss
 
 SMALL = MODELS['resnet']
 COMPILED = SmallModel('test_resnet', 'A1', (64, 96), (8, 12), {'layers': (1, 1, 0, 0), 'channels': (16,) * 4})
@@ -210,6 +212,22 @@ def test_no_step_reads_a_number_from_the_device(name):
         result = HNCTask(model, hnc=HNCLoss(variant, topk=3), verbose=False)(images, LABELS.to('meta'))
         result['loss'].backward()
         assert result['output'].is_meta
+
+
+def test_no_loss_reads_a_number_of_a_gpu():
+    """Fake tensors refuse it as well, and say that they are on CUDA: the checks of numbers on the CPU are left out."""
+    with FakeTensorMode():
+        positions = torch.empty(BATCH, 16, 8, device='cuda', requires_grad=True)
+        maps = ClassMaps(positions, torch.empty(NUM_CLASSES, 8, device='cuda'), None, (4, 4))
+        labels = torch.zeros(BATCH, dtype=torch.int64, device='cuda')
+        for variant in ('mse', 'kd', 'var', 'logit'):
+            hnc = HNCLoss(variant, topk=3)
+            for needed in (True, False):
+                with torch.set_grad_enabled(needed):
+                    assert hnc(maps, labels).is_cuda
+            assert hnc.norm(maps, labels).is_cuda
+        with torch.no_grad():
+            assert maps.maps(maps.logits.argmax(1, keepdim=True)).shape == (BATCH, 1, 4, 4)
 
 
 def test_only_a_cam_model_will_do():
@@ -425,5 +443,7 @@ def test_distributed_wrapper(images):
         assert make(criterion_kwargs=options).prepare_distributed().target_floor == pytest.approx(0.1 / NUM_CLASSES)
         with pytest.raises(ValueError, match=r'wrapped whole: DistributedDataParallel\(task\)'):
             make(distil=lambda student, criterion: task).prepare_distributed()
+        with pytest.raises(ValueError, match='a task with a criterion that learns is wrapped whole'):
+            make(criterion=CenterLoss(NUM_CLASSES, SMALL.make().num_features)).prepare_distributed()
     finally:
         torch.distributed.destroy_process_group()

@@ -1,5 +1,6 @@
 """Options: frozen dataclasses, each beside what it drives. An option has one name: as field, as flag, and in YAML."""
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -115,8 +116,18 @@ def grouped(kind: type[Groups], values: Mapping[str, Any]) -> Groups:
         given = {each.name: left.pop(each.name) for each in fields(group) if each.name in left}
         found[name] = group(**{each: _of_its_type(each, value, hints[each]) for each, value in given.items()})
     if left:
-        raise TypeError(f'no option of {kind.__name__}: {", ".join(left)}')
+        known = [each.name for group in get_type_hints(kind).values() for each in fields(group)]
+        raise TypeError(f'no option of {kind.__name__}: {", ".join(left)}{nearest(next(iter(left)), known)}')
     return kind(**found)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """How a message ends that tells of an unknown name."""
+    known, name = list(known), name.replace('-', '_')
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    found += sorted((each for each in known if len(each) > 2 and name.startswith(each)), key=len, reverse=True)
+    found += difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean '{found[0]}'?" if found else ', and no option has a similar name.'
 
 
 @cache

@@ -88,10 +88,13 @@ class ClassMapTask(ClassificationTask):
         """As timm's.
 
         Raises:
-            ValueError: there is a teacher, whose pass goes around what would be wrapped.
+            ValueError: there is a teacher, or a criterion that learns, neither of which is in what would be wrapped.
         """
-        if self.distillation is not None:
-            raise ValueError('a task with a teacher is wrapped whole: DistributedDataParallel(task).')
+        parameters = self.criterion.parameters() if isinstance(self.criterion, nn.Module) else ()
+        learns = any(parameter.requires_grad for parameter in parameters)
+        if learns or self.distillation is not None:
+            what = 'criterion that learns' if learns else 'teacher'
+            raise ValueError(f'a task with a {what} is wrapped whole: DistributedDataParallel(task).')
         return super().prepare_distributed(*args, **kwargs)
 
     def forward(self, input: Tensor, target: Tensor, masks: ObjectMasks | None = None) -> dict[str, Tensor]:

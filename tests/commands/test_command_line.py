@@ -289,6 +289,11 @@ def raising(error):
         (DataError('no images\n  in /data'), 1, 'train.py: error: no images in /data'),
         (KeyboardInterrupt(), 130, 'train.py: interrupted'),
         (DataError(), 1, 'train.py: error: DataError'),
+        (
+            torch.OutOfMemoryError('CUDA out of memory.\n Tried to allocate 2 GiB.'),
+            1,
+            'train.py: error: CUDA out of memory. Tried to allocate 2 GiB. A smaller batch or image needs less.',
+        ),
     ],
 )
 def test_errors_become_one_line_and_an_exit_code_on_rank_0(monkeypatch, capsys, error, code, line):

@@ -295,6 +295,10 @@ REFUSED = [
     ('--hnc kd --hnc-weight inf', '--hnc-weight inf'),
     ('--hnc mse --hnc-alpha nan', '--hnc-alpha nan: expected a finite number'),
     ('--hnc-weight 0.001', '--hnc-weight 0.001: does nothing without --hnc.'),
+    ('--loss focal --bce-sum', "--bce-sum: does nothing without a loss of timm's in place of --loss focal."),
+    ('--loss focal --loss-class-weight inv_freq', '--loss-class-weight inv_freq: does nothing without'),
+    ('--loss focal --asl-clip 0.1', '--asl-clip 0.1: does nothing without'),
+    ('--loss focal --class-stats x.json', '--class-stats x.json: does nothing without a loss in place of --loss focal'),
     (
         '--hnc mse --hnc-weight auto:0',
         '--hnc-weight auto:0: expected a number, auto, auto:SHARE or follow:SHARE',

@@ -14,7 +14,7 @@ from running import SMALL, failure, result, summary, train, training_state
 import timm_hnc.training.epoch
 from timm_hnc.checkpoints.checkpoints import find_checkpoint
 from timm_hnc.errors import DataError
-from timm_hnc.training.nonfinite import leave_out
+from timm_hnc.training.nonfinite import bad_gradient, leave_out
 from timm_hnc.training.update_flags import Notice, Notices
 
 
@@ -128,6 +128,17 @@ def test_an_epoch_of_which_nothing_is_left(options, spoil, capsys):
     assert code == 1
     assert message.startswith('every update of epoch 1 was left out: losses or gradients are not finite; ')
     assert 'Lower --lr' in message
+
+
+@pytest.mark.parametrize(('value', 'bad'), [(100.0, False), (math.inf, True), (math.nan, True)])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_large_gradients_are_finite(dtype, value, bad):
+    """The norm of a million hundreds is more than float16 has."""
+    weight = torch.zeros(1000, 1000, dtype=dtype, requires_grad=True)
+    weight.grad = torch.full_like(weight, 100.0)
+    weight.grad[3, 4] = value
+    run = SimpleNamespace(accelerator=SimpleNamespace(scaler=None), optimizer=torch.optim.SGD([weight]))
+    assert bool(bad_gradient(run)) is bad
 
 
 def test_only_the_process_with_the_loss_names_its_samples():

@@ -29,9 +29,7 @@ def class_indices(classes: Classes, batch: int, num_classes: int, device: torch.
             f'classes are {found}: expected ({batch}, k) class indices, k an image (one an image: classes[:, None]).'
         )
     classes = classes.long()
-    if torch.compiler.is_compiling() or in_transform():
-        return classes
-    if classes.is_meta or (classes.is_cuda and torch.is_grad_enabled()):
+    if torch.compiler.is_compiling() or in_transform() or classes.is_meta or classes.is_cuda:
         return classes
     outside = classes[(classes < 0) | (classes >= num_classes)]
     if len(outside):

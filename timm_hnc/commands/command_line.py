@@ -34,9 +34,12 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     except KeyboardInterrupt:
         message, code = 'interrupted', 130
     except RuntimeError as error:
-        if process_count() == 1 or not any(words in str(error) for words in _OTHER_ENDED):
+        if type(error).__name__ == 'OutOfMemoryError':  # torch's, which is not imported here
+            message, code = f'error: {first_lines(error)} A smaller batch or image needs less.', 1
+        elif process_count() == 1 or not any(words in str(error) for words in _OTHER_ENDED):
             raise
-        message, code = f'error: another process of the run ended ({first_lines(error)}).', 1
+        else:
+            message, code = f'error: another process of the run ended ({first_lines(error)}).', 1
     if is_first_process() or code == 1:
         process = '' if is_first_process() else f'[rank {os.environ["RANK"]}] '
         sys.stderr.write(f'{process}{" ".join(command_words(Path(sys.argv[0]).name))}: {message}\n')

@@ -22,9 +22,11 @@ _logger = logging.getLogger(__name__)
 def bad_gradient(run: Run) -> Tensor:
     """() bool, whether a gradient of this process is not finite; the scaler of float16 looks at them by itself."""
     if run.accelerator.scaler is not None:
-        return torch.tensor(False, device=run.accelerator.device)
+        return torch.zeros((), dtype=torch.bool, device=run.accelerator.device)
     groups = run.optimizer.param_groups
     gradients = [each.grad for group in groups for each in group['params'] if each.grad is not None]
+    if any(gradient.dtype is torch.float16 for gradient in gradients):  # whose norm ends at 65,504
+        return ~torch.stack([whole(gradient.isfinite().all()) for gradient in gradients]).all()
     return ~whole(torch.nn.utils.get_total_norm(gradients)).isfinite()
 
 

@@ -49,8 +49,9 @@ class Notices:
         """
         earlier = None if self.at_once else self.settle()
         device = self.accelerator.device
-        numbers = torch.stack([bad_loss, bad_loss | bad_gradient]).to(device=device, dtype=torch.int64)
-        told = torch.cat([numbers, torch.tensor([signal, due], device=device)])
+        # torch.tensor(device=) would wait for the device
+        ours = [torch.full((), int(number), device=device) for number in (signal, due)]
+        told = torch.stack([each.to(device, torch.int64) for each in (bad_loss, bad_loss | bad_gradient, *ours)])
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
         told = torch.cat([told, bad_loss.to(told)[None]])

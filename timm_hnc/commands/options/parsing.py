@@ -1,9 +1,8 @@
 """Command lines and YAML files to values: with the parser that says what there is, and which of them were given."""
 
 import argparse
-import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +13,7 @@ from timm.utils import ParseKwargs
 from timm_hnc.errors import UsageError
 from timm_hnc.files.run_options import load_yaml
 from timm_hnc.launcher import is_first_process
+from timm_hnc.options import nearest
 
 _logger = logging.getLogger(__name__)
 _OFF = {'color_jitter': 0.0, 'smoothing': 0.0}  # what timm's train.py takes for null
@@ -76,7 +76,7 @@ def load_config(
         if key not in actions:
             if key in former:
                 continue
-            raise UsageError(f"{path}: unknown key '{key}'{_nearest(str(key), actions)}")
+            raise UsageError(f"{path}: unknown key '{key}'{nearest(str(key), actions)}")
         try:
             values[key] = _convert(actions[key], value)
         except (TypeError, ValueError) as error:
@@ -140,14 +140,6 @@ def refuse(
         dest = action.dest
         if dest in refused and dest in explicit and getattr(args, dest) != action.default:
             raise UsageError(f'{action.option_strings[0]}: {refused[dest]}')
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    key = key.replace('-', '_')
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-    nearest += sorted((name for name in known if len(name) > 2 and key.startswith(name)), key=len, reverse=True)
-    nearest += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f", did you mean '{nearest[0]}'?" if nearest else ', and no option has a similar name.'
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:

@@ -117,7 +117,10 @@ class InMemoryBatches:
 
     def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self._generator.manual_seed(mixed(batch.seed, batch.epoch, batch.number) >> 1)
-        indices = torch.tensor(batch.indices, device=self.images.device)
+        indices = torch.tensor(batch.indices)
+        if self.images.is_cuda:
+            indices = indices.pin_memory()  # only then its copy lets the device go on
+        indices = indices.to(self.images.device, non_blocking=True)
         (vertical, horizontal), (height, width) = self.padding, self.images.shape[-2:]
         rows = self._places(len(indices), height + 2 * vertical, self.size[0], self.flips[1])
         columns = self._places(len(indices), width + 2 * horizontal, self.size[1], self.flips[0])

@@ -1,5 +1,6 @@
 """What groups of options ask of each other, checked before any data or weights are read."""
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +13,9 @@ from timm_hnc.launcher import process_count
 from timm_hnc.losses.base import Loss
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
 from timm_hnc.metrics.multilabel import MultiLabelEvaluator
-from timm_hnc.options import flag_of
+from timm_hnc.options import flag_of, refuse_alone
 from timm_hnc.training.setup.objective.criterion import read_class_stats, timm_criterion_kwargs
-from timm_hnc.training.setup.objective.loss_options import LOSS_LR
+from timm_hnc.training.setup.objective.loss_options import LOSS_LR, OF_TIMMS_LOSSES
 from timm_hnc.training.setup.objective.losses import loss_of
 
 if TYPE_CHECKING:
@@ -178,6 +179,10 @@ def _check_own(options: 'TrainOptions', kind: type[Loss]) -> None:
         raise UsageError(f'--loss {name}: not together with --mixup or --cutmix.')
     if loss.smoothing and not kind.soft_targets:
         raise UsageError(f'--smoothing {loss.smoothing:g}: --loss {name} takes none.')
+    of_timms = [each.name for each in fields(loss) if each.name.startswith(OF_TIMMS_LOSSES)]
+    refuse_alone(loss, f"a loss of timm's in place of --loss {name}", of_timms)
+    if task.task not in kind.counts_for:
+        refuse_alone(loss, f'a loss in place of --loss {name} that counts classes', ['class_stats'])
     if task.task in kind.counts_for and data.is_streamed and not loss.class_stats:
         raise UsageError(
             f'--loss {name}: {data.dataset} is streamed, its classes cannot be counted: give --class-stats.'

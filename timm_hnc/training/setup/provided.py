@@ -76,6 +76,13 @@ def fitted_options(
     if not isinstance(train_set, DataLoader):
         return options
     refuse_unused(options, _OF_BATCHES, 'the DataLoader that is provided makes the training batches.')
+    try:
+        len(train_set)
+    except TypeError as error:
+        raise UsageError(
+            'the DataLoader that is provided does not know how many batches it has: give its data set or batch '
+            'sampler a __len__.'
+        ) from error
     batches: Any = train_set.batch_sampler
     size = options.batches.batch_size
     own = getattr(batches, 'batch_size', None)

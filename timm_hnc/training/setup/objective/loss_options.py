@@ -14,6 +14,8 @@ from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, refuse_alone
 
 LOSS_LR = 0.5  # of the centers of center loss, their paper's alpha
+# how names of options begin that are of timm's losses alone
+OF_TIMMS_LOSSES = ('bce_', 'asl_', 'poly_', 'twoway_', 'loss_pos_', 'loss_class_', 'loss_weight_')
 
 
 @dataclass(frozen=True)
