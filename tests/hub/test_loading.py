@@ -246,6 +246,9 @@ def test_a_run_outlives_the_hub(server, worker, images, tmp_path):
     ('token', 'argv', 'message'),
     [
         ('hf_wrong', ['--push-to-hub', 'alice/x'], 'the Hub does not know the token (401)'),
+        ('hf_read', ['--push-to-hub', 'alice/x'], "the token of 'alice' has no right to write to 'alice/x'"),
+        ('hf_other', ['--push-to-hub', 'alice/x'], "the token of 'bob' has no right to write to 'alice/x'"),
+        ('hf_good', ['--push-to-hub', 'lab/seen', '--hub-private'], "--hub-private: 'lab/seen' exists already and is"),
         (None, ['--push-to-hub', 'alice/x'], "no token to publish 'alice/x'"),
         ('hf_good', ['--push-to-hub', 'x'], "'x' is no name for a repository of the Hub"),
         ('hf_good', ['--push-to-hub', 'alice/x', '--hub-every', '0'], '--hub-every 0: expected 1 or more'),
@@ -254,6 +257,7 @@ def test_a_run_outlives_the_hub(server, worker, images, tmp_path):
     ],
 )
 def test_what_cannot_be_published_is_refused_before_training(somebody, images, tmp_path, token, argv, message):
+    somebody('python', "import huggingface_hub\nhuggingface_hub.create_repo('lab/seen', exist_ok=True)")
     somebody.become(token)
     done = somebody('train', '--data-dir', images, '--model', 'test_resnet', '--output', tmp_path / 'out', *argv)
     assert done.code in (1, 2)

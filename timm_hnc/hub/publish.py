@@ -149,19 +149,29 @@ def check_name_and_token(repo_id: str, token: str | None = None) -> None:
         raise UsageError(f"no token to publish '{repo_id}': log in with `hf auth login`, or set HF_TOKEN.")
 
 
-def check_token(repo_id: str) -> None:
-    """Ask the Hub who we are, before hours of training; if it cannot be reached, that is for later.
+def check_account(repo_id: str, private: bool) -> None:
+    """Ask the Hub what would end a publication, before hours of training; if it cannot be reached, that is for later.
 
     Raises:
-        UsageError: it does not know the token, or cannot be asked at all.
+        UsageError: it does not know the token, or one that may not write there, or cannot be asked at all; or the
+            repository is to be private and is public.
     """
+    api = HfApi()
     try:
-        HfApi().whoami()
+        account = api.whoami()
+        is_public = private and api.repo_exists(repo_id) and not api.repo_info(repo_id).private
     except Exception as error:
         if may_pass(error):
             _logger.warning(explain(error, repo_id))
             return
         raise UsageError(explain(error, repo_id)) from error
+    # of a token with rights of its own the Hub does not say where it may write
+    role = account.get('auth', {}).get('accessToken', {}).get('role')
+    names = [account['name'], *(each['name'] for each in account.get('orgs', ()))]
+    if role == 'read' or (role == 'write' and repo_id.partition('/')[0] not in names):
+        raise UsageError(f"the token of '{account['name']}' has no right to write to '{repo_id}'.")
+    if is_public:
+        raise UsageError(f"--hub-private: '{repo_id}' exists already and is public.")
 
 
 def publish_folder(

@@ -12,7 +12,7 @@ from typing import Any
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.run_options import OF_THE_HUB
 from timm_hnc.hub.bundle import check_baseline
-from timm_hnc.hub.publish import bundled_run, check_name_and_token, check_token, publish_folder
+from timm_hnc.hub.publish import bundled_run, check_account, check_name_and_token, publish_folder
 from timm_hnc.launcher import is_first_process
 from timm_hnc.options import check_range, refuse_alone
 from timm_hnc.weights.hub_errors import without_tokens
@@ -50,7 +50,7 @@ def check_publishing(options: HubOptions) -> None:
     """Refuse what could not be published, before any training.
 
     Raises:
-        UsageError: there is no token, or the Hub does not know it.
+        UsageError: there is no token, or the Hub does not know it or would not take what is published with it.
         DataError: --baseline is no run folder.
     """
     if not options.push_to_hub:
@@ -59,7 +59,7 @@ def check_publishing(options: HubOptions) -> None:
     if options.baseline:
         check_baseline(Path(options.baseline))
     if is_first_process():
-        check_token(options.push_to_hub)
+        check_account(options.push_to_hub, options.hub_private)
 
 
 class Publisher:
