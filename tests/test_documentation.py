@@ -34,8 +34,8 @@ SMALLER = {
     'vit_base_patch16_224': 'test_vit',
     'blocks.10': 'blocks.4',
     "'resnet18'": "'test_resnet'",
-    'epochs=20,': "epochs=1, device='cpu', workers=0, img_size=32,",
-    'eval_set, cam_metrics=True': "eval_set, device='cpu', workers=0, img_size=32, cam_metrics=True",
+    'epochs=20,': "epochs=1, device='cpu', workers=0, img_size=64,",
+    'eval_set, cam_metrics=True': "eval_set, device='cpu', workers=0, img_size=64, cam_metrics=True",
 }
 SHELL = [block for block in BLOCKS if block.language == 'sh' and not block.reason]
 COMMAND_LINES = list(
@@ -132,7 +132,6 @@ def world() -> dict:
         'names': [f'class {number}' for number in range(10)],
         'mean': 0.5,
         'std': 0.25,
-        'timm_hnc': timm_hnc,
     }
 
 

@@ -44,7 +44,7 @@ def markdown(regime: Regime, found: Sequence[Result]) -> str:
     if left_out:
         lines += ['', f'Not run: {"; ".join(left_out)}.']
     if apart := _differences(regime, found):
-        lines += ['', 'Differences from the first row:', '', *apart]
+        lines += ['', 'Differences from the first row, which has its means:', '', *apart]
     return '\n'.join(lines) + '\n'
 
 
@@ -61,6 +61,7 @@ def _means(regime: Regime, found: Sequence[Result]) -> list[str]:
 def _differences(regime: Regime, found: Sequence[Result]) -> list[str]:
     """No lines where no row has two pairs."""
     base, names, lines = _base(found), _figures_of(found), list[str]()
+    own = [f'{statistics.mean(column(base, name).values()):.1f}' if column(base, name) else '-' for name in names]
     for result in found:
         accuracy = paired(accuracies(result), accuracies(base))
         if accuracy is not None and result is not base:
@@ -68,7 +69,8 @@ def _differences(regime: Regime, found: Sequence[Result]) -> list[str]:
             seeds = '{} of {}'.format(*accuracy[3:])
             lines.append(_line([result.row.label, result.chosen, _difference(accuracy), seeds, *others]))
     metric, *others = _named(regime, names)
-    return [*_head(['weight, k', metric, 'more', *others]), *lines] if lines else []
+    first = _line([base.row.label, '', own[0], '', *own[1:]])
+    return [*_head(['weight, k', metric, 'more', *others]), first, *lines] if lines else []
 
 
 def _base(found: Sequence[Result]) -> Result:

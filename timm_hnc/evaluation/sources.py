@@ -18,7 +18,7 @@ class SourceOptions:
 
     Args:
         model: model name.
-        pretrained: load the published weights, as without it where there is no --checkpoint.
+        pretrained: does nothing: published weights are loaded unless there is a --checkpoint, as in timm.
         checkpoint: run folder, its model_best, or a weights file.
         use_ema: take a checkpoint's averaged weights, where it has them.
         reparam: fuse the branches of models that can be.

@@ -26,7 +26,7 @@ class HubOptions:
 
     Args:
         push_to_hub: publish the best weights at the end.
-        hub_every: and every so many epochs.
+        hub_every: publish every so many epochs as well.
         hub_private: make the repository private.
         hub_revision: commit to this branch, made if it is missing.
         hub_licence: of the weights, as the Hub names it, such as apache-2.0.

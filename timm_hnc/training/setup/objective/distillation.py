@@ -29,7 +29,7 @@ class DistillationOptions:
         kd_loss_type: loss on logits; timm has kl alone.
         distill_loss_weight: weight of what the teacher says; 1, or what --task-loss-weight leaves of 1.
         task_loss_weight: weight of the criterion on labels; 1 if left out.
-        kd_temperature: of the softmax of both.
+        kd_temperature: temperature of the softmax of student and teacher.
         kd_student_feature_dim: length of the student's pooled features, found if left out.
         kd_teacher_feature_dim: length of the teacher's, found if left out.
         kd_token_distill_type: token: by the teacher's probabilities, or by its predicted class.
