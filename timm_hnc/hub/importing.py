@@ -60,8 +60,10 @@ def import_checkpoint(
     """
     if folder.exists():
         raise UsageError(f"run folder '{folder}' exists already: choose another --out.")
-    model = _create(model_name, num_classes)
+    if not is_model(model_name):
+        raise UsageError(f"--model '{model_name}' is no model of timm's.")
     state = _read(file, use_ema)
+    model = _create(model_name, num_classes)
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -104,8 +106,6 @@ def _read(file: Path, use_ema: bool) -> Any:
 
 
 def _create(model_name: str, num_classes: int | None) -> Any:
-    if not is_model(model_name):
-        raise UsageError(f"--model '{model_name}' is no model of timm's.")
     try:
         return timm.create_model(model_name, num_classes=num_classes)
     except (RuntimeError, ValueError, TypeError) as error:
