@@ -1,6 +1,7 @@
 """FGSM and PGD: against another library, by their promises, and through validate.py."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -202,7 +203,7 @@ def test_figures_beside_those_of_clean_images(run, capsys):
     assert figures['loss'] < normalized_units['fgsm_0.0313725_loss'] < figures['fgsm_0.0313725_loss']
 
 
-def test_wrong_attacks(run, images, capsys):
+def test_wrong_attacks(run, images, tmp_path, capsys):
     for argv, message in (
         ('--attack fgsm --attack-eps 1.5', '--attack-eps 1.5: expected 0 or more and 1 or less'),
         ('--attack fgsm --attack-eps -0.1', '--attack-eps -0.1: expected 0 or more'),
@@ -215,7 +216,7 @@ def test_wrong_attacks(run, images, capsys):
     ):
         code, line = failure(capsys, 'validate', '--checkpoint', run, *HERE, *argv.split())
         assert (code, message in line) == (2, True), line
-    weights = run / 'model_best' / 'model.safetensors'
+    weights = shutil.copy(run / 'model_best' / 'model.safetensors', tmp_path / 'plain.safetensors')
     argv = [*MODEL, '--checkpoint', weights, '--data-dir', images, *HERE, '--attack', 'fgsm', '--attack-loss', 'train']
     assert failure(capsys, 'validate', *argv) == (
         1,

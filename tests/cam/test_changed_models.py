@@ -1,6 +1,8 @@
 """Models that somebody changed, before or after wrapping: their maps are those of what they compute, or refused."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 import timm
@@ -153,6 +155,7 @@ class Cosine(nn.Linear):
         (lambda model: model.fc.register_forward_pre_hook(lambda *args: args[1][0] / 2), 'a hook changes what enters'),
         (lambda model: model.fc.register_forward_hook(lambda *args: args[2].mul_(2)), 'a hook changes what enters'),
         (lambda model: model.fc.register_forward_pre_hook(written_into), 'a hook changes what enters'),
+        (lambda model: model.global_pool.register_forward_hook(lambda *args: args[2] / 2), 'a hook changes what'),
         (lambda model: setattr(model, 'fc', nn.Linear(model.num_features, 9)), 'num_classes says 7, and it has 9'),
         (
             lambda model: setattr(model, 'forward', lambda x: type(model).forward(model, x) / 2),
@@ -181,6 +184,26 @@ def test_a_plain_head_that_changed(change, message):
         cam_model.class_maps(images())
 
 
+def test_an_error_in_the_head_lets_go_of_the_features():
+    """Without waiting for the garbage collector: memory may have been what was missing."""
+    model, seen = timm.create_model('mobilenetv3_small_050', num_classes=3).eval(), []
+    cam_model = CamModel(model)
+
+    def fails(module, args):
+        seen.append(weakref.ref(args[0]))
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    model.conv_head.register_forward_pre_hook(fails)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            cam_model.class_maps(images())
+        assert [each() for each in seen] == [None]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -189,6 +212,7 @@ def test_a_plain_head_that_changed(change, message):
             lambda model: setattr(model, 'head_drop', nn.Sequential(nn.ReLU())),
             'its head_drop was exchanged',
         ),
+        (lambda model: model.reset_classifier(7, global_pool=''), r'its logits have the shape \(2, 17, 7\)'),
         (lambda model: setattr(model, 'fc_norm', nn.Dropout(0.5)), None),
     ],
 )

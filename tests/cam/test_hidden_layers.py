@@ -8,8 +8,9 @@ import pytest
 import timm
 import torch
 from map_checks import assert_same, gradients
-from small_models import DETACHED_MODELS
+from small_models import DETACHED_MODELS, TAIL_MODELS
 from timm.models.metaformer import StarReLU
+from torch.nn.parallel import DistributedDataParallel
 
 from timm_hnc import CamModel, HNCLoss, HNCTask
 from timm_hnc.cam.hidden_layers import Centre, Dense, HiddenLayers, HiddenMaps, Scale
@@ -189,3 +190,26 @@ def test_hidden_layers_that_were_trained_meanwhile_make_no_maps():
     for classes in ([1], None):  # back through the layers, and forward
         with pytest.raises(ValueError, match='weights have changed since these class maps were made'):
             maps.maps(classes)
+
+
+@pytest.mark.parametrize(('name', 'of_maps'), [('mobilenetv3', True), ('mobilenetv3', False), ('vit', False)])
+def test_ddp_finds_what_is_to_be_summed_of_a_static_graph(name, of_maps):
+    """It looks for tensors in what the forward pass returned, and sums no gradient where it finds none."""
+    small, summed = (DETACHED_MODELS | TAIL_MODELS)[name], []
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(small.cam_model(), static_graph=True)
+
+        def as_it_is(state, bucket):
+            summed.append(bucket.index())
+            done = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        wrapped.register_comm_hook(None, as_it_is)
+        for _ in range(2):
+            maps = wrapped(small.images(), return_class_maps=True)
+            (maps.maps([0, 1]) if of_maps else maps.logits).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert summed == [0, 0]

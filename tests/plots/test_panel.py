@@ -226,3 +226,5 @@ def test_names_of_classes_are_as_many_as_classes_or_their_numbers():
         draw_cams(model, batch[0], torch.rand(2, 3, 64, 64), batch[2], None)
     with pytest.raises(TypeError, match='the model is a ResNet: wrap it'):
         draw_cams(model.model, *batch, None)
+    with pytest.raises(ValueError, match='the model is in training mode'):
+        draw_cams(model.train(), *batch, None)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
-from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.class_maps import ClassMaps, register_as_output
 from timm_hnc.cam.classes import Classes, class_indices
 
 _FEW = 16  # rows come back while a graph is exported, whose sizes are no numbers that could be compared
@@ -194,3 +195,11 @@ class HiddenMaps(ClassMaps):
             return super()._scores(classes)
         scores = self.hidden.scores(functional.embedding(classes, self.weight))
         return scores if self.bias is None else scores + self.bias[classes].to(scores.dtype)[..., None]
+
+
+pytree.register_pytree_node(
+    HiddenLayers,
+    lambda hidden: ([hidden.positions], (hidden.layers, hidden.precision)),
+    lambda found, others: HiddenLayers(next(iter(found)), *others),
+)
+register_as_output(HiddenMaps, 'hidden', 'weight', 'bias', 'logits')

@@ -131,8 +131,8 @@ class CamModel(nn.Module):
         """Logits and the factors of their class activation maps, in one forward pass.
 
         In train mode the maps hold what this very pass used: batch statistics and dropout. What wraps this module
-        (DistributedDataParallel, accelerator.prepare()) must see the pass: wrapped(x, return_class_maps=True). Hooks of
-        the model see it, but not where it is compiled.
+        (DistributedDataParallel, accelerator.prepare()) must see the pass: wrapped(x, return_class_maps=True).
+        Forward hooks of the model see it, but not where it is compiled; backward hooks of the model itself do not.
 
         Args:
             x: (B, C, H, W) normalised images; or what timm's NaFlex loader makes of them, whose maps are `NaFlexMaps`.

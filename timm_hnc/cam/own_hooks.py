@@ -66,7 +66,7 @@ def watched(layers: Sequence[nn.Module], pairs: list[tuple[Tensor, Tensor]]) -> 
     """Note what hooks of these layers are given, and what they leave of it, in the passes inside; not while compiling.
 
     Args:
-        layers: that run one after the other.
+        layers: some may be part of others.
         pairs: receives (given, left) of every input and output of a layer that has hooks.
     """
     hooked = [] if torch.compiler.is_compiling() else [each for each in layers if _has_hooks(each)]
@@ -79,16 +79,16 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 @contextmanager
 def _watching(layers: Sequence[nn.Module], pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    given: list[Tensor] = []
+    given: dict[nn.Module, list[Tensor]] = {}
     thread = threading.get_ident()
 
-    def first(*seen: Any) -> None:
+    def first(layer: nn.Module, *seen: Any) -> None:
         if threading.get_ident() == thread:  # the hook is the layer's, this pass is not
-            given[:] = [each.detach().clone() for each in tensors_in(seen[1:])[-1:]]  # a hook may write into it
+            given[layer] = [each.detach().clone() for each in tensors_in(seen)[-1:]]  # a hook may write into it
 
-    def last(*seen: Any) -> None:
+    def last(layer: nn.Module, *seen: Any) -> None:
         if threading.get_ident() == thread:
-            pairs.extend(zip(given, tensors_in(seen[1:])[-1:], strict=False))
+            pairs.extend(zip(given[layer], tensors_in(seen)[-1:], strict=False))
 
     with ExitStack() as handles:
         for layer in layers:

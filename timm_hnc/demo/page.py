@@ -9,6 +9,8 @@ from typing import Any
 import gradio as gr
 import httpx
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from timm_hnc.demo.answers import Answers
 from timm_hnc.demo.samples import Sample
@@ -111,7 +113,11 @@ def _connect(parts: _Parts, answers: Answers, samples: Sequence[Sample]) -> None
 
 
 def show_page(page: gr.Blocks, **options: Any) -> str:
-    """Serve the page, and give its address at once."""
+    """Serve the page, and give its address at once; on a loopback address to this machine's own names alone."""
+    names = ['localhost', '127.0.0.1']
+    if options.get('server_name') in names:  # else any web page could ask under a name that leads here
+        own = Middleware(TrustedHostMiddleware, allowed_hosts=names)
+        options['app_kwargs'] = {'middleware': [own]}
     try:
         _, address, _ = page.launch(
             quiet=True,

@@ -43,7 +43,7 @@ def map_picture(image: Tensor, cell: Cell, scale: Scale, threshold: float, opaci
 
 
 def rows_of_maps(row: PanelRow, known: bool, mistake: Mistake | None, scale: Scale) -> str:
-    """HTML: the positive map beside the highest negative ones, and why the photograph was taken for something else.
+    """HTML: the map of the class that is there or predicted beside the next ones; why it was taken for something else.
 
     Args:
         row: of the photograph.
@@ -52,7 +52,9 @@ def rows_of_maps(row: PanelRow, known: bool, mistake: Mistake | None, scale: Sca
         scale: lowest and highest value of the colours of both.
     """
     grey = as_grey(sized(row.image, CELL))
-    heads = ['expected' if known else 'predicted', *(f'absent {rank}' for rank in range(1, 1 + len(row.negatives)))]
+    ranks = range(1, 1 + len(row.negatives))
+    others = [f'absent {rank}' if known else f'top {rank + 1}' for rank in ranks]
+    heads = ['expected' if known else 'predicted', *others]
     return _template().render(
         cells=[_shown(head, cell, grey, scale) for head, cell in zip(heads, row.cells, strict=True)],
         mistake=_explained(mistake, grey, scale) if mistake else None,

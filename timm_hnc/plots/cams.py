@@ -41,6 +41,16 @@ def panel_rows(
     return rows
 
 
+def check_evaluated(model: CamModel) -> None:
+    """Refuse a model in training mode, whose maps of an image depend on the others, and on chance.
+
+    Raises:
+        ValueError: it is.
+    """
+    if model.model.training:
+        raise ValueError('the model is in training mode: call model.eval() first.')
+
+
 def draw_cams(
     model: CamModel,
     inputs: Tensor | NaFlexBatch,
@@ -63,10 +73,11 @@ def draw_cams(
 
     Raises:
         TypeError: the model is no CamModel.
-        ValueError: there are more or fewer names than classes, or images than inputs.
+        ValueError: there are more or fewer names than classes, or images than inputs, or the model is in training mode.
     """
     if not isinstance(model, CamModel):
         raise TypeError(f'the model is a {type(model).__name__}: wrap it, draw_cams(CamModel(model), ...).')
+    check_evaluated(model)
     if class_names is None:
         class_names = [str(index) for index in range(model.num_classes)]
     if len(class_names) != model.num_classes:

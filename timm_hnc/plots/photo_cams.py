@@ -16,7 +16,7 @@ from timm_hnc.cam.naflex_maps import on_device
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.transforms import denormalize
 from timm_hnc.errors import DataError, UsageError
-from timm_hnc.plots.cams import panel_rows
+from timm_hnc.plots.cams import check_evaluated, panel_rows
 from timm_hnc.plots.map_image import shared_scale
 from timm_hnc.plots.panel import PanelRow
 from timm_hnc.plots.photos import load_photos
@@ -33,6 +33,9 @@ class Subject:
         multi_label: probabilities are sigmoids instead of a softmax.
         patches: how photographs become patches, of a model that sees them in their own shape.
         mode: of Pillow, that photographs are converted to; L or RGB by the model's channels if None.
+
+    Raises:
+        ValueError: the model is in training mode.
     """
 
     model: CamModel
@@ -41,6 +44,9 @@ class Subject:
     multi_label: bool = False
     patches: Patches | None = None
     mode: str | None = None
+
+    def __post_init__(self) -> None:
+        check_evaluated(self.model)
 
 
 def names_of(model: Any, class_names: Sequence[str] | None = None) -> list[str]:

@@ -54,6 +54,12 @@ class Tracker(TorchFunctionMode):
         """Let go of all tensors."""
         self._companions.clear()
 
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        """Where an error ends it, let go of all tensors: memory may be what it lacked."""
+        super().__exit__(kind, value, traceback)
+        if kind is not None:
+            self.forget()
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -102,11 +102,13 @@ class Head:
         features = model.forward_features(x)
         factors: list[Tensor] = []
         hooked: list[tuple[Tensor, Tensor]] = []
-        with DetachedDropout(factors), watched([model.get_submodule(name) for name in self.classifiers], hooked):
+        names = (*self.classifiers, *(name for name, _ in self.modules))
+        layers = [layer for layer in (_module_at(model, name) for name in names) if layer is not None]
+        with DetachedDropout(factors), watched(layers, hooked):
             logits = model.forward_head(features)
         self._check_as_probed(model, logits)
         if not all(same_values(given, found) for given, found in hooked):
-            raise changed_since_probe(model, 'a hook changes what enters or leaves its classifier')
+            raise changed_since_probe(model, 'a hook changes what enters or leaves a module of its head')
         positions, grid = self.positions(features, (x.shape[-2], x.shape[-1]))
         for factor in factors:
             positions = positions * factor.flatten(1)[:, None]
@@ -121,11 +123,14 @@ class Head:
                 raise changed_since_probe(model, f'its pool is {now} now')
         if not isinstance(logits, Tensor):
             raise changed_since_probe(model, f'its forward_head() returns a {type(logits).__name__}')
+        if logits.ndim != 2:
+            raise changed_since_probe(model, f'its logits have the shape {tuple(logits.shape)}')
 
     @torch.no_grad()
     def _check_exchanged(self, model: TimmModel, logits: Tensor, factors: tuple[Any, ...]) -> None:
         """Refuse a head in which something was exchanged, unless it does the same."""
-        exchanged = [name for name, before in self.modules if _forward_at(model, name) is not before]
+        layers = ((name, _module_at(model, name), before) for name, before in self.modules)
+        exchanged = [name for name, layer, before in layers if layer is None or forward_of(layer) is not before]
         inner: Any = getattr(model, 'noted_model', model)  # to note what it makes exchanges nothing
         if forward_of(inner, 'forward_head') is not self.forward_head:
             exchanged.append('forward_head()')
@@ -184,12 +189,13 @@ def _full_name(module: nn.Module) -> str:
     return kind.__name__ if kind.__module__.startswith('torch.nn.modules.') else f'{kind.__module__}.{kind.__name__}'
 
 
-def _forward_at(model: TimmModel, name: str) -> Any:
-    """What a module of the model does; None where there is none of this name."""
+def _module_at(model: TimmModel, name: str) -> nn.Module | None:
+    """A module of the model; None where there is none of this name."""
     try:
-        return forward_of(model.get_submodule(name))
+        found: nn.Module = model.get_submodule(name)
     except AttributeError:
         return None
+    return found
 
 
 def forward_of(module: nn.Module, name: str = 'forward') -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_hnc.cam.class_maps import ClassMaps
+from timm_hnc.cam.class_maps import ClassMaps, register_as_output
 from timm_hnc.cam.classes import Classes, class_indices
 from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.operations import GATED, LINEAR, NORMS, Call, tensors_in
@@ -245,3 +245,6 @@ def tail_maps(model: TimmModel, x: Tensor, tail: DetachedTail) -> tuple[TailMaps
     if not isinstance(detached, Tensor):
         return detached if isinstance(detached, Lost) else Lost('its logits do not depend on the positions'), tracker
     return TailMaps(logits, detached, starts), tracker
+
+
+register_as_output(TailMaps, 'logits')
