@@ -14,8 +14,8 @@ from timm.loss._loss_factory import MULTI_LABEL_LOSS_TYPES
 from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_hnc import ClassMaps, HNCLoss, HNCMultiLabelTask, HNCTask
 from timm_hnc.losses.center import CenterLoss
@@ -214,20 +214,33 @@ def test_no_step_reads_a_number_from_the_device(name):
         assert result['output'].is_meta
 
 
-def test_no_loss_reads_a_number_of_a_gpu():
-    """Fake tensors refuse it as well, and say that they are on CUDA: the checks of numbers on the CPU are left out."""
-    with FakeTensorMode():
-        positions = torch.empty(BATCH, 16, 8, device='cuda', requires_grad=True)
-        maps = ClassMaps(positions, torch.empty(NUM_CLASSES, 8, device='cuda'), None, (4, 4))
-        labels = torch.zeros(BATCH, dtype=torch.int64, device='cuda')
+class NothingIsRead(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: numbers that are read, and shapes that depend on them."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name == 'index' and any(index is not None and index.dtype is torch.bool for index in args[1])
+        if by_mask or name in ('_local_scalar_dense', 'nonzero', 'masked_select', 'equal', 'unique'):
+            raise AssertionError(f'{name} waits for the device')
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_loss_reads_a_number_of_a_gpu(monkeypatch):
+    """With gradients and without. The tensors say that they are on one, so that checks of the CPU are left out."""
+    positions = torch.randn(BATCH, 16, 8, requires_grad=True)
+    maps = ClassMaps(positions, torch.randn(NUM_CLASSES, 8), None, (4, 4))
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', property(lambda self: True))
+    with NothingIsRead():
         for variant in ('mse', 'kd', 'var', 'logit'):
             hnc = HNCLoss(variant, topk=3)
             for needed in (True, False):
                 with torch.set_grad_enabled(needed):
-                    assert hnc(maps, labels).is_cuda
-            assert hnc.norm(maps, labels).is_cuda
+                    assert hnc(maps, LABELS).requires_grad == needed
+            assert not hnc.norm(maps, LABELS).requires_grad
         with torch.no_grad():
             assert maps.maps(maps.logits.argmax(1, keepdim=True)).shape == (BATCH, 1, 4, 4)
+        with pytest.raises(AssertionError, match='_local_scalar_dense waits'):
+            maps.logits.sum().item()
 
 
 def test_only_a_cam_model_will_do():
