@@ -95,7 +95,7 @@ class XmlBoxes:
         try:
             boxes, labels = [], []
             root = ElementTree.parse(path).getroot()
-            width, height = (int(root.findtext(f'size/{side}') or 0) for side in ('width', 'height'))
+            width, height = (int(float(root.findtext(f'size/{side}') or 0)) for side in ('width', 'height'))
             for item in root.iter('object'):
                 label = self._label((item.findtext('name') or '').strip(), name.parent.name)
                 corners = tuple(float(item.findtext(f'bndbox/{edge}', '')) for edge in ('xmin', 'ymin', 'xmax', 'ymax'))
