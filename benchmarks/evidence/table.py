@@ -24,7 +24,7 @@ _LEGEND = """\
 # Does HNC help, where, and with which weight?
 
 `python benchmarks/evidence.py table`. A regime is data, a network and a schedule; its rows share their n seeds. Cells
-are means over seeds ± standard deviations. Differences are those of pairs with the same seed, with Student's 95 %
+are means over seeds ± standard deviations. Differences are those of pairs with the same seed, over Student's 95 %
 interval, each by itself, bold where it excludes 0; `more` counts the seeds whose accuracy was above the first row's.
 Weight and k did best on held-out training images; `(end)` is beside a weight that was the largest tried, so that a
 larger one might do better still.
@@ -67,10 +67,11 @@ def _differences(regime: Regime, found: Sequence[Result]) -> list[str]:
         if accuracy is not None and result is not base:
             others = [_difference(paired(column(result, name), column(base, name))) for name in names[1:]]
             seeds = '{} of {}'.format(*accuracy[3:])
-            lines.append(_line([result.row.label, result.chosen, _difference(accuracy), seeds, *others]))
+            name = '<br>'.join(filter(None, [result.row.label, result.chosen]))
+            lines.append(_line([name, _difference(accuracy), seeds, *others]))
     metric, *others = _named(regime, names)
-    first = _line([base.row.label, '', own[0], '', *own[1:]])
-    return [*_head(['weight, k', metric, 'more', *others]), first, *lines] if lines else []
+    first = _line([base.row.label, own[0], '', *own[1:]])
+    return [*_head([metric, 'more', *others]), first, *lines] if lines else []
 
 
 def _base(found: Sequence[Result]) -> Result:
@@ -89,9 +90,9 @@ def _named(regime: Regime, names: Sequence[str]) -> list[str]:
 def _difference(pairs: tuple[float, float, float, int, int] | None) -> str:
     if pairs is None or not math.isfinite(pairs[0]):
         return '-'
-    mean, low, high = (f'{round(each, 1) + 0.0:+.1f}' for each in pairs[:3])  # + 0.0: no -0.0
+    mean, low, high = (round(each, 1) + 0.0 for each in pairs[:3])  # + 0.0: no -0.0
     apart = '**' if pairs[1] > 0 or pairs[2] < 0 else ''
-    return f'{apart}{mean}{apart} ({low} to {high})'
+    return f'{apart}{mean:+.1f}{apart}<br>{low:.1f} to {high:.1f}'
 
 
 def _spread(values: Mapping[int, float], digits: int) -> str:

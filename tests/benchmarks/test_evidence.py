@@ -260,9 +260,9 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     assert lines[2] == ['cross-entropy', '', '2', '51.00 ± 1.41', '5.1 ± 0.1']
     assert lines[3] == ['HNC mse', '0.2, k 10', '2', '52.50 ± 2.12', '5.2 ± 0.2']
     assert 'Not run:' not in text
-    assert lines[4] == ['', 'weight, k', 'top-1', 'more', 'peak of negative maps']
-    assert lines[6] == ['cross-entropy', '', '51.0', '', '5.1']
-    assert lines[7:] == [['HNC mse', '0.2, k 10', '+1.5 (-4.9 to +7.9)', '2 of 2', '+0.1 (-0.5 to +0.8)']]
+    assert lines[4] == ['', 'top-1', 'more', 'peak of negative maps']
+    assert lines[6] == ['cross-entropy', '51.0', '', '5.1']
+    assert lines[7:] == [['HNC mse<br>0.2, k 10', '+1.5<br>-4.9 to 7.9', '2 of 2', '+0.1<br>-0.5 to 0.8']]
     assert '- HNC mse: 0.2, k 10 60.00' in text
     together = text.rpartition('## All differences together')[2]
     assert 'boxes aside: 1. 0 have' in together
