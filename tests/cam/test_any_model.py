@@ -313,6 +313,18 @@ def test_nothing_of_the_model_is_changed(images):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+class Aux(nn.Module):
+    """Two classifiers in training, as inception has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net(Mean())
+
+    def forward(self, x):
+        logits = self.net(x)
+        return (logits, logits) if self.training else logits
+
+
 @pytest.mark.parametrize(
     ('make', 'where', 'message'),
     [
@@ -334,6 +346,7 @@ def test_nothing_of_the_model_is_changed(images):
         (Queries, {'features': 'mix'}, r"what is at features='mix' has no positions"),
         (Windows, {'features': 'trunk'}, r"what is at features='trunk' are 8 rows of 2 images"),
         (lambda: torch.jit.script(Net(Mean())), {}, r'TorchScript .*Way out: give the model that it was made of'),
+        (Aux, {}, r'in training \(it returns no \(batch, classes\) logits\)'),
         (WithToken, {'features': 'mix'}, r"class tokens, .* behind features='mix'.*the block in front of the last"),
     ],
 )
@@ -367,7 +380,7 @@ def test_how_it_wants_its_images():
         CamModel(Small(Mean()).to('meta'))
 
 
-@pytest.mark.parametrize('image_size', [(64,), '64', (64, 64, 3), (1.5, 2), -1, (0, 64)])
+@pytest.mark.parametrize('image_size', [(64,), '64', (64, 64, 3), (1.5, 2), -1, (0, 64), True])
 def test_image_sizes_that_are_none(image_size):
     with pytest.raises(ValueError, match=r'expected \(height, width\) or one side, in pixels'):
         CamModel(Net(Mean()), image_size=image_size)

@@ -49,6 +49,18 @@ def with_hook():
     return model
 
 
+def in_training(change_images=False, change_features=False):
+    def forward(self, x):
+        if self.training and change_images:
+            x = x + 0.1
+        features = self.forward_features(x)
+        if self.training and change_features:
+            features = features * 0.5
+        return self.forward_head(features)
+
+    return changed(resnet(), forward=forward)
+
+
 class Doubled(nn.Module):
     """A pool that says nothing of itself."""
 
@@ -80,6 +92,18 @@ def pooled_by_hand():
 def test_a_forward_that_is_more_than_features_and_head(make, what):
     with pytest.raises(UnsupportedHead, match=rf'its forward\(\) {what} its forward_features\(\)'):
         CamModel(make())
+
+
+@pytest.mark.parametrize(
+    ('options', 'what'),
+    [
+        ({'change_images': True}, r'does more to images than its forward_features\(\)'),
+        ({'change_features': True}, r'does more than its forward_head\(\)'),
+    ],
+)
+def test_a_forward_that_is_more_in_training(options, what):
+    with pytest.raises(UnsupportedHead, match=rf'its forward\(\) in training {what}'):
+        CamModel(in_training(**options))
 
 
 def test_images_that_are_handed_on_by_name():

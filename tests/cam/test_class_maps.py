@@ -145,6 +145,8 @@ def test_contrast_explains_the_difference_of_two_logits():
     difference = class_maps.logits.gather(1, first) - class_maps.logits.gather(1, others)
     torch.testing.assert_close(found.mean((2, 3)), difference)
     torch.testing.assert_close(class_maps.contrast(2, [0, 1])[0], found[0])
+    with pytest.raises(ValueError, match='2 classes and 3 others: expected as many, or one of either'):
+        class_maps.contrast([0, 1], [0, 1, 2])
 
 
 @pytest.mark.parametrize('part', ['weight', 'bias'])

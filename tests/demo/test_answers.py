@@ -176,6 +176,11 @@ def test_data_that_only_comes_in_order_is_read_from_its_beginning():
             '--num-classes 0: expected 1 or more',
         ),
         (
+            ['test_resnet', '--no-pretrained', '--host', '::1'],
+            2,
+            '--host ::1: the page is served on names and addresses',
+        ),
+        (
             ['test_resnet', '--no-pretrained', '--host', '192.0.2.1'],
             2,
             '--host 192.0.2.1: the page cannot be served there',

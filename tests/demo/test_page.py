@@ -20,6 +20,8 @@ from running import SMALL, start_script, train
 from timm.data import create_transform, resolve_data_config
 from torchvision.datasets import ImageFolder
 
+from timm_hnc.demo.page import own_names
+
 WIDE, NARROW = 1280, 400
 
 
@@ -268,6 +270,17 @@ def test_a_web_page_under_another_name_gets_no_answer(page):
     port = page.rstrip('/').rpartition(':')[2]
     for host, status in (('evil.example', 400), ('localhost', 200), ('127.0.0.1', 200)):
         assert status_of(Request(f'{page}config', headers={'Host': f'{host}:{port}'})) == status
+
+
+def test_names_that_a_page_answers_to(monkeypatch):
+    monkeypatch.delenv('GRADIO_SERVER_NAME', raising=False)
+    for host in (None, 'localhost', '127.0.0.1', '127.0.0.2'):
+        assert {'localhost', '127.0.0.1', host or 'localhost'} == set(own_names(host))
+    assert own_names('0.0.0.0') == own_names('host.example') == []
+    monkeypatch.setenv('GRADIO_SERVER_NAME', '0.0.0.0')
+    assert own_names(None) == []
+    monkeypatch.setenv('SPACE_ID', 'user/name')
+    assert own_names('127.0.0.1') == [], 'a Space, which others reach by its own name'
 
 
 def test_no_file_of_the_machine_can_be_read(page, runs, images):

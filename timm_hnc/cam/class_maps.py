@@ -170,9 +170,13 @@ class ClassMaps:
             (B, k, h, w) differences of the maps.
 
         Raises:
-            IndexError, TypeError, ValueError: as `maps`.
+            IndexError, TypeError, ValueError: as `maps`; or there are neither as many of both nor one of either.
         """
-        return self.maps(classes) - self.maps(others)
+        ours, theirs = self.maps(classes), self.maps(others)
+        k, other = ours.shape[1], theirs.shape[1]
+        if k != other and 1 not in (k, other):
+            raise ValueError(f'{k} classes and {other} others: expected as many, or one of either.')
+        return ours - theirs
 
     def topk_negatives(self, target: Tensor, k: int, target_floor: float = 0.0) -> tuple[Tensor, Tensor]:
         """The k negative classes with the highest logits: indices and valid, see `timm_hnc.cam.topk_negatives`."""

@@ -64,11 +64,11 @@ class CamModel(nn.Module):
         if features and features_input:
             raise ValueError('features and features_input: one place, not two.')
         name = features or features_input
-        image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        image_size = (image_size, image_size) if type(image_size) is int else image_size
         if image_size is not None and not (
             isinstance(image_size, (tuple, list))
             and len(image_size) == 2
-            and all(isinstance(side, int) and side > 0 for side in image_size)
+            and all(type(side) is int and side > 0 for side in image_size)
         ):
             raise ValueError(f'image_size={image_size!r}: expected (height, width) or one side, in pixels.')
         self.head: MapHead = probe_head(model, Place(name, bool(features_input)) if name else None, image_size)
@@ -120,7 +120,7 @@ class CamModel(nn.Module):
 
     @property
     def class_names(self) -> list[str] | None:
-        """A name a class, where they came with the weights."""
+        """A name a class, where they came with the weights; of another classifier with as many classes as well."""
         return names_of_weights(self.model)
 
     def get_classifier(self) -> nn.Module:

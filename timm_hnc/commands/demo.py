@@ -87,6 +87,8 @@ def _serve(subjects: Sequence[Subject], samples: Sequence[Sample], note: str, ar
 
 
 def _check_address(host: str, port: int) -> None:
+    if ':' in host:
+        raise UsageError(f'--host {host}: the page is served on names and addresses of IPv4 alone.')
     try:
         [(family, *_, address), *_] = socket.getaddrinfo(host, port or None, type=socket.SOCK_STREAM)
         socket.create_server(address[:2], family=family).close()

@@ -1,5 +1,6 @@
 """A page to try models on: a photograph, its classes, and the map of each (a Gradio app)."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -112,12 +113,20 @@ def _connect(parts: _Parts, answers: Answers, samples: Sequence[Sample]) -> None
         setting.input(**paint)
 
 
+def own_names(host: str | None) -> list[str]:
+    """The names under which alone a page on this machine's loopback address answers; none for other addresses.
+
+    Any web page could otherwise ask for it under a name of its own that leads here (DNS rebinding).
+    """
+    host = host or os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1')  # as Gradio takes it
+    loopback = host == 'localhost' or host.startswith('127.')
+    return ['localhost', '127.0.0.1', host] if loopback and 'SPACE_ID' not in os.environ else []
+
+
 def show_page(page: gr.Blocks, **options: Any) -> str:
     """Serve the page, and give its address at once; on a loopback address to this machine's own names alone."""
-    names = ['localhost', '127.0.0.1']
-    if options.get('server_name') in names:  # else any web page could ask under a name that leads here
-        own = Middleware(TrustedHostMiddleware, allowed_hosts=names)
-        options['app_kwargs'] = {'middleware': [own]}
+    if names := own_names(options.get('server_name')):
+        options['app_kwargs'] = {'middleware': [Middleware(TrustedHostMiddleware, allowed_hosts=names)]}
     try:
         _, address, _ = page.launch(
             quiet=True,
@@ -130,7 +139,7 @@ def show_page(page: gr.Blocks, **options: Any) -> str:
             theme=gr.themes.Default(primary_hue='blue', **_FONTS),
             **options,
         )
-    except (OSError, ValueError, httpx.HTTPError) as error:  # Gradio looks whether it can reach its own page
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:  # Gradio asks for its own page
         raise UsageError(f'the page cannot be served: {first_lines(error)}') from error
     return str(address)
 

@@ -65,6 +65,8 @@ class PositionTracker(Tracker):
         """What the logits are made of, or why they are not means over positions; nothing is followed any more."""
         scores = self.companion(logits)
         self.forget()
+        if not isinstance(logits, Tensor):
+            return Lost('it returns no (batch, classes) logits')
         if isinstance(scores, Parts) and logits.ndim == 2:  # the mean of scores, behind no linear layer
             same = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
             scores = Scores((Term(scores, same, None),))

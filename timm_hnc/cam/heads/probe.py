@@ -219,6 +219,7 @@ def _check_plain_in_training(head: Head, found: Features) -> None:
     """Refuse as plain what is more than a pool and the classifier in training, or not because of its weights alone."""
     place = Branch({'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': (1,)}[head.layout], head.num_prefix_tokens, head.cell)
     _refuse_other_forward(found, [place])
+    _refuse_other_forward(found, [place], training=True)
     maps, parts = _followed(found, [place], training=True)
     layers = [found.model.get_submodule(name) for name in head.classifiers]
     own = any(maps.weight is layer.weight or maps.weight._base is layer.weight for layer in layers)
@@ -258,6 +259,7 @@ def _detached_head(model: TimmModel, found: Features) -> MapHead:
     _, parts = _followed(found, places)
     _followed(found, places, training=True)
     _refuse_other_forward(found, places)
+    _refuse_other_forward(found, places, training=True)
     _refuse_synchronised_statistics(found)
     kind = 'H' if len(places) > 1 else next((kind for part, kind in KINDS.items() if part in parts), 'A')
     head = DetachedHead(kind, tuple(places))
@@ -265,9 +267,9 @@ def _detached_head(model: TimmModel, found: Features) -> MapHead:
     return head
 
 
-def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> None:
+def _refuse_other_forward(found: Features, places: Sequence[Branch | None], training: bool = False) -> None:
     """A forward() that does more to images or features than forward_features() and forward_head() has other logits."""
-    model, features = found.model, found.features
+    model, features, mode = found.model, found.features, ' in training' if training else ''
     entered: list[Tensor] = []
 
     def forward_features(*args: Any, **kwargs: Any) -> Any:
@@ -276,20 +278,22 @@ def _refuse_other_forward(found: Features, places: Sequence[Branch | None]) -> N
 
     owner: TimmModel = getattr(model.forward_features, '__self__', model)  # the one inside a wrapper that hands it on
     owner.forward_features = forward_features
+    model.train(training)
     try:
         with torch.enable_grad():
             whole = followed_calls(lambda: model(found.images), features, places, found.image_size)
             head = followed_calls(lambda: model.forward_head(features), features, places, found.image_size)
     except ERRORS as error:
-        raise Refused(f'its forward() failed ({first_lines(error, 120)})') from error
+        raise Refused(f'its forward() failed{mode} ({first_lines(error, 120)})') from error
     finally:
+        model.eval()
         del owner.forward_features
     if not entered:
-        raise Refused('its forward() goes around its forward_features()', _NAMED)
+        raise Refused(f'its forward(){mode} goes around its forward_features()', _NAMED)
     if [id(x) for x in entered] != [id(found.images)]:
-        raise Refused('its forward() does more to images than its forward_features()', _NAMED)
+        raise Refused(f'its forward(){mode} does more to images than its forward_features()', _NAMED)
     if whole != head:
-        raise Refused('its forward() does more than its forward_head()', _NAMED)
+        raise Refused(f'its forward(){mode} does more than its forward_head()', _NAMED)
 
 
 def _detached_head_of_larger_images(model: TimmModel, found: Features) -> MapHead:
