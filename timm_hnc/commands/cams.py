@@ -18,7 +18,7 @@ from timm_hnc.commands.options.named_model import (
 )
 from timm_hnc.commands.pictures import Rows, check_picture_file, picture_command, picture_parser, save_picture
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.plots.panel import MAX_NEGATIVES, PanelRow, draw_panel
+from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
 from timm_hnc.plots.photo_cams import map_values, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.progress import progress
@@ -66,18 +66,14 @@ def _draw(args: argparse.Namespace) -> Rows:
         named = caption if len(checkpoints) > 1 else ''
         subjects.append(subject_of(model, checkpoint or local, named, args.task, device, names))
     drawn = photo_rows(progress(photos, 'photo'), subjects, args.topk, args.contrast)
-    rows = [row if len(photos) == 1 else replace(row, caption=_caption(photo, row)) for photo, row in drawn]
+    # whose row it is: the run's name is there where there are several
+    rows = [row if row.caption or len(photos) == 1 else replace(row, caption=photo.name) for photo, row in drawn]
     panel = draw_panel(rows, args.title, labelled=False, contrast=args.contrast)
     save_picture(panel, args.out)
     return [value for photo, row in drawn for value in map_values(photo, row)]
 
 
 main = picture_command(build_parser, _draw)
-
-
-def _caption(photo: Path, row: PanelRow) -> str:
-    """Which photograph it is, and which model's row where there are several."""
-    return f'{photo.name}: {row.caption}' if row.caption else photo.name
 
 
 def _read_names(path: str) -> list[str]:
