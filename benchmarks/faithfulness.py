@@ -128,7 +128,8 @@ def _measured(run: Run, args: argparse.Namespace) -> Measured:
 
 def _about(args: argparse.Namespace) -> str:
     return (
-        f'CIFAR-100, {args.images} test images, {args.grids} grids of four; means with their 95 % bootstrap intervals. '
+        f'CIFAR-100, {args.images} test images, at most {args.grids} grids of four of those that the network itself '
+        'gets right; means with their 95 % bootstrap intervals. '
         'Deletion and insertion: area under the probability of the class that the network sees; ROAD: half of the '
         "difference that removing the least and the most relevant pixels makes to it; GridPG: share of a class's "
         'positive map in its own cell, 0.25 by chance.'

@@ -11,13 +11,14 @@
 # 8 minutes, keeps a checkpoint, and goes on when it is started again. DATA is a local folder of CIFAR-100's parquet files with
 # the columns img and fine_label, as the Hub has them.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "$0")/.."
 step=${1:?expected a step: tests, eager, compiled, cifar or run}
 shift
 if [ "$step" = tests ]; then
     exec python -m pytest -n 0 tests/training/test_cuda.py "$@"
 fi
-out=$(realpath -m "${1:?expected OUT, a folder}")
+out=$(cd "$here" && realpath -m "${1:?expected OUT, a folder}")
 shift
 cost=(python benchmarks/step_cost.py --dtype bfloat16 --variants mse full --memory-runs 1 --out "$out/$step")
 case $step in
@@ -29,7 +30,7 @@ cifar)
         --mode eager compiled "$@"
     ;;
 run)
-    data=$(realpath "${1:?expected DATA, a folder of parquet files}")
+    data=$(cd "$here" && realpath "${1:?expected DATA, a folder of parquet files}")
     shift
     timeout --preserve-status --signal TERM 8m python train.py -c hparams/cifar100.yaml --dataset "hfds/$data" \
         --input-key img --target-key fine_label --hnc kd --hnc-weight 0.003 --hnc-topk 10 --data-in-memory --workers 0 \

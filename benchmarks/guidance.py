@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = [Cell(name, '', name, ROWS[name]) for name in args.rows]
     failures = execute(plan.runs(cells, args.seeds), args.jobs)
     code = told(failures, 'guidance.py')
+    cells = [Cell(name, '', name, flags) for name, flags in ROWS.items()]  # what lies there of others counts as well
+    cells = [cell for cell in cells if cell.name in args.rows or plan.finished(cell)]
     text = table({cell.name: {run.seed: figures(run) for run in plan.finished(cell)} for cell in cells})
     (args.out / 'decoy.md').write_text(text)
     shown = [run for cell in cells if cell.name in SHOWN for run in plan.finished(cell)[:1]]

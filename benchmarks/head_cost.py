@@ -66,8 +66,11 @@ def main() -> None:
         for variant, step in build_steps(classes, args.topk, args.batch_size).items()
     }
     milliseconds: dict[tuple[int, str], list[float]] = {key: [] for key in steps}
+    turns = list(steps)
     for index in range(-_WARM_UP, args.rounds):
-        for key, step in steps.items():
+        turns = turns[1:] + turns[:1]  # a step is slower behind a large one
+        for key in turns:
+            step = steps[key]
             start = time.perf_counter()
             step()
             if index >= 0:

@@ -22,12 +22,14 @@ class Result:
         setting: what it chose, None where there is nothing to choose.
         runs: figures by seed.
         at_end: the weight was the largest tried.
+        machines: that it was trained on, with their torch.
     """
 
     row: Row
     setting: Setting | None
     runs: Mapping[int, dict[str, Any]]
     at_end: bool = False
+    machines: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> str:
@@ -83,13 +85,21 @@ def results(regime: Regime, folder: Path) -> list[Result]:
     for row in regime.rows:
         setting = chosen[row.key].setting if row.key in chosen else None
         ready = setting or not row.weights
-        runs = dict(_figures(folder, f'{row.key}{setting.name if setting else ""}')) if ready else {}
-        found.append(Result(row, setting, runs, row.key in chosen and largest_tried(row, chosen[row.key])))
+        runs = dict(_runs(folder, f'{row.key}{setting.name if setting else ""}')) if ready else {}
+        figures = {seed: json.loads((run / 'figures.json').read_text()) for seed, run in runs.items()}
+        at_end = row.key in chosen and largest_tried(row, chosen[row.key])
+        found.append(Result(row, setting, figures, at_end, tuple(sorted(set(map(_machine, runs.values()))))))
     return found
 
 
-def _figures(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _runs(folder: Path, name: str) -> Iterator[tuple[int, Path]]:
     for path in sorted((folder / 'runs').glob(f'{name}-seed*/figures.json')):
         seed = path.parent.name.rpartition('-seed')[2]
         if seed.isdigit():
-            yield int(seed), json.loads(path.read_text())
+            yield int(seed), path.parent
+
+
+def _machine(run: Path) -> str:
+    path = run / 'result.json'
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    return f'{result.get("device", "?")} (torch {result.get("versions", {}).get("torch", "?")})'

@@ -256,6 +256,12 @@ def _grid(row: Row) -> list[Setting]:
     return grid
 
 
+def _tried(row: Row) -> list[Setting] | list[None]:
+    """All that a row may be tried with; None where there is nothing to choose."""
+    grid = _grid(row) if row.weights else []
+    return [*grid, *(setting.at(topk) for setting in grid for topk in row.topks[1:])] or [None]
+
+
 def choose(stage: Stage, row: Row) -> None:
     """Keep the best setting of a row whose trials are complete; one that is kept already stays."""
     if row.key in read_choices(stage.folder) or any(run.next_step for run in needed_trials(stage, row)):
@@ -264,11 +270,10 @@ def choose(stage: Stage, row: Row) -> None:
         add_choices(stage.folder, {row.key: Choice(None, {'': held_out(stage, row, None)})})
         return
     grid = _grid(row)
-    tried = [*grid, *(setting.at(topk) for setting in grid for topk in row.topks[1:])]
     figures = {
         setting: held_out(stage, row, setting)
-        for setting in tried
-        if not any(run.next_step for run in stage.trials(row, setting))
+        for setting in _tried(row)
+        if setting is not None and not any(run.next_step for run in stage.trials(row, setting))
     }
     best = max(figures, key=lambda setting: figures[setting])
     failed = {str(setting): None for setting in grid if _diverged(stage, stage.trials(row, setting))}
@@ -298,6 +303,7 @@ def due_runs(stage: Stage, rows: Sequence[Row], seeds: int) -> list[Run]:
     """
     if stage.regime.choice_seeds:
         for row in rows:
+            stage.check([run for setting in _tried(row) for run in stage.trials(row, setting)])
             choose(stage, row)
     chosen = read_choices(stage.folder)
     settings = {row: chosen[row.key].setting if row.key in chosen else None for row in rows}

@@ -26,8 +26,8 @@ _LEGEND = """\
 `python benchmarks/evidence.py table`. A regime is data, a network and a schedule; its rows share their n seeds. Cells
 are means over seeds ± standard deviations. Differences are those of pairs with the same seed, over Student's 95 %
 interval, each by itself, bold where it excludes 0; `more` counts the seeds whose accuracy was above the first row's.
-Weight and k did best on held-out training images; `(end)` is beside a weight that was the largest tried, so that a
-larger one might do better still.
+Rows that were trained on different machines differ by these as well. Weight and k did best on held-out training
+images; `(end)` is beside a weight that was the largest tried, so that a larger one might do better still.
 
 In %: accuracy on test images, the same on training images with the labels of training, energy (share of a map's
 positive values inside the boxes of its class), grid pointing (share of a class's positive map in its own cell of a
@@ -43,6 +43,7 @@ def markdown(regime: Regime, found: Sequence[Result]) -> str:
     left_out = [result.row.label for result in found if not result.runs]
     if left_out:
         lines += ['', f'Not run: {"; ".join(left_out)}.']
+    lines += ['', f'Trained on: {_machines(found)}.']
     if apart := _differences(regime, found):
         lines += ['', 'Differences from the first row, which has its means:', '', *apart]
     return '\n'.join(lines) + '\n'
@@ -72,6 +73,17 @@ def _differences(regime: Regime, found: Sequence[Result]) -> list[str]:
     metric, *others = _named(regime, names)
     first = _line([base.row.label, own[0], '', *own[1:]])
     return [*_head([metric, 'more', *others]), first, *lines] if lines else []
+
+
+def _machines(found: Sequence[Result]) -> str:
+    """On what the rows were trained; a difference of rows that were trained on others includes that of the machines."""
+    rows: dict[str, list[str]] = {}
+    for result in found:
+        if result.runs:
+            rows.setdefault(' and '.join(result.machines), []).append(f'`{result.row.key}`')
+    if len(rows) == 1:
+        return next(iter(rows))
+    return '; '.join(f'{machine}: {", ".join(labels)}' for machine, labels in rows.items())
 
 
 def _base(found: Sequence[Result]) -> Result:

@@ -44,6 +44,9 @@ def execute(
     failures = {} if failures is None else failures
     due = runs if callable(runs) else lambda: runs
     known = due()
+    for run in known:
+        if run.next_step is None:
+            _check(run, failures)
     print(f'{len(known)} runs, {sum(run.next_step is None for run in known)} of them complete.', flush=True)
     try:
         while True:
@@ -87,6 +90,14 @@ def _wait(running: list[_Process], failures: dict[str, str]) -> None:
     for process in ended:
         running.remove(process)
         _finish(process, failures)
+
+
+def _check(run: Run, failures: dict[str, str]) -> None:
+    """A complete run that was made with other options is a failure."""
+    try:
+        run.check_options()
+    except DataError as error:
+        failures[run.name] = str(error)
 
 
 def _start(

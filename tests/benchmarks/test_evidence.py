@@ -134,7 +134,7 @@ def test_a_weight_at_the_end_of_what_was_tried_is_marked(tmp_path):
         (tmp_path / 'chosen.json').write_text(json.dumps(chosen))
         base, mse = results(REGIME, tmp_path)
         assert (base.chosen, mse.chosen) == ('', cell)
-    assert markdown(REGIME, [base, mse]).endswith('\n\nNot run: HNC mse.\n')
+    assert '\n\nNot run: HNC mse.\n' in markdown(REGIME, [base, mse])
 
 
 def test_a_larger_weight_that_is_too_large_to_train_with_is_not_chosen(tmp_path):
@@ -175,6 +175,11 @@ def test_a_row_goes_on_when_its_own_trials_are_complete(tmp_path):
     for row, setting in ((ROW, Setting('0.1', 5)), (ROW, Setting('0.2', 5)), (ROW, Setting('0.2', 10))):
         for run in stage.trials(row, setting):
             complete(run, 50)
+    first = stage.trials(ROW, Setting('0.1', 5))[0]
+    complete(first, 90, epochs=1)  # of a first try
+    with pytest.raises(DataError, match=f'{first.name}: was begun with epochs = 1'):
+        due()
+    complete(first, 50)
     for run in stage.trials(ROW, Setting('0.05', 10)):
         complete(run, 60)
     assert due() == ['baseline-seed10', 'mse-0.05-k10-seed10', 'baseline-seed11', 'mse-0.05-k10-seed11', *ends]
@@ -260,6 +265,7 @@ def test_the_table_and_what_is_kept(tmp_path, monkeypatch):
     assert lines[2] == ['cross-entropy', '', '2', '51.00 ± 1.41', '5.1 ± 0.1']
     assert lines[3] == ['HNC mse', '0.2, k 10', '2', '52.50 ± 2.12', '5.2 ± 0.2']
     assert 'Not run:' not in text
+    assert 'Trained on: cpu (torch 2.x).\n' in text
     assert lines[4] == ['', 'top-1', 'more', 'peak of negative maps']
     assert lines[6] == ['cross-entropy', '51.0', '', '5.1']
     assert lines[7:] == [['HNC mse<br>0.2, k 10', '+1.5<br>-4.9 to 7.9', '2 of 2', '+0.1<br>-0.5 to 0.8']]

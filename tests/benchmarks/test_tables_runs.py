@@ -99,6 +99,7 @@ def test_runs_of_other_options_are_neither_gone_on_with_nor_reported(tmp_path, l
     text, left_out = report(table, shared)
     assert left_out[run.name].startswith('was begun with epochs = 99, now 2')
     assert row_of(text, 'Cross entropy')[0] == '-'
+    assert execute([run], jobs=1, launcher='false')[run.name].startswith('was begun with epochs = 99'), 'complete'
     (run.folder / 'result.json').unlink()
     assert execute([run], jobs=1, launcher=launcher)[run.name].startswith('was begun with epochs = 99')
 
