@@ -45,6 +45,7 @@ def accuracies(result: Result) -> dict[int, float]:
 
 
 def column(result: Result, name: str) -> dict[int, float]:
+    """A figure by seed, of the runs that have it."""
     return {seed: float(figures[name]) for seed, figures in result.runs.items() if name in figures}
 
 
@@ -72,6 +73,7 @@ def paired(values: Mapping[int, float], base: Mapping[int, float]) -> tuple[floa
 
 
 def in_pairs(values: Mapping[int, float], base: Mapping[int, float]) -> tuple[list[float], list[float]]:
+    """The values of the seeds that both have, in the same order."""
     seeds = sorted(set(values) & set(base))
     return [values[seed] for seed in seeds], [base[seed] for seed in seeds]
 

@@ -102,9 +102,7 @@ class Head:
         features = model.forward_features(x)
         factors: list[Tensor] = []
         hooked: list[tuple[Tensor, Tensor]] = []
-        names = (*self.classifiers, *(name for name, _ in self.modules))
-        layers = [layer for layer in (_module_at(model, name) for name in names) if layer is not None]
-        with DetachedDropout(factors), watched(layers, hooked):
+        with DetachedDropout(factors), watched(self._layers(model), hooked):
             logits = model.forward_head(features)
         self._check_as_probed(model, logits)
         if not all(same_values(given, found) for given, found in hooked):
@@ -116,6 +114,13 @@ class Head:
         if not torch.compiler.is_compiling():
             self._check_exchanged(model, logits, (positions, weight, bias, grid))
         return ClassMaps(positions, weight, bias, grid, logits)
+
+    def _layers(self, model: TimmModel) -> list[nn.Module]:
+        """The modules that its forward_head() calls; none while compiling, where no hooks are looked at."""
+        if torch.compiler.is_compiling():
+            return []
+        names = (*self.classifiers, *(name for name, _ in self.modules))
+        return [layer for layer in (_module_at(model, name) for name in names) if layer is not None]
 
     def _check_as_probed(self, model: TimmModel, logits: Any) -> None:
         for before, now in zip(self.pools, pools_of(model), strict=True):
