@@ -206,7 +206,7 @@ def test_a_label_outside_the_range(fails, images, shards, tar_files):
     for workers in (0, 1):
         code, line = fails('--dataset', 'wds/x', '--data-dir', shards, '--num-classes', 2, '--workers', workers)
         assert code == 1
-        assert 'a target is class 2, outside the range 0 to 1: set --num-classes to the classes of the data.' in line
+        assert 'a target is class 2, outside the range 0 to 1: set --num-classes to the classes of the data' in line
 
 
 @pytest.mark.parametrize('workers', [0, 1])
@@ -235,6 +235,12 @@ def test_fewer_images_than_a_batch(fails, images):
     code, line = fails('--data-dir', images, '-b', 64)
     assert code == 1
     assert '59 training images do not fill one batch of 64 a process: set a lower --batch-size' in line
+
+
+def test_a_batch_that_leaves_batch_normalization_one_value(fails, images):
+    code, line = fails('--data-dir', images, '-b', 1, '--img-size', 8)
+    assert code == 2
+    assert 'a batch of 1 leaves a batch normalization layer one value a channel' in line
 
 
 IN_MEMORY = ['--data-in-memory', '--train-crop-mode', 'pad', '--color-jitter', 0]

@@ -9,6 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from timm_hnc.data.class_names import as_target, class_to_idx
 from timm_hnc.data.labels import sample_labels
 from timm_hnc.data.loading.wrapped_dataset import innermost, unwrapped_reader
+from timm_hnc.data.targets import OTHER_CLASSES
 from timm_hnc.errors import DataError
 
 _OWN_LABELS = ('torch', 'torchvision', 'timm', 'timm_hnc')  # their data sets have the labels that they say
@@ -68,9 +69,7 @@ def check_provided(dataset: Any, num_classes: int, multi_label: bool) -> None:
     check_label_range(targets, type(innermost(dataset)).__name__, num_classes, 'give the model more classes')
 
 
-def check_label_range(
-    labels: set[int], name: str | None, num_classes: int, way_out: str = 'set --num-classes to the classes of the data'
-) -> None:
+def check_label_range(labels: set[int], name: str | None, num_classes: int, way_out: str = OTHER_CLASSES) -> None:
     """Refuse labels of which one is no class of the model, with one of them."""
     wrong = sorted(label for label in labels if not 0 <= label < num_classes)
     if wrong:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from timm_hnc.errors import DataError
 
+OTHER_CLASSES = "set --num-classes to the classes of the data, or give data of the model's classes"
+
 
 def batch_of(loaded: Any) -> tuple[Any, Tensor]:
     """(images, targets) as a loader gives them, integers of any kind as losses take them: (B,) long, (B, n) float.
@@ -92,10 +94,8 @@ class ClassIndex:
         if index is None or index != target:
             raise DataError(f'a target is {target!r}: expected a class index; see --target-key.')
         if not 0 <= index < self.num_classes:
-            raise DataError(
-                f'a target is class {index}, outside the range 0 to {self.num_classes - 1}: '
-                'set --num-classes to the classes of the data.'
-            )
+            last = self.num_classes - 1
+            raise DataError(f'a target is class {index}, outside the range 0 to {last}: {OTHER_CLASSES}.')
         return index
 
 

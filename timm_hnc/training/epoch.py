@@ -17,7 +17,7 @@ from torch import Tensor
 from timm_hnc.cam.object_masks import ObjectMasks
 from timm_hnc.data.loading.seeded_batches import seed_generators, seed_process
 from timm_hnc.data.targets import check_batch
-from timm_hnc.errors import DataError
+from timm_hnc.errors import DataError, UsageError
 from timm_hnc.evaluation.evaluate import batches
 from timm_hnc.tasks import ClassMapTask
 from timm_hnc.training.averages import Averages
@@ -73,7 +73,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
         # whole gradients, kept from batch to batch, would take the memory that FSDP saves
         with nullcontext() if step.last or run.whole is not None else run.accelerator.no_sync(run.task):
             with run.accelerator.autocast():  # which Accelerate leaves out where parameters are in parts
-                result = run.task(step.input, step.target, *([] if step.masks is None else [step.masks]))
+                result = _losses(run, step)
             loss = result['loss'] * (_batch_scale(run, len(step.target)) / step.window)
             run.accelerator.backward(loss, create_graph=getattr(run.optimizer.optimizer, 'is_second_order', False))
         tally.averages.update(result, len(step.target))
@@ -110,6 +110,18 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     metrics = run.averages.compute(run.accelerator)
     run.averages = Averages()
     return metrics
+
+
+def _losses(run: Run, step: Step) -> dict[str, Tensor]:
+    try:
+        return run.task(step.input, step.target, *([] if step.masks is None else [step.masks]))
+    except ValueError as error:
+        if not str(error).startswith('Expected more than 1 value per channel'):  # torch's, of batch normalization
+            raise
+        raise UsageError(
+            f'a batch of {len(step.target)} leaves a batch normalization layer one value a channel, which has no '
+            'variance: give a larger --batch-size, or larger images.'
+        ) from error
 
 
 class _Tally:
