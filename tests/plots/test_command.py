@@ -163,7 +163,7 @@ def test_wrong_use(weights, photos, tmp_path, capsys):
         (['cams', photo, '--checkpoint', tmp_path / 'none'], 1, f"--checkpoint '{tmp_path / 'none'}' does not exist"),
         (['cams', photo, '--checkpoint', tmp_path / 'empty'], 1, "empty' is neither a run folder nor its model_best"),
         (['cams', photo, '--against', folder], 2, 'no model: pass --checkpoint RUN, or --model NAME'),
-        (['cams', photo, '--model', 'resnet_none', '--pretrained'], 1, "'resnet_none' cannot be loaded"),
+        (['cams', photo, '--model', 'resnet_none', '--pretrained'], 2, "'resnet_none' cannot be made"),
         (['cams', photo, '--model', 'test_vit', '--num-classes', 0], 2, '--num-classes 0: expected 1 or more'),
         (
             ['cams', photo, *checkpoint, '--out', tmp_path / 'a.what'],

@@ -5,7 +5,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import timm
 from timm.models import load_checkpoint
 
 from timm_hnc.cam import CamModel
@@ -22,8 +21,8 @@ from timm_hnc.plots.panel import MAX_NEGATIVES, draw_panel
 from timm_hnc.plots.photo_cams import map_values, photo_rows
 from timm_hnc.plots.photos import find_photos
 from timm_hnc.progress import progress
-from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, reading
-from timm_hnc.weights.opening import short_names
+from timm_hnc.weights.loading import WITH_WEIGHTS
+from timm_hnc.weights.opening import open_model, short_names
 from timm_hnc.weights.saving import check_architecture, find_weights
 
 _logger = logging.getLogger(__name__)
@@ -118,22 +117,16 @@ def _load(args: argparse.Namespace, checkpoint: str | None, folder: Path | None)
     """A model in evaluation mode."""
     options, name = named_options(args), args.model
     if folder is not None:
-        name, options['pretrained'] = f'local-dir:{folder}', True
-    elif name is None:
+        return open_model(str(checkpoint), **options)
+    if name is None:
         raise UsageError('no model: pass --checkpoint RUN, or --model NAME with --pretrained or --checkpoint FILE.')
-    elif not checkpoint:
-        options['pretrained'] = args.pretrained or name.startswith(WITH_WEIGHTS)
-        if not options['pretrained']:
+    if checkpoint is None:
+        if not args.pretrained and not name.startswith(WITH_WEIGHTS):
             _logger.warning(f"'{name}' has random weights: see --pretrained and --checkpoint.")
+        return open_model(name, args.pretrained, **options)
+    made = open_model(name, **options | {'pretrained': False})
     try:
-        with reading(name):
-            model = timm.create_model(name, **options)
-        if checkpoint and folder is None:
-            load_checkpoint(model, checkpoint, args.use_ema)
-    except DataError:
-        raise
-    except Exception as error:  # safetensors, torch and the Hub each have errors of their own
-        raise DataError(f"'{checkpoint or name}' cannot be loaded: {first_lines(error)}") from error
-    if options.get('pretrained') and name.startswith(WITH_WEIGHTS):
-        check_classes(model, checkpoint or name)
-    return CamModel(model).eval()
+        load_checkpoint(made.model, checkpoint, args.use_ema)
+    except Exception as error:  # safetensors and torch each have errors of their own
+        raise DataError(f"'{checkpoint}' cannot be loaded: {first_lines(error)}") from error
+    return made
