@@ -71,6 +71,25 @@ def test_more_restarts_are_never_weaker(classifier):
     assert (losses[1] > losses[0]).any()
 
 
+def test_of_several_starts_one_that_is_answered_wrongly_comes_first():
+    class Bright(torch.nn.Module):
+        def forward(self, images):
+            mean = images.flatten(1).mean(1)
+            return torch.stack([torch.full_like(mean, 0.5), mean], 1)
+
+    def darkness(model, images, target):
+        return -images.flatten(1).mean(1)
+
+    starts = [Attack('pgd', 0.1, steps=1, step_size=1e-6, restarts=restarts) for restarts in (1, 12)]
+    one, twelve = (
+        attack(Bright(), torch.full((8, 1, 1, 1), 0.5), torch.zeros(8).long(), each, darkness)[:, 0, 0, 0]
+        for each in starts
+    )
+    assert (one > 0.5).any()
+    assert (one < 0.5).any()
+    assert (twelve > 0.5).all(), 'the brightest are wrong, the darkest have the highest loss'
+
+
 @pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
 @pytest.mark.parametrize('wrap', [lambda model: model, CamModel], ids=['plain', 'CamModel'])
 def test_wrappers_take_the_mode_and_leave_the_statistics(wrap, training):
@@ -274,6 +293,22 @@ def test_images_that_were_normalised_otherwise_are_told(caplog):
             std=[std],
         )
         assert ('give the mean and std that they were normalised with' in caplog.text) == (std == 0.5)
+
+
+@pytest.mark.parametrize('name', ['fgsm', 'pgd'])
+def test_images_without_a_gradient_are_told(name, caplog):
+    convolution, classifier = torch.nn.Conv2d(3, 2, 3, 2, 1), torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(convolution.weight, 1 / 27)
+    torch.nn.init.constant_(convolution.bias, -0.5)
+    pool = torch.nn.AdaptiveAvgPool2d(1)
+    model = torch.nn.Sequential(convolution, torch.nn.ReLU(), pool, torch.nn.Flatten(), classifier)
+    images = torch.full((6, 3, 8, 8), 0.7)
+    images[:4] = 0.3  # where relu is flat
+    loader = DataLoader(TensorDataset(images, torch.ones(6).long()), batch_size=4)
+    timm_hnc.evaluate(
+        model, loader, device='cpu', attack=[name], attack_eps=[0.01], mean=[0.0], std=[1.0], num_classes=2
+    )
+    assert f'{name}_0.01: no gradient at 4 of 6 images' in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,36 @@ def test_groups_made_one_by_one_follow_too():
     assert (other.hnc.hnc_weight, other.loss.smoothing) == (0.0065, 0.3)
 
 
+@pytest.mark.parametrize(
+    ('argv', 'summed'),
+    [
+        ('', False),
+        ('--bce-sum', True),
+        ('--loss asl', True),
+        ('--loss asl --asl-reduction mean', False),
+        ('--loss poly', False),
+        ('--loss weighted-sigmoid', False),
+        ('--loss weighted-sigmoid --loss-kwargs reduction=sum', True),
+        ('--loss attention-consistency', True),
+    ],
+)
+def test_criteria_of_several_labels_that_are_a_sum_over_the_classes(argv, summed):
+    options = options_of(['--task', 'multilabel', *argv.split()]).loss
+    assert options.sums_over_classes == summed
+    logits, target = torch.randn(4, 5), torch.randint(0, 2, (4, 5)).float()
+
+    more = options.loss_kwargs | ({'multi_label': True} if options.loss == 'attention-consistency' else {})
+
+    def loss(classes):
+        repeated = [each.repeat(1, classes // 5) for each in (logits, target)]
+        if options.kind is None:
+            return create_classification_loss(multi_label=True, **timm_criterion_kwargs(options))(*repeated)
+        criterion = options.kind(class_counts=torch.full((classes,), 2), num_samples=4, **more)
+        return getattr(criterion, 'criterion', criterion)(*repeated)
+
+    torch.testing.assert_close(loss(10), loss(5) * (2 if summed else 1))
+
+
 def test_another_value_written_into_args_yaml_counts(tmp_path):
     run = flattened(options_of(['--hnc', 'mse']))
     again, explicit = parse_train_options(['-c', config(tmp_path, **run | {'hnc_weight': 0.01}), '--hnc', 'kd'])

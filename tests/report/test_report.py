@@ -140,6 +140,18 @@ def test_figures_of_validate_come_into_the_report(runs, capsys, tmp_path):
     told = re.findall(r'eps in ([^;<"]+); (\d+|all)', page)
     assert sorted(told) == [('pixels of [0, 1]', '25'), *[('units of the normalised input', 'all')] * 2]
     assert 'deletion area' in page
+    assert page.count('10 steps; eps in units') == 1
+
+
+def test_attacks_of_other_steps_or_images_have_panels_of_their_own(runs, tmp_path):
+    folders = [shutil.copytree(runs[0], tmp_path / name, symlinks=True) for name in ('short', 'long', 'not')]
+    final = json.loads((runs[0] / 'result.json').read_text())['final']
+    for folder, steps in zip(folders, (10, 100), strict=False):
+        figures = {'attack_steps': steps, 'attack_restarts': steps // 20, 'pgd_0.5_top1': 1.0, 'fgsm_0.5_top1': 2.0}
+        (folder / 'validation.json').write_text(json.dumps({'top1': final['top1'], **figures}))
+    titles = re.findall('alt="(top-1 under [^"]+)"', write_and_read(folders, tmp_path))
+    starts = [title.removesuffix(', eps in pixels of [0, 1]').removeprefix('top-1 under ') for title in titles]
+    assert starts == ['FGSM', 'FGSM, 25 images', 'PGD (10 steps)', 'PGD (100 steps, 5 starts)']
 
 
 def test_figures_of_other_images_stay_out(runs, tmp_path, caplog):
@@ -169,7 +181,7 @@ def test_attacks_on_different_losses_are_told_apart(runs, tmp_path, without_curv
     figures = {'top1': final['top1'], 'attack_loss': 'train', 'fgsm_0.5_top1': 1.0}
     (run / 'validation.json').write_text(json.dumps(figures))
     points = [(0.0, final['top1']), (0.5, 1.0)]
-    assert attack_lines(read_run_files(run)) == {('fgsm', 'pixel', 'train'): points, **of_the_run}
+    assert attack_lines(read_run_files(run)) == {('fgsm', 'pixel', 'train', '', ''): points, **of_the_run}
     page = write_and_read([run], tmp_path)
     assert page.count('<h3>run: FGSM on the loss of the training</h3>') == page.count('<h3>run: FGSM</h3>') == 1
 
@@ -187,6 +199,9 @@ def test_figures_of_other_numbers_of_absent_classes_are_not_compared():
     marked = other[f'{absent} (of 10 and 2 classes an image: not comparable, see --cam-topk)']
     assert marked.texts == ['3.00', '1.50', '']
     assert (marked.differences, marked.best) == (['', '', ''], [False] * 3)
+    curves = [{'cam_deletion_area': 0.5, 'cam_curve_steps': steps} for steps in (4, 28)]
+    (row,) = figure_table(curves)
+    assert row.name == 'deletion area (of 4 and 28 steps: not comparable, see --cam-curves)'
 
 
 def test_a_run_measured_with_another_topk_is_marked_on_the_page(runs, capsys, tmp_path, without_curves):

@@ -87,7 +87,7 @@ class Attack:
         steps: of PGD.
         step_size: of PGD; 2.5 * eps / steps if None, as its authors' code takes it.
         random_start: PGD starts anywhere within eps.
-        restarts: of PGD; of every image the one with the highest loss counts.
+        restarts: of PGD; of every image one that is answered wrongly counts, and of equals that of the highest loss.
 
     Raises:
         ValueError: a number is out of range.
@@ -131,7 +131,7 @@ def sample_losses(logits: Tensor, target: Tensor) -> Tensor:
 def with_hnc(hnc: HNCLoss, weight: float, bce_sum: bool = False) -> AttackedLoss:
     """The paper's training loss (Eq. 7): cross-entropy + weight * HNC, for a `normalized` CamModel.
 
-    Of label sets cross-entropy is the mean over classes, as it is in training, or with `bce_sum` their sum.
+    Of label sets cross-entropy is the mean over classes, or with `bce_sum` their sum: as the criterion of the training.
     """
 
     def loss(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
@@ -199,6 +199,7 @@ def _pgd(
 ) -> Tensor:
     share = 2.5 / attack.steps if attack.step_size is None else attack.step_size / attack.eps if attack.eps else 0.0
     best, highest = images, torch.full((len(images),), -torch.inf, device=images.device)
+    fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     for _ in range(attack.restarts):
         found = images
         if attack.random_start:
@@ -209,11 +210,18 @@ def _pgd(
         if attack.restarts == 1:
             return found
         with torch.no_grad():
-            value = _one_by_one(model, found, target, loss)
-        better = value > highest
+            value, wrong = _one_by_one(model, found, target, loss), _misclassified(model, found, target)
+        better = torch.where(wrong == fooled, value > highest, wrong)
         best = torch.where(better[:, None, None, None], found, best)
-        highest = torch.where(better, value, highest)
+        highest, fooled = torch.where(better, value, highest), wrong | fooled
     return best
+
+
+def _misclassified(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """(B,) whether the highest logit is another class's; False of label sets, of which some may be right."""
+    if target.ndim == 2:
+        return torch.zeros(len(target), dtype=torch.bool, device=images.device)
+    return model(images).argmax(1) != target
 
 
 def _one_by_one(model: nn.Module, images: Tensor, target: Tensor, loss: AttackedLoss) -> Tensor:

@@ -233,4 +233,5 @@ class CurvePass:
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean areas over all processes."""
         *areas, count = sum_of_processes(self.sums, accelerator).tolist()
-        return {f'{name}_area': area / max(1.0, count) for name, area in zip(CURVES, areas, strict=True)}
+        found = {f'{name}_area': area / max(1.0, count) for name, area in zip(CURVES, areas, strict=True)}
+        return {**found, 'curve_steps': self.steps}

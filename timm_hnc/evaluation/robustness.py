@@ -46,7 +46,7 @@ class AttackOptions:
         attack_loss: loss attacked: ce, or with the HNC of the run.
         attack_steps: pgd: steps.
         attack_step_size: pgd: size of a step; 2.5 * eps / steps if left out.
-        attack_restarts: pgd: random starts; the worst counts.
+        attack_restarts: pgd: random starts; a wrong answer counts, or else the highest loss.
         attack_no_random_start: pgd: start at the image.
     """
 
@@ -67,6 +67,11 @@ class AttackOptions:
         used = {'attack', *(name for each in self.attack for name in _USED_BY[each])}
         unused = [each.name for each in fields(self) if each.name not in used]
         refuse_alone(self, '--attack pgd' if self.attack else '--attack fgsm or --attack pgd', unused)
+
+    def described(self) -> dict[str, Any]:
+        """What the figures of the attacks depend on, beside their eps."""
+        names = ['attack_space', 'attack_loss', *(_OF_PGD if 'pgd' in self.attack else ())]
+        return {name: getattr(self, name) for name in names}
 
     def attacks(self) -> list[Attack]:
         """Each attack at each eps."""
@@ -167,8 +172,8 @@ def robust_figures(
         without_gradient, seen = map(sum, zip(*gather_object([counts]), strict=True)) if distributed else counts
         if without_gradient and PartialState().is_main_process:
             _logger.warning(
-                f'{name}: no gradient at {without_gradient} of {seen} images, the attack left them as they are; a '
-                'stronger attack may find more.'
+                f'{name}: no gradient at {without_gradient} of {seen} images, the attack had nowhere to go there; '
+                'a stronger one may find more.'
             )
         if each.eps == 0 and any(abs(metrics[key] - clean[key]) > _ROUNDING for key in clean if key != 'loss'):
             _logger.warning(f'{name}: the figures differ from those of clean images, to which nothing was done.')
@@ -183,6 +188,7 @@ class _Attacked:
         self.classifier, self.attack, self.threat = classifier, attack, threat
         self.followed, self.autocast = _of_gradients(classifier, autocast)
         self.seen = self.without_gradient = 0
+        self._with_gradient = torch.zeros(0, dtype=torch.bool)
 
     def batches(self, inputs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """(normalised attacked images, target)."""
@@ -193,19 +199,25 @@ class _Attacked:
                 generator = torch.Generator(input.device).manual_seed(self.threat.seed)
             with torch.inference_mode(False):
                 images = self.classifier.restore(at_least_float32(input))
+                self._with_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
                 found = attack(self.followed, images, target, self.attack, self._loss(), scale, generator)
                 self.seen += len(images)
                 if self.attack.eps:
-                    self.without_gradient += int((found == images).flatten(1).all(1).sum())
+                    self.without_gradient += int((~self._with_gradient).sum())
                 yield self.classifier.normalize(found).to(input.dtype), target
 
     def _loss(self) -> AttackedLoss:
         @wraps(self.threat.loss)
         def loss(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+            if images.requires_grad:
+                images.register_hook(self._look_at)
             with self.autocast():
                 return self.threat.loss(model, images, target)
 
         return loss
+
+    def _look_at(self, gradient: Tensor) -> None:
+        self._with_gradient |= gradient.flatten(1).any(1)
 
 
 def _of_gradients(classifier: Normalized, autocast: Autocast) -> tuple[Normalized, Autocast]:

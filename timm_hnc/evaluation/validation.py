@@ -188,7 +188,7 @@ def _evaluate(
             robust = robust_figures(classifier, inputs, evaluator, threat, autocast, metrics, distributed)
         except ValueError as error:
             raise UsageError(f'--attack: {error}') from error
-        more |= {'attack_space': options.attacks.attack_space, 'attack_loss': options.attacks.attack_loss}
+        more |= options.attacks.described()
         more |= {name: value if name.endswith('loss') else round(value, 4) for name, value in robust.items()}
     more |= watched.figures(accelerator) if watched else {}
     if task.multi_label:

@@ -6,8 +6,12 @@ from typing import Any
 
 from timm_hnc.report.run_files import RunFiles, names_of_runs
 
-TOPK = 'cam_topk'  # how many absent classes of each image the figures of their maps are of
-_OF_ABSENT = 'cam_negative_'
+# how figures begin that are of other things where this one differs, how a message puts it, and the flag that sets it
+_COMPARABLE = {
+    'cam_negative_': ('cam_topk', 'classes an image', '--cam-topk'),
+    'cam_deletion_': ('cam_curve_steps', 'steps', '--cam-curves'),
+    'cam_insertion_': ('cam_curve_steps', 'steps', '--cam-curves'),
+}
 # name of a figure, how it reads, and whether high (1) or low (-1) is good
 KNOWN = {
     'top1': ('top-1, %', 1),
@@ -55,12 +59,10 @@ class FigureRow:
 def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
     """Rows of the figures that any run has, those whose meaning is known.
 
-    Where maps of absent classes were measured on other numbers of classes (--cam-topk of validate.py), their rows say
-    so, and none of their figures is compared.
+    Figures that were measured otherwise, maps of absent classes on other numbers of classes (--cam-topk of
+    validate.py), curves in other numbers of steps, have rows that say so, and are not compared.
     """
     rows = []
-    topk = [figures.get(TOPK) for figures in runs]
-    counts = sorted({count for count in topk if count is not None}, key=topk.index)
     for name, (title, direction) in KNOWN.items():
         values = [figures.get(name) for figures in runs]
         found = [value for value in values if value is not None]
@@ -68,9 +70,8 @@ def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
             continue
         best = max(found, key=lambda value: direction * value) if direction and len(found) > 1 else None
         first = values[0]
-        if name.startswith(_OF_ABSENT) and len(counts) > 1:
-            numbers = ' and '.join(f'{count:g}' for count in counts)
-            title, best, first = f'{title} (of {numbers} classes an image: not comparable, see --cam-topk)', None, None
+        if differing := _measured_otherwise(name, runs):
+            title, best, first = f'{title} ({differing})', None, None
         rows.append(
             FigureRow(
                 title,
@@ -83,6 +84,15 @@ def figure_table(runs: Sequence[Mapping[str, float]]) -> list[FigureRow]:
             )
         )
     return rows
+
+
+def _measured_otherwise(name: str, runs: Sequence[Mapping[str, float]]) -> str:
+    """In which the figures of a name cannot be compared; empty where they can."""
+    of, words, flag = next((found for start, found in _COMPARABLE.items() if name.startswith(start)), ('', '', ''))
+    counts = list(dict.fromkeys(figures[of] for figures in runs if of in figures))
+    if len(counts) < 2:
+        return ''
+    return f'of {" and ".join(f"{count:g}" for count in counts)} {words}: not comparable, see {flag}'
 
 
 def table_rows(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:

@@ -26,7 +26,6 @@ from timm_hnc.report.run_files import (
     names_of_runs,
     read_run_files,
     reading_runs,
-    threat_of_row,
 )
 
 SHOWN_CONFUSIONS = 10
@@ -144,7 +143,7 @@ def _draw(panels: dict[str, Panel]) -> list[tuple[str, str]]:
 
 
 def _robustness_panels(names: Sequence[str], runs: Sequence[RunFiles]) -> dict[str, Panel]:
-    """A panel for every attack, unit of eps and loss, a line a run."""
+    """A panel for every threat, a line a run."""
     keys = sorted({(key, _title_of(run)) for run in runs for key in attack_lines(run)})
 
     def panel(key: Threat, figure: str) -> Panel:
@@ -156,15 +155,23 @@ def _robustness_panels(names: Sequence[str], runs: Sequence[RunFiles]) -> dict[s
                         *zip(*points, strict=True), label=as_label(name), marker='o', markersize=5, **style_of(number)
                     )
             axis.set_ylim(bottom=0)
-            label(axis, f'eps, {_units(key[1])}', f'{figure} under {_attack_of(key)}, %')
+            images = f'{key.images} images' if key.images else ''
+            measured = '; '.join(part for part in (key.strength, images) if part)
+            label(axis, f'eps, {_units(key.space)}\n{measured}'.rstrip(), f'{figure} under {_attack_of(key)}, %')
 
         return draw
 
-    return {f'{figure} under {_attack_of(key)}, eps in {_units(key[1])}': panel(key, figure) for key, figure in keys}
+    return {_title_of_panel(key, figure): panel(key, figure) for key, figure in keys}
+
+
+def _title_of_panel(threat: Threat, figure: str) -> str:
+    images = f', {threat.images} images' if threat.images else ''
+    strength = f' ({threat.strength})' if threat.strength else ''
+    return f'{figure} under {_attack_of(threat)}{strength}{images}, eps in {_units(threat.space)}'
 
 
 def _attack_of(threat: Threat) -> str:
-    return threat[0].upper() + (' on the loss of the training' if threat[2] == 'train' else '')
+    return threat.attack.upper() + (' on the loss of the training' if threat.loss == 'train' else '')
 
 
 def _title_of(run: RunFiles) -> str:
@@ -181,12 +188,12 @@ def _units(space: str) -> str:
 
 
 def _robustness_table(run: RunFiles) -> list[dict[str, Any]]:
-    images = {threat_of_row(row): row.get('images') for row in run.robustness}
     return [
         {
             'attack': _attack_of(threat),
-            'units': _units(threat[1]),
-            'images': images.get(threat),
+            'units': _units(threat.space),
+            'images': threat.images,
+            'strength': threat.strength,
             'points': [(_eps(eps), f'{value:.2f}') for eps, value in points],
         }
         for threat, points in attack_lines(run).items()

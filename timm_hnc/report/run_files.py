@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -21,8 +21,25 @@ from timm_hnc.report.examples import Example, read_examples
 _logger = logging.getLogger(__name__)
 _SAME = 1.0  # percentage points; other devices and number formats differ by less
 VALIDATION = 'validation.json'  # of validate.py --results-file, if it was written into the run folder
-Threat = tuple[str, str, str]  # attack, units of eps, loss
 _ATTACKED = re.compile(r'(?P<attack>fgsm|pgd)_(?P<eps>[\d.e-]+)_(?P<figure>.+)')
+
+
+class Threat(NamedTuple):
+    """What the figures of an attack depend on, beside its eps.
+
+    Args:
+        attack: its name.
+        space: units of eps.
+        loss: that is attacked.
+        strength: how many steps and starts, empty of FGSM and where that is not known.
+        images: how many, empty for all of the validation data.
+    """
+
+    attack: str
+    space: str
+    loss: str = 'ce'
+    strength: str = ''
+    images: str = ''
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,8 @@ class RunFiles:
         figures: final figures by name, those of the maps with 'cam_' in front.
         examples: best and worst images.
         confusions: rows of `ConfusionPass`.
-        robustness: rows with 'attack', 'eps', 'space', figures and, of validate.py, 'attack_loss'; the clean images
-            have eps = 0.
+        robustness: rows with 'attack', 'eps', 'space' and figures, of the run 'images', of validate.py 'attack_loss'
+            and 'strength'; the clean images have eps = 0.
         changes: parts that went on with other options.
     """
 
@@ -146,14 +163,14 @@ def numbers(figures: Any) -> dict[str, float]:
 
 def _of_both(measured: list[dict[str, Any]], of_the_run: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of validate.py, and of the run's end those of other attacks or units."""
-    known = {threat_of_row(row) for row in measured}
-    return measured + [row for row in of_the_run if threat_of_row(row) not in known]
+    known = {_threat(row)._replace(images='') for row in measured}
+    return measured + [row for row in of_the_run if _threat(row)._replace(images='') not in known]
 
 
-def threat_of_row(row: dict[str, Any]) -> Threat:
-    """Attack, units and loss of a row."""
+def _threat(row: dict[str, Any]) -> Threat:
     # report/robustness.json is of cross-entropy and does not say so
-    return str(row.get('attack')), str(row.get('space')), str(row.get('attack_loss', 'ce'))
+    texts = ('attack', ''), ('space', ''), ('attack_loss', 'ce'), ('strength', ''), ('images', '')
+    return Threat(*(str(row.get(name, default)) for name, default in texts))
 
 
 def _attacks(validation: dict[str, Any]) -> list[dict[str, Any]]:
@@ -164,18 +181,30 @@ def _attacks(validation: dict[str, Any]) -> list[dict[str, Any]]:
         match = _ATTACKED.fullmatch(name)
         if match:
             attack, eps = match['attack'], float(match['eps'])
-            clean: dict[str, Any] = {'attack': attack, 'eps': 0.0, **of_all}
+            strength = _strength(validation) if attack == 'pgd' else ''
+            clean: dict[str, Any] = {'attack': attack, 'eps': 0.0, 'strength': strength, **of_all}
             rows.setdefault((attack, 0.0), clean)[match['figure']] = validation.get(match['figure'])
             rows.setdefault((attack, eps), clean | {'eps': eps})[match['figure']] = value
     return [rows[key] for key in sorted(rows)]
 
 
+def _strength(validation: dict[str, Any]) -> str:
+    """Steps and starts of PGD, in words."""
+    steps, size = validation.get('attack_steps'), validation.get('attack_step_size')
+    if steps is None:  # of an older version
+        return ''
+    restarts = validation.get('attack_restarts', 1)
+    starts = f'{restarts} starts' if restarts > 1 else ''
+    start = 'from the image itself' if validation.get('attack_no_random_start') else starts
+    return ', '.join(part for part in (f'{steps} steps', f'of {size:g}' if size else '', start) if part)
+
+
 def attack_lines(run: RunFiles) -> dict[Threat, list[tuple[float, float]]]:
-    """(eps, figure that counts) points by attack, units of eps and the loss that is attacked."""
+    """(eps, figure that counts) points of every threat."""
     lines: dict[Threat, list[tuple[float, float]]] = {}
     for row in run.robustness:
         if isinstance(row.get(run.metric), (int, float)):
-            lines.setdefault(threat_of_row(row), []).append((float(row['eps']), float(row[run.metric])))
+            lines.setdefault(_threat(row), []).append((float(row['eps']), float(row[run.metric])))
     return {key: sorted(points) for key, points in lines.items()}
 
 

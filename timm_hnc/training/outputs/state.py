@@ -93,8 +93,8 @@ def _write(run: Run, state: dict[str, Any], folder: Path) -> None:
     if run.hnc_joins:
         names = ('weight', 'topk', 'alpha', 'reduction')
         hnc = {'variant': run.options.hnc.hnc, **{name: getattr(run.options.hnc, f'hnc_{name}') for name in names}}
-        if run.options.loss.bce_sum:
-            hnc['bce_sum'] = True  # of the criterion that the weight stands beside
+        if run.options.task.multi_label and run.options.loss.sums_over_classes:
+            hnc['bce_sum'] = True  # so does the cross-entropy that is attacked with the weight beside it
         if run.auto_weight is not None:
             hnc['weight'] = run.auto_weight.value.item()
     save_weights(run.evaluated_model, folder / 'model', run.data.class_names, run.data.config, hnc)

@@ -247,6 +247,13 @@ class LossOptions:
         return LOSSES.get(self.loss or '')
 
     @property
+    def sums_over_classes(self) -> bool:
+        """Whether the criterion of several labels is a sum over the classes of an image, not their mean."""
+        if self.kind is not None:
+            return {**self.kind.options(), **self.loss_kwargs}.get('reduction') == 'sum'
+        return self.asl_reduction != 'mean' if self.loss == 'asl' else self.bce_sum
+
+    @property
     def needs(self) -> Needs:
         """What the criterion looks at; timm's look at logits."""
         return 'logits' if self.kind is None else self.kind.needs
