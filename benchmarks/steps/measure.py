@@ -1,10 +1,12 @@
 """Time and peak memory of training steps without their update."""
 
+import math
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import accumulate
 from multiprocessing import get_context
 
 import timm
@@ -150,8 +152,9 @@ def peak_memory(case: Case, variant: str, device: str, processes: int = 3) -> in
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median and its 95 % confidence interval, from the binomial order statistics (normal approximation)."""
-    ordered = sorted(values)
-    half = 0.98 * len(values) ** 0.5
-    low, high = max(0, int(len(values) / 2 - half)), min(len(values) - 1, int(len(values) / 2 + half))
-    return statistics.median(ordered), ordered[low], ordered[high]
+    """Median and its 95 % confidence interval, of binomial order statistics; of less than 6 values, their ends."""
+    ordered, count = sorted(values), len(values)
+    # of 2^count ways to lie on the two sides of the median, those in which at most so many lie below it
+    ways = accumulate(math.comb(count, below) for below in range(count))
+    place = max(0, sum(each <= 0.025 * 2**count for each in ways) - 1)
+    return statistics.median(ordered), ordered[place], ordered[-1 - place]

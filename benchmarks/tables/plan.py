@@ -227,7 +227,7 @@ def table5(preset: Preset) -> Table:
         for eps in columns
     )
     title = f'Table 5: FGSM on CIFAR-100, {NETWORKS.get(network, network)}, accuracy in %'
-    note = 'Last epoch. Ours: eps in units of the normalised input; the loss attacked is that of training, with HNC.'
+    note = 'Last epoch. Ours: eps in units of the normalised input; attacked: cross-entropy, with the HNC of the row.'
     if network != 'cifar_resnet110':
         note += ' The paper: ResNet-110, 164 epochs.'
     return Table('table5', title, 'cifar100', 'Loss', rows, columns, cells, note=note)

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from itertools import product
 
 import head_cost
 import pytest
@@ -71,3 +72,11 @@ def test_presets_name_models_that_are_there_and_no_case_twice(name):
 
 def test_the_interval_of_a_median():
     assert median_interval([*range(101)]) == (50, 40, 60)
+    assert median_interval([3.0, 1.0, 2.0, 5.0, 4.0]) == (3, 1, 5), 'of so few the ends'
+    _, low, high = median_interval([*range(12)])
+    below = [sum(sides) for sides in product((0, 1), repeat=12)]  # how many values lie below the median
+
+    def held(low, high):
+        return sum(low < count <= high for count in below) / len(below)
+
+    assert held(low, high) >= 0.95 > held(low + 1, high - 1)
