@@ -53,6 +53,35 @@ def test_both_ways_and_their_gradients_are_those_of_float64(sizes, dtype, way):
     torch.testing.assert_close(gradients(scores), reference, **kwargs)
 
 
+BEHIND_BATCH_NORM = {name: (MODELS | DETACHED_MODELS)[name] for name in ('efficientnet', 'mobilenetv3', 'repvit')}
+
+
+@pytest.mark.parametrize('name', [*BEHIND_BATCH_NORM, 'of_torch'])
+def test_the_gradient_of_one_image_is_that_of_the_same_image_twice(name):
+    """Batch normalization on a CPU reads a gradient of unusual strides as another one; a batch of one may have them."""
+    if name == 'of_torch':
+        torch.manual_seed(0)
+        layers = [
+            torch.nn.Conv2d(3, 8, 3, 4, 1),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.SiLU(),
+            torch.nn.AdaptiveAvgPool2d(1),
+        ]
+        model = CamModel(torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8, 50)).eval())
+    else:
+        model = BEHIND_BATCH_NORM[name].cam_model(num_classes=200)
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    first = next(model.parameters())
+
+    def gradient(batch):
+        class_maps = model.class_maps(image.expand(batch, -1, -1, -1))
+        (found,) = torch.autograd.grad(hnc_loss(class_maps, torch.full((batch,), 3), 'kd', topk=5), first)
+        return found
+
+    expected = gradient(2)
+    torch.testing.assert_close(gradient(1), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
 def test_gradients_of_gradients(sizes):
     positions, weight, classes = make(sizes)

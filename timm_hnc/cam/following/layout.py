@@ -39,8 +39,9 @@ class Live:
 
     def positions(self, value: Tensor) -> Tensor:
         """The tensor's positions, prefix tokens first, as (prefix + h * w, *the other dimensions)."""
-        others = [dim for dim in range(value.ndim) if dim not in self.dims]
-        return value.permute(*self.dims, *others).flatten(0, len(self.dims) - 1)
+        first, *others = (dim for dim in range(value.ndim) if dim not in self.dims)
+        # flattened behind the images: of one image the gradient has the strides that batch normalization reads
+        return value.permute(first, *self.dims, *others).flatten(1, len(self.dims)).movedim(1, 0)
 
     def carried_out(self) -> 'Live':
         """With the linear layer carried out on the rows."""

@@ -147,7 +147,8 @@ class Head:
     def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
         """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying."""
         if self.layout == 'NCHW':
-            return features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
+            # not flatten(2).transpose(1, 2): of one image its gradient has strides that batch normalization misreads
+            return features.movedim(1, -1).flatten(1, 2), (features.shape[2], features.shape[3])
         if self.layout == 'NHWC':
             return features.flatten(1, 2), (features.shape[1], features.shape[2])
         tokens = features[:, self.num_prefix_tokens :]
