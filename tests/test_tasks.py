@@ -246,6 +246,8 @@ def test_no_loss_reads_a_number_of_a_gpu(monkeypatch):
 def test_only_a_cam_model_will_do():
     with pytest.raises(TypeError, match=r'the model is a ResNet: wrap it, HNCTask\(CamModel\(model\), ...\)'):
         HNCTask(SMALL.make(), verbose=False)
+    with pytest.raises(TypeError, match=r'a DataParallel of a CamModel: wrap the task, DataParallel\(HNCTask\(model'):
+        HNCTask(nn.DataParallel(SMALL.cam_model()), verbose=False)
 
 
 @pytest.mark.parametrize('weight', [-0.1, math.nan, math.inf])
@@ -280,6 +282,15 @@ def test_smoothing_that_lifts_all_classes_above_the_floor_is_told_once(images, c
     [message] = [record.getMessage() for record in caplog.records if record.name == 'timm_hnc.tasks']
     assert 'above 0 for all classes, so that none is absent, and losses on maps' in message
     assert message.endswith(f'(smoothing / {NUM_CLASSES}).')
+
+
+@pytest.mark.parametrize(('variant', 'told'), [('kd', 1), ('var', 1), ('mse', 0)])
+def test_maps_of_one_cell_are_told_once_where_only_flatness_counts(variant, told, caplog):
+    task = make(hnc=HNCLoss(variant))
+    small = torch.rand(BATCH, 3, 32, 32)
+    for _ in range(2):
+        assert (task(small, LABELS)['hnc'] == 0) == (variant != 'mse')
+    assert caplog.text.count('does nothing: the maps of the first batch are a single cell') == told
 
 
 def test_labels_are_integers_of_any_type(images):

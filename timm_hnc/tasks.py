@@ -62,8 +62,12 @@ class ClassMapTask(ClassificationTask):
         **kwargs: Any,
     ) -> None:
         if not isinstance(cam_model, CamModel):
-            task = type(self).__name__
-            raise TypeError(f'the model is a {type(cam_model).__name__}: wrap it, {task}(CamModel(model), ...).')
+            task, wrapper = type(self).__name__, type(cam_model).__name__
+            if isinstance(unwrap_model(cam_model), CamModel):
+                raise TypeError(
+                    f'the model is a {wrapper} of a CamModel: wrap the task, {wrapper}({task}(model, ...)).'
+                )
+            raise TypeError(f'the model is a {wrapper}: wrap it, {task}(CamModel(model), ...).')
         check_trainable(cam_model.model, cam_model.head)
         if isinstance(criterion, Loss):
             check_classifier(cam_model, criterion)
@@ -277,6 +281,7 @@ class HNCTask(ClassMapTask):
         self.hnc = hnc
         self.hnc_weight = hnc_weight
         self.hnc_joins = True
+        self._saw_maps = False
 
     @property
     def looks_at_absent_classes(self) -> bool:
@@ -285,6 +290,8 @@ class HNCTask(ClassMapTask):
 
     def with_hnc(self, loss: Tensor, class_maps: ClassMaps, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """A loss with HNC added to it where HNC joins, the value of HNC, and its weight if that is not fixed."""
+        if not self._saw_maps and not torch.compiler.is_compiling():
+            self._look_at_maps(class_maps)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hnc_joins):
             hnc = self.hnc(class_maps, target, self.target_floor)
         parts = {'hnc': hnc.detach()}
@@ -295,6 +302,16 @@ class HNCTask(ClassMapTask):
                 value = weight.follow(self.criterion, self.hnc, class_maps, target, self.target_floor)
             weight = parts['hnc_weight'] = value.to(hnc.dtype)
         return loss + weight * hnc if self.hnc_joins else loss, parts
+
+    def _look_at_maps(self, class_maps: ClassMaps) -> None:
+        """Warn of first maps that are flat as they are, where HNC only flattens."""
+        self._saw_maps = True
+        variant = getattr(self.hnc, 'variant', '')
+        if variant in ('kd', 'var') and getattr(class_maps, 'grid', None) == (1, 1):
+            _logger.warning(
+                f'HNC ({variant}) does nothing: the maps of the first batch are a single cell, and flat as they are. '
+                'Give larger images, or a network of a smaller stride (output_stride=8 where it takes that).'
+            )
 
 
 class ClassMapMultiLabelTask(ClassMapTask, MultiLabelClassificationTask):

@@ -159,6 +159,14 @@ def test_of_an_unknown_class_nothing_is_absent_and_nothing_present(unknown):
     assert topk_positives(logits, target, 1)[1].tolist() == [[True], [False]]
 
 
+def test_of_several_labels_those_below_zero_are_neither_absent_nor_present():
+    logits, target = torch.randn(2, 4), torch.tensor([[1.0, 0.0, -1.0, 0.0], [-1.0, -1.0, -1.0, 1.0]])
+    for choose, value in ((topk_negatives, 0), (topk_positives, 1)):
+        indices, valid = choose(logits, target, 4)
+        found = torch.zeros(2, 4, dtype=torch.bool).scatter(1, indices, valid)
+        assert torch.equal(found, target == value)
+
+
 @pytest.mark.parametrize(
     ('target', 'error', 'message'),
     [

@@ -135,6 +135,26 @@ def test_figures_do_not_depend_on_how_they_are_computed(run, capsys, options):
     assert found['loss'] == pytest.approx(expected['loss'], rel=0.02 if options == '--amp' else 1e-5)
 
 
+def test_figures_come_in_the_order_of_timms_script(run, capsys):
+    figures = validate(capsys, '--checkpoint', run, *HERE, '--cam-metrics')
+    expected = ['model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation']
+    assert list(figures)[: len(expected)] == expected
+
+
+def test_weights_of_other_shapes_are_told_with_their_way_out(weights, images, capsys):
+    argv = ['--checkpoint', weights / 'plain.pth', *MODEL, images, *HERE]
+    for more, told in ((['--num-classes', 4], True), (['--in-chans', 1], False)):
+        code, line = failure(capsys, 'validate', *argv, *more)
+        assert code == 1
+        assert 'size mismatch' in line
+        assert ('See --num-classes' in line) == told
+
+
+def test_the_average_of_a_run_folder_is_told(run, capsys, caplog):
+    validate(capsys, '--checkpoint', run, *HERE, '--use-ema')
+    assert '--use-ema: does nothing' in caplog.text
+
+
 def test_options_of_timms_script_run(run, images, capsys):
     for options in (
         '--use-train-size --test-pool --fast-norm --reparam',

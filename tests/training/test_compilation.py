@@ -87,7 +87,7 @@ def test_the_same_run_compiled(options, epochs, images, tmp_path, calls, seen):
         assert model._orig_mod is run.evaluated_model
 
     for part, state in training_state(plain).items():
-        if part in ('model', 'ema', 'loss'):
+        if part in ('model', 'model_ema', 'loss'):
             torch.testing.assert_close(training_state(compiled)[part], state)
     torch.testing.assert_close(best_weights(compiled), best_weights(plain))
     for name, value in result(plain)['final'].items():

@@ -159,7 +159,7 @@ def test_the_saved_classifier_is_the_plain_one(name, images, tmp_path, capsys):
     options = ['--data-dir', images, *SMALL, '--loss', name, '--lr', '0.02', '--hnc', 'mse']
     run = train(*options, '--model-ema', '--output', tmp_path, '--experiment', 'run')
     weight, bias = (best_weights(run)[f'fc.{part}'] for part in ('weight', 'bias'))
-    trained = training_state(run)['ema']
+    trained = training_state(run)['model_ema']
     if name == 'lgm':
         assert torch.equal(weight, trained['fc.weight'])
         torch.testing.assert_close(bias, -weight.square().sum(1) / 2)

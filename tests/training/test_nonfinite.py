@@ -97,7 +97,7 @@ def test_skip_leaves_the_update_out(options, spoil, caplog, extra):
     assert json.loads((folder / 'last' / 'state.json').read_text())['skipped_in_a_row'] == 0
     assert 'the update is left out' in caplog.text
     state = training_state(folder)
-    for part in set(state) & {'model', 'ema'}:
+    for part in set(state) & {'model', 'model_ema'}:
         assert all(tensor.isfinite().all() for tensor in state[part].values())
     assert all(math.isfinite(value) for row in summary(folder) for value in row.values())
 

@@ -138,7 +138,7 @@ def test_accumulation_divides_the_last_window_by_its_real_length(images, tmp_pat
         ema.update(plain.model, step=update + 1)
     state = training_state(folder)
     assert same_weights(plain.model, state['model'])
-    assert same_weights(ema.module, state['ema'])
+    assert same_weights(ema.module, state['model_ema'])
 
 
 @pytest.mark.parametrize('mode', ['norm', 'value', 'agc'])
@@ -224,4 +224,4 @@ def test_the_average_counts_every_update_from_the_start(images, tmp_path):
             plain.step()
             update += 1
             ema.update(plain.model, step=update)
-    assert same_weights(ema.module, training_state(whole)['ema'])
+    assert same_weights(ema.module, training_state(whole)['model_ema'])

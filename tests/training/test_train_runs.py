@@ -25,6 +25,7 @@ from running import (
     training_state,
     validate,
 )
+from timm.models import load_state_dict
 
 import timm_hnc
 from timm_hnc.commands.options.train_flags import build_parser
@@ -171,10 +172,22 @@ def test_a_stream_of_several_labels(multi_label, tmp_path, capsys):
 
 
 def test_options_that_do_nothing_here_are_told(images, tmp_path, caplog):
-    argv = ['--epoch-repeats', 3, '--save-epochs', 9, '--output', tmp_path, '--experiment', 'run']
+    argv = [
+        '--epoch-repeats',
+        3,
+        '--save-epochs',
+        9,
+        '--worker-seeding',
+        'part',
+        '--output',
+        tmp_path,
+        '--experiment',
+        'run',
+    ]
     train('--data-dir', images, *SMALL, *argv)
     told = ' '.join(record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
     assert '--epoch-repeats 3: does nothing with data that are no stream' in told
+    assert '--worker-seeding part: does nothing' in told
     assert '--save-epochs 9: the run ends after epoch 1.' in told
 
 
@@ -292,10 +305,14 @@ def test_the_largest_seed_trains(images, tmp_path):
 def test_model_best_holds_the_moving_average_where_that_scored(images, tmp_path):
     folder = run(tmp_path, images, '--model-ema', '--model-ema-decay', 0.9, '--lr', 0.1, '--epochs', 2)
     state = torch.load((folder / 'model_best').resolve().parent / 'training_state.pt', weights_only=True)
-    assert equal_tensors(best_weights(folder), state['ema'])
-    assert not equal_tensors(state['model'], state['ema'])
+    assert equal_tensors(best_weights(folder), state['model_ema'])
+    assert not equal_tensors(state['model'], state['model_ema'])
     cpu = run(tmp_path, images, '--model-ema', '--model-ema-force-cpu', '--epochs', 1, name='cpu')
     assert equal_tensors(best_weights(cpu), training_state(cpu)['model'])
+    kept = (cpu / 'last').resolve() / 'training_state.pt'
+    averaged = load_state_dict(str(kept), use_ema=True, weights_only=True)
+    assert equal_tensors(averaged, training_state(cpu)['model_ema']), 'by timm'
+    assert not equal_tensors(averaged, training_state(cpu)['model'])
 
 
 def test_only_the_best_and_the_milestones_are_kept(images, tmp_path):

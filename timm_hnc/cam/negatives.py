@@ -17,7 +17,8 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
 
     Args:
         target: (B,) class indices, or (B, n) with a value a class (several labels, mixup, cutmix, smoothing). What is
-            absent is not known of an index outside 0 to n - 1, such as the -100 that cross-entropy ignores: no class.
+            absent is not known of an index outside 0 to n - 1, such as the -100 that cross-entropy ignores: no class. A
+            class whose value is below 0 is not known to be absent.
         num_classes: n.
         target_floor: the value that smoothing gives to absent classes; a class is present above it.
 
@@ -36,9 +37,8 @@ def negative_classes(target: Tensor, num_classes: int, target_floor: float = 0.0
         own = _own_classes(target, num_classes)
         return ~own & own.any(1, keepdim=True)
     if target.ndim == 2 and target.shape[1] == num_classes:
-        step = torch.finfo(target.dtype).eps if target.is_floating_point() else 0.0
         values = target if target.dtype == torch.float64 else target.float()
-        return values <= target_floor + max(ROUNDING, 2 * step * target_floor)
+        return (values <= _highest_absent(target, target_floor)) & (values > -ROUNDING)
     raise ValueError(
         f'target of shape {tuple(target.shape)} and type {target.dtype}: expected (batch,) integer class indices '
         f'or (batch, {num_classes}) values, one a class.'
@@ -82,7 +82,12 @@ def topk_positives(logits: Tensor, target: Tensor, k: int, target_floor: float =
     negative = negative_classes(target, logits.shape[1], target_floor)
     if target.ndim == 1:
         return _topk(logits, _own_classes(target, logits.shape[1]), 1)
-    return _topk(logits, ~negative, k)
+    return _topk(logits, ~negative & (target >= 0), k)
+
+
+def _highest_absent(target: Tensor, target_floor: float) -> float:
+    step = torch.finfo(target.dtype).eps if target.is_floating_point() else 0.0
+    return target_floor + max(ROUNDING, 2 * step * target_floor)
 
 
 def _own_classes(target: Tensor, num_classes: int) -> Tensor:

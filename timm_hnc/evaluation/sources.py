@@ -1,5 +1,6 @@
 """What validate.py is to evaluate: which models, with which weights."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from timm.utils import natural_key
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.weights.saving import WEIGHTS, check_architecture, find_weights
 
+_logger = logging.getLogger(__name__)
 _OF_OTHER_LABELS = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
 
@@ -92,6 +94,10 @@ def _of_checkpoint(options: SourceOptions, model_given: bool) -> list[Source]:
     if folder is not None:
         given = options.model if model_given else None
         name = check_architecture(folder, f"--checkpoint '{path}'", given)
+        if options.use_ema:
+            _logger.warning(
+                f"--use-ema: does nothing, '{path}' has one set of weights, the average where that was evaluated."
+            )
         return [Source(f'local-dir:{folder}', pretrained=True, name=name)]
     files = sorted([*path.glob('*.pth.tar'), *path.glob('*.pth')], key=lambda file: natural_key(str(file)))
     if not files:

@@ -36,6 +36,8 @@ from timm_hnc.runtime.compilation import Compilation
 from timm_hnc.runtime.process import one_process_first, sum_of_processes
 
 _logger = logging.getLogger(__name__)
+# as timm's script orders them
+_FIRST = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
 
 
 def validate(
@@ -100,13 +102,14 @@ def measure(
             loader.dataset.skipped_images = skipped  # travels to the loader's workers
         metrics = _evaluate(model, loader, options, data_config, num_classes, source, accelerator, skipped, wrap)
         count = sum_of_processes(torch.tensor(metrics.pop('skipped_images')), accelerator)
-    return {
+    found = {
         'model': source.name,
         **metrics,
         'param_count': round(parameters / 1e6, 2),
         **({} if provided else _images_as_they_come(data_config, patches)),
         'skipped_images': int(count),
     }
+    return {name: found[name] for name in _FIRST if name in found} | found if 'top1' in found else found
 
 
 def _images_as_they_come(data_config: dict[str, Any], patches: Patches | None) -> dict[str, Any]:

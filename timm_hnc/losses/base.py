@@ -135,7 +135,7 @@ def unused_bias(class_maps: ClassMaps) -> Tensor | float:
     return 0.0 if class_maps.bias is None else 0.0 * at_least_float32(class_maps.bias).sum()
 
 
-def at_least(low: float, **option: float) -> float:
+def at_least(low: float, /, **option: float) -> float:
     """The number itself.
 
     Raises:

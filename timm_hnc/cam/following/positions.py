@@ -43,7 +43,7 @@ class PositionTracker(Tracker):
     def follow(self, call: Call) -> Any:
         """See `Tracker.follow`."""
         if torch.is_grad_enabled() != self._grad_enabled:
-            return Lost('a torch.autograd.Function or no_grad() in the head')
+            return Lost('a torch.autograd.Function, a full backward hook or no_grad() in the head')
         companions = [self.companion(tensor) for tensor in tensors_in(call.args, call.kwargs)]
         lost = next((companion for companion in companions if isinstance(companion, Lost)), None)
         with of_its_own():

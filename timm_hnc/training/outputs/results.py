@@ -79,11 +79,18 @@ def start_trackers(accelerator: Accelerator, folder: Path, tracking: TrackingOpt
     if not accelerator.log_with:
         return
     accelerator.project_configuration.logging_dir = str(folder)
+    # TensorBoard takes no others
     config = {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
-    wandb: dict[str, Any] = {'name': folder.name, 'tags': list(tracking.wandb_tags), 'dir': str(folder)}
+    wandb: dict[str, Any] = {
+        'name': folder.name,
+        'tags': list(tracking.wandb_tags),
+        'dir': str(folder),
+        'config': values,
+    }
     if tracking.wandb_resume_id:
         wandb |= {'id': tracking.wandb_resume_id, 'resume': 'must'}
-    accelerator.init_trackers(tracking.wandb_project or 'timm_hnc', config, {'wandb': wandb})
+    project = tracking.wandb_project or os.environ.get('WANDB_PROJECT') or 'timm_hnc'
+    accelerator.init_trackers(project, config, {'wandb': wandb})
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _kept_apart(run: Run, inside_epoch: bool) -> dict[str, Any]:
 def _modules(run: Run) -> list[tuple[str, nn.Module]]:
     parts = (
         ('model', run.model),
-        ('ema', run.ema and run.ema.module),
+        ('model_ema', run.ema and run.ema.module),  # as timm calls it, whose --use-ema reads it
         ('loss', run.loss),
         ('projection', run.projection),
         ('hnc_weight', run.auto_weight),
@@ -114,13 +114,15 @@ def restore(run: Run, checkpoint: Path) -> None:
     state = read_training_state(checkpoint)
     check_optimizer(run, checkpoint, state)
     progress = run.checkpoints.progress
+    if 'ema' in state:  # its name until November 2026
+        state['model_ema'] = state.pop('ema')
     try:
         for name, module in _modules(run):
             if name not in state and (name in ('hnc_weight', 'projection') or not module.state_dict()):
                 continue  # the weight was a number so far, or the loss or the teacher is new
             if name == 'loss' and run.options.run.no_resume_opt and loss_changed(run):
                 continue
-            load_state(module, state['model'] if name == 'ema' and name not in state else state[name])
+            load_state(module, state['model'] if name == 'model_ema' and name not in state else state[name])
         if not run.options.run.no_resume_opt:
             fresh = [dict(group) for group in run.optimizer.param_groups]
             load_optimizer_state(run.optimizer.optimizer, state['optimizer'])

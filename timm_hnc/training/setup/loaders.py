@@ -117,6 +117,11 @@ def create_train_loader(
         _logger.warning(
             f'--epoch-repeats {options.splits.epoch_repeats:g}: does nothing with data that are no stream, as in timm.'
         )
+    batches = options.batches
+    if batches.worker_seeding != 'all' and not (options.data.is_streamed or batches.use_multi_epochs_loader):
+        _logger.warning(
+            f'--worker-seeding {batches.worker_seeding}: does nothing, random numbers follow from the place of a batch.'
+        )
     if augmentation.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
     arguments = _training_arguments(options, data_config)
