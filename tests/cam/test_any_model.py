@@ -265,7 +265,7 @@ def test_class_tokens_have_maps_in_front_of_the_last_block():
     """Shaped as those for pictures are, and a gradient flows."""
     small = TAIL_MODELS['vit']
     tail = small.cam_model().eval()
-    cam_model = CamModel(tail.model, features='blocks.0', image_size=small.image)
+    cam_model = CamModel(tail.model, features='blocks.0')
     assert cam_model.kind.trainable
     images = small.images()
     maps = cam_model.class_maps(images)

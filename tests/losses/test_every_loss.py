@@ -143,6 +143,18 @@ def test_what_goes_into_a_checkpoint_comes_back(name, task):
     assert torch.equal(*values)
 
 
+@pytest.mark.parametrize(
+    'name', [n for n, kind in LOSSES.items() if not kind.soft_targets and MULTI_LABEL not in kind.tasks]
+)
+def test_values_are_refused_where_indices_are_wanted(name):
+    loss = make_loss(name, SINGLE_LABEL)
+    values = torch.eye(5, dtype=torch.float64)[LABELS]
+    with pytest.raises(
+        ValueError, match=rf'targets of shape \(4, 5\): {type(loss).__name__} takes \(B,\) class indices'
+    ):
+        evaluate(loss, class_maps(*draw_factors()), values)
+
+
 @pytest.mark.parametrize('name', [name for name, kind in LOSSES.items() if kind.soft_targets])
 def test_soft_targets_are_linear(name):
     task = LOSSES[name].tasks[0]

@@ -56,13 +56,23 @@ class Loss(nn.Module):
     smoothing: float = 0.0
 
     def __call__(self, *given: Any, **named: Any) -> Tensor:
-        """The loss of a batch, as `forward`; class indices may be integers of any type."""
+        """The loss of a batch, as `forward`; class indices may be integers of any type.
+
+        Raises:
+            ValueError: the targets are values, one a class, and the criterion takes indices alone.
+        """
         if len(given) > 1:
-            given = (given[0], wide_indices(given[1]), *given[2:])
+            given = (given[0], self._taken(given[1]), *given[2:])
         if 'target' in named:
-            named['target'] = wide_indices(named['target'])
+            named['target'] = self._taken(named['target'])
         loss: Tensor = super().__call__(*given, **named)
         return loss
+
+    def _taken(self, target: Tensor) -> Tensor:
+        if target.ndim == 2 and not self.soft_targets and MULTI_LABEL not in self.tasks:
+            name = type(self).__name__
+            raise ValueError(f'targets of shape {tuple(target.shape)}: {name} takes (B,) class indices, no mixup.')
+        return wide_indices(target)
 
     @classmethod
     def options(cls) -> dict[str, Any]:

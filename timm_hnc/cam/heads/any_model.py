@@ -112,6 +112,7 @@ def _channels(model: nn.Module) -> list[int]:
 def _told_size(model: nn.Module) -> tuple[int, int] | None:
     """The size of images that a model or its config names, as those of fixed size do."""
     told = getattr(model, 'image_size', None) or getattr(getattr(model, 'config', None), 'image_size', None)
+    told = told or getattr(getattr(model, 'patch_embed', None), 'img_size', None)  # of timm's
     if isinstance(told, int):
         return told, told
     return tuple(told) if isinstance(told, (list, tuple)) and len(told) == 2 else None
