@@ -32,6 +32,44 @@ from timm_hnc.training.setup.options import TrainOptions
 
 __all__ = ['clean_process', 'images']
 
+READING = {name: OPTIONS[name] for name in ('img_size', 'workers', 'batch_size', 'device')}
+
+
+class Pets(torchvision.datasets.VisionDataset):
+    """Reads by `transforms`, as OxfordIIITPet and others of torchvision's."""
+
+    def __init__(self, count=8):
+        super().__init__('', transform=torchvision.transforms.ToTensor())
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, index):
+        return self.transforms(torchvision.transforms.functional.to_pil_image(self.pixels[index]), index % 3)
+
+
+def test_data_sets_that_read_by_their_transforms_are_read_by_that_of_the_loader():
+    data, model = Pets(), new_model().eval()
+    before = data.transform, data.transforms.transform
+    found = timm_hnc.evaluate(model, data, mean=[0.5], std=[0.5], crop_pct=1.0, **READING)
+    images = data.pixels / 127.5 - 1
+    loader = DataLoader(TensorDataset(images, torch.arange(8) % 3), batch_size=4)
+    assert found['loss'] == pytest.approx(timm_hnc.evaluate(model, loader, device='cpu')['loss'], rel=1e-4)
+    assert (data.transform, data.transforms.transform) == before
+
+
+def test_data_sets_that_do_not_use_their_transform_are_refused():
+    class Tensors(Pets):
+        def __getitem__(self, index):
+            return self.pixels[index] / 255, index % 3
+
+    with pytest.raises(
+        UsageError, match="'Tensors': expected a data set with an attribute `transform` that its images"
+    ):
+        timm_hnc.evaluate(new_model(), Tensors(), **READING)
+
 
 def test_loaders_of_tensors_are_taken_as_they_are(tmp_path):
     forget_run()

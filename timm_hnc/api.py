@@ -8,12 +8,13 @@ from typing import Any
 
 from accelerate.state import GradientState
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from timm_hnc.cam import CamModel
 from timm_hnc.cam.heads.hooked_head import is_of_timm
 from timm_hnc.cam.heads.probe import name_of
 from timm_hnc.data.inputs import InputOptions
+from timm_hnc.data.loading.wrapped_dataset import follow_transform
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.evaluation.options import ValidateOptions
@@ -158,12 +159,33 @@ def _input_of(cam_model: CamModel, options: InputOptions) -> InputOptions:
 def _check_loaders(*data: Any) -> None:
     """Refuse data that the loop cannot take."""
     for each in data:
-        if each is None or isinstance(each, DataLoader) or hasattr(each, 'transform'):
+        if each is None or isinstance(each, DataLoader):
             continue
-        raise UsageError(
-            f"data of type '{type(each).__name__}': expected a data set with an attribute `transform`, which timm's "
-            'loader sets, or a torch DataLoader of normalised batches.'
-        )
+        if not hasattr(each, 'transform') or not _uses_transform(each):
+            raise UsageError(
+                f"data of type '{type(each).__name__}': expected a data set with an attribute `transform` that its "
+                "images go through, which timm's loader sets, or a torch DataLoader of normalised batches."
+            )
+
+
+def _uses_transform(dataset: Any) -> bool:
+    """Whether the first image goes through the attribute; what cannot be read is told later."""
+    if isinstance(dataset, IterableDataset):
+        return True
+    own, seen = dataset.transform, []
+
+    def transform(image: Any) -> Any:
+        seen.append(True)
+        return image if own is None else own(image)
+
+    with _as_they_were(dataset):
+        try:
+            dataset.transform = transform
+            follow_transform(dataset)
+            dataset[0]
+        except Exception:  # somebody's data set may raise anything
+            return True
+    return bool(seen)
 
 
 @contextmanager
@@ -182,3 +204,4 @@ def _as_they_were(*data: Any) -> Iterator[None]:
         for each, transform in kept:
             with suppress(Exception):  # of somebody's data set that takes no such transform; the run is done
                 each.transform = transform
+                follow_transform(each)

@@ -1,4 +1,5 @@
 import io
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from torchvision.transforms import PILToTensor
 
 from timm_hnc.data.class_names import check_same_classes, class_names, class_to_idx
 from timm_hnc.data.datasets import create_dataset, same_files
+from timm_hnc.data.loading.loaders import image_mode
 from timm_hnc.data.targets import ClassIndex
 from timm_hnc.errors import DataError, UsageError
 
@@ -145,6 +147,23 @@ def test_torchvisions_images_have_the_mode_that_is_asked_for(folder, mode):
     dataset.transform = PILToTensor()
     assert isinstance(dataset.transform, PILToTensor)
     assert dataset[0][0].shape == (len(mode), 32, 32)
+
+
+def test_alpha_that_torchvision_leaves_out_is_refused(folder):
+    message = '--input-img-mode RGBA: not with torch/image_folder'
+    refused(UsageError, message, 'torch/image_folder', folder, input_img_mode='RGBA')
+
+
+@pytest.mark.parametrize('mode', ['1', 'F', 'I'])
+def test_modes_without_channels_of_8_bits_are_refused(mode):
+    with pytest.raises(UsageError, match=f'--input-img-mode {mode}: its channels do not have 8 bits'):
+        image_mode(mode, 1)
+
+
+@pytest.mark.parametrize('split', ['train[:80%]', 'trian', 'TRAIN'])
+def test_what_is_no_name_of_a_split_is_not_the_test_split(tmp_path, split):
+    with pytest.raises(UsageError, match=re.escape(f"--dataset torch/kmnist: split '{split}' is none of train, ")):
+        create_dataset('torch/kmnist', str(tmp_path), split, 10)
 
 
 @pytest.mark.parametrize('name', ['', 'torch/image_folder'])

@@ -201,6 +201,17 @@ def test_what_boxes_cover_is_what_their_union_covers(seed):
             np.testing.assert_allclose(cover, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize('box', [(5.3, 2.8, 31.6, 20.1), (30.4, 0.0, 32.0, 24.0), (0.0, 0.0, 0.4, 24.0)])
+@pytest.mark.parametrize('grid', [(8, 8), (5, 7), (3, 11)])
+def test_pictures_of_boxes_cover_what_boxes_do(box, grid):
+    """Also of boxes that are no whole pixels, and over cells that are none."""
+    boxes = MovedBoxes(Rectangles.of([box], [3]), (32, 24))
+    [(exact, drawn)] = zip(covers_of([boxes], grid), covers_of([boxes.drawn()], grid), strict=True)
+    assert exact[3].sum() > 0
+    np.testing.assert_allclose(drawn[3], exact[3], atol=0.5 / 255 + 0.03)  # a pixel spreads over the cells it is in
+    assert drawn[3].mean() == pytest.approx(exact[3].mean(), abs=1 / 255)
+
+
 def test_a_box_in_an_image_of_one_pixel():
     """Timm's crop of it may be empty, and goes on."""
     crop = create_transform(8, is_training=True, use_prefetcher=True).transforms[0]

@@ -63,6 +63,7 @@ def test_a_set_of_labels_becomes_ones_and_zeros(target, dense, expected):
         ([0.0, 1.0], True, 'See --target-key, --target-format and --num-classes'),
         ('cat', False, 'See --target-key'),
         (None, False, 'See --target-key'),
+        ([0, 1, 0], False, r'\[0, 1, 0\], 3 zeros and ones: pass --target-format multihot'),
     ],
 )
 def test_what_is_no_set_of_labels_is_refused(target, dense, message):

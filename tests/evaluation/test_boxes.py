@@ -170,6 +170,8 @@ def test_xml_files_as_those_of_imagenet_are(tmp_path):
     found = source[0].inside(source.image_size(0), 0)
     assert found.boxes.tolist() == [[4, 6, 24, 28], [0, 16, 64, 32]]
     assert found.labels.tolist() == [0, 0]
+    assert len(source[0].inside((16, 32), 0).boxes) == 0, 'of an image that is stored turned'
+    assert source[0].inside((24, 24), 0).boxes.tolist()[0] == [1.5, 4.5, 9, 21], 'of a squashed one'
 
 
 def write_annotations(images, folder, layout):

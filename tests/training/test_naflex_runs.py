@@ -31,6 +31,7 @@ import timm_hnc
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.data.loading.naflex_batches import seed_naflex_batches
+from timm_hnc.data.loading.seeded_batches import mixed
 from timm_hnc.data.naflex import Patches
 from timm_hnc.errors import UsageError
 from timm_hnc.training.epoch import _batch_scale
@@ -136,7 +137,7 @@ def test_without_hnc_a_run_is_a_loop_over_timms_loader_and_task(options, shapes)
     model = timm.create_model('naflexvit_base_patch16_gap', num_classes=3, **TINY)
     loader = create_naflex_loader(
         create_dataset('', shapes, split='train'), patch_size=8, train_seq_lens=(9, 16), batch_size=16,
-        is_training=True, no_aug=True, num_workers=0, device=torch.device('cpu'),
+        is_training=True, no_aug=True, num_workers=0, device=torch.device('cpu'), seed=mixed(42) >> 32,
         interpolation='bicubic', mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
     )  # fmt: skip
     task = ClassificationTask(model, device=torch.device('cpu'), verbose=False).train()
@@ -263,11 +264,12 @@ def test_processes_share_the_images_and_options_reach_timms_loader(options, capl
         mixup = made.dataset.dataset.mixup_fn
         assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.prob, mixup.switch_prob) == (0.3, 0.4, 0.6, 0.7)
         assert (mixup.smoothing, mixup.mixup_off_epoch, mixup.num_classes, mixup.multi_label) == (0.2, 3, 3, False)
-        assert made.dataset.dataset.seed == 7
         shares.append([index for batch in range(len(made)) for index in seeded.samples(batch)])
     assert len(shares[0]) == len(shares[1]) == 29  # of 57, one twice
     assert set(shares[0]) | set(shares[1]) == set(range(57))
     assert 'images, and patches of an image at most: 24 of 9, 8 of 16.' in caplog.text
+    plans = [seed_naflex_batches(loader_of(options('run', '--seed', seed), 0, 1, patches), 0) for seed in '78']
+    assert plans[0]._planned(1) != plans[1]._planned(0), 'of seeds beside each other'
     several = loader_of([*argv, '--task', 'multilabel', '--smoothing', '0'], 0, 1, patches).dataset
     assert several.mixup_fn.multi_label
 

@@ -33,9 +33,13 @@ _PUBLISHED: dict[str, Callable[[str, str], Any]] = {
     'hnc/tiny-imagenet': read_tiny_imagenet,
     'hnc/coco': read_coco,
 }
+_WITH_ALPHA = ('RGBA', 'RGBa', 'LA', 'La', 'PA')
 _SEVERAL_LABELS = {'hnc/coco'}  # an image; the others of ours have one
 _PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'wds': 'webdataset', 'tfds': 'tensorflow_datasets'}
 _PREFIXES = ('torch', *_PACKAGES)
+# of torchvision's: whatever is not a name of the training split is the test split to timm
+_TRAIN_OR_TEST = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
+_SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test')
 
 
 def create_dataset(
@@ -79,6 +83,10 @@ def create_dataset(
     elif not dense:
         check_indices(dataset, name or root, num_classes)
     if name.lower().startswith('torch/'):
+        if (kwargs.get('input_img_mode') or 'RGB') in _WITH_ALPHA:
+            raise UsageError(
+                f'--input-img-mode {kwargs["input_img_mode"]}: not with {name}, whose images lose their alpha.'
+            )
         return ConvertedImages(dataset, kwargs.get('input_img_mode') or 'RGB')
     return dataset
 
@@ -112,6 +120,8 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
         raise UsageError(f'--dataset {name}: pass --data-dir DIR, the folder of the data set.')
     if not prefix:
         _check_folder(root, split)
+    if prefix == 'torch' and name.split('/', 2)[-1].lower() in _TRAIN_OR_TEST and split not in _SPLITS:
+        raise UsageError(f"--dataset {name}: split '{split}' is none of {', '.join(_SPLITS)}.")
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # every reader's library has errors of its own

@@ -106,6 +106,11 @@ class LabelSet(MultiLabelTarget):
         """(num_classes,) float targets."""
         if isinstance(target, int):
             raise DataError(f'a target is {target}, one class index: for a single label pass --task classification.')
+        listed = isinstance(target, (list, tuple)) and len(target) == self.num_classes > 2
+        if listed and not self.dense and {*target} <= {0, 1}:  # as indices they are of two classes
+            raise DataError(
+                f'a target is {str(target)[:60]}, {self.num_classes} zeros and ones: pass --target-format multihot.'
+            )
         try:
             return super().__call__(target)
         except (ValueError, TypeError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.rows_ahead import read_rows_ahead
-from timm_hnc.data.loading.wrapped_dataset import innermost
+from timm_hnc.data.loading.wrapped_dataset import follow_transform, innermost
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError, first_lines
@@ -32,9 +32,12 @@ def image_mode(asked: str | None, channels: int) -> str:
     """
     mode = asked or ('RGB' if channels == 3 else 'L')
     try:
-        bands = len(ImageMode.getmode(mode).bands)
+        described = ImageMode.getmode(mode)
     except KeyError as error:
         raise UsageError(f'--input-img-mode {mode}: Pillow knows no such mode (RGB, L, CMYK, ...).') from error
+    if described.typestr != '|u1':
+        raise UsageError(f'--input-img-mode {mode}: its channels do not have 8 bits.')
+    bands = len(described.bands)
     if bands != channels:
         raise UsageError(
             f'images of mode {mode} have {bands} channels, the model has {channels}: see --input-img-mode.'
@@ -157,6 +160,7 @@ def create_timed_loader(
             loader: Any = create(dataset, **defaults | arguments)
     except (ValueError, TypeError, LookupError, AssertionError) as error:
         raise UsageError(f'images cannot be loaded with these options: {first_lines(error)}') from error
+    follow_transform(dataset)
     inner = getattr(loader, 'loader', loader)
     if inner.num_workers:
         inner.timeout = options.worker_timeout

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
+from torchvision.datasets.vision import StandardTransform
 
 
 class Wrapper:
@@ -44,6 +45,13 @@ def innermost(dataset: Any) -> Any:
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     return dataset
+
+
+def follow_transform(dataset: Any) -> None:
+    """Let a data set of torchvision's that reads by its `transforms` use the `transform` that timm's loader has set."""
+    own = innermost(dataset)
+    if isinstance(getattr(own, 'transforms', None), StandardTransform):
+        own.transforms = StandardTransform(own.transform, own.target_transform)
 
 
 def remembering(dataset: Any) -> RememberingReader | None:

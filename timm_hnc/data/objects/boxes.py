@@ -20,6 +20,7 @@ from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.options import given
 
 _WORDNET = re.compile(r'n\d{8}')  # ImageNet's names of classes
+_SAME_SHAPE = 0.02  # sides of a turned image differ by rounding alone
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class ImageBoxes:
     def inside(self, image_size: tuple[int, int], index: int) -> 'ImageBoxes':
         """They in the stored image of that (width, height).
 
-        Those of XML files are scaled to it, end at its edge, and are left out where nothing of them is in it.
+        Those of XML files are scaled to it, end at its edge, and are left out where nothing of them is in it, or where
+        they were drawn on the image turned by 90 degrees, as an EXIF tag has it shown.
 
         Raises:
             DataError: another ends beyond the image, by more than the pixel by which conventions differ.
@@ -49,10 +51,19 @@ class ImageBoxes:
             wrong = self.boxes[(self.boxes[:, 2:] > torch.tensor(image_size) + 1).any(1)]
             _refuse(wrong, index, f'ends outside the image of {image_size[0]} x {image_size[1]} pixels')
             return self
+        if _is_turned(image_size, self.drawn_on):
+            return ImageBoxes(self.boxes[:0], self.labels[:0])
         scale = [here / there if there else 1.0 for here, there in zip(image_size, self.drawn_on, strict=True)]
         boxes = clip_boxes_to_image(self.boxes * torch.tensor(scale * 2), image_size[::-1])
         seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
         return ImageBoxes(boxes[seen], self.labels[seen])
+
+
+def _is_turned(image_size: tuple[int, int], drawn_on: tuple[int, int]) -> bool:
+    (width, height), (across, down) = image_size, drawn_on
+    if not across or not down or (width > height) == (across > down) or width == height:
+        return False
+    return abs(width * across / (height * down) - 1) < _SAME_SHAPE
 
 
 def with_own_folder(folder: Path, reader: Any) -> list[Path]:

@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
@@ -47,9 +48,12 @@ class MovedPictures:
 
     def covers(self, grid: tuple[int, int]) -> Covers:
         """(h, w) shares of the cells of a grid that the objects of each class cover."""
-        height, width = grid
-        small = {label: mask.resize((width, height), Image.Resampling.BOX) for label, mask in self.masks.items()}
-        return {label: np.asarray(mask) / np.float32(255) for label, mask in small.items()}
+        found = {}
+        for label, mask in self.masks.items():
+            columns, rows = (_averages(side, cells) for side, cells in zip(mask.size, reversed(grid), strict=True))
+            cover = rows @ (np.asarray(mask) / np.float32(255)) @ columns.T
+            found[label] = cover.clip(0, 1)  # no more by rounding
+        return found
 
 
 class Rectangles(NamedTuple):
@@ -109,17 +113,10 @@ class MovedBoxes(Image.Image):
         return image, moved
 
     def drawn(self) -> MovedPictures:
-        """White boxes on black by class, to whole pixels; of a class that is in the picture at least one."""
-        scale, move = np.array(self.frame).T
-        ends = (self.rectangles.corners.reshape(-1, 2, 2) * scale + move).round().astype(int)
-        corners = np.concatenate([ends.min(1), ends.max(1)], 1).tolist()
-        found = {}
-        for label, part in self.rectangles.parts:
-            found[label] = Image.new('L', self.size)
-            whole = [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners[part] if x1 < x2 and y1 < y2]
-            for x1, y1, x2, y2 in whole or corners[part]:
-                ImageDraw.Draw(found[label]).rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), 255)
-        return MovedPictures(found)
+        """Pictures of the boxes by class: how much of a pixel they cover is its grey."""
+        width, height = self.size
+        (covers,) = _boxes_cover([self], (height, width))
+        return MovedPictures({label: Image.fromarray(_bytes(cover)) for label, cover in covers.items()})
 
     def crop(self, box: Any = None) -> 'MovedBoxes':
         """See PIL's."""
@@ -171,6 +168,17 @@ def _boxes_cover(images: Sequence[MovedBoxes], grid: tuple[int, int]) -> Iterato
         across, down = columns[:, start:end], rows[:, start:end]
         yield {label: down[:, part] @ across[:, part].T for label, part in each.rectangles.parts}
         start = end
+
+
+def _bytes(values: Array) -> Array:
+    return (values * 255).round().astype(np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _averages(side: int, cells: int) -> Array:
+    """(cells, side) weights of the pixels of a side in the mean over each cell."""
+    places = np.arange(side, dtype=np.float64)
+    return shares(places, places + 1, side, cells).astype(np.float32)
 
 
 def _generators() -> Callable[[], None]:

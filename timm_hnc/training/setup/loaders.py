@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.loaders import create_timed_loader, open_dataset
-from timm_hnc.data.loading.seeded_batches import seed_shares
+from timm_hnc.data.loading.seeded_batches import mixed, seed_shares
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.noise import NoisyLabels
@@ -194,7 +194,7 @@ def create_naflex_train_loader(
         mixup_fn=mixup,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        seed=options.loader.seed,
+        seed=mixed(options.loader.seed) >> 32,  # timm adds the epoch, and seeds beside each other would share orders
         **sizes,
         **_training_arguments(options, data_config),
     )
