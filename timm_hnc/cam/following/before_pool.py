@@ -12,6 +12,7 @@ from timm_hnc.cam.following.operations import AS_THEY_ARE, GATED, NORMS, RESHAPI
 from timm_hnc.cam.following.prefix_tokens import rows_in_front, with_rows
 from timm_hnc.cam.following.tracking import Lost, Tracker
 from timm_hnc.cam.heads.detached_functions import attention_weights
+from timm_hnc.cam.transforms import order_gradient
 
 _SPATIAL = names('conv2d interpolate avg_pool2d adaptive_avg_pool2d max_pool2d')
 _POOLS = names('mean sum adaptive_avg_pool1d adaptive_avg_pool2d')
@@ -174,6 +175,7 @@ def _joins_all(live: Live, call: Call) -> bool:
 
 def _side_by_side(live: Live, call: Call) -> Parts:
     """Every position with zeros in the places of the others; their mean, times as many, is the whole."""
+    order_gradient(call.value)
     values = torch.diag_embed(call.value.flatten(2)) * live.num_positions  # (B, C, positions, positions)
     return Parts(values.movedim(3, 0).flatten(2), live.grid)
 

@@ -11,6 +11,7 @@ from timm_hnc.cam.following.mean_of_parts import Parts, Scores, Term
 from timm_hnc.cam.following.operations import Call
 from timm_hnc.cam.following.tracking import Lost
 from timm_hnc.cam.grids import Grid
+from timm_hnc.cam.transforms import order_gradient
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Live:
 
     def positions(self, value: Tensor) -> Tensor:
         """The tensor's positions, prefix tokens first, as (prefix + h * w, *the other dimensions)."""
-        first, *others = (dim for dim in range(value.ndim) if dim not in self.dims)
-        # flattened behind the images: of one image the gradient has the strides that batch normalization reads
-        return value.permute(first, *self.dims, *others).flatten(1, len(self.dims)).movedim(1, 0)
+        order_gradient(value)
+        others = [dim for dim in range(value.ndim) if dim not in self.dims]
+        return value.permute(*self.dims, *others).flatten(0, len(self.dims) - 1)
 
     def carried_out(self) -> 'Live':
         """With the linear layer carried out on the rows."""

@@ -12,6 +12,7 @@ from timm_hnc.cam.following.layout import Live
 from timm_hnc.cam.following.mean_of_parts import Parts, Scores, Term, side_by_side
 from timm_hnc.cam.following.operations import Call, tensors_in
 from timm_hnc.cam.following.tracking import Lost, Tracker, of_its_own
+from timm_hnc.cam.transforms import order_gradient
 
 # what a detached function behind the pool is a part of
 _DETACHED_PARTS = {
@@ -35,6 +36,7 @@ class PositionTracker(Tracker):
 
     def start(self, features: Tensor, live: Live | None) -> None:
         """Follow features whose positions lie there; None for features without a place in the image."""
+        order_gradient(features)
         if live is None or (live.num_positions == 1 and not live.prefix):
             self.track(features, Parts(features[None], (1, 1)))
         else:

@@ -16,7 +16,7 @@ from timm_hnc.cam.grids import Cell, Grid, token_grid
 from timm_hnc.cam.heads.detached_functions import DetachedDropout
 from timm_hnc.cam.heads.refusal import changed_since_probe
 from timm_hnc.cam.own_hooks import same_values, watched
-from timm_hnc.cam.transforms import in_transform
+from timm_hnc.cam.transforms import in_transform, order_gradient
 
 Layout = Literal['NCHW', 'NHWC', 'NLC']
 MAX_PREFIX_TOKENS = 16
@@ -100,6 +100,7 @@ class Head:
     def class_maps(self, model: TimmModel, x: Tensor) -> ClassMaps:
         """Logits and maps of images, in one forward pass."""
         features = model.forward_features(x)
+        order_gradient(features)
         factors: list[Tensor] = []
         hooked: list[tuple[Tensor, Tensor]] = []
         with DetachedDropout(factors), watched(self._layers(model), hooked):
@@ -147,8 +148,7 @@ class Head:
     def positions(self, features: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Grid]:
         """Features as (B, L, D) positions in raster order, and their (h, w) grid, without copying."""
         if self.layout == 'NCHW':
-            # not flatten(2).transpose(1, 2): of one image its gradient has strides that batch normalization misreads
-            return features.movedim(1, -1).flatten(1, 2), (features.shape[2], features.shape[3])
+            return features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
         if self.layout == 'NHWC':
             return features.flatten(1, 2), (features.shape[1], features.shape[2])
         tokens = features[:, self.num_prefix_tokens :]
