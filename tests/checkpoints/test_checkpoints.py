@@ -1,5 +1,7 @@
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,7 +67,7 @@ def test_a_process_that_does_not_write_ranks_alike(folder):
     assert names(folder) == {'epoch-0', 'epoch-1', 'epoch-2'}
 
 
-def test_a_failed_write_leaves_everything_as_it_was(folder):
+def test_a_failed_write_leaves_everything_as_it_was(folder, monkeypatch):
     checkpoints = CheckpointFolder(folder, 1, False, Progress('net'))
     checkpoints.save('epoch-0', write('first'), 1.0)
 
@@ -73,6 +75,11 @@ def test_a_failed_write_leaves_everything_as_it_was(folder):
         (path / 'half').write_text('half')
         raise OSError('no space')
 
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
+        with pytest.raises(DataError, match=r'cannot be written \(no space left on the disk\)'):
+            checkpoints.save('epoch-1', fail, 2.0)
+    assert names(folder) == {'epoch-0'}, 'what is half there takes no space'
     with pytest.raises(DataError, match=r'cannot be written \(no space\); earlier ones are whole'):
         checkpoints.save('epoch-1', fail, 2.0)
     assert (folder / 'last').readlink().name == 'epoch-0'

@@ -10,6 +10,7 @@ from test_loading import pickle_that_runs
 
 from timm_hnc.commands.command_line import run_command
 from timm_hnc.commands.console import main
+from timm_hnc.weights.saving import save_pretrained
 
 
 def write_checkpoint(path, model, wrap=True):
@@ -152,6 +153,47 @@ def test_an_average_is_taken_where_it_is_asked_for(flags, model, tmp_path, capsy
     assert torch.equal(loaded.fc.weight, average['fc.weight'] if flags else model.fc.weight)
 
 
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'flags'),
+    [
+        (
+            'test_resnet',
+            {'output_stride': 8, 'global_pool': 'max'},
+            ['--gp', 'max', '--model-kwargs', 'output_stride=8'],
+        ),
+        ('test_resnet', {'in_chans': 1}, ['--model-kwargs', 'in_chans=1', '--mean', '0.4', '--std', '0.3']),
+        ('test_vit', {'img_size': 64, 'global_pool': 'avg'}, ['--gp', 'avg']),
+    ],
+)
+def test_a_model_of_other_arguments_is_the_same_model_afterwards(name, arguments, flags, tmp_path, capsys):
+    model = timm.create_model(name, num_classes=3, **arguments).eval()
+    write_checkpoint(tmp_path / 'a.pth', model)
+    argv = ['import', tmp_path / 'a.pth', '--model', name, '--num-classes', '3', '--img-size', '64', *flags]
+    code, error = refused(capsys, *argv, '--crop-mode', 'squash', '--out', tmp_path / 'run')
+    assert code == 0, error
+    loaded = timm.create_model(f'local-dir:{tmp_path / "run" / "model_best"}', pretrained=True).eval()
+    images = torch.randn(2, arguments.get('in_chans', 3), 64, 64)
+    assert torch.equal(loaded(images), model(images))
+    assert loaded.pretrained_cfg['crop_mode'] == 'squash'
+    assert loaded.pretrained_cfg['input_size'] == tuple(images.shape[1:])
+
+
+def test_weights_that_say_more_themselves_are_not_imported(model, tmp_path, capsys):
+    save_pretrained(model, tmp_path / 'weights')
+    argv = [tmp_path / 'weights' / 'model.safetensors', '--model', 'test_resnet', '--num-classes', '3']
+    code, error = refused(capsys, 'import', *argv, '--out', tmp_path / 'run')
+    assert (code, 'has its config.json beside it' in error) == (2, True)
+
+
+def test_numbers_that_are_not_finite_are_told(model, tmp_path, capsys):
+    with torch.no_grad():
+        model.fc.weight[0, 0] = torch.nan
+    write_checkpoint(tmp_path / 'a.pth', model)
+    argv = ['import', tmp_path / 'a.pth', '--model', 'test_resnet', '--num-classes', '3', '--out', tmp_path / 'run']
+    code, error = refused(capsys, *argv)
+    assert (code, "'fc.weight' has numbers that are not finite" in error) == (1, True)
+
+
 def test_options_of_an_import(model, tmp_path, capsys):
     write_checkpoint(tmp_path / 'a.pth', model)
     start = ['import', tmp_path / 'a.pth', '--num-classes', '3', '--out', tmp_path / 'run', '--model']
@@ -164,6 +206,7 @@ def test_options_of_an_import(model, tmp_path, capsys):
         (['test_resnet', '--hnc', 'mse', '--hnc-weight', 'nan'], '--hnc-weight nan: expected a finite number'),
         (['test_resnet', '--hnc', 'mse', '--hnc-topk', '0'], '--hnc-topk 0: expected 1 or more.'),
         (['test_resnet', '--num-classes', '0'], '--num-classes 0: expected 1 or more.'),
+        (['test_resnet', '--mean', '0.5'], '--mean: expected 3 values, one a channel of the model.'),
     ):
         code, error = refused(capsys, *start, *argv)
         assert code == 2

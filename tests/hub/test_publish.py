@@ -39,7 +39,8 @@ def test_one_commit_holds_everything(server, worker, run):
     assert files['model.safetensors'] == best
     config = json.loads(files['config.json'])
     own = json.loads((run / 'model_best' / 'config.json').read_text())
-    own['pretrained_cfg'].pop('license')  # of timm's weights, with which this run did not begin
+    for name in ('license', 'tag'):  # of timm's weights, with which this run did not begin
+        own['pretrained_cfg'].pop(name)
     assert {name: config[name] for name in own if name != 'hnc'} == {n: v for n, v in own.items() if n != 'hnc'}
     assert 'license' not in ModelCard(files['README.md'].decode()).data.to_dict()
     hnc = config['hnc']

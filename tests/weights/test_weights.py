@@ -5,6 +5,7 @@ import safetensors.torch
 import timm
 import torch
 from timm.layers import convert_splitbn_model
+from timm.models import reparameterize_model
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -119,6 +120,17 @@ def test_weights_that_timm_does_not_know_are_not_saved(model, tmp_path, change):
     change(model.fc, 'weight', *([0.5] if change is prune.random_unstructured else []))
     with pytest.raises(UsageError, match=r"plain timm has no weight 'fc\..*permanent first"):
         save_pretrained(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_were_fused_or_added_are_not_saved(model, tmp_path):
+    fused = reparameterize_model(timm.create_model('repghostnet_050', num_classes=3))
+    model.more = torch.nn.Linear(2, 2)
+    for each, name in ((fused, 'blocks'), (model, 'more.weight')):
+        with pytest.raises(
+            UsageError, match=f"plain timm could not load the weights: '.*{name}.*' is .* in timm's model"
+        ):
+            save_pretrained(each, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

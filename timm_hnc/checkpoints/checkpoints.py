@@ -59,6 +59,7 @@ class Progress:
 
 
 _logger = logging.getLogger(__name__)
+_LEFT = 2**20  # bytes; less is no space for a checkpoint
 _OWN_NAME = re.compile(r'epoch-\d+|recovery-\d+-\d+|\..*\.(unfinished|replaced)')
 
 
@@ -134,7 +135,9 @@ class CheckpointFolder:
             if self.progress.ranking:
                 self.point_at_best()
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-            reason = first_lines(error)
+            full = shutil.disk_usage(self.folder).free < _LEFT  # torch does not say so
+            shutil.rmtree(unfinished, ignore_errors=True)
+            reason = 'no space left on the disk' if full else first_lines(error)
             raise DataError(f"checkpoint '{final}' cannot be written ({reason}); earlier ones are whole.") from error
         self._drop(name)
 

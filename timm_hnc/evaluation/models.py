@@ -9,7 +9,7 @@ from timm.models import load_checkpoint, reparameterize_model
 from timm_hnc.data.inputs import InputOptions, model_arguments
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.evaluation.sources import Source, SourceOptions
-from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, reading
+from timm_hnc.weights.loading import WITH_WEIGHTS, check_classes, is_of_classes, reading
 
 _logger = logging.getLogger(__name__)
 
@@ -32,16 +32,9 @@ def load_model(source: Source, options: SourceOptions, input: InputOptions) -> A
         raise UsageError(f"timm cannot make '{source.model}' with these options: {first_lines(error)}") from error
     except Exception as error:  # safetensors, torch and the Hub each have errors of their own
         where = source.checkpoint or source.model
-        way_out = ' See --num-classes.' if _is_of_classes(error, model) else ''
+        way_out = ' See --num-classes.' if is_of_classes(error, model) else ''
         raise DataError(f"weights '{where}' do not load into '{source.name}': {first_lines(error)}{way_out}") from error
     if options.reparam:
         model = reparameterize_model(model)
     _logger.info(f'{source.model}: {sum(p.numel() for p in model.parameters()):,} parameters.')
     return model
-
-
-def _is_of_classes(error: Exception, model: Any) -> bool:
-    """Whether weights do not fit a model because of its number of classes."""
-    names = getattr(model, 'pretrained_cfg', {}).get('classifier') or ()
-    names = (names,) if isinstance(names, str) else names
-    return any(f'size mismatch for {name}.' in str(error) for name in names)

@@ -139,6 +139,8 @@ def _set_licence(config: dict[str, Any], options: Mapping[str, Any], licence: st
     began_with_weights = began_with_weights and not of_file
     licence = licence or (inner.get('license') if began_with_weights else None)
     inner.pop('license', None)
+    if not began_with_weights:
+        inner.pop('tag', None)  # of timm's weights, which these are not
     if licence:
         inner['license'] = licence
     return licence
@@ -171,6 +173,8 @@ def check_weights(folder: Path, model: Any) -> None:
     image = torch.randn(2, *size, generator=torch.Generator().manual_seed(_SEED))
     with evaluating(plain), evaluating(loaded):
         expected, found = plain(image), loaded(image)
+    if not expected.isfinite().all():
+        raise DataError('the weights give logits that are not finite: nothing is published.')
     if not torch.equal(expected, found):
         raise DataError(
             f"the weights in '{folder}' give other logits than the model when they are loaded again (largest "

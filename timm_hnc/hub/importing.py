@@ -10,11 +10,13 @@ from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model, load_state_dict
 
+from timm_hnc.data.inputs import InputOptions, model_arguments
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.files.manifest import digest_of
 from timm_hnc.files.run_options import dump_yaml
 from timm_hnc.files.tables import write_json
-from timm_hnc.weights.saving import save_pretrained
+from timm_hnc.weights.loading import is_of_classes
+from timm_hnc.weights.saving import WEIGHTS, save_pretrained
 
 # of PyTorch's ImageNet example, which the authors' code follows
 _IMAGENET_EXAMPLE: dict[str, Any] = {
@@ -34,7 +36,7 @@ def import_checkpoint(
     file: Path,
     model_name: str,
     folder: Path,
-    num_classes: int | None,
+    arguments: dict[str, Any],
     hnc: dict[str, Any] | None,
     data_config: dict[str, Any],
     use_ema: bool = False,
@@ -48,31 +50,46 @@ def import_checkpoint(
         file: .pth, .pth.tar or .safetensors.
         model_name: timm's name of the architecture.
         folder: the run folder, which must not exist.
-        num_classes: of the classifier, the model's own if None.
+        arguments: of the architecture, for timm's create_model, such as num_classes, in_chans and global_pool.
         hnc: what the config's `hnc` block says of its training.
         data_config: what is known of its images, such as their input_size; the rest is as in PyTorch's ImageNet
             example, or as this package's CIFAR networks say.
         use_ema: take `state_dict_ema` or `model_ema` where the file has one.
 
     Raises:
-        UsageError: the folder exists, there is no such architecture, or it takes no images of that size.
-        DataError: the file cannot be read, or is of another architecture.
+        UsageError: the folder exists, there is no such architecture, it takes no images of that size, or the file is
+            one of this package's, which the folder beside it describes.
+        DataError: the file cannot be read, is of another architecture, or has numbers that are not finite.
     """
     if folder.exists():
         raise UsageError(f"run folder '{folder}' exists already: choose another --out.")
     if not is_model(model_name):
         raise UsageError(f"--model '{model_name}' is no model of timm's.")
+    if file.name == WEIGHTS and (file.parent / 'config.json').is_file():
+        raise UsageError(
+            f"'{file}' has its config.json beside it: '{file.parent}' is taken as it is, wherever a run is."
+        )
     state = _read(file, use_ema)
-    model = _create(model_name, num_classes)
+    model = _create(model_name, data_config, arguments)
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
-        way_out = ' See --num-classes.' if 'size mismatch' in str(error) else ''
+        way_out = ' See --num-classes.' if is_of_classes(error, model) else ''
         raise DataError(f"checkpoint '{file}' is not of a '{model_name}': {first_lines(error)}{way_out}") from error
+    broken = next(
+        (name for name, each in state.items() if each.is_floating_point() and not each.isfinite().all()), None
+    )
+    if broken:
+        raise DataError(f"checkpoint '{file}': '{broken}' has numbers that are not finite.")
     # what timm knows of its own weights of this architecture does not hold for these
     kept = {name: value for name, value in model.pretrained_cfg.items() if name not in _OF_OTHERS}
     usual = {name: kept[name] for name in _IMAGENET_EXAMPLE} if model_name.startswith('cifar_') else _IMAGENET_EXAMPLE
     data_config = usual | data_config
+    channels = getattr(model, 'in_chans', 3)
+    data_config['input_size'] = (channels, *data_config['input_size'][1:])
+    for name in ('mean', 'std'):
+        if len(data_config[name]) != channels:
+            raise UsageError(f'--{name}: expected {channels} values, one a channel of the model.')
     model.pretrained_cfg = kept | data_config
     digest = digest_of(file)
     unfinished = folder.with_name(f'.{folder.name}.unfinished')
@@ -82,6 +99,8 @@ def import_checkpoint(
         os.symlink(_WEIGHTS, unfinished / 'model_best')
         recorded = {f'hnc_{name}': value for name, value in (hnc or {}).items() if name != 'variant'}
         about = {'model': model_name, 'num_classes': model.num_classes, 'hnc': (hnc or {}).get('variant', 'none')}
+        own = {name: value for name, value in arguments.items() if name not in ('num_classes', 'global_pool')}
+        about |= {'gp': arguments.get('global_pool'), 'model_kwargs': own}
         (unfinished / 'args.yaml').write_text(dump_yaml({**about, **recorded}))
         write_json(unfinished / 'result.json', {'model': model_name, 'imported_from': file.name, 'sha256': digest})
         unfinished.rename(folder)
@@ -105,8 +124,10 @@ def _read(file: Path, use_ema: bool) -> Any:
         ) from error
 
 
-def _create(model_name: str, num_classes: int | None) -> Any:
+def _create(model_name: str, data_config: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    size = data_config.get('input_size')
     try:
-        return timm.create_model(model_name, num_classes=num_classes)
+        sized = model_arguments(model_name, InputOptions(img_size=size[-1] if size else None), **arguments)
+        return timm.create_model(**sized)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UsageError(f"--model '{model_name}' cannot be made: {first_lines(error)}") from error

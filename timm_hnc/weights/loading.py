@@ -96,6 +96,13 @@ def check_classes(model: Any, name: str) -> None:
         raise DataError(f"'{name}' has {own} classes, --num-classes says {model.num_classes}: leave it out.")
 
 
+def is_of_classes(error: Exception, model: Any) -> bool:
+    """Whether weights do not fit a model because of its number of classes."""
+    names = getattr(model, 'pretrained_cfg', {}).get('classifier') or ()
+    names = (names,) if isinstance(names, str) else names
+    return any(f'size mismatch for {name}.' in str(error) for name in names)
+
+
 @contextmanager
 def reading(model_name: str) -> Iterator[None]:
     """Around timm's making of a model: its config is checked before, and errors say what is wrong with it.

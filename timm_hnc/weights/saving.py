@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
+import timm
 import torch
 from timm.layers import SplitBatchNorm2d
 from timm.models import split_model_name_tag
@@ -109,14 +111,25 @@ def save_pretrained(
         hnc: what stands in the config's `hnc` block.
 
     Raises:
-        UsageError: (a ValueError) the model is none of timm's, its weights have other names than timm's (pruned or
-            parametrised layers), or there are more or fewer names than classes.
+        UsageError: (a ValueError) the model is none of timm's, its weights have other names or shapes than timm's
+            (pruned, parametrised, fused or added layers), or there are more or fewer names than classes.
         OSError: the folder cannot be written.
 
     Example:
         >>> save_pretrained(cam_model, 'weights')
         >>> timm.create_model('local-dir:weights', pretrained=True)
     """
+    _save(model, folder, class_names, data_config, hnc, check=True)
+
+
+def _save(
+    model: Any,
+    folder: str | Path,
+    class_names: Sequence[str] | Mapping[int, str] | None,
+    data_config: dict[str, Any] | None,
+    hnc: dict[str, Any] | None,
+    check: bool,
+) -> None:
     model = plain_model(model)
     if not hasattr(model, 'pretrained_cfg'):
         raise UsageError(
@@ -133,12 +146,33 @@ def save_pretrained(
     config: dict[str, Any] = {}
     if class_names:
         config['label_names'] = _label_names(class_names, model.num_classes)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if hnc:
         config['hnc'] = hnc
+    if check:
+        with TemporaryDirectory() as temporary:
+            save_config_for_hf(model, f'{temporary}/config.json', model_config=config, data_config=data_config)
+            _check_fits(weights, f'local-dir:{temporary}')
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     save_config_for_hf(model, str(folder / 'config.json'), model_config=config, data_config=data_config)
     safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={'format': 'pt'})
+
+
+def _check_fits(weights: Mapping[str, Tensor], name: str) -> None:
+    """Refuse weights that the model that timm makes by that name does not have."""
+    try:
+        with torch.device('meta'):
+            expected = timm.create_model(name, pretrained=False).state_dict()
+    except Exception:  # what cannot be made without numbers is not looked at
+        return
+    shapes, theirs = ({key: tuple(each.shape) for key, each in state.items()} for state in (weights, expected))
+    differing = next((key for key in shapes | theirs if shapes.get(key) != theirs.get(key)), None)
+    if differing:
+        found, wanted = (each.get(differing, 'none') for each in (shapes, theirs))
+        raise UsageError(
+            f"plain timm could not load the weights: '{differing}' is {found} here, and {wanted} in timm's model. "
+            'Save a model before its layers are fused or exchanged.'
+        )
 
 
 def save_weights(
@@ -154,7 +188,7 @@ def save_weights(
         OSError: the folder cannot be written.
     """
     if is_of_timm(model):
-        save_pretrained(model, folder, class_names, data_config, hnc)
+        _save(model, folder, class_names, data_config, hnc, check=False)  # at every checkpoint, of what timm has made
         return
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(export_state_dict(model), folder / WEIGHTS, metadata={'format': 'pt'})
