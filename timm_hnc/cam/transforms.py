@@ -15,7 +15,9 @@ def order_gradient(features: Tensor) -> None:
     Where it went through `flatten` or the like, its strides are others, and batch normalization on a CPU makes a wrong
     gradient of it (torch 2.14; not of two images, and not compiled).
     """
-    if len(features) == 1 and features.requires_grad and not torch.compiler.is_compiling() and not in_transform():
+    if not features.requires_grad or torch.compiler.is_compiling() or in_transform():
+        return
+    if features.shape[0] == 1:  # behind the others, where it may be a symbol
         features.register_hook(_in_order)
 
 
