@@ -21,5 +21,5 @@ def order_gradient(features: Tensor) -> None:
         features.register_hook(_in_order)
 
 
-def _in_order(gradient: Tensor) -> Tensor:
-    return gradient.clone(memory_format=torch.contiguous_format)
+def _in_order(gradient: Tensor | None) -> Tensor | None:  # None where nothing depends on the features
+    return None if gradient is None else gradient.clone(memory_format=torch.contiguous_format)

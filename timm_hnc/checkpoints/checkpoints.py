@@ -135,7 +135,7 @@ class CheckpointFolder:
             if self.progress.ranking:
                 self.point_at_best()
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-            full = shutil.disk_usage(self.folder).free < _LEFT  # torch does not say so
+            full = _is_full(self.folder)  # torch does not say so
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = 'no space left on the disk' if full else first_lines(error)
             raise DataError(f"checkpoint '{final}' cannot be written ({reason}); earlier ones are whole.") from error
@@ -170,6 +170,13 @@ class CheckpointFolder:
         for checkpoint in (self.folder / 'checkpoints').iterdir():
             if checkpoint.name not in kept and _OWN_NAME.fullmatch(checkpoint.name):  # copies of theirs stay
                 shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _LEFT
+    except OSError:  # of a folder that is gone
+        return False
 
 
 def _swap_link(link: Path, target: Path) -> None:

@@ -85,7 +85,7 @@ def import_checkpoint(
     kept = {name: value for name, value in model.pretrained_cfg.items() if name not in _OF_OTHERS}
     usual = {name: kept[name] for name in _IMAGENET_EXAMPLE} if model_name.startswith('cifar_') else _IMAGENET_EXAMPLE
     data_config = usual | data_config
-    channels = getattr(model, 'in_chans', 3)
+    channels = arguments.get('in_chans') or getattr(model, 'in_chans', 3)
     data_config['input_size'] = (channels, *data_config['input_size'][1:])
     for name in ('mean', 'std'):
         if len(data_config[name]) != channels:
