@@ -17,6 +17,7 @@ from timm_hnc.options import flattened
 from timm_hnc.runtime.compilation import Compilation
 from timm_hnc.runtime.device import DeviceOptions, agreed_device
 from timm_hnc.runtime.process import accelerator_of
+from timm_hnc.training.outputs.results import TrackingOptions, start_trackers
 from timm_hnc.training.setup.environment import create_accelerator
 from timm_hnc.training.setup.options import agreed_options
 
@@ -343,3 +344,16 @@ def test_parts_that_there_cannot_be_here(monkeypatch, caplog):
 def test_device_modules_that_cannot_be_imported(name):
     with pytest.raises(UsageError, match=rf'--device-modules {re.escape(name)}: cannot be imported \('):
         accelerator('--device-modules', name)
+
+
+@pytest.mark.parametrize(('asked', 'expected'), [(None, 'of the variable'), ('asked', 'asked')])
+def test_weights_and_biases_gets_all_options_and_the_project_that_is_named(asked, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv('WANDB_PROJECT', 'of the variable')
+    given = []
+    settings = SimpleNamespace(logging_dir=None)
+    opened = {'log_with': ['wandb'], 'project_configuration': settings}
+    tracked = SimpleNamespace(**opened, init_trackers=lambda *found: given.extend(found))
+    values = {'lr': 0.1, 'opt_betas': [0.9, 0.95], 'aa': None}
+    start_trackers(tracked, tmp_path / 'run', TrackingOptions(log_wandb=True, wandb_project=asked), values)
+    project, scalars, of_trackers = given
+    assert (project, scalars, of_trackers['wandb']['config']) == (expected, {'lr': 0.1}, values)

@@ -76,21 +76,8 @@ def import_checkpoint(
     except (RuntimeError, AttributeError, TypeError) as error:
         way_out = ' See --num-classes.' if is_of_classes(error, model) else ''
         raise DataError(f"checkpoint '{file}' is not of a '{model_name}': {first_lines(error)}{way_out}") from error
-    broken = next(
-        (name for name, each in state.items() if each.is_floating_point() and not each.isfinite().all()), None
-    )
-    if broken:
-        raise DataError(f"checkpoint '{file}': '{broken}' has numbers that are not finite.")
-    # what timm knows of its own weights of this architecture does not hold for these
-    kept = {name: value for name, value in model.pretrained_cfg.items() if name not in _OF_OTHERS}
-    usual = {name: kept[name] for name in _IMAGENET_EXAMPLE} if model_name.startswith('cifar_') else _IMAGENET_EXAMPLE
-    data_config = usual | data_config
-    channels = arguments.get('in_chans') or getattr(model, 'in_chans', 3)
-    data_config['input_size'] = (channels, *data_config['input_size'][1:])
-    for name in ('mean', 'std'):
-        if len(data_config[name]) != channels:
-            raise UsageError(f'--{name}: expected {channels} values, one a channel of the model.')
-    model.pretrained_cfg = kept | data_config
+    _check_finite(file, state)
+    data_config = _set_images(model, model_name, data_config, arguments.get('in_chans'))
     digest = digest_of(file)
     unfinished = folder.with_name(f'.{folder.name}.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -110,6 +97,29 @@ def import_checkpoint(
         raise UsageError(f'--img-size {data_config["input_size"][-1]}: {first_lines(error)}') from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_finite(file: Path, state: dict[str, Any]) -> None:
+    broken = next(
+        (name for name, each in state.items() if each.is_floating_point() and not each.isfinite().all()), None
+    )
+    if broken:
+        raise DataError(f"checkpoint '{file}': '{broken}' has numbers that are not finite.")
+
+
+def _set_images(model: Any, name: str, data_config: dict[str, Any], channels: int | None) -> dict[str, Any]:
+    """Write into the model's config what is known of its images, and return it."""
+    # what timm knows of its own weights of this architecture does not hold for these
+    kept = {name: value for name, value in model.pretrained_cfg.items() if name not in _OF_OTHERS}
+    usual = {name: kept[name] for name in _IMAGENET_EXAMPLE} if name.startswith('cifar_') else _IMAGENET_EXAMPLE
+    data_config = usual | data_config
+    channels = channels or getattr(model, 'in_chans', 3)
+    data_config['input_size'] = (channels, *data_config['input_size'][1:])
+    for each in ('mean', 'std'):
+        if len(data_config[each]) != channels:
+            raise UsageError(f'--{each}: expected {channels} values, one a channel of the model.')
+    model.pretrained_cfg = kept | data_config
+    return data_config
 
 
 def _read(file: Path, use_ema: bool) -> Any:

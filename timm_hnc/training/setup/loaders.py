@@ -97,6 +97,23 @@ def create_mixup(options: TrainOptions, num_classes: int, on_device: bool = Fals
     return kind(**_mixing_arguments(options, num_classes), cutmix_minmax=mixing.cutmix_minmax, mode=mixing.mixup_mode)
 
 
+def _tell_what_does_nothing(options: TrainOptions) -> None:
+    sizes, batches = options.sizes, options.batches
+    if sizes.train_batches_per_epoch and not sizes.train_img_sizes:
+        _logger.warning(
+            f'--train-batches-per-epoch {sizes.train_batches_per_epoch}: does nothing without --train-img-sizes, as in '
+            'timm; an epoch has all images.'
+        )
+    if options.splits.epoch_repeats and not options.data.is_streamed:
+        _logger.warning(
+            f'--epoch-repeats {options.splits.epoch_repeats:g}: does nothing with data that are no stream, as in timm.'
+        )
+    if batches.worker_seeding != 'all' and not (options.data.is_streamed or batches.use_multi_epochs_loader):
+        _logger.warning(
+            f'--worker-seeding {batches.worker_seeding}: does nothing, random numbers follow from the place of a batch.'
+        )
+
+
 def create_train_loader(
     dataset: Any,
     options: TrainOptions,
@@ -108,20 +125,7 @@ def create_train_loader(
     """Timm's training loader; under torch.distributed it shards by itself."""
     augmentation, sizes, seed = options.augmentation, options.sizes, options.loader.seed
     mode, schedule = augmentation.train_crop_mode, sizes.train_size_schedule
-    if sizes.train_batches_per_epoch and not sizes.train_img_sizes:
-        _logger.warning(
-            f'--train-batches-per-epoch {sizes.train_batches_per_epoch}: does nothing without --train-img-sizes, as in '
-            'timm; an epoch has all images.'
-        )
-    if options.splits.epoch_repeats and not options.data.is_streamed:
-        _logger.warning(
-            f'--epoch-repeats {options.splits.epoch_repeats:g}: does nothing with data that are no stream, as in timm.'
-        )
-    batches = options.batches
-    if batches.worker_seeding != 'all' and not (options.data.is_streamed or batches.use_multi_epochs_loader):
-        _logger.warning(
-            f'--worker-seeding {batches.worker_seeding}: does nothing, random numbers follow from the place of a batch.'
-        )
+    _tell_what_does_nothing(options)
     if augmentation.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=augmentation.aug_splits)
     arguments = _training_arguments(options, data_config)
