@@ -121,7 +121,7 @@ def test_a_run_that_is_complete_gives_the_model_its_best_weights(images, tmp_pat
 def test_loops_of_the_callers_own_go_on_beside_it(images, tmp_path):
     """An Accelerator that has stopped between two updates, a data set that is copied, and failures without end."""
     forget_run()
-    theirs = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    theirs = Accelerator(cpu=True, gradient_accumulation_steps=4, mixed_precision='bf16')
     network = theirs.prepare(nn.Linear(2, 2))
     with theirs.accumulate(network):
         pass
@@ -133,6 +133,7 @@ def test_loops_of_the_callers_own_go_on_beside_it(images, tmp_path):
     assert len(trained) == len(list(model.parameters()))
     timm_hnc.evaluate(model, data, workers=0, device='cpu', img_size=32)
     assert (theirs.sync_gradients, theirs.gradient_accumulation_steps) == (False, 4)
+    assert Accelerator(cpu=True, mixed_precision='bf16').mixed_precision == theirs.mixed_precision == 'bf16'
     assert len(pickle.loads(pickle.dumps(copy.deepcopy(data)))) == len(data)
     filters = len(logging.getLogger('timm.data.dataset').filters)
     with pytest.raises(UsageError, match=r'^--opt sgd cannot be made'):
@@ -153,9 +154,13 @@ def test_a_callers_device_and_arithmetic(images, monkeypatch):
         return {'device': PartialState().device.type}
 
     set_settings(False)
+    monkeypatch.setattr(logging.root, 'level', logging.ERROR)
+    before = [*logging.root.handlers], logging.getLogger('urllib3').level
     found = timm_hnc.evaluate(new_model(), ImageFolder(str(images / 'train')), workers=0, device='cpu')
     assert found == {'device': 'cpu'}
     assert (matmul.allow_tf32, cudnn.benchmark, is_fast_norm()) == (False, False, False)
+    assert (logging.root.handlers, logging.getLogger('urllib3').level) == before
+    assert logging.root.level == logging.ERROR
     if hasattr(matmul, 'fp32_precision'):
         matmul.fp32_precision = 'tf32'  # of which `allow_tf32` does not want to know
         try:

@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from typing import Any
 
-from accelerate.state import GradientState
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -22,7 +21,7 @@ from timm_hnc.evaluation.sources import Source
 from timm_hnc.evaluation.validation import measure
 from timm_hnc.options import flattened, grouped
 from timm_hnc.runtime.device import agreed_device
-from timm_hnc.runtime.process import arithmetic_kept, evaluation_accelerator
+from timm_hnc.runtime.process import evaluation_accelerator, settings_kept
 from timm_hnc.training.run import train_run
 from timm_hnc.training.setup.options import TrainOptions, train_options
 from timm_hnc.training.setup.provided import (
@@ -190,15 +189,12 @@ def _uses_transform(dataset: Any) -> bool:
 
 @contextmanager
 def _as_they_were(*data: Any) -> Iterator[None]:
-    """Data sets have their own transforms again afterwards, torch its arithmetic, Accelerate its count of batches."""
+    """Data sets have their own transforms again afterwards, torch, logging and Accelerate their settings."""
     kept = [(each, each.transform) for each in data if hasattr(each, 'transform')]
-    accumulation = vars(GradientState())
-    accumulated = dict(accumulation)
     try:
-        with arithmetic_kept():
+        with settings_kept():
             yield
     finally:
-        accumulation.update(accumulated)
         for each in data:
             getattr(each, '__dict__', {}).pop('skipped_images', None)  # it can be neither copied nor pickled
         for each, transform in kept:

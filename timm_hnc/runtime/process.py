@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState, is_initialized
+from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
 from timm import utils
 from timm.layers import is_fast_norm, set_fast_norm
 from torch import Tensor
@@ -18,6 +18,8 @@ from timm_hnc.errors import UsageError, first_lines
 from timm_hnc.runtime.device import DeviceOptions
 
 _logger = logging.getLogger(__name__)
+# they would tell of every request, signed addresses and all
+_TALKATIVE = ('httpx', 'httpx2', 'urllib3')
 
 
 def evaluation_accelerator(options: DeviceOptions) -> Accelerator:
@@ -87,8 +89,8 @@ def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
         if isinstance(handler.formatter, utils.FormatterNoInfo):
             logging.root.removeHandler(handler)  # timm adds another one at every call: each line would come twice
     utils.setup_default_logging(default_level=logging.INFO if accelerator.is_main_process else logging.WARNING)
-    for name in ('httpx', 'httpx2', 'urllib3'):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every request, signed addresses and all
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     if accelerator.device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -99,8 +101,42 @@ def set_up_process(accelerator: Accelerator, fast_norm: bool) -> None:
 
 
 @contextmanager
-def arithmetic_kept() -> Iterator[None]:
-    """What `set_up_process` sets inside is afterwards as it was."""
+def settings_kept() -> Iterator[None]:
+    """What `evaluation_accelerator` and `set_up_process` set inside is afterwards as it was."""
+    with _accelerate_kept(), _logging_kept(), _arithmetic_kept():
+        yield
+
+
+@contextmanager
+def _accelerate_kept() -> Iterator[None]:
+    """The states that all Accelerators share, those of the caller too: precision, device and count of batches."""
+    states = [(state._shared_state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
+    accumulation = vars(GradientState())
+    states.append((accumulation, dict(accumulation)))
+    try:
+        yield
+    finally:
+        for shared, before in states:
+            if shared is PartialState._shared_state and not before and torch.distributed.is_initialized():
+                continue  # which Accelerate has begun here
+            shared.clear()
+            shared.update(before)
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    loggers = [logging.root, *map(logging.getLogger, _TALKATIVE)]
+    levels, handlers = [logger.level for logger in loggers], list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _arithmetic_kept() -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     benchmark, fast_norm = cudnn.benchmark, is_fast_norm()
     try:
