@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -28,6 +29,7 @@ from torchvision.datasets import ImageFolder
 import timm_hnc
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.training import run
+from timm_hnc.training.outputs.picture_samples import spread_samples
 from timm_hnc.training.setup.options import TrainOptions
 
 __all__ = ['clean_process', 'images']
@@ -322,3 +324,17 @@ def test_a_loader_of_validation_batches_has_its_own_size(images):
     forget_run()
     with pytest.raises(UsageError, match='--validation-batch-size 2: does nothing, the DataLoader that is provided'):
         timm_hnc.train(new_model(), loader_of(), loader_of(), **OPTIONS, validation_batch_size=2)
+
+
+def test_pictures_are_of_the_images_that_a_loader_takes_put_together_as_it_does():
+    kept = [{'image': torch.full((3, 4, 4), float(place)), 'label': place} for place in range(10)]
+
+    def collate(samples):
+        return torch.stack([each['image'] for each in samples]), torch.tensor([each['label'] for each in samples])
+
+    shuffled = DataLoader(kept, 4, collate_fn=collate, sampler=SubsetRandomSampler([9, 1, 5, 3, 7]))
+    whole = DataLoader([collate(kept[start : start + 4]) for start in (0, 4)], batch_size=None)
+    for loader, count, expected in ((shuffled, 3, [1, 3, 7]), (shuffled, 8, [1, 3, 5, 7, 9]), (whole, 6, [*range(6)])):
+        data = SimpleNamespace(eval_loader=loader, patches=None)
+        found, targets = spread_samples(SimpleNamespace(data=data), count)
+        assert targets.tolist() == found[:, 0, 0, 0].tolist() == expected

@@ -1,7 +1,7 @@
 """A few validation images of a run, the same ones whenever it is asked."""
 
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from timm_hnc.data.loading.loader_errors import read
 from timm_hnc.data.loading.worker_signals import outlive_signals
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.samples import evenly_spread
+from timm_hnc.data.targets import batch_of
 from timm_hnc.data.transforms import denormalize
 from timm_hnc.training.setup.build import Run
 
@@ -24,6 +25,8 @@ def spread_samples(run: Run, count: int) -> tuple[Any, Tensor] | None:
     Returns:
         (B, C, H, W) normalised images, or a NaFlex batch, and their targets; None where there are none.
     """
+    if isinstance(run.data.eval_loader, DataLoader):
+        return _of_loader(run.data.eval_loader, count)
     dataset: Any = run.data.eval_loader.dataset
     if not isinstance(dataset, IterableDataset):
         dataset = Subset(dataset, evenly_spread(len(dataset), count))
@@ -38,11 +41,43 @@ def spread_samples(run: Run, count: int) -> tuple[Any, Tensor] | None:
         return None
     if run.data.patches is not None:
         return _naflex_batch(samples, run.data.patches, run.data.config)
-    images, targets = zip(*samples, strict=True)
+    images, targets, *_ = zip(*samples, strict=True)
     stacked = torch.stack([torch.as_tensor(image) for image in images])
     if stacked.dtype == torch.uint8:
         stacked = normalize(stacked / 255, run.data.config['mean'], run.data.config['std'])
     return stacked, torch.stack([torch.as_tensor(target) for target in targets])
+
+
+def _of_loader(loader: DataLoader[Any], count: int) -> tuple[Tensor, Tensor] | None:
+    """Samples of torch's own loader, put together as its owner wants it."""
+    if loader.batch_sampler is not None and not isinstance(loader.dataset, IterableDataset):
+        loader = _over_few(loader, count)
+    images: list[Tensor] = []
+    targets: list[Tensor] = []
+    for batch, target in map(batch_of, read(loader)):
+        if sum(map(len, images)) >= count or (images and batch.shape[1:] != images[0].shape[1:]):
+            break
+        images.append(batch)
+        targets.append(target)
+    return (torch.cat(images)[:count], torch.cat(targets)[:count]) if images else None
+
+
+def _over_few(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
+    """The same loader over a few samples of those that it takes, in the order of the data set."""
+    taken = sorted(set(chain.from_iterable(loader.batch_sampler)))
+    few = Subset(loader.dataset, [taken[place] for place in evenly_spread(len(taken), count)])
+    workers = min(1, loader.num_workers)
+    one = DataLoader(
+        few,
+        count,
+        num_workers=workers,
+        collate_fn=loader.collate_fn,
+        timeout=loader.timeout * workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+    outlive_signals(one)
+    return one
 
 
 def _naflex_batch(samples: list[Any], patches: Patches, config: dict[str, Any]) -> tuple[NaFlexBatch, Tensor]:
