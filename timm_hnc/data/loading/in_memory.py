@@ -23,6 +23,8 @@ from timm_hnc.progress import progress
 
 _DECODED_AT_ONCE = 512
 _MOST_OF_MEMORY = 0.8
+# of torch's three errors, of its collating here, in a loading process, and of the memory here
+_SEVERAL_SIZES = ('to be equal size', 'resize storage', 'expanded size')
 
 
 class KeptTargets:
@@ -72,8 +74,10 @@ def keep_in_memory(
     crop = next(step for step in dataset.transform.transforms if isinstance(step, RandomCrop))
     before = dataset.transform.transforms[: dataset.transform.transforms.index(crop)]
     ordinary, dataset.transform = dataset.transform, transforms.Compose([*before, transforms.PILToTensor()])
-    images = _decode(dataset, targets, loader.loader, device)
-    dataset.transform = ordinary
+    try:
+        images = _decode(dataset, targets, loader.loader, device)
+    finally:
+        dataset.transform = ordinary
     left, top = crop.padding
     loader.loader = InMemoryBatches(images, targets, seeded, tuple(crop.size), (top, left), (hflip, vflip))
 
@@ -177,7 +181,7 @@ def _decode(dataset: Dataset[Any], kept: KeptTargets, like: DataLoader[Any], dev
         kept.close()
         return stored
     except (RuntimeError, DataError) as error:
-        if 'size' not in str(error):
+        if not any(words in str(error) for words in _SEVERAL_SIZES):
             raise
         raise UsageError(f'--data-in-memory: the images have several sizes ({first_lines(error, 120)}).') from error
 

@@ -80,7 +80,8 @@ def _data_error(error: Exception, workers: set[BaseProcess]) -> DataError:
     if _is_of_handing_over(error):
         error = RuntimeError('DataLoader worker ended while it handed a batch over.')
     # the last line is the message, where a worker has put its traceback in front
-    message = (str(error).strip() or repr(error)).splitlines()[-1]
+    text = f'KeyError: {error}' if isinstance(error, KeyError) else str(error).strip() or repr(error)
+    message = text.splitlines()[-1]
     if message.startswith('DataLoader'):
         end_workers(workers)
         message += ' See --workers, --worker-timeout and the memory that is free.'

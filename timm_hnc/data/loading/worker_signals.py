@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
@@ -121,7 +120,7 @@ def _forked() -> bool:
     """Whether this process is a copy of the one that reads: of a context of its own, or of the default one."""
     process = multiprocessing.current_process()
     default = type(process) is multiprocessing.Process and multiprocessing.get_start_method() == 'fork'
-    return isinstance(process, ForkProcess) or default
+    return type(process).__name__ == 'ForkProcess' or default  # a class that Windows lacks
 
 
 def _all_blocked() -> bool:
