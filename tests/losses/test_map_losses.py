@@ -245,6 +245,7 @@ def test_a_teacher_is_no_part_of_what_trains_and_is_saved():
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     with pytest.raises(TypeError, match='a teacher needs the images'):
         losses['teacher'][0](task.trainable_module.class_maps(IMAGES), TARGETS['one label'])
+    task.float()(IMAGES.float(), TARGETS['one label'])['loss'].backward()  # the teacher has gone along
 
 
 # --- boxes ---

@@ -1,6 +1,8 @@
 """Types of numbers."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +11,12 @@ from torch import Tensor
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half types as float32, others as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Operations keep the types of their inputs here, on the device of this tensor."""
+    # the meta device knows no autocast
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 @lru_cache

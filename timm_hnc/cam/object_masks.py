@@ -1,12 +1,12 @@
 """Where the objects of an image's classes lie, on the grid of class maps."""
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from timm_hnc.cam.grids import resize_positions
+from timm_hnc.cam.number_types import without_autocast
 
 
 class ObjectMasks(NamedTuple):
@@ -31,8 +31,7 @@ class ObjectMasks(NamedTuple):
             return self.cover
         positions = self.cover.flatten(2).movedim(2, 0)
         height, width = self.cover.shape[-2:]
-        # the meta device knows no autocast
-        with nullcontext() if positions.is_meta else torch.autocast(positions.device.type, enabled=False):
+        with without_autocast(positions):
             return resize_positions(positions, (height, width), grid).movedim(0, 2).unflatten(2, grid)
 
     def with_mirrored(self) -> 'ObjectMasks':

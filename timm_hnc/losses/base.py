@@ -2,17 +2,15 @@
 
 import inspect
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from timm_hnc.cam import ClassMaps
 from timm_hnc.cam.negatives import holds_indices
-from timm_hnc.cam.number_types import at_least_float32
+from timm_hnc.cam.number_types import at_least_float32, without_autocast
 
 Needs = Literal['logits', 'class_maps', 'two_views']
 SINGLE_LABEL, MULTI_LABEL = 'classification', 'multilabel'
@@ -135,8 +133,7 @@ def soft(target: Tensor, like: Tensor, smoothing: float = 0.0) -> Tensor:
 
 def linear_in_full(vectors: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`functional.linear` that autocast leaves in the type of its inputs."""
-    # the meta device knows no autocast
-    with nullcontext() if vectors.is_meta else torch.autocast(vectors.device.type, enabled=False):
+    with without_autocast(vectors):
         return functional.linear(vectors, weight, bias)
 
 

@@ -1,6 +1,6 @@
 """Explanations of a teacher (e2KD, Parchami-Araghi et al., ECCV 2024): look where the teacher looks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,8 @@ class TeacherLoss(MapLoss):
     The teacher is no module of the loss: it is neither trained nor saved with it, and no process sends it to another.
 
     Args:
-        teacher: of as many classes as the student; it is put into evaluation mode.
+        teacher: of as many classes as the student; it is put into evaluation mode, and its parameters take no gradient
+            from here on.
         mean: by which the student's images are normalised, a value a channel; the teacher gets them normalised as its
             pretrained_cfg says.
         std: likewise.
@@ -43,6 +44,12 @@ class TeacherLoss(MapLoss):
         like = next(teacher.parameters())
         for name, values in (('scale', ours[1] / theirs[1]), ('shift', (ours[0] - theirs[0]) / theirs[1])):
             self.register_buffer(name, values.view(1, -1, 1, 1).to(like.device, like.dtype), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'TeacherLoss':
+        """Move the teacher along: where a task goes, all that it computes with goes."""
+        self._teacher[0]._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def of_batch(self, batch: MapBatch) -> Tensor:
         """The loss of a batch, a scalar; see `MapLoss.forward`."""
