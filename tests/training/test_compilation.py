@@ -8,7 +8,6 @@ import torch
 from running import SMALL, arguments, best_weights, result, train, training_state
 from torch._dynamo.eval_frame import OptimizedModule
 
-import timm_hnc.commands.train
 import timm_hnc.training.fit
 
 BATCHES = 3, 2  # of 16 images, to train on and to evaluate

@@ -122,7 +122,7 @@ class CheckpointFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             write(unfinished)
-            (unfinished / 'state.json').write_text(json.dumps(asdict(self.progress), indent=2))
+            (unfinished / 'state.json').write_text(json.dumps(asdict(self.progress), indent=2), encoding='utf-8')
             write_manifest(unfinished)
             if final.exists():
                 # never a moment without a whole checkpoint: the old one goes when the new one has its name
@@ -208,7 +208,7 @@ def find_checkpoint(path: Path) -> Path | None:
         check_manifest(path)
         return path.resolve()
     last = (path / 'last').resolve().name  # others may be of epochs that are trained anew
-    checkpoints = (path / 'checkpoints').glob('*/')
+    checkpoints = (each for each in (path / 'checkpoints').glob('*') if each.is_dir())
     candidates = sorted(checkpoints, key=lambda each: (each.name == last, _age(each)), reverse=True)
     problem: DataError | None = None
     for candidate in candidates:
@@ -230,7 +230,7 @@ def _age(checkpoint: Path) -> tuple[int, ...]:
     """Epochs and updates done, and nanoseconds of its state; those that cannot be read are oldest."""
     try:
         path = checkpoint / 'state.json'
-        state = json.loads(path.read_text())
+        state = json.loads(path.read_text(encoding='utf-8'))
         # another size of batch makes other numbers of updates
         done = (int(state[name]) for name in ('completed_epochs', 'updates_in_epoch', 'num_updates'))
         return *done, path.stat().st_mtime_ns
@@ -250,7 +250,7 @@ def read_progress(checkpoint: Path, architecture: str) -> Progress:
         DataError: it is damaged, or of another architecture.
     """
     try:
-        state = json.loads((checkpoint / 'state.json').read_text())
+        state = json.loads((checkpoint / 'state.json').read_text(encoding='utf-8'))
         lists = {
             'ranking': [(name, metric) for name, metric in state['ranking']],
             'parts': [Part(**part) for part in state['parts']],

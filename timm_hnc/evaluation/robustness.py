@@ -126,7 +126,7 @@ def _hnc_of(source: Source) -> dict[str, Any]:
     problem = f"--attack-loss train: '{source.model}' does not say how it was trained"
     if scheme != 'local-dir' or not path.is_file():
         raise DataError(f'{problem}; pass a run folder.')
-    hnc = json.loads(path.read_text()).get('hnc') or {'variant': 'none'}
+    hnc = json.loads(path.read_text(encoding='utf-8')).get('hnc') or {'variant': 'none'}
     if hnc['variant'] == 'none':
         return {}
     if hnc.get('weight') is None or hnc.get('topk') is None:

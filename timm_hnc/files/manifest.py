@@ -17,7 +17,8 @@ def write_manifest(folder: Path) -> None:
     for path in sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST):
         files[path.relative_to(folder).as_posix()] = {'size': path.stat().st_size, 'sha256': digest_of(path)}
         sync(path)
-    (folder / MANIFEST).write_text(json.dumps({'files': files, 'sha256': _digest_of_all(files)}, indent=2) + '\n')
+    text = json.dumps({'files': files, 'sha256': _digest_of_all(files)}, indent=2)
+    (folder / MANIFEST).write_text(f'{text}\n', encoding='utf-8')
     sync(folder / MANIFEST)
     for path in (*(path for path in folder.rglob('*') if path.is_dir()), folder):
         sync(path)
@@ -27,7 +28,7 @@ def check_manifest(folder: Path, part: str = '') -> None:
     """Refuse a folder whose files, or those whose path begins with `part`, are not those of its manifest."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding='utf-8'))
         files = content['files']
         whole = _digest_of_all(files) == content['sha256']
     except FileNotFoundError as error:

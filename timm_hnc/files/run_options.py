@@ -65,7 +65,7 @@ def read_options(folder: Path) -> dict[str, Any]:
     if not (folder / 'args.yaml').is_file():
         raise DataError(f"'{folder}' is no run folder of train.py: there is no args.yaml in it.")
     try:
-        options = load_yaml((folder / 'args.yaml').read_text())
+        options = load_yaml((folder / 'args.yaml').read_text(encoding='utf-8'))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"'{folder / 'args.yaml'}' cannot be read: {error}") from error
     if not isinstance(options, dict):

@@ -66,7 +66,7 @@ def read_parts(folder: Path) -> list[Part]:
     if not path.is_file():
         return []
     try:
-        parts = [Part(**part) for part in json.loads(path.read_text())]
+        parts = [Part(**part) for part in json.loads(path.read_text(encoding='utf-8'))]
         _ = [(part.where, part.changes) for part in parts]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"'{path}' cannot be read: {error}") from error

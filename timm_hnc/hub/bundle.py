@@ -44,7 +44,7 @@ def bundle_model(
     model = plain_model(model)
     save_pretrained(model, folder, class_names, data_config, hnc)
     check_weights(folder, model)
-    config = json.loads((folder / 'config.json').read_text())
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     config['pretrained_cfg'].pop('license', None)  # timm's, of weights that these may not be
     if facts.licence:
         config['pretrained_cfg']['license'] = facts.licence
@@ -89,14 +89,14 @@ def bundle_run(
     compared = check_baseline(baseline) if baseline else {}
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights / WEIGHTS, folder / WEIGHTS)
-    model, config = _load(weights), json.loads((weights / 'config.json').read_text())
+    model, config = _load(weights), json.loads((weights / 'config.json').read_text(encoding='utf-8'))
     parts = read_parts(run)
     licence = _set_licence(config, parts[0].options if parts else options, licence)
     config['hnc'] = _hnc_block(config, options, found)
     write_json(folder / 'config.json', config)
     check_weights(folder, model)
     records = portable_options(options), portable_result(found)
-    (folder / 'args.yaml').write_text(dump_yaml(records[0]))
+    (folder / 'args.yaml').write_text(dump_yaml(records[0]), encoding='utf-8')
     if found:
         write_json(folder / 'result.json', records[1])
     if (run / 'summary.csv').is_file():

@@ -88,7 +88,7 @@ def import_checkpoint(
         about = {'model': model_name, 'num_classes': model.num_classes, 'hnc': (hnc or {}).get('variant', 'none')}
         own = {name: value for name, value in arguments.items() if name not in ('num_classes', 'global_pool')}
         about |= {'gp': arguments.get('global_pool'), 'model_kwargs': own}
-        (unfinished / 'args.yaml').write_text(dump_yaml({**about, **recorded}))
+        (unfinished / 'args.yaml').write_text(dump_yaml({**about, **recorded}), encoding='utf-8')
         write_json(unfinished / 'result.json', {'model': model_name, 'imported_from': file.name, 'sha256': digest})
         unfinished.rename(folder)
     except (OSError, SafetensorError) as error:

@@ -61,7 +61,7 @@ def write_space(
     }
     for template, name in (('space.md', 'README.md'), ('space_app.txt', 'app.py')):
         (folder / name).write_text(templates.get_template(template).render(facts), encoding='utf-8')
-    (folder / 'requirements.txt').write_text('\n'.join([*requirements(), '']))
+    (folder / 'requirements.txt').write_text('\n'.join([*requirements(), '']), encoding='utf-8')
     package = Path(timm_hnc.__file__).parent
     shutil.copytree(package, folder / PACKAGE, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
 

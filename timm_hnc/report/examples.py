@@ -130,7 +130,7 @@ def read_examples(folder: Path) -> dict[str, list[Example]]:
     if not path.is_file():
         return kept
     try:
-        for entry in json.loads(path.read_text()):
+        for entry in json.loads(path.read_text(encoding='utf-8')):
             with Image.open(folder / Path(entry['image']).name) as file:
                 pixels = torch.from_numpy(np.array(file.convert('RGB')))
             row = PanelRow(pixels.permute(2, 0, 1) / 255, *_cells(entry['classes']))

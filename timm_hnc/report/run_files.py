@@ -146,7 +146,7 @@ def _read(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise DataError(f"'{path}' cannot be read: {error}") from error
     if not isinstance(content, kind) or not all(isinstance(row, dict) for row in content if kind is list):

@@ -186,7 +186,7 @@ def _run_folder(options: TrainOptions) -> Path:
     path = Path(resume)
     if (path / 'state.json').is_file():
         path = run_folder_of(path.resolve())
-    elif not any((path / 'checkpoints').glob('*/')):
+    elif not any(each.is_dir() for each in (path / 'checkpoints').glob('*')):
         raise _no_checkpoint(resume)
     return named if experiment else path
 

@@ -84,7 +84,7 @@ def check_architecture(folder: Path, what: str, model: str | None) -> str:
         DataError: the architectures differ, or config.json cannot be read.
     """
     try:
-        found = json.loads((folder / 'config.json').read_text())['architecture']
+        found = json.loads((folder / 'config.json').read_text(encoding='utf-8'))['architecture']
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"'{folder}/config.json' cannot be read: {first_lines(error)}") from error
     if model is None or split_model_name_tag(model.rpartition(':')[2])[0] == found:
