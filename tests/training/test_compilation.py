@@ -9,6 +9,7 @@ from running import SMALL, arguments, best_weights, result, train, training_stat
 from torch._dynamo.eval_frame import OptimizedModule
 
 import timm_hnc.training.fit
+import timm_hnc.training.run
 
 BATCHES = 3, 2  # of 16 images, to train on and to evaluate
 MARGIN = '--loss lmc --map-loss separability'

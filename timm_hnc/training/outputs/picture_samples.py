@@ -64,7 +64,8 @@ def _of_loader(loader: DataLoader[Any], count: int) -> tuple[Tensor, Tensor] | N
 
 def _over_few(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
     """The same loader over a few samples of those that it takes, in the order of the data set."""
-    taken = sorted(set(chain.from_iterable(loader.batch_sampler)))
+    batches: Any = loader.batch_sampler
+    taken = sorted(set(chain.from_iterable(batches)))
     few = Subset(loader.dataset, [taken[place] for place in evenly_spread(len(taken), count)])
     workers = min(1, loader.num_workers)
     one = DataLoader(
