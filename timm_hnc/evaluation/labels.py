@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from timm_hnc.data.loading.loaders import sample_order
-from timm_hnc.data.loading.wrapped_dataset import stored_places
+from timm_hnc.data.loading.wrapped_dataset import inner_loader, stored_places
 from timm_hnc.errors import DataError, UsageError, first_lines
 
 _TOP = 5  # timm's figures are of the first class and of so many
@@ -40,7 +40,7 @@ def _real_labels(dataset: Any, path: str, loader: Any) -> RealLabelsImagenet:
         names, places = dataset.filenames(basename=True), stored_places(dataset)
     except (AttributeError, NotImplementedError, AssertionError) as error:  # the last one of timm's streams
         raise DataError(f'--real-labels {path}: this data set gives no file names of its images.') from error
-    workers = getattr(getattr(loader, 'loader', loader), 'num_workers', 0)
+    workers = getattr(inner_loader(loader), 'num_workers', 0)
     if isinstance(dataset, IterableDataset) and workers > 1:
         raise UsageError('--real-labels takes the images in order: read a stream with --workers 1.')
     labels = RealLabelsImagenet(names, real_json=path)  # which has as many as there are names

@@ -78,18 +78,30 @@ def import_checkpoint(
         raise DataError(f"checkpoint '{file}' is not of a '{model_name}': {first_lines(error)}{way_out}") from error
     _check_finite(file, state)
     data_config = _set_images(model, model_name, data_config, arguments.get('in_chans'))
-    digest = digest_of(file)
+    recorded = {f'hnc_{name}': value for name, value in (hnc or {}).items() if name != 'variant'}
+    about = {'model': model_name, 'num_classes': model.num_classes, 'hnc': (hnc or {}).get('variant', 'none')}
+    own = {name: value for name, value in arguments.items() if name not in ('num_classes', 'global_pool')}
+    about |= {'gp': arguments.get('global_pool'), 'model_kwargs': own}
+    result = {'model': model_name, 'imported_from': file.name, 'sha256': digest_of(file)}
+    _write_run(folder, model, data_config, hnc, {**about, **recorded}, result)
+
+
+def _write_run(
+    folder: Path,
+    model: Any,
+    data_config: dict[str, Any],
+    hnc: dict[str, Any] | None,
+    options: dict[str, Any],
+    result: dict[str, Any],
+) -> None:
+    """Write the run folder at once, or nothing of it."""
     unfinished = folder.with_name(f'.{folder.name}.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         save_pretrained(model, unfinished / _WEIGHTS, data_config=data_config, hnc=hnc)
         os.symlink(_WEIGHTS, unfinished / 'model_best')
-        recorded = {f'hnc_{name}': value for name, value in (hnc or {}).items() if name != 'variant'}
-        about = {'model': model_name, 'num_classes': model.num_classes, 'hnc': (hnc or {}).get('variant', 'none')}
-        own = {name: value for name, value in arguments.items() if name not in ('num_classes', 'global_pool')}
-        about |= {'gp': arguments.get('global_pool'), 'model_kwargs': own}
-        (unfinished / 'args.yaml').write_text(dump_yaml({**about, **recorded}), encoding='utf-8')
-        write_json(unfinished / 'result.json', {'model': model_name, 'imported_from': file.name, 'sha256': digest})
+        (unfinished / 'args.yaml').write_text(dump_yaml(options), encoding='utf-8')
+        write_json(unfinished / 'result.json', result)
         unfinished.rename(folder)
     except (OSError, SafetensorError) as error:
         raise DataError(f"run folder '{folder}' cannot be written: {first_lines(error)}") from error

@@ -20,8 +20,8 @@ from timm_hnc.progress import progress
 from timm_hnc.report.examples import Example
 from timm_hnc.report.figure_table import figure_table
 from timm_hnc.report.run_files import (
+    AttackLine,
     RunFiles,
-    Threat,
     attack_lines,
     names_of_runs,
     read_run_files,
@@ -146,7 +146,7 @@ def _robustness_panels(names: Sequence[str], runs: Sequence[RunFiles]) -> dict[s
     """A panel for every threat, a line a run."""
     keys = sorted({(key, _title_of(run)) for run in runs for key in attack_lines(run)})
 
-    def panel(key: Threat, figure: str) -> Panel:
+    def panel(key: AttackLine, figure: str) -> Panel:
         def draw(axis: Any) -> None:
             for number, (name, run) in enumerate(zip(names, runs, strict=True)):
                 points = attack_lines(run).get(key)
@@ -164,13 +164,13 @@ def _robustness_panels(names: Sequence[str], runs: Sequence[RunFiles]) -> dict[s
     return {_title_of_panel(key, figure): panel(key, figure) for key, figure in keys}
 
 
-def _title_of_panel(threat: Threat, figure: str) -> str:
+def _title_of_panel(threat: AttackLine, figure: str) -> str:
     images = f', {threat.images} images' if threat.images else ''
     strength = f' ({threat.strength})' if threat.strength else ''
     return f'{figure} under {_attack_of(threat)}{strength}{images}, eps in {_units(threat.space)}'
 
 
-def _attack_of(threat: Threat) -> str:
+def _attack_of(threat: AttackLine) -> str:
     return threat.attack.upper() + (' on the loss of the training' if threat.loss == 'train' else '')
 
 

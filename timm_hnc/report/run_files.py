@@ -24,7 +24,7 @@ VALIDATION = 'validation.json'  # of validate.py --results-file, if it was writt
 _ATTACKED = re.compile(r'(?P<attack>fgsm|pgd)_(?P<eps>[\d.e-]+)_(?P<figure>.+)')
 
 
-class Threat(NamedTuple):
+class AttackLine(NamedTuple):
     """What the figures of an attack depend on, beside its eps.
 
     Args:
@@ -167,10 +167,10 @@ def _of_both(measured: list[dict[str, Any]], of_the_run: list[dict[str, Any]]) -
     return measured + [row for row in of_the_run if _threat(row)._replace(images='') not in known]
 
 
-def _threat(row: dict[str, Any]) -> Threat:
+def _threat(row: dict[str, Any]) -> AttackLine:
     # report/robustness.json is of cross-entropy and does not say so
     texts = ('attack', ''), ('space', ''), ('attack_loss', 'ce'), ('strength', ''), ('images', '')
-    return Threat(*(str(row.get(name, default)) for name, default in texts))
+    return AttackLine(*(str(row.get(name, default)) for name, default in texts))
 
 
 def _attacks(validation: dict[str, Any]) -> list[dict[str, Any]]:
@@ -199,9 +199,9 @@ def _strength(validation: dict[str, Any]) -> str:
     return ', '.join(part for part in (f'{steps} steps', f'of {size:g}' if size else '', start) if part)
 
 
-def attack_lines(run: RunFiles) -> dict[Threat, list[tuple[float, float]]]:
+def attack_lines(run: RunFiles) -> dict[AttackLine, list[tuple[float, float]]]:
     """(eps, figure that counts) points of every threat."""
-    lines: dict[Threat, list[tuple[float, float]]] = {}
+    lines: dict[AttackLine, list[tuple[float, float]]] = {}
     for row in run.robustness:
         if isinstance(row.get(run.metric), (int, float)):
             lines.setdefault(_threat(row), []).append((float(row['eps']), float(row[run.metric])))

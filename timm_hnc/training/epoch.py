@@ -24,7 +24,7 @@ from timm_hnc.training.averages import Averages
 from timm_hnc.training.nonfinite import REMEDY, bad_gradient, count_update, leave_out
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.setup.model_checks import check_cells, check_image_size
-from timm_hnc.training.setup.optimizer import LOSS_GROUP
+from timm_hnc.training.setup.optimizer import LOSS_GROUP, inner_optimizer
 from timm_hnc.training.sharding import operations_of_parts
 from timm_hnc.training.update_flags import Notice
 
@@ -242,7 +242,7 @@ def _update(run: Run, num_updates: int) -> None:
     run: a resumed one draws the same.
     """
     options = run.options.optimizer
-    optimizer = getattr(run.optimizer.optimizer, '_base_optimizer', run.optimizer.optimizer)  # of timm's Lookahead
+    optimizer = inner_optimizer(run.optimizer.optimizer)
     if hasattr(optimizer, 'generator'):
         optimizer.seed = num_updates  # of the generator that it makes for another device
         optimizer.generator.manual_seed(num_updates)

@@ -13,6 +13,7 @@ from timm.models import is_model, parse_model_name
 from timm.models._hub import hf_split
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.base import classifier_names
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.weights.hub_errors import explain, is_of_the_hub
@@ -98,9 +99,7 @@ def check_classes(model: Any, name: str) -> None:
 
 def is_of_classes(error: Exception, model: Any) -> bool:
     """Whether weights do not fit a model because of its number of classes."""
-    names = getattr(model, 'pretrained_cfg', {}).get('classifier') or ()
-    names = (names,) if isinstance(names, str) else names
-    return any(f'size mismatch for {name}.' in str(error) for name in names)
+    return any(f'size mismatch for {name}.' in str(error) for name in classifier_names(model))
 
 
 @contextmanager

@@ -40,6 +40,12 @@ DESCRIPTIONS = {
 }
 
 
+def classifier_names(model: TimmModel) -> tuple[str, ...]:
+    """Names of the linear layers that make the logits, as timm's config has them; none where it does not say."""
+    names = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 @dataclass(frozen=True)
 class Kind:
     """What kind of class maps a model has.

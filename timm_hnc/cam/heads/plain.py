@@ -11,7 +11,16 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_hnc.cam.grids import Cell, cell_of, token_grid
-from timm_hnc.cam.heads.base import MAX_PREFIX_TOKENS, Head, Layout, TimmModel, agree, forward_of, pools_of
+from timm_hnc.cam.heads.base import (
+    MAX_PREFIX_TOKENS,
+    Head,
+    Layout,
+    TimmModel,
+    agree,
+    classifier_names,
+    forward_of,
+    pools_of,
+)
 from timm_hnc.cam.heads.model_copies import evaluating
 from timm_hnc.cam.heads.refusal import ERRORS
 
@@ -56,8 +65,7 @@ def plain_head(model: TimmModel, shape: tuple[int, ...], image_size: tuple[int, 
 
 def _classifiers(model: TimmModel) -> tuple[tuple[str, ...], list[nn.Module]]:
     """Names and modules of the linear layers that make the logits."""
-    names = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = classifier_names(model)
     modules = dict(model.named_modules())
     if not names or any(name not in modules for name in names):
         classifier = model.get_classifier()

@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from timm_hnc.alarm import alarm
 from timm_hnc.data.loading.worker_signals import children, end_workers, workers_of
+from timm_hnc.data.loading.wrapped_dataset import inner_loader
 from timm_hnc.errors import DataError
 
 _GRACE = 5  # seconds
@@ -24,7 +25,7 @@ def read(loader: Iterable[Any]) -> Iterator[Any]:
     Raises:
         DataError: the data cannot be read, or does not come in time.
     """
-    timeout = getattr(getattr(loader, 'loader', loader), 'timeout', 0)
+    timeout = getattr(inner_loader(loader), 'timeout', 0)
     # timm's prefetching loader waits for two batches before it yields the first
     seconds = 2 * timeout + _GRACE if timeout else 0
     late = RuntimeError(f'DataLoader has waited {seconds:g} seconds for a process that does not go on.')

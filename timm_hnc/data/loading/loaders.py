@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from timm_hnc.data.datasets import create_dataset
 from timm_hnc.data.holdout import split_off
 from timm_hnc.data.loading.rows_ahead import read_rows_ahead
-from timm_hnc.data.loading.wrapped_dataset import follow_transform, innermost
+from timm_hnc.data.loading.wrapped_dataset import follow_transform, inner_loader, innermost
 from timm_hnc.data.naflex import Patches
 from timm_hnc.data.options import DataOptions, LoaderOptions, TaskOptions
 from timm_hnc.errors import UsageError, first_lines
@@ -161,7 +161,7 @@ def create_timed_loader(
     except (ValueError, TypeError, LookupError, AssertionError) as error:
         raise UsageError(f'images cannot be loaded with these options: {first_lines(error)}') from error
     follow_transform(dataset)
-    inner = getattr(loader, 'loader', loader)
+    inner = inner_loader(loader)
     if inner.num_workers:
         inner.timeout = options.worker_timeout
         if isinstance(innermost(dataset), ImageDataset):  # who provides another may differentiate in it

@@ -10,11 +10,12 @@ from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset, get_worker_info
 
 from timm_hnc.data.loading.seeded_batches import SeededErasing, seed_generators
+from timm_hnc.data.loading.wrapped_dataset import inner_loader
 
 
 def seed_naflex_batches(loader: Any, seed: int) -> 'NaFlexBatches':
     """`timm_hnc.data.loading.seeded_batches.seed_batches` for a loader of timm's create_naflex_loader."""
-    inner = getattr(loader, 'loader', loader)
+    inner = inner_loader(loader)
     batches = NaFlexBatches(inner.dataset, seed)
     object.__setattr__(inner, 'dataset', batches)  # DataLoader refuses to change it once it is made
     if getattr(loader, 'random_erasing', None) is not None:

@@ -19,7 +19,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper
+from timm_hnc.data.loading.wrapped_dataset import WrappedDataset, Wrapper, inner_loader
 
 _REMEMBERED = 64  # batches whose samples can be named; more than loaders fetch ahead
 _OF_ERASING = -1
@@ -134,7 +134,7 @@ def seed_shares(loader: Any, seed: int) -> None:
         loader: of timm's create_loader, whose own order follows from the epoch alone; it is changed in place.
         seed: of the run.
     """
-    sampler = _order_of(getattr(loader, 'loader', loader).batch_sampler)
+    sampler = _order_of(inner_loader(loader).batch_sampler)
     key = mixed(seed, _OF_ORDER) >> 2  # torch adds the epoch to it, and takes 64 bits
     if isinstance(sampler, DistributedSampler):
         sampler.seed = key
@@ -157,7 +157,7 @@ def seed_batches(loader: Any, seed: int) -> SeededBatches | None:
     Returns:
         Its batch sampler from now on; None for streams and for timm's multi-epoch loader, which runs ahead of epochs.
     """
-    inner = getattr(loader, 'loader', loader)
+    inner = inner_loader(loader)
     if isinstance(inner.dataset, IterableDataset) or type(inner) is not DataLoader:
         return None
     seeded = SeededBatches(inner.batch_sampler, seed)

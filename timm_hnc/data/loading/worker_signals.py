@@ -13,6 +13,8 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
+from timm_hnc.data.loading.wrapped_dataset import inner_loader
+
 # of a user, of a scheduler that ends the job, and of one that warns before it does (Slurm's --signal=USR1)
 STOP_SIGNALS = {getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)}
 
@@ -25,7 +27,7 @@ def outlive_signals(loader: Any) -> None:
     A terminal, a scheduler and torchrun signal whole groups of processes. The one that trains saves the run first, and
     needs batches until then.
     """
-    inner = getattr(loader, 'loader', loader)
+    inner = inner_loader(loader)
     if not inner.num_workers:
         return
     inner.worker_init_fn = partial(_begin, inner.worker_init_fn)
@@ -35,7 +37,7 @@ def outlive_signals(loader: Any) -> None:
 
 def workers_of(loader: Any) -> set[BaseProcess]:
     """Processes that a loader of torch's or timm's keeps from epoch to epoch, once they were started."""
-    inner = getattr(loader, 'loader', loader)
+    inner = inner_loader(loader)
     iterators = [getattr(inner, name, None) for name in ('_iterator', 'iterator')]
     return {process for iterator in iterators for process in getattr(iterator, '_workers', ())}
 

@@ -47,6 +47,11 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
+def inner_loader(loader: Any) -> Any:
+    """Torch's loader inside timm's that prefetches, or the loader itself."""
+    return getattr(loader, 'loader', loader)
+
+
 def follow_transform(dataset: Any) -> None:
     """Let a data set of torchvision's that reads by its `transforms` use the `transform` that timm's loader has set."""
     own = innermost(dataset)

@@ -19,7 +19,7 @@ from timm_hnc.training.outputs.results import figures_of
 from timm_hnc.training.setup.build import Run
 from timm_hnc.training.setup.objective.distillation import DistillationOptions
 from timm_hnc.training.setup.objective.loss_options import LossOptions
-from timm_hnc.training.setup.optimizer import LOSS_GROUP
+from timm_hnc.training.setup.optimizer import LOSS_GROUP, inner_optimizer
 
 _logger = logging.getLogger(__name__)
 
@@ -128,8 +128,7 @@ def use_settings(run: Run, fresh: list[dict[str, Any]]) -> None:
     """
     before, options = run.checkpoints.progress.parts[-1].options, run.options
     rates = {'lr': options.schedule.lr, 'loss_lr': options.loss.loss_lr}
-    optimizer = run.optimizer.optimizer
-    optimizer = getattr(optimizer, '_base_optimizer', optimizer)  # of timm's Lookahead
+    optimizer = inner_optimizer(run.optimizer.optimizer)
     names = {*signature(type(optimizer)).parameters, 'beta1', 'lr_scale'} - {'params', 'lr'}
     names |= options.optimizer.opt_kwargs.keys() | (before.get('opt_kwargs') or {}).keys()
     for group, settings in zip(run.optimizer.param_groups, fresh, strict=True):

@@ -13,6 +13,7 @@ from timm.models import is_model, load_state_dict, parse_model_name
 from torch import nn
 
 from timm_hnc.cam import CamModel
+from timm_hnc.cam.heads.base import classifier_names
 from timm_hnc.data.inputs import InputOptions, model_arguments
 from timm_hnc.errors import DataError, UsageError, first_lines
 from timm_hnc.options import check_range
@@ -183,8 +184,7 @@ def _check_classes(options: ModelOptions, input: InputOptions) -> None:
     with torch.device('meta'):
         model = _create(options, input, pretrained=False)
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    names = model.pretrained_cfg.get('classifier') or ()
-    classifiers = tuple(f'{name}.' for name in ([names] if isinstance(names, str) else names))
+    classifiers = tuple(f'{name}.' for name in classifier_names(model))
     differing = [name for name in own if own[name] != saved.get(name)]
     if saved.keys() != own.keys() or not all(name.startswith(classifiers) for name in differing):
         return

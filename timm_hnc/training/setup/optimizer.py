@@ -206,7 +206,7 @@ def create_optimizer(
         optimizer.add_param_group(group)
     learned = list(loss.parameters()) if loss is not None else []
     if loss is not None and learned:
-        used = type(getattr(optimizer, '_base_optimizer', optimizer)).__name__
+        used = type(inner_optimizer(optimizer)).__name__
         if loss.steps_of_sgd and 'SGD' not in used:
             _logger.warning(
                 f'Loss: {loss}: what it learns follows its own rule with SGD alone (--opt sgd), not {used}.'
@@ -214,6 +214,11 @@ def create_optimizer(
         settings = {name: value for name, value in loss.parameter_options.items() if name in optimizer.defaults}
         optimizer.add_param_group({'params': learned, 'lr': loss_lr, **settings, LOSS_GROUP: True})
     return optimizer
+
+
+def inner_optimizer(optimizer: torch.optim.Optimizer) -> Any:
+    """The optimizer inside timm's Lookahead, or the optimizer itself."""
+    return getattr(optimizer, '_base_optimizer', optimizer)
 
 
 def create_ema(options: EmaOptions, model: Any, whole: Any = None) -> ModelEmaV3 | None:
