@@ -16,6 +16,7 @@ from timm_hnc.data.label_checks import check_indices, check_label_range, check_l
 from timm_hnc.data.loading.converted_images import ConvertedImages
 from timm_hnc.data.loading.rows_ahead import keep_rows_ahead
 from timm_hnc.data.loading.unreadable_images import check_images
+from timm_hnc.data.loading.whole_shards import read_whole_shards
 from timm_hnc.data.loading.wrapped_dataset import innermost
 from timm_hnc.data.sets.coco import read_coco
 from timm_hnc.data.sets.cub import read_cub
@@ -73,6 +74,7 @@ def create_dataset(
         dataset = _create_timm_dataset(name, root, split, target_format=target_format, **kwargs)
         if name.lower().startswith('hfds/'):
             keep_rows_ahead(dataset)
+        read_whole_shards(dataset)
     check_images(dataset)
     dense = target_format == 'multihot'
     dataset.target_transform = LabelSet(num_classes, dense) if multi_label else ClassIndex(num_classes)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
@@ -100,7 +101,7 @@ def evaluate(
                 seen += len(target)
                 if (index + 1) % log_interval == 0:
                     _logger.info(f'Evaluated {seen} images of this process: {_text(evaluator.summary())}')
-    if not seen:
+    if not (sum(gather_object([seen])) if distributed else seen):
         raise DataError('the validation set is empty: see --val-split (validate: --split) and --data-dir.')
     metrics = dict(evaluator.compute(distributed=distributed))
     _logger.info(f'Evaluation: {_text(metrics)}')

@@ -134,8 +134,9 @@ class OtherLabels:
             return {}
         from sklearn.metrics import precision_recall_fscore_support
 
-        predictions = torch.cat(self.predictions)[: self.limit].tolist()
-        targets = torch.cat(self.targets)[: self.limit].tolist()
+        of_no_image = torch.zeros(0, dtype=torch.long)  # where a process has none
+        predictions = torch.cat([*self.predictions, of_no_image])[: self.limit].tolist()
+        targets = torch.cat([*self.targets, of_no_image])[: self.limit].tolist()
         figures = precision_recall_fscore_support(
             gather_object(targets), gather_object(predictions), average=self.average, zero_division=0
         )

@@ -106,7 +106,10 @@ def train_one_epoch(run: Run, epoch: int, on_update: OnUpdate = lambda update, n
     if not run.averages.count and run.skipped_in_a_row:
         raise DataError(f'every update of epoch {epoch} was left out: losses or gradients are not finite; {REMEDY}')
     if not run.averages.count:
-        raise DataError(f'no training image could be used in epoch {epoch}: see --data-dir and --train-split.')
+        raise DataError(
+            f'no training image could be used in epoch {epoch}: see --data-dir and --train-split; of a stream, each '
+            'process needs a shard.'
+        )
     metrics = run.averages.compute(run.accelerator)
     run.averages = Averages()
     return metrics

@@ -86,8 +86,8 @@ def create_eval_loader(
     With `patches` it makes NaFlex batches.
     """
     distributed = accelerator.num_processes > 1
-    # iterable readers repeat samples to even out workers, as timm's train.py says
-    repeats = distributed and data.dataset.lower().startswith(('tfds', 'wds'))
+    # the reader repeats samples to even out workers, as timm's train.py says
+    repeats = distributed and data.dataset.lower().startswith('tfds')
     defaults: dict[str, Any] = dict(
         batch_size=batch_size,
         is_training=False,
