@@ -142,6 +142,7 @@ def test_large_gradients_are_finite(dtype, value, bad):
 
 
 def test_only_the_process_with_the_loss_names_its_samples():
+    Accelerator(cpu=True)  # whose processes tell each other
     options = SimpleNamespace(run=SimpleNamespace(on_nonfinite='stop'))
     run = SimpleNamespace(data=SimpleNamespace(seeded=SimpleNamespace(samples=lambda batch: [7])), options=options)
     for bad_loss, here, named in ((True, False, False), (True, True, True), (False, False, True)):

@@ -123,7 +123,7 @@ def test_train_py_in_two_processes(images, tmp_path, capsys):
     argv = ['-c', folder / 'args.yaml', '--epochs', 3, '--output', folder.parent, '--experiment', 'run']
     code, message = failure(capsys, 'train', *argv, '--resume', 'auto')
     assert code == 1
-    assert message.startswith('the run was trained by 2 processes, now there are 1: start as many, or pass --allow-')
+    assert message.startswith('the run was trained by 2 process(es), now it has 1: start as many, or pass --allow-')
     train(*argv, '--resume', 'auto', '--allow-world-size-change', '--no-report', '--cam-images', 0)
     assert len(summary(folder)) == 3
 

@@ -36,23 +36,20 @@ def run_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     locks is told in the log.
 
     Raises:
-        DataError: another run holds it, or it cannot be written; in the main process.
+        DataError: another run holds it, or it cannot be written; in all processes.
         UsageError: this is Windows.
-        SystemExit: 1, in the others.
     """
     if sys.platform == 'win32':
         raise UsageError("a run's folder needs locks and links that Windows lacks: train on Linux, on macOS or in WSL.")
-    lock, problem = _Lock(folder), None
+    lock, problem = _Lock(folder), ''
     if accelerator.is_main_process:
         try:
             lock.acquire()
         except DataError as error:
-            problem = error
-    [refused] = broadcast_object_list([problem is not None])
-    if problem is not None:
-        raise problem
-    if refused:
-        raise SystemExit(1)  # the main process says why
+            problem = str(error)
+    [problem] = broadcast_object_list([problem])
+    if problem:
+        raise DataError(problem)
     try:
         yield
     finally:

@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from timm_hnc.files.tables import without_nan
 from timm_hnc.launcher import command_words, is_first_process, process_count
 
 _OTHER_ENDED = ('Connection closed by peer', 'Connection reset by peer')  # gloo's
+_INTERRUPTED = 130
+_SECONDS_TO_SPEAK = 5.0  # a launcher ends all processes with the first that ends
 
 
 def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command and turn the user's errors into one line on stderr and an exit code.
 
-    Of several processes only that of rank 0 speaks of wrong options: all of them meet those. Data may be wrong for one
-    process alone, which then says which it is.
+    Of several processes that of rank 0 speaks for all. Another one waits, as most errors are met by all of them, and
+    the launcher then ends it; of what it met alone it says which process it is.
 
     Returns:
         The command's exit code, 0 for None; 2 after a `UsageError`, 1 after a `DataError`, 130 after Ctrl-C.
@@ -32,17 +35,21 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     except DataError as error:
         message, code = f'error: {one_line(error)}', 1
     except KeyboardInterrupt:
-        message, code = 'interrupted', 130
+        message, code = 'interrupted', _INTERRUPTED
     except RuntimeError as error:
         if type(error).__name__ == 'OutOfMemoryError':  # torch's, which is not imported here
             message, code = f'error: {first_lines(error)} A smaller batch or image needs less.', 1
         elif process_count() == 1 or not any(words in str(error) for words in _OTHER_ENDED):
             raise
         else:
-            message, code = f'error: another process of the run ended ({first_lines(error)}).', 1
-    if is_first_process() or code == 1:
-        process = '' if is_first_process() else f'[rank {os.environ["RANK"]}] '
-        sys.stderr.write(f'{process}{" ".join(command_words(Path(sys.argv[0]).name))}: {message}\n')
+            message, code = 'error: another process of the run ended: its own line says why.', 1
+    process = '' if is_first_process() else f'[rank {os.environ["RANK"]}] '
+    if process and code == _INTERRUPTED:
+        return code
+    if process:
+        with suppress(KeyboardInterrupt):
+            time.sleep(_SECONDS_TO_SPEAK)
+    sys.stderr.write(f'{process}{" ".join(command_words(Path(sys.argv[0]).name))}: {message}\n')
     return code
 
 

@@ -19,7 +19,7 @@ from timm_hnc.commands.options.named_model import (
     named_model,
     subject_of,
 )
-from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.commands.options.parsing import CommandParser
 from timm_hnc.commands.options.validate_options import parse_validate_options
 from timm_hnc.data.loading.loaders import open_eval_dataset
 from timm_hnc.demo.samples import Sample, spread_over
@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser('timm-hnc demo', description=__doc__, formatter_class=HelpFormatter)
+    parser = CommandParser('timm-hnc demo', description=__doc__)
     add = parser.add_argument
     add('models', nargs='+', metavar='MODEL', help=f'one or two: {NAMED}')
     add('--no-pretrained', action='store_true', help="random weights for timm's names")

@@ -8,7 +8,7 @@ from pathlib import Path
 from timm_hnc.cam import CamModel
 from timm_hnc.commands.command_line import ended_like_ctrl_c
 from timm_hnc.commands.options.named_model import NAMED, add_architecture_flags, named_model
-from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.commands.options.parsing import CommandParser
 from timm_hnc.export.export import Exported, cost_of_maps, export_model
 from timm_hnc.export.files import check_format
 from timm_hnc.export.graph import Outputs
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser('timm-hnc export', description=__doc__, formatter_class=HelpFormatter)
+    parser = CommandParser('timm-hnc export', description=__doc__)
     add = parser.add_argument
     add('model', metavar='MODEL', help=NAMED)
     add('--format', default='onnx', metavar='FORMAT', help='onnx, or pt2 of torch.export')

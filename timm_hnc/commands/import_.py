@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_hnc.commands.options.named_model import add_architecture_flags, named_options
-from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.commands.options.parsing import CommandParser
 from timm_hnc.data.inputs import CROP_PCT
 from timm_hnc.data.transforms import INTERPOLATIONS
 from timm_hnc.errors import UsageError
@@ -15,7 +15,7 @@ from timm_hnc.options import check_range, given
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser('timm-hnc import', description=__doc__, formatter_class=HelpFormatter)
+    parser = CommandParser('timm-hnc import', description=__doc__)
     add = parser.add_argument
     add('file', type=Path, metavar='FILE', help='checkpoint file')
     add('--model', required=True, metavar='NAME', help="timm's name of the architecture")

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.commands.options.parsing import CommandParser
 from timm_hnc.errors import UsageError
 from timm_hnc.files.tables import write_table
 
@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 def picture_parser(name: str, description: str | None, out: str) -> argparse.ArgumentParser:
     """The parser of a command that draws, with its --out and --values."""
-    parser = argparse.ArgumentParser(f'timm-hnc {name}', description=description, formatter_class=HelpFormatter)
+    parser = CommandParser(f'timm-hnc {name}', description=description)
     parser.add_argument('--out', type=Path, default=Path(out), metavar='FILE', help='what to write')
     parser.add_argument(
         '--values', nargs='+', default=[], metavar='FILE', help='the figures that it shows, as .csv or .json files'

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.commands.options.parsing import CommandParser
 from timm_hnc.data.naflex import NaFlexOptions
 from timm_hnc.errors import UsageError
 from timm_hnc.files.run_options import read_options
@@ -14,7 +14,7 @@ from timm_hnc.hub.space import push_space, requirements
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser('timm-hnc push', description=__doc__, formatter_class=HelpFormatter)
+    parser = CommandParser('timm-hnc push', description=__doc__)
     add = parser.add_argument
     add('run', type=Path, metavar='RUN', help='run folder of train.py')
     add('repo_id', metavar='USER/NAME', help='repository, made if it is missing')

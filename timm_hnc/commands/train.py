@@ -9,7 +9,7 @@ from pathlib import Path
 from timm_hnc.commands.command_line import print_result, run_command
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.data.loading.worker_signals import spare_fork_server
-from timm_hnc.launcher import command_words
+from timm_hnc.launcher import command_words, process_count
 from timm_hnc.training.run import Outcome, train_run
 
 _logger = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ def _say(outcome: Outcome) -> None:
     folder = outcome.folder
     if outcome.stopped is not None:
         again = shlex.join([*command_words('train.py'), '-c', str(folder / 'args.yaml'), '--resume', str(folder)])
-        _logger.info(f'{outcome.stopped} It is saved; to go on: {again}')
+        as_many = f', in {process_count()} processes as it was started' if process_count() > 1 else ''
+        _logger.info(f'{outcome.stopped} It is saved; to go on{as_many}: {again}')
         return
     print_result(outcome.result or {})
     _logger.info(f'Run folder: {folder}')

@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from timm_hnc.errors import DataError
@@ -31,7 +32,7 @@ def bad_gradient(run: Run) -> Tensor:
 
 
 def leave_out(run: Run, notice: Notice, epoch: int) -> None:
-    """Count an update with bad numbers as left out (--on-nonfinite skip), or stop the run.
+    """Count an update with bad numbers as left out (--on-nonfinite skip), or stop the run; all processes call it.
 
     Raises:
         DataError: with epoch, batch and samples (--on-nonfinite stop), or after too many in a row.
@@ -39,13 +40,15 @@ def leave_out(run: Run, notice: Notice, epoch: int) -> None:
     first, last = notice.batches[0], notice.batches[-1]
     where = f'epoch {epoch}, ' + (f'batch {last}' if first == last else f'batches {first} to {last}')
     what = f'{"the loss" if notice.bad_loss else "a gradient"} is not finite in {where}'
-    samples = [each for batch in notice.batches for each in run.data.seeded.samples(batch)] if run.data.seeded else []
-    if samples and (notice.here or not notice.bad_loss):
+    seeded = run.data.seeded if notice.here or not notice.bad_loss else None
+    samples = gather_object([each for batch in notice.batches for each in seeded.samples(batch)] if seeded else [])
+    if samples:
         what += f' (samples {", ".join(map(str, samples[:_SHOWN]))}{", ..." if len(samples) > _SHOWN else ""})'
     if run.options.run.on_nonfinite == 'stop':
         raise DataError(f'{what}: {REMEDY}')
     _count(run, what)
-    _logger.warning(f'{what}: the update is left out.')
+    if run.accelerator.is_main_process:
+        _logger.warning(f'{what}: the update is left out.')
 
 
 def count_update(run: Run) -> None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from timm.utils import ParseKwargs
@@ -45,6 +45,19 @@ class HelpFormatter(argparse.HelpFormatter):
         if says_nothing or '(default: ' in (action.help or ''):
             return action.help
         return f'{action.help} (default: %(default)s)'
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser with our help; of several processes that of rank 0 prints usage and ends with 2."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        super().__init__(prog, description=description, formatter_class=HelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line."""
+        if is_first_process():
+            super().error(message)
+        raise UsageError(message)
 
 
 def load_config(

@@ -6,7 +6,7 @@ from typing import Any
 from timm.loss import LOSS_TYPES
 
 from timm_hnc.commands.options.flags import Arguments, add_flags
-from timm_hnc.commands.options.parsing import HelpFormatter
+from timm_hnc.commands.options.parsing import CommandParser
 from timm_hnc.commands.options.shared import add_data_flags, add_device_flags, add_input_flags, add_loader_flags
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.launcher import command_words
@@ -30,10 +30,9 @@ from timm_hnc.training.setup.options import FilledIn, RunOptions
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of train.py, a group of flags an option dataclass."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=' '.join(command_words('train.py')),
         description='Train a timm image classifier, with or without the Homogeneous Negative CAM loss.',
-        formatter_class=HelpFormatter,
     )
     parser.add_argument('-c', '--config', type=str, default='', metavar='FILE', help='YAML file of options')
     add_data_flags(parser)

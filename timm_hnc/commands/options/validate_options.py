@@ -8,7 +8,7 @@ from typing import Any
 
 from timm_hnc.attacks.attacks import ATTACKS
 from timm_hnc.commands.options.flags import add_flags, split_values
-from timm_hnc.commands.options.parsing import HelpFormatter, parse_options, refuse
+from timm_hnc.commands.options.parsing import CommandParser, parse_options, refuse
 from timm_hnc.commands.options.shared import (
     COMPILE_ADVICE,
     add_data_flags,
@@ -51,10 +51,9 @@ def fraction(text: str) -> float:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of validate.py: every flag of timm's script, and those of the task, of attacks and of maps."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=' '.join(command_words('validate.py')),
         description='Evaluate a timm image classifier.',
-        formatter_class=HelpFormatter,
     )
     add_data_flags(parser)
     add_flags(parser, 'model', SourceOptions, {'model': {'also': '-m'}, 'checkpoint': {'metavar': 'PATH'}})

@@ -19,14 +19,15 @@ def check_processes(run: Run) -> None:
         return
     if not run.options.run.allow_world_size_change:
         raise DataError(
-            f'the run was trained by {progress.num_processes} processes, now there are {now}: start as many, or pass '
+            f'the run was trained by {progress.num_processes} process(es), now it has {now}: start as many, or pass '
             '--allow-world-size-change and get other batches from here on.'
         )
-    _logger.warning(
-        f'Going on from {progress.num_processes} processes with {now}: no longer exact are the order of the data, its '
-        'augmentation, the size of the global batch, and batch statistics'
-        + ('; the epoch that was under way begins anew.' if progress.updates_in_epoch else '.')
-    )
+    if run.accelerator.is_main_process:
+        _logger.warning(
+            f'Going on with another number of processes ({now}, before {progress.num_processes}): no longer exact are '
+            'the order of the data, its augmentation, the size of the global batch, and batch statistics'
+            + ('; the epoch that was under way begins anew.' if progress.updates_in_epoch else '.')
+        )
     progress.updates_in_epoch = 0
 
 
