@@ -11,6 +11,7 @@ from map_checks import assert_same, gradients
 from small_models import DETACHED_MODELS, TAIL_MODELS
 from timm.models.metaformer import StarReLU
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
 
 from timm_hnc import CamModel, HNCLoss, HNCTask
 from timm_hnc.cam.hidden_layers import Centre, Dense, HiddenLayers, HiddenMaps, Scale
@@ -39,6 +40,19 @@ def test_both_ways_have_the_same_maps_and_gradients(name):
     factors = torch.randn_like(back)
     ours, theirs = (gradients((maps * factors).sum(), model) for maps in (back, through))
     assert_same(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', BEHIND_LAYERS)
+def test_a_copy_of_all_tensors_has_those_of_the_layers_too(name):
+    model, images = class_maps_of(name)
+    class_maps = model.class_maps(images)
+    copied = pytree.tree_map_only(torch.Tensor, torch.clone, class_maps)
+    assert pytree.tree_structure(class_maps.hidden.layers) == pytree.tree_structure(copied.hidden.layers)
+    expected = class_maps.maps([1, 3])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(copied.maps([1, 3]), expected, rtol=0, atol=0)
 
 
 def test_learnable_numbers_are_layers_too():

@@ -197,9 +197,12 @@ class HiddenMaps(ClassMaps):
         return scores if self.bias is None else scores + self.bias[classes].to(scores.dtype)[..., None]
 
 
+pytree.register_pytree_node(Dense, lambda layer: ([layer.weight, layer.bias], None), lambda found, _: Dense(*found))
+pytree.register_pytree_node(Scale, lambda layer: ([layer.scale, layer.shift], None), lambda found, _: Scale(*found))
+pytree.register_pytree_node(Centre, lambda layer: ([], None), lambda found, _: Centre())
 pytree.register_pytree_node(
     HiddenLayers,
-    lambda hidden: ([hidden.positions], (hidden.layers, hidden.precision)),
-    lambda found, others: HiddenLayers(next(iter(found)), *others),
+    lambda hidden: ([hidden.positions, hidden.layers], hidden.precision),
+    lambda found, precision: HiddenLayers(*found, precision),
 )
 register_as_output(HiddenMaps, 'hidden', 'weight', 'bias', 'logits')
