@@ -57,6 +57,11 @@ def test_a_room_imports_from_the_floors_below(file):
     assert above == []
 
 
+def test_a_run_is_set_up_without_what_it_puts_out():
+    above = {file.name: imported(file) for file in PACKAGE.glob('training/setup/**/*.py')}
+    assert [name for name, names in above.items() if any('training.outputs' in each for each in names)] == []
+
+
 def test_a_room_has_about_a_dozen_files():
     folders = {path.parent for path in FILES}
     assert all(len([path for path in folder.glob('*.py') if path.name != '__init__.py']) <= 14 for folder in folders)

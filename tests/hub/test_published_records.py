@@ -16,7 +16,8 @@ from PIL import Image
 from timm_hnc.errors import DataError
 from timm_hnc.hub.bundle import bundle_run
 from timm_hnc.hub.card import CardFacts, render_card
-from timm_hnc.training.outputs.publishing import HubOptions, Publisher
+from timm_hnc.training.outputs.publishing import Publisher
+from timm_hnc.training.setup.output_options import HubOptions
 
 RUN = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '8', '--workers', '0']
 RUN += ['--device', 'cpu']

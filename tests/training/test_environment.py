@@ -17,9 +17,10 @@ from timm_hnc.options import flattened
 from timm_hnc.runtime.compilation import Compilation
 from timm_hnc.runtime.device import DeviceOptions, agreed_device
 from timm_hnc.runtime.process import accelerator_of
-from timm_hnc.training.outputs.results import TrackingOptions, start_trackers
+from timm_hnc.training.outputs.results import start_trackers
 from timm_hnc.training.setup.environment import create_accelerator
 from timm_hnc.training.setup.options import agreed_options
+from timm_hnc.training.setup.output_options import TrackingOptions
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,6 @@ from timm_hnc.commands.options.shared import add_data_flags, add_device_flags, a
 from timm_hnc.data.naflex import TrainNaFlexOptions
 from timm_hnc.launcher import command_words
 from timm_hnc.losses.factory import LOSSES, MAP_LOSSES
-from timm_hnc.training.outputs.publishing import HubOptions
-from timm_hnc.training.outputs.results import TrackingOptions
 from timm_hnc.training.setup.data_options import (
     AugmentationOptions,
     BatchOptions,
@@ -26,6 +24,7 @@ from timm_hnc.training.setup.objective.distillation import DistillationOptions
 from timm_hnc.training.setup.objective.loss_options import HNCOptions, LossOptions, MapLossOptions, weight_or_share
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.options import FilledIn, RunOptions
+from timm_hnc.training.setup.output_options import HubOptions, TrackingOptions
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,45 +5,17 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from timm_hnc.errors import DataError, UsageError, first_lines
-from timm_hnc.files.run_options import OF_THE_HUB
 from timm_hnc.hub.bundle import check_baseline
 from timm_hnc.hub.publish import bundled_run, check_account, check_name_and_token, publish_folder
 from timm_hnc.launcher import is_first_process
-from timm_hnc.options import check_range, refuse_alone
+from timm_hnc.training.setup.output_options import HubOptions
 from timm_hnc.weights.hub_errors import without_tokens
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class HubOptions:
-    """Publishing to the Hugging Face Hub.
-
-    Args:
-        push_to_hub: publish the best weights at the end.
-        hub_every: publish every so many epochs as well.
-        hub_private: make the repository private.
-        hub_revision: commit to this branch, made if it is missing.
-        hub_licence: of the weights, as the Hub names it, such as apache-2.0.
-        baseline: run folder whose figures stand beside on the model card.
-    """
-
-    push_to_hub: str | None = None
-    hub_every: int | None = None
-    hub_private: bool = False
-    hub_revision: str | None = None
-    hub_licence: str | None = None
-    baseline: str | None = None
-
-    def __post_init__(self) -> None:
-        check_range(self, 'hub_every', low=1)
-        if not self.push_to_hub:
-            refuse_alone(self, '--push-to-hub USER/NAME', OF_THE_HUB)
 
 
 def check_publishing(options: HubOptions) -> None:

@@ -5,9 +5,8 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from timm_hnc.files.tables import csv_text, json_text
 from timm_hnc.files.whole import write_whole
 from timm_hnc.launcher import command_line
 from timm_hnc.report.run_files import VALIDATION
+from timm_hnc.training.setup.output_options import TrackingOptions
 from timm_hnc.version import __version__
 
 _PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'safetensors', 'huggingface-hub')
@@ -53,25 +53,6 @@ def add_row(path: Path, row: dict[str, float]) -> None:
             rows += csv.DictReader(file)
     with writing(path):
         write_whole(path, csv_text([*rows, row]))
-
-
-@dataclass(frozen=True)
-class TrackingOptions:
-    """TensorBoard and Weights & Biases.
-
-    Args:
-        log_tensorboard: write TensorBoard events.
-        log_wandb: log to Weights & Biases.
-        wandb_project: project there.
-        wandb_tags: tags there.
-        wandb_resume_id: run there to go on with.
-    """
-
-    log_tensorboard: bool = False
-    log_wandb: bool = False
-    wandb_project: str | None = None
-    wandb_tags: Sequence[str] = ()
-    wandb_resume_id: str = ''
 
 
 def start_trackers(accelerator: Accelerator, folder: Path, tracking: TrackingOptions, values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from timm_hnc.errors import UsageError
 from timm_hnc.options import check_choice
 from timm_hnc.runtime.device import DeviceOptions
 from timm_hnc.runtime.process import accelerator_of, set_up_process
-from timm_hnc.training.outputs.results import TrackingOptions
+from timm_hnc.training.setup.output_options import TrackingOptions
 from timm_hnc.training.sharding import check_sharding
 
 _REFUSED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)

@@ -14,8 +14,6 @@ from timm_hnc.losses.hnc import DEFAULT_WEIGHTS
 from timm_hnc.options import check_range, flattened, grouped
 from timm_hnc.runtime.device import DeviceOptions, agreed_device
 from timm_hnc.training.checkpoint_interval import CheckpointInterval
-from timm_hnc.training.outputs.publishing import HubOptions
-from timm_hnc.training.outputs.results import TrackingOptions
 from timm_hnc.training.setup.data_options import (
     AugmentationOptions,
     BatchOptions,
@@ -29,6 +27,7 @@ from timm_hnc.training.setup.objective.distillation import DistillationOptions
 from timm_hnc.training.setup.objective.loss_options import HNCOptions, LossOptions, MapLossOptions
 from timm_hnc.training.setup.optimizer import EmaOptions, OptimizerOptions, ScheduleOptions
 from timm_hnc.training.setup.option_checks import check_options
+from timm_hnc.training.setup.output_options import HubOptions, TrackingOptions
 
 
 @dataclass(frozen=True)
