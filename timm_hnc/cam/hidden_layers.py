@@ -4,9 +4,10 @@ Two ways lead to the maps of k classes: the positions go through the layers, or 
 through them. The second costs less where k is smaller than the number of positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,12 +198,17 @@ class HiddenMaps(ClassMaps):
         return scores if self.bias is None else scores + self.bias[classes].to(scores.dtype)[..., None]
 
 
+def _hidden_layers(found: Iterable[Any], precision: Any) -> HiddenLayers:
+    positions, layers = found
+    return HiddenLayers(positions, layers, precision)
+
+
 pytree.register_pytree_node(Dense, lambda layer: ([layer.weight, layer.bias], None), lambda found, _: Dense(*found))
 pytree.register_pytree_node(Scale, lambda layer: ([layer.scale, layer.shift], None), lambda found, _: Scale(*found))
 pytree.register_pytree_node(Centre, lambda layer: ([], None), lambda found, _: Centre())
 pytree.register_pytree_node(
     HiddenLayers,
     lambda hidden: ([hidden.positions, hidden.layers], hidden.precision),
-    lambda found, precision: HiddenLayers(*found, precision),
+    _hidden_layers,
 )
 register_as_output(HiddenMaps, 'hidden', 'weight', 'bias', 'logits')
