@@ -7,6 +7,7 @@ import torch
 from image_data import CLASSES, TRAIN_COUNTS, samples, write_folder, write_parquet, write_shards, write_tar
 from PIL import Image
 from timm.data import create_loader
+from torch.utils.data import DataLoader
 from torchvision.transforms import PILToTensor
 
 from timm_hnc.data.class_names import check_same_classes, class_names, class_to_idx
@@ -225,6 +226,23 @@ def test_a_class_map_names_the_classes(folder, tmp_path, caplog):
         create_dataset('', str(folder), 'train', num_classes=2, class_map=str(tmp_path / 'map.txt'))
     with pytest.raises(DataError, match=r'Cannot locate specified class map file \(nowhere\.txt\)$'):
         create_dataset('', str(folder), 'train', num_classes=2, class_map='nowhere.txt')
+
+
+@pytest.mark.parametrize('kind', ['wds/x', 'hfids', 'hfds'])
+def test_a_label_that_a_class_map_lacks_is_named(parquet, cache, tmp_path, kind):
+    name, root = (kind, write_shards(tmp_path / 'wds')) if kind == 'wds/x' else (f'{kind}/{parquet}', cache)
+    (tmp_path / 'map.txt').write_text('red\nblue\n')
+    options = dict(class_map=str(tmp_path / 'map.txt'), batch_size=1, num_samples=sum(TRAIN_COUNTS))
+
+    def read():
+        dataset = create_dataset(name, str(root), 'train', num_classes=2, **options)
+        dataset.transform = PILToTensor()
+        return list(DataLoader(dataset, num_workers=1))
+
+    # of shards the labels are numbers, of the others those of a column that has their names
+    label = '0' if kind == 'wds/x' else "'green'"
+    with pytest.raises(DataError, match=f"--class-map: has 'red', 'blue' but not {label}, a label of the data"):
+        read()
 
 
 def test_batches_of_several_labels_are_dense(tmp_path, cache):

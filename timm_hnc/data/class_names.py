@@ -11,6 +11,15 @@ from timm_hnc.errors import DataError
 _logger = logging.getLogger(__name__)
 
 
+class ClassMap(dict[Any, int]):
+    """A --class-map of timm's, which refuses a label that it lacks in one line."""
+
+    def __missing__(self, label: Any) -> int:
+        names = ', '.join(repr(name) for name in [*self][:5]) + (', ...' if len(self) > 5 else '')
+        is_number = '; of numbers, give a dictionary in a .pkl file' if isinstance(label, int) else ''
+        raise DataError(f'--class-map: has {names} but not {label!r}, a label of the data{is_number}.')
+
+
 def class_to_idx(dataset: Any) -> dict[str, int]:
     """Class names and the indices that their images come with, empty where the data set does not know them."""
     reader = getattr(dataset, 'reader', dataset)

@@ -11,7 +11,7 @@ import numpy as np
 import timm.data
 from torch.utils.data import Dataset
 
-from timm_hnc.data.class_names import class_to_idx
+from timm_hnc.data.class_names import ClassMap, class_to_idx
 from timm_hnc.data.label_checks import check_indices, check_label_range, check_labels
 from timm_hnc.data.loading.converted_images import ConvertedImages
 from timm_hnc.data.loading.rows_ahead import keep_rows_ahead
@@ -132,6 +132,9 @@ def _create_timm_dataset(name: str, root: str | None, split: str, **kwargs: Any)
             reason += f'; of classes that --class-map {kwargs["class_map"]} names'
         raise DataError(f"data set '{name or root}', split '{split}', cannot be read: {reason}") from error
     _check_columns(dataset, name)
+    reader: Any = getattr(dataset, 'reader', None)
+    if getattr(reader, 'remap_class', False):
+        reader.class_to_idx = ClassMap(reader.class_to_idx)
     if not prefix and kwargs.get('class_map'):
         _tell_of_folders(dataset, kwargs['class_map'])
     return dataset

@@ -14,7 +14,7 @@ from timm.data import ImageDataset
 
 from timm_hnc.data.loading.loader_errors import is_of_a_worker
 from timm_hnc.data.loading.wrapped_dataset import WrappedReader
-from timm_hnc.errors import first_lines
+from timm_hnc.errors import DataError, first_lines
 
 
 def check_images(dataset: Any) -> None:
@@ -67,7 +67,7 @@ class CheckedReader(WrappedReader):
             raise _unreadable(error) from error
 
     def __iter__(self) -> Iterator[Any]:
-        with decoding(RuntimeError):  # a reader's own words
+        with decoding(RuntimeError, DataError):  # a reader's own words, and ours
             for image, *rest in self.unchecked:
                 yield (_of_8_bits(image).convert(self.mode) if self.mode else image), *rest
 
@@ -149,7 +149,7 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
 
 def _take_mode(reader: Any) -> str | None:
     """The mode that a stream of Pillow's images converts them to, which it then leaves to us; None of other streams."""
-    if type(reader).__name__ not in ('ReaderWds', 'ReaderHfids'):
+    if not {'ReaderWds', 'ReaderHfids'} & {kind.__name__ for kind in type(reader).mro()}:
         return None
     mode, reader.input_img_mode = reader.input_img_mode, ''
     return mode
