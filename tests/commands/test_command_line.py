@@ -1,4 +1,5 @@
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -290,6 +291,11 @@ def raising(error):
         (KeyboardInterrupt(), 130, 'train.py: interrupted'),
         (DataError(), 1, 'train.py: error: DataError'),
         (
+            PermissionError(errno.EACCES, os.strerror(errno.EACCES), 'a/b'),
+            1,
+            "train.py: error: [Errno 13] Permission denied: 'a/b'",
+        ),
+        (
             torch.OutOfMemoryError('CUDA out of memory.\n Tried to allocate 2 GiB.'),
             1,
             'train.py: error: CUDA out of memory. Tried to allocate 2 GiB. A smaller batch or image needs less.',
@@ -322,6 +328,8 @@ def test_commands_end_with_their_own_code_and_other_errors_pass():
         run_command(raising(SystemExit(2)))
     with pytest.raises(ZeroDivisionError):
         run_command(raising(ZeroDivisionError()))
+    with pytest.raises(FileNotFoundError):  # one that nobody has looked for is our mistake
+        run_command(raising(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), 'a/b')))
 
 
 class BrokenImages(Dataset):

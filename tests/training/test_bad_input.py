@@ -373,6 +373,12 @@ def test_a_missing_package_is_named_with_its_command(fails, images, monkeypatch,
     assert command in line
 
 
+@pytest.mark.parametrize('flag', ['--kd-model-name', '--initial-checkpoint', '--experiment', '--resume'])
+def test_names_that_are_too_long_for_a_file(fails, images, flag):
+    code, line = fails('--data-dir', images, *SMALL, flag, 300 * 'x')
+    assert (code, 'File name too long' in line) == (1, True)
+
+
 def test_a_process_ends_with_the_code_and_one_line(tmp_path):
     process = run_script(ROOT / 'train.py', '--data-dir', tmp_path / 'nowhere', *SMALL, cwd=tmp_path)
     assert process.returncode == 1

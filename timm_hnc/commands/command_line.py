@@ -1,5 +1,6 @@
 """How a command runs: errors as one line on stderr, exit codes, and what the user typed."""
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from timm_hnc.files.tables import without_nan
 from timm_hnc.launcher import command_words, is_first_process, process_count
 
 _OTHER_ENDED = ('Connection closed by peer', 'Connection reset by peer')  # gloo's
+# a path that is no name of a file or may not be read or written, a disk that is full
+_OF_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _INTERRUPTED = 130
 _SECONDS_TO_SPEAK = 5.0  # a launcher ends all processes with the first that ends
 
@@ -26,13 +29,18 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     the launcher then ends it; of what it met alone it says which process it is.
 
     Returns:
-        The command's exit code, 0 for None; 2 after a `UsageError`, 1 after a `DataError`, 130 after Ctrl-C.
+        The command's exit code, 0 for None; 2 after a `UsageError`, 1 after a `DataError` or a path that the system
+        refuses, 130 after Ctrl-C.
     """
     try:
         return command(argv) or 0
     except UsageError as error:
         message, code = f'error: {one_line(error)}', 2
     except DataError as error:
+        message, code = f'error: {one_line(error)}', 1
+    except OSError as error:
+        if error.errno not in _OF_PATHS:
+            raise
         message, code = f'error: {one_line(error)}', 1
     except KeyboardInterrupt:
         message, code = 'interrupted', _INTERRUPTED
