@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from timm_hnc.files.tables import read_csv
+
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file, none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline='') as file:
-        return list(csv.DictReader(file))
+    return read_csv(path) if path.is_file() else []
 
 
 def add_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:

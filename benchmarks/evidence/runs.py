@@ -1,6 +1,5 @@
 """Runs of a regime: those that choose the setting of a row, and those that are measured with it."""
 
-import csv
 import json
 import os
 import statistics
@@ -13,6 +12,7 @@ from tables.runs import Plan, Run
 
 from evidence.regimes import Regime, Row
 from timm_hnc.errors import DataError
+from timm_hnc.files.tables import read_csv
 from timm_hnc.weights.saving import find_weights
 
 FIRST_SEED = 10  # of what is measured; settings are chosen with seeds from 0 on
@@ -165,8 +165,7 @@ def last_figure(run: Run, metric: str) -> float:
         DataError: the run does not hold it.
     """
     try:
-        with (run.folder / 'summary.csv').open() as file:
-            return float(list(csv.DictReader(file))[-1][f'eval_{metric}'])
+        return float(read_csv(run.folder / 'summary.csv')[-1][f'eval_{metric}'])
     except (OSError, LookupError, ValueError) as error:
         raise DataError(f'{run.name} has no figures that can be read: {error!r}.') from error
 

@@ -1,6 +1,5 @@
 """Start one run several times at once, kill the one that goes on, and start it several times again."""
 
-import csv
 import os
 import random
 import re
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faults.kills import command, runs_are_equal, start
+from timm_hnc.files.tables import read_csv
 
 STARTED = 3  # at once
 REFUSED = re.compile(r"train\.py: error: run folder '.*' is in use by process (\d+) on \S+, since ")
@@ -66,8 +66,7 @@ def start_together(work: Path, rounds: int, seed: int, extra: list[str]) -> Toge
             os.kill(pid, signal.SIGKILL)
         if code:
             sys.exit(f'a resumed run failed with {code}.')
-        with (work / 'together' / 'summary.csv').open() as file:
-            epochs = [row['epoch'] for row in csv.DictReader(file)]
+        epochs = [row['epoch'] for row in read_csv(work / 'together' / 'summary.csv')]
         count.rounds += 1
         count.equal += epochs == ['0', '1'] and runs_are_equal(work / 'alone', work / 'together')
         print(f'{count}', flush=True)

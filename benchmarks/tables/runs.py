@@ -1,6 +1,5 @@
 """Runs of train.py for the cells of a table: which are done, what comes next, and their figures."""
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from tables.plan import MULTI_LABEL_METRICS, ROOT, Cell
 from timm_hnc.commands.options.train_options import parse_train_options
 from timm_hnc.errors import DataError, UsageError
 from timm_hnc.files.run_options import dump_yaml
+from timm_hnc.files.tables import read_csv
 from timm_hnc.options import flattened
 
 METRICS = ('top1', 'top5')
@@ -222,8 +222,7 @@ class Run:
             DataError: its files do not hold them.
         """
         try:
-            with (self.folder / 'summary.csv').open() as file:
-                epochs = list(csv.DictReader(file))
+            epochs = read_csv(self.folder / 'summary.csv')
             names = MULTI_LABEL_METRICS if 'eval_map' in epochs[-1] else METRICS
             last, best = epochs[-1], max(epochs, key=lambda row: float(row[f'eval_{names[0]}']))
             figures = {name: float(last[f'eval_{name}']) for name in names}

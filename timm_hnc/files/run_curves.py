@@ -1,6 +1,5 @@
 """What a run folder tells of its training: options, and figures by epoch."""
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from timm_hnc.errors import DataError
 from timm_hnc.files.run_options import read_options
+from timm_hnc.files.tables import read_csv
 
 _ACCURACIES = ('eval_top1', 'eval_map')
 
@@ -41,8 +41,8 @@ def read_run(folder: Path) -> RunCurves:
     """
     options = read_options(folder)
     try:
-        with (folder / 'summary.csv').open(newline='', encoding='utf-8') as file:
-            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        texts = read_csv(folder / 'summary.csv')
+        rows = [{name: float(value) for name, value in row.items() if value} for row in texts]
     except FileNotFoundError as error:
         raise DataError(f"'{folder}' has no summary.csv: no epoch is complete, or it was imported.") from error
     except (OSError, ValueError, TypeError) as error:

@@ -16,6 +16,12 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, csv_text(rows))
 
 
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, as texts."""
+    with Path(path).open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """What `write_csv` writes."""
     text = io.StringIO()

@@ -1,6 +1,5 @@
 """What a run tells about itself: summary.csv, trackers and result.json."""
 
-import csv
 import os
 import platform
 import shlex
@@ -16,7 +15,7 @@ from accelerate import Accelerator
 from timm.utils import trim_summary
 
 from timm_hnc.errors import DataError
-from timm_hnc.files.tables import csv_text, json_text
+from timm_hnc.files.tables import csv_text, json_text, read_csv
 from timm_hnc.files.whole import write_whole
 from timm_hnc.launcher import command_line
 from timm_hnc.report.run_files import VALIDATION
@@ -47,10 +46,7 @@ def drop_rows(path: Path, start_epoch: int) -> None:
 
 def add_row(path: Path, row: dict[str, float]) -> None:
     """Add an epoch to summary.csv; cells are empty where a resume has figures that the run had not before, or less."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline='', encoding='utf-8') as file:
-            rows += csv.DictReader(file)
+    rows = read_csv(path) if path.exists() else []
     with writing(path):
         write_whole(path, csv_text([*rows, row]))
 
@@ -102,8 +98,7 @@ def remove_results(folder: Path) -> None:
 
 def figures_of(folder: Path, epoch: int, data: str = 'eval') -> dict[str, float]:
     """Figures of an epoch on the validation ('eval') or training data ('train') in summary.csv; empty without any."""
-    with (folder / 'summary.csv').open(newline='', encoding='utf-8') as file:
-        row = next((row for row in csv.DictReader(file) if int(row['epoch']) == epoch), {})
+    row = next((row for row in read_csv(folder / 'summary.csv') if int(row['epoch']) == epoch), {})
     figures = {name.partition('_')[2]: value for name, value in row.items() if name.startswith(f'{data}_')}
     return {name: float(value) for name, value in figures.items() if value}
 
