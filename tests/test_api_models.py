@@ -147,6 +147,7 @@ class NoMaps(nn.Module):
     ('model', 'values', 'message'),
     [
         (NoMaps(), {}, "no exact class maps for 'NoMaps': none of its modules returns features with positions"),
+        (torch.compile(Small()), {}, "the model is compiled: give the plain one, and torchcompile='inductor'."),
         (Small(), {'push_to_hub': 'a/b'}, "--push-to-hub: 'Small' is none of timm's models"),
         (Small(), {'loss': 'center'}, 'one linear classifier that timm knows'),
         (Small(), {'num_classes': 7}, '--num-classes 7: the model that is provided has 3.'),

@@ -138,8 +138,10 @@ def _parts(model: nn.Module) -> tuple[Any, Callable[[Any], CamModel]]:
     """The plain model, and what makes a CamModel of it and of its copies.
 
     Raises:
-        UsageError: it is none of timm's, and has no exact class maps.
+        UsageError: it is none of timm's, and has no exact class maps, or it is compiled.
     """
+    if hasattr(model, '_orig_mod'):
+        raise UsageError("the model is compiled: give the plain one, and torchcompile='inductor'.")
     if isinstance(model, CamModel):
         return model.model, model.around
     if is_of_timm(model):

@@ -114,7 +114,7 @@ def test_given_logits_are_kept():
 def test_maps_have_the_type_of_the_positions(half):
     class_maps = make(dtype=torch.float32)
     halved = ClassMaps(
-        class_maps.positions.to(half), class_maps.weight, class_maps.bias, class_maps.grid, torch.ones(1)
+        class_maps.positions.to(half), class_maps.weight, class_maps.bias, class_maps.grid, torch.ones(3, 4)
     )
     assert halved.maps(torch.zeros(3, 2, dtype=torch.int64)).dtype == halved.maps(None).dtype == half
     torch.testing.assert_close(halved.maps(None).float(), class_maps.maps(None), rtol=2e-2, atol=5e-2)
@@ -132,6 +132,14 @@ def test_maps_have_the_type_of_the_positions(half):
 def test_shapes_that_do_not_fit_are_refused(positions, weight, grid, message):
     with pytest.raises(ValueError, match=message):
         ClassMaps(torch.zeros(positions), torch.zeros(weight), None, grid)
+
+
+def test_a_bias_or_logits_of_other_classes_are_refused():
+    positions, weight = torch.zeros(2, 6, 5), torch.zeros(4, 5)
+    with pytest.raises(ValueError, match=r'bias of shape \(3,\): expected \(4,\), a value a class'):
+        ClassMaps(positions, weight, torch.zeros(3), (2, 3))
+    with pytest.raises(ValueError, match=r'logits of shape \(2, 3\): expected \(batch, 4\)'):
+        ClassMaps(positions, weight, None, (2, 3), torch.zeros(2, 3))
 
 
 def test_contrast_explains_the_difference_of_two_logits():

@@ -1,5 +1,7 @@
 """Class-token models as they are listed: maps for pictures, through the detached tail of the network."""
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -28,6 +30,13 @@ def test_mean_of_maps_is_the_logit(small):
     assert maps.shape == (3, NUM_CLASSES, *small.grid)
     assert maps.std((2, 3)).min() > 0
     assert off_by(class_maps) < 1e-5
+
+
+@pytest.mark.parametrize('copied', [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_that_could_make_no_maps_are_refused(copied):
+    small = TAIL_MODELS['vit']
+    with pytest.raises(TypeError, match=r'made by a backward pass, which no copy has: keep maps\(classes\) of them'):
+        copied(small.cam_model().class_maps(small.images()))
 
 
 @pytest.mark.parametrize('name', ['vit', 'xcit', 'coat_lite', 'volo'])

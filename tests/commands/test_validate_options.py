@@ -73,6 +73,12 @@ def test_a_holdout_is_drawn_with_the_seed_of_the_run(tmp_path, more, expected):
     assert (options.split, options.holdout, options.seed) == expected
 
 
+def test_a_run_without_held_out_images_does_not_name_their_split(tmp_path):
+    (tmp_path / 'args.yaml').write_text('{data_dir: /data, val_split: validation, holdout: 0, seed: 7}')
+    with pytest.raises(UsageError, match=r'--holdout 0\.1: is of training images, name their split: --split train'):
+        parse_validate_options(['--checkpoint', str(tmp_path), '--holdout', '.1'])
+
+
 def test_another_seed_than_that_of_a_holdout_is_refused(tmp_path):
     (tmp_path / 'args.yaml').write_text('{data_dir: /data, val_split: train, holdout: 0.1, seed: 7}')
     with pytest.raises(UsageError, match="--seed: the run's held-out images are those of its own seed, 7"):

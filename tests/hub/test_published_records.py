@@ -132,6 +132,7 @@ timm_hnc.push_to_hub(model, 'alice/reused', class_names={1: 'b', 0: 'a'})
     ('arguments', 'message'),
     [
         ("model, class_names=['a', 'b']", 'class_names: 2 given for 3 classes'),
+        ('model, class_names=[]', 'class_names: 0 given for 3 classes'),
         ("model, class_names='abc'", 'expected a text for every class'),
         ("model, class_names=['a', 'b', 3]", 'expected a text for every class'),
         ("model, figures={'top1': '73'}", "figures: top1 is '73', expected a finite number"),

@@ -55,6 +55,10 @@ class ClassMaps:
             )
         if len(weight) != 2 or weight[1] != positions[2]:
             raise ValueError(f'weight of shape {tuple(weight)}: expected (classes, {positions[2]}), as positions have.')
+        if self.bias is not None and tuple(self.bias.shape) != (weight[0],):
+            raise ValueError(f'bias of shape {tuple(self.bias.shape)}: expected ({weight[0]},), a value a class.')
+        if self.logits is not None and self.logits.shape[1:] != (weight[0],):
+            raise ValueError(f'logits of shape {tuple(self.logits.shape)}: expected (batch, {weight[0]}).')
         self._made_with = self._versions()
         if self.logits is None:
             self.logits = torch.nn.functional.linear(self.mean(self.positions.transpose(1, 2)), self.weight, self.bias)
@@ -77,7 +81,7 @@ class ClassMaps:
                 None for all n classes.
 
         Returns:
-            (B, k, h, w) maps, (B, n, h, w) for None, in the type of the positions.
+            (B, k, h, w) maps, (B, n, h, w) for None, in the type of the positions (under autocast, in autocast's).
 
         Raises:
             IndexError: a class is not among the n (of a tensor checked where that costs no synchronisation with a GPU).

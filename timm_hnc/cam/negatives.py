@@ -57,7 +57,8 @@ def topk_negatives(logits: Tensor, target: Tensor, k: int, target_floor: float =
 
     Returns:
         indices (B, k') of classes by falling logit and valid (B, k') bool, k' = min(k, n). Where valid is False the
-        image has fewer negatives than k' and the index means nothing. No gradient flows through the choice.
+        image has fewer negatives of finite logits than k' and the index means nothing. No gradient flows through the
+        choice.
 
     Raises:
         ValueError: k is below 1, or the target's shape does not fit the logits.

@@ -87,6 +87,8 @@ def create_loss(
     kind, task = LOSSES[name], MULTI_LABEL if multi_label else SINGLE_LABEL
     if task not in kind.tasks:
         raise ValueError(f"loss '{name}' is for {' and '.join(kind.tasks)} only.")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f'smoothing = {smoothing}: expected 0 or more and below 1.')
     if smoothing and not kind.soft_targets:
         raise ValueError(f"loss '{name}' takes no label smoothing.")
     if task in kind.counts_for and (class_counts is None or num_samples is None):

@@ -63,7 +63,8 @@ def create_model(model_name: str, **kwargs: Any) -> CamModel:
 
     Args:
         model_name: any name timm knows, `hf-hub:user/name`, `hf-hub:user/name@revision` or `local-dir:path`.
-        **kwargs: for `timm.create_model`; `global_pool='avg'` gives class-token models maps that can be trained on.
+        **kwargs: for `timm.create_model`; `global_pool='avg'` gives most class-token models maps that
+            can be trained on.
 
     Raises:
         UnsupportedHead: (a ValueError) no exact class maps for this model.

@@ -144,7 +144,7 @@ def _save(
             'torch.nn.utils: prune.remove, remove_weight_norm, parametrize.remove_parametrizations ...).'
         )
     config: dict[str, Any] = {}
-    if class_names:
+    if class_names is not None and model.num_classes:
         config['label_names'] = _label_names(class_names, model.num_classes)
     if hnc:
         config['hnc'] = hnc

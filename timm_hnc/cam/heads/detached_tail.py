@@ -9,7 +9,7 @@ class.
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,9 @@ class TailMaps(ClassMaps):
 
     def __repr__(self) -> str:
         return f'TailMaps(classes={self.num_classes}, grid={self.grid})'
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError('these class maps are made by a backward pass, which no copy has: keep maps(classes) of them.')
 
     @property
     def positions(self) -> Tensor:  # type: ignore[override]

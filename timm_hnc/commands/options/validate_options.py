@@ -137,7 +137,8 @@ def options_from_run(checkpoint: str, explicit: frozenset[str]) -> dict[str, Any
     if other_data:
         return found
     found['data_dir'] = run.get('data_dir')
-    if 'split' not in explicit and run.get('val_split'):
+    # where the run has no held-out images, its split is of validation images, of which none are held out
+    if 'split' not in explicit and run.get('val_split') and (run.get('holdout') or 'holdout' not in explicit):
         found['split'] = run['val_split']
         if 'num_samples' not in explicit and run.get('val_num_samples'):
             found['num_samples'] = run['val_num_samples']
