@@ -149,6 +149,22 @@ def test_a_graph_that_takes_bytes(tmp_path):
     torch.testing.assert_close(found['maps'].mean((2, 3)), found['logits'], atol=1e-4, rtol=1e-4)
 
 
+def test_a_program_that_takes_bytes_and_crops_one_side_alone(tmp_path):
+    torch.manual_seed(0)
+    model = CamModel(timm.create_model('test_resnet', num_classes=7, **SHALLOW)).eval()
+    config = resolve_data_config({'crop_pct': 1.0}, model=model.model)
+    path, whole = tmp_path / 'bytes.pt2', {'crop_pct': 1.0}
+    export_model(model, path, 'pt2', Outputs('none'), preprocess=True, data_config=whole)
+    program = torch.export.load(path).module()
+    photo = sorted(Path(foolbox.__file__).parent.joinpath('data').glob('imagenet_*.*'))[0]
+    for size in ((300, 217), (217, 300), (200, 200)):
+        image = Image.open(photo).convert('RGB').resize(size)
+        with torch.no_grad():
+            logits = model.model(create_transform(**config)(image)[None])
+        found = program(torch.from_numpy(np.array(image))[None])['logits']
+        assert (found - logits).abs().max() < 0.01 * logits.abs().max()
+
+
 class Padded(torch.nn.Module):
     """Its first convolution is padded as TensorFlow does it."""
 

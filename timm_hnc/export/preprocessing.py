@@ -110,12 +110,13 @@ class Preprocessing(nn.Module):
         size = (rows, columns) if self.squashed else (rows * height // short, columns * width // short)
         pixels = images.permute(0, 3, 1, 2).float()
         pixels = interpolate(pixels, size, mode=self.mode, antialias=True).clamp(0, 255).round()
-        (top, bottom), (left, right) = (_centre(*pair) for pair in zip(size, self.crop, strict=True))
-        return (pixels[:, :, top:bottom, left:right] - self.mean) / self.std
+        # slices would keep the strides of the whole, of which torch.export guards that they are not those of the part
+        for dim, (length, crop) in enumerate(zip(size, self.crop, strict=True), 2):
+            pixels = pixels.index_select(dim, _centre(length, crop) + torch.arange(crop, device=pixels.device))
+        return (pixels - self.mean) / self.std
 
 
-def _centre(length: Any, crop: int) -> tuple[Any, Any]:
-    """Begin and end of the central part, a half rounded to even as torchvision does it."""
+def _centre(length: Any, crop: int) -> Any:
+    """Begin of the central part, a half rounded to even as torchvision does it."""
     rest = length - crop
-    begin = rest // 2 + (rest % 2) * ((rest // 2) % 2)
-    return begin, begin + crop
+    return rest // 2 + (rest % 2) * ((rest // 2) % 2)
