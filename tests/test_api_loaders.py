@@ -232,7 +232,8 @@ def test_the_learning_rate_follows_from_a_batch_samplers_batch(tmp_path, monkeyp
 
 
 def test_images_of_a_loader_that_are_a_single_cell(tmp_path):
-    for model in (timm.create_model('test_resnet', num_classes=3), torchvision.models.shufflenet_v2_x0_5(num_classes=3)):
+    other = torchvision.models.shufflenet_v2_x0_5(num_classes=3)
+    for model in (timm.create_model('test_resnet', num_classes=3), other):
         with pytest.raises(UsageError, match=r'--hnc kd: the maps .* of images of 32 pixels are a single cell'):
             timm_hnc.train(model, loader_of(), None, device='cpu', workers=0, hnc='kd', output=str(tmp_path))
     wide = DataLoader(TensorDataset(torch.randn(4, 3, 32, 96), torch.arange(4) % 3), batch_size=4)
